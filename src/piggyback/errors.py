@@ -1,0 +1,97 @@
+"""Errors a user can meet: each is one line that names the thing, what was expected and found, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class PiggybackError(Exception):
+    """Base of every error this library raises on purpose; the command line prints it as one line."""
+
+
+class SelectionError(PiggybackError, ValueError):
+    """A selection of weights matches nothing, or something that cannot be masked."""
+
+
+class TaskNameError(PiggybackError, ValueError):
+    """A task name that is taken, or that could not be a file name."""
+
+
+class UnknownTaskError(PiggybackError, KeyError):
+    """A task name that the model does not hold."""
+
+    __str__ = Exception.__str__  # KeyError would print the message's repr
+
+
+class TaskStateError(PiggybackError, RuntimeError):
+    """A call that does not fit what the model is doing, such as switching tasks in mid-training."""
+
+
+class TaskFileError(PiggybackError, ValueError):
+    """A task file that is damaged, hostile, or of a version this library does not know."""
+
+
+class BackboneError(PiggybackError):
+    """A backbone that cannot be built or whose weights cannot be had."""
+
+
+class BackboneMismatchError(BackboneError, ValueError):
+    """A task that was learned on other weights than those it is applied to."""
+
+
+class DataError(PiggybackError, ValueError):
+    """Images or folders that cannot be used as they are."""
+
+
+class InputError(PiggybackError, ValueError):
+    """An argument or a tensor of the wrong kind, shape or dtype."""
+
+
+class TrainingError(PiggybackError, RuntimeError):
+    """Training that cannot go on, such as a loss that is not a number."""
+
+
+class CheckpointError(PiggybackError, ValueError):
+    """A checkpoint that is damaged or belongs to another run."""
+
+
+class MissingExtraError(PiggybackError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+class PiggybackWarning(UserWarning):
+    """Something the user should know that does not stop the work."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Return the imported optional ``module``, or say which extra installs it.
+
+    >>> require("json", "text").__name__
+    'json'
+    >>> require("no_such_module", "onnx")
+    Traceback (most recent call last):
+    ...
+    piggyback.errors.MissingExtraError: 'no_such_module' is needed for this and not installed; run: pip install "torch-piggyback[onnx]"
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"{module!r} is needed for this and not installed; "
+            f'run: pip install "torch-piggyback[{extra}]"'
+        ) from error
+
+
+def near_misses(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'a', 'b'?"`` for known names close to ``name``, else ``""``.
+
+    >>> near_misses("sings", ["signs", "letters"])
+    "; did you mean 'signs'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(map(repr, close))}?" if close else ""

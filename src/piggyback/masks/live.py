@@ -1,0 +1,121 @@
+"""Live and base weights: what the modules hold now, and what the backbone came with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from piggyback.errors import InputError, TaskStateError
+from piggyback.masks.packing import (
+    PackedMask,
+    is_dense,
+    logical_order,
+    memory_order,
+    pack,
+    words,
+    write_masked_,
+)
+from piggyback.masks.rule import MaskRule
+
+
+class LiveWeights:
+    """The masked parameters of a module and their base weights, by name.
+
+    Masks that it holds or writes are in the weights' order of memory; ``lay_out`` and ``logical`` convert from and
+    to the C order of task files.
+    """
+
+    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
+        self._module = module
+        self.params: dict[str, nn.Parameter] = {}
+        self.base: dict[str, Tensor] = {}
+        self.cover(names)
+
+    @torch.no_grad()
+    def cover(self, names: Iterable[str]) -> None:
+        """Keep the base weights of ``names`` too; they must be unmasked at that moment."""
+        for name in names:
+            if name not in self.base:
+                param = self._module.get_parameter(name)
+                if not is_dense(param):
+                    param.data = param.data.contiguous()
+                self.params[name] = param
+                self.base[name] = param.detach().clone()
+
+    def base_of(self, param: Tensor) -> Tensor:
+        """Return the base weight of a live parameter."""
+        for name, live in self.params.items():
+            if live is param:
+                return self.base[name]
+        raise InputError(f"a {tuple(param.shape)} tensor is not one of the masked weights")
+
+    @torch.no_grad()
+    def write_(self, masks: Mapping[str, PackedMask]) -> None:
+        """Make the live weights those of a task; a weight without a mask becomes the base weight."""
+        self._check_layout()
+        for name, param in self.params.items():
+            mask = masks.get(name)
+            if mask is None:
+                param.copy_(self.base[name])
+            else:
+                write_masked_(param, self.base[name], mask)
+
+    @torch.no_grad()
+    def capture(self, names: Iterable[str], rule: MaskRule) -> dict[str, PackedMask]:
+        """Return the masks, in order of memory, that turn the base weights into what the modules hold now.
+
+        A weight that is 0 counts as kept. Raises TaskStateError where a live weight is not W * m for any m of
+        the rule: something else than a MaskOptimizer has changed it.
+        """
+        self._check_layout()
+        masks = {}
+        for name in names:
+            live, base = words(self.params[name]), words(self.base[name])
+            mask = live == base
+            known = mask | (live == 0)
+            if rule.kind == "ternary":
+                negative = (live == (base ^ torch.iinfo(base.dtype).min)) & ~mask
+                known |= negative
+                mask = mask.to(torch.int8) - negative.to(torch.int8)
+            if not known.all():
+                raise TaskStateError(
+                    f"weight {name!r}: {int((~known).sum())} of {known.numel()} values are neither kept nor "
+                    "masked out; expected base weights times a mask: train it in a group with masked=True "
+                    "of a MaskOptimizer"
+                )
+            packed = pack(mask)
+            masks[name] = PackedMask(tuple(self.base[name].shape), packed.keep, packed.negative)
+        return masks
+
+    def lay_out(self, masks: Mapping[str, PackedMask]) -> dict[str, PackedMask]:
+        """Return C-order masks on the weights' device, in their order of memory."""
+        return {
+            name: memory_order(mask.to(self.base[name].device), self.base[name])
+            for name, mask in masks.items()
+        }
+
+    def logical(self, masks: Mapping[str, PackedMask]) -> dict[str, PackedMask]:
+        """Return masks as ``lay_out`` took them: in C order."""
+        return {name: logical_order(mask, self.base[name]) for name, mask in masks.items()}
+
+    def apply(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Follow the module after ``nn.Module._apply`` moved it: the base weights get the same treatment."""
+        self.base = {name: cast(Tensor, move(base)) for name, base in self.base.items()}
+        self.params = {name: self._module.get_parameter(name) for name in self.base}
+
+    def _check_layout(self) -> None:
+        for name, param in self.params.items():
+            base = self.base[name]
+            if (param.dtype, param.device, param.stride()) != (
+                base.dtype,
+                base.device,
+                base.stride(),
+            ):
+                raise TaskStateError(
+                    f"weight {name!r} is now {param.dtype} on {param.device} with strides {param.stride()}, "
+                    f"its base weight {base.dtype} on {base.device} with strides {base.stride()}: "
+                    "move the MultiTaskModel itself, not the module in it"
+                )

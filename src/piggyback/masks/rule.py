@@ -1,0 +1,60 @@
+"""The threshold: the one place where scores become a mask (the paper's section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from piggyback.errors import InputError
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """How scores ``s`` become a mask ``m``.
+
+    ``binary``: m = 1 where s > tau, else 0. ``ternary``: m = -1 where s < 0, +1 where s > tau, else 0.
+
+    >>> MaskRule("ternary", threshold=0.01)
+    MaskRule(kind='ternary', threshold=0.01)
+    """
+
+    kind: Literal["binary", "ternary"] = "binary"
+    threshold: float = 5e-3
+    """tau, in units of the scores; the paper's value."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("binary", "ternary"):
+            raise InputError(f"mask rule {self.kind!r}: expected 'binary' or 'ternary'")
+        if not self.threshold >= 0 and self.kind == "ternary":
+            raise InputError(
+                f"ternary threshold {self.threshold}: expected >= 0, since -1 begins below 0"
+            )
+
+
+def mask_of(scores: Tensor, rule: MaskRule) -> Tensor:
+    """Return the mask of ``scores``: bool for a binary rule, int8 in {-1, 0, 1} for a ternary one; same shape.
+
+    >>> mask_of(torch.tensor([0.004, 0.006]), MaskRule())
+    tensor([False,  True])
+    >>> mask_of(torch.tensor([-0.1, 0.001, 0.006]), MaskRule("ternary"))
+    tensor([-1,  0,  1], dtype=torch.int8)
+    """
+    above = scores > rule.threshold
+    if rule.kind == "binary":
+        return above
+    return above.to(torch.int8) - (scores < 0).to(torch.int8)
+
+
+def masked_weight(base: Tensor, mask: Tensor) -> Tensor:
+    """Return the effective weight W' = W * m, in ``base``'s dtype, with exact zeros where m is 0.
+
+    A product would leave -0.0, and NaN where a weight is infinite; selecting does not.
+
+    >>> masked_weight(torch.tensor([-2.0, 3.0]), torch.tensor([False, True]))
+    tensor([0., 3.])
+    """
+    kept = torch.where(mask != 0, base, torch.zeros((), dtype=base.dtype, device=base.device))
+    return kept if mask.dtype == torch.bool else torch.where(mask < 0, -base, kept)
