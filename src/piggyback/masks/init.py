@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -28,9 +28,7 @@ class ScoreInit:
 
     def __post_init__(self) -> None:
         if self.kind not in ("constant", "uniform", "mean"):
-            raise InputError(
-                f"score init {self.kind!r}: expected 'constant', 'uniform' or 'mean'"
-            )
+            raise InputError(f"score init {self.kind!r}: expected 'constant', 'uniform' or 'mean'")
 
 
 def initial_scores(weight: Tensor, init: ScoreInit, position: int = 0) -> Tensor:
@@ -45,5 +43,10 @@ def initial_scores(weight: Tensor, init: ScoreInit, position: int = 0) -> Tensor
     if init.kind == "mean":
         return scores.fill_(weight.detach().float().abs().mean())
     generator = torch.Generator().manual_seed(init.seed * 1_000_003 + position)
-    drawn = torch.rand(weight.shape, generator=generator)
-    return scores.copy_(drawn.mul_(2 * init.value).sub_(init.value))
+    drawn = torch.rand(weight.shape, generator=generator).mul_(2 * init.value).sub_(init.value)
+    if hasattr(scores, "placements"):  # FSDP's: each process keeps its part of the same numbers
+        from torch.distributed.tensor import distribute_tensor
+
+        like = cast(Any, scores)
+        drawn = distribute_tensor(drawn.to(like.device), like.device_mesh, like.placements)
+    return scores.copy_(drawn)

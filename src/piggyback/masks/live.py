@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from piggyback.masks.packing import (
     memory_order,
     pack,
     words,
-    write_masked_,
 )
 from piggyback.masks.rule import MaskRule
+from piggyback.masks.switch import FlatMasks, SwitchPlan
 
 
 class LiveWeights:
@@ -32,6 +32,10 @@ class LiveWeights:
         self._module = module
         self.params: dict[str, nn.Parameter] = {}
         self.base: dict[str, Tensor] = {}
+        self._plans: dict[tuple[str, ...], SwitchPlan] = {}
+        self._places: list[
+            tuple[int, torch.dtype, tuple[int, ...]]
+        ] = []  # where the live weights lay when the plans were made
         self.cover(names)
 
     @torch.no_grad()
@@ -55,13 +59,18 @@ class LiveWeights:
     @torch.no_grad()
     def write_(self, masks: Mapping[str, PackedMask]) -> None:
         """Make the live weights those of a task; a weight without a mask becomes the base weight."""
-        self._check_layout()
+        places = [(p.data_ptr(), p.dtype, p.stride()) for p in self.params.values()]
+        if places != self._places:
+            self._check_layout()
+            self._plans, self._places = {}, places
+        flat = masks if isinstance(masks, FlatMasks) else FlatMasks(masks, self.base)
+        for bits in flat.parts:
+            if bits.names not in self._plans:
+                self._plans[bits.names] = self._plan(bits.names)
+            self._plans[bits.names].write_(bits)
         for name, param in self.params.items():
-            mask = masks.get(name)
-            if mask is None:
+            if name not in masks:
                 param.copy_(self.base[name])
-            else:
-                write_masked_(param, self.base[name], mask)
 
     @torch.no_grad()
     def capture(self, names: Iterable[str], rule: MaskRule) -> dict[str, PackedMask]:
@@ -90,12 +99,13 @@ class LiveWeights:
             masks[name] = PackedMask(tuple(self.base[name].shape), packed.keep, packed.negative)
         return masks
 
-    def lay_out(self, masks: Mapping[str, PackedMask]) -> dict[str, PackedMask]:
+    def lay_out(self, masks: Mapping[str, PackedMask]) -> FlatMasks:
         """Return C-order masks on the weights' device, in their order of memory."""
-        return {
+        moved = {
             name: memory_order(mask.to(self.base[name].device), self.base[name])
             for name, mask in masks.items()
         }
+        return FlatMasks(moved, self.base)
 
     def logical(self, masks: Mapping[str, PackedMask]) -> dict[str, PackedMask]:
         """Return masks as ``lay_out`` took them: in C order."""
@@ -103,8 +113,17 @@ class LiveWeights:
 
     def apply(self, move: Callable[[Tensor], Tensor]) -> None:
         """Follow the module after ``nn.Module._apply`` moved it: the base weights get the same treatment."""
-        self.base = {name: cast(Tensor, move(base)) for name, base in self.base.items()}
+        self._plans, self._places = {}, []
+        self.base = {name: move(base) for name, base in self.base.items()}
         self.params = {name: self._module.get_parameter(name) for name in self.base}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}, "_places": []}  # views would be copied as weights
+
+    def _plan(self, names: Sequence[str]) -> SwitchPlan:
+        live, base = [self.params[name] for name in names], [self.base[name] for name in names]
+        with torch.inference_mode(False), torch.no_grad():  # views made in it are read-only outside
+            return SwitchPlan(live, base)
 
     def _check_layout(self) -> None:
         for name, param in self.params.items():

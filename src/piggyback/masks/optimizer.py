@@ -14,8 +14,9 @@ Nothing else touches the module, so any training loop works as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, cast
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch import Tensor
 from piggyback.errors import CheckpointError, InputError
 from piggyback.masks.init import ScoreInit, initial_scores
 from piggyback.masks.regularize import Regularizer
-from piggyback.masks.rule import MaskRule, mask_of, masked_weight
+from piggyback.masks.rule import MaskRule, keep_above_, mask_of, masked_weight
 
 GradScale = Literal["none", "mean", "weight"]
 Group = dict[str, Any]
@@ -37,6 +38,7 @@ class MaskOptimizer(torch.optim.Optimizer):
     whatever the weights' dtype. State is made at the first step, or by ``initialize``: until then the live weights
     are the base weights. ``step`` uses up the gradients of float32 masked weights: afterwards ``p.grad`` is dL/ds.
     Masked groups get no weight decay unless they set it themselves: decay would pull scores below the threshold.
+    ``state`` has a masked weight's ``scores`` and ``base``; ``state_dict`` adds the inner state of its scores.
 
     ``grad_scale`` divides dL/ds by the layer's mean |W| (``"mean"``) or by each |W| (``"weight"``: dL/dW' * sign W).
     ``base`` gives a parameter's base weight where the caller holds it already; by default it is cloned.
@@ -62,8 +64,10 @@ class MaskOptimizer(torch.optim.Optimizer):
         base: Callable[[Tensor], Tensor] | None = None,
         **inner_options: Any,
     ) -> None:
-        if grad_scale not in ("none", "mean", "weight"):
-            raise InputError(f"grad_scale {grad_scale!r}: expected 'none', 'mean' or 'weight'")
+        if grad_scale not in get_args(GradScale):
+            raise InputError(
+                f"grad_scale {grad_scale!r}: expected one of {', '.join(get_args(GradScale))}"
+            )
         self.rule = rule or MaskRule()
         self.init = init or ScoreInit()
         self.grad_scale = grad_scale
@@ -78,8 +82,8 @@ class MaskOptimizer(torch.optim.Optimizer):
 
     def scores(self, param: Tensor) -> Tensor:
         """Return the scores of a masked weight: float32, its shape; raises InputError before they exist."""
-        state = self.state.get(param)
-        if not state or "scores" not in state:
+        state = self.state.get(param, {})
+        if "scores" not in state:
             raise InputError(
                 f"no scores for this {tuple(param.shape)} tensor: it is not in a masked group, "
                 "or no step was made; call initialize() first"
@@ -93,17 +97,12 @@ class MaskOptimizer(torch.optim.Optimizer):
         With a uniform init the first masks drop half of the weights: call it before the first forward pass.
         """
         position = 0
-        for group, inner_group in zip(self.param_groups, self.inner.param_groups, strict=True):
-            if not group["masked"]:
-                continue
-            for index, param in enumerate(group["params"]):
-                position += 1
-                if "scores" in self.state[param]:
-                    continue
+        for slots, index, param, masked in self._places():
+            position += masked
+            if masked and "scores" not in self.state.get(param, {}):
                 base = self._base_of(param) if self._base_of else param.detach().clone()
-                scores = initial_scores(base, self.init, position)
-                self._adopt(param, scores, base)
-                inner_group["params"][index] = scores
+                slots[index] = initial_scores(base, self.init, position)
+                self.state[param] = {"scores": slots[index], "base": base}
                 self._write_live(param)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -114,37 +113,37 @@ class MaskOptimizer(torch.optim.Optimizer):
                 loss = closure()
         self.initialize()
         with torch.no_grad():
-            self._hand_over_options()
+            _hand_over(self.param_groups, self.inner.param_groups)
             masked = [p for p in self._masked() if p.grad is not None]
             self._to_score_gradients_(masked)
             self.inner.step()
             for param in masked:
                 self.state[param]["scores"].grad = None
                 self._write_live(param)
+            _hand_over(self.inner.param_groups, self.param_groups)  # some keep counters there
+            self._show_ordinary_state()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's layout; a masked weight's entry holds ``scores``, ``base`` and the inner state of its scores."""
-        packed = super().state_dict()
-        state: dict[int, Any] = {}
-        index = 0
-        for group in self.param_groups:
-            for param in group["params"]:
-                own = self.state.get(param, {})
-                target = own.get("scores", param)
-                merged = {**own, **self.inner.state.get(target, {})}
-                if merged:
-                    state[index] = merged
-                index += 1
-        packed["state"] = state
-        return packed
+        """Return torch's layout; a masked weight's entry has ``scores``, ``base`` and its scores' inner state."""
+        own = self.state
+        self.state = defaultdict(dict)
+        for slots, index, param, _ in self._places():
+            if entry := {**own.get(param, {}), **self.inner.state.get(slots[index], {})}:
+                self.state[param] = entry
+        try:
+            return super().state_dict()
+        finally:
+            self.state = own
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a ``state_dict`` and write the live weights that its scores and base weights give.
 
-        Raises CheckpointError, before anything is changed, when groups, shapes or kinds do not fit.
+        Raises CheckpointError, before anything is changed, when groups, shapes, kinds or base weights do not fit.
         """
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
         saved = state_dict["param_groups"]
         sizes = [len(group["params"]) for group in self.param_groups]
         if sizes != [len(group["params"]) for group in saved]:
@@ -152,60 +151,84 @@ class MaskOptimizer(torch.optim.Optimizer):
                 f"optimizer state: expected parameter groups of {sizes} tensors, "
                 f"found {[len(group['params']) for group in saved]}"
             )
-        params = [p for group in self.param_groups for p in group["params"]]
         keys = [key for group in saved for key in group["params"]]
-        masked = {id(p) for p in self._masked()}
         entries = [state_dict["state"].get(key, {}) for key in keys]
-        for position, (param, entry) in enumerate(zip(params, entries, strict=True)):
-            scores = entry.get("scores")
-            if entry and (scores is not None) != (id(param) in masked):
-                raise CheckpointError(f"optimizer state of tensor {position}: masked in one, not in the other")
-            if scores is not None and scores.shape != param.shape:
-                raise CheckpointError(
-                    f"optimizer state of tensor {position}: expected shape {tuple(param.shape)}, "
-                    f"found {tuple(scores.shape)}"
-                )
-        for group, other in zip(self.param_groups, saved, strict=True):
-            group.update({key: value for key, value in other.items() if key != "params"})
-        for param, entry in zip(params, entries, strict=True):
-            self._load_entry(param, entry, id(param) in masked)
-        self._hand_over_options()
+        places = list(self._places())
+        bases = [
+            self._checked_base(position, param, entry, masked)
+            for position, ((_, _, param, masked), entry) in enumerate(
+                zip(places, entries, strict=True)
+            )
+        ]
+        _hand_over(saved, self.param_groups)
+        _hand_over(saved, self.inner.param_groups)
+        options = [group for group in saved for _ in group["params"]]
+        for (slots, index, param, _), entry, base, group in zip(
+            places, entries, bases, options, strict=True
+        ):
+            self.state.pop(param, None)
+            self.inner.state.pop(slots[index], None)
+            slots[index] = param
+            if base is not None:
+                slots[index] = entry["scores"].to(param.device, torch.float32, copy=True)
+                self.state[param] = {"scores": slots[index], "base": base}
+                self._write_live(param)
+            inner = {k: v for k, v in entry.items() if k not in ("scores", "base")}
+            if inner:
+                self.inner.state[slots[index]] = {
+                    k: _placed(k, v, slots[index], group) for k, v in inner.items()
+                }
+        self._show_ordinary_state()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, masked or not, also in mid-training; ``masked`` defaults to False."""
         (group,) = _as_groups([param_group])
-        if not self._built:
-            super().add_param_group(group)
-            return
-        self.inner.add_param_group(dict(group))
-        super().add_param_group({**self.inner.param_groups[-1], "params": group["params"]})
+        super().add_param_group(group)
+        if self._built:
+            self.inner.add_param_group(dict(self.param_groups[-1]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What torch's own keeps, and what only this class has; never what others patched onto the instance.
+        own = ("inner", "rule", "init", "grad_scale", "regularizers", "_base_of", "_built")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def _places(self) -> Iterator[tuple[list[Tensor], int, Tensor, bool]]:
+        """Each parameter's place: the inner optimizer's list and the index there, the parameter, is it masked."""
+        for group, inner_group in zip(self.param_groups, self.inner.param_groups, strict=True):
+            for index, param in enumerate(group["params"]):
+                yield inner_group["params"], index, param, group["masked"]
 
     def _masked(self) -> list[Tensor]:
         return [p for group in self.param_groups if group["masked"] for p in group["params"]]
 
-    def _adopt(self, param: Tensor, scores: Tensor, base: Tensor) -> None:
-        self.state[param] = {"scores": scores, "base": base}
+    def _show_ordinary_state(self) -> None:
+        """Let ``state`` have the inner state of ordinary parameters: tools look there for whether a step was made."""
+        for _, _, param, masked in self._places():
+            if not masked and param in self.inner.state:
+                self.state[param] = self.inner.state[param]
 
     def _write_live(self, param: Tensor) -> None:
-        state = self.state[param]
-        mask, base = mask_of(state["scores"], self.rule), state["base"]
-        if mask.dtype == torch.bool and type(param.data) is Tensor:
-            zero = torch.zeros((), dtype=base.dtype, device=base.device)
-            torch.where(mask, base, zero, out=param.data)
+        scores, base = self.state[param]["scores"], self.state[param]["base"]
+        plain = type(param.data) is Tensor and param.dtype == scores.dtype
+        if plain and self.rule.kind == "binary":
+            keep_above_(param, base, scores, self.rule.threshold)
         else:
-            param.copy_(masked_weight(base, mask))
+            param.copy_(masked_weight(base, mask_of(scores, self.rule)))
 
     def _to_score_gradients_(self, masked: Sequence[Tensor]) -> None:
         """Turn each p.grad (dL/dW') into dL/ds, in place where the dtype allows, and give it to the scores."""
         for param in masked:
-            grad, state = cast(Tensor, param.grad), self.state[param]
-            if grad.is_sparse:
+            if cast(Tensor, param.grad).is_sparse:
                 raise InputError(
                     f"sparse gradient of a {tuple(param.shape)} masked weight: expected a dense one; "
                     "build the embedding with sparse=False"
                 )
+        for param in masked:
+            state = self.state[param]
             base, scores = state["base"], state["scores"]
-            grad = grad.float()
+            grad = cast(Tensor, param.grad).float()
             grad.mul_(base.sign() if self.grad_scale == "weight" else base)
             if self.grad_scale == "mean":
                 grad.div_(base.float().abs().mean().clamp_min(torch.finfo(torch.float32).tiny))
@@ -213,37 +236,47 @@ class MaskOptimizer(torch.optim.Optimizer):
                 regularizer.add_(grad, scores, self.rule)
             scores.grad = grad
 
-    def _hand_over_options(self) -> None:
-        for group, inner_group in zip(self.param_groups, self.inner.param_groups, strict=True):
-            inner_group.update({key: value for key, value in group.items() if key != "params"})
+    def _checked_base(
+        self, position: int, param: Tensor, entry: Mapping[str, Any], masked: bool
+    ) -> Tensor | None:
+        """The base weight that goes with a loaded entry's scores; None for an entry without."""
+        what = f"optimizer state of tensor {position}"
+        scores = entry.get("scores")
+        if entry and (scores is not None) != masked:
+            raise CheckpointError(f"{what}: masked in one, not in the other")
+        if scores is None:
+            return None
+        saved = entry.get("base")
+        if saved is None and self._base_of is None:
+            raise CheckpointError(f"{what}: scores without base weights; build it with base=")
+        for tensor in (scores, *(() if saved is None else (saved,))):
+            if tensor.shape != param.shape:
+                raise CheckpointError(
+                    f"{what}: expected shape {tuple(param.shape)}, found {tuple(tensor.shape)}"
+                )
+        if self._base_of is None:
+            return cast(Tensor, saved).to(param.device, param.dtype, copy=True)
+        base = self._base_of(param)
+        if saved is not None and not torch.equal(saved.to(base), base):
+            raise CheckpointError(
+                f"{what}: its base weights are not this backbone's; load the backbone it was saved with"
+            )
+        return base
 
-    def _load_entry(self, param: Tensor, entry: dict[str, Any], masked: bool) -> None:
-        old = self.state[param].get("scores", param) if masked else param
-        self.inner.state.pop(old, None)
-        target = param
-        if masked and "scores" in entry:
-            target = entry["scores"].to(device=param.device, dtype=torch.float32).clone()
-            base = entry["base"].to(device=param.device, dtype=param.dtype).clone()
-            self._adopt(param, target, base)
-            self._replace_in_inner(old, target)
-            self._write_live(param)
-        elif masked:
-            self._replace_in_inner(old, param)
-            self.state.pop(param, None)
-        inner = {k: v for k, v in entry.items() if k not in ("scores", "base")}
-        if inner:
-            self.inner.state[target] = {k: _like(target, k, v) for k, v in inner.items()}
 
-    def _replace_in_inner(self, old: Tensor, new: Tensor) -> None:
-        for group in self.inner.param_groups:
-            group["params"] = [new if p is old else p for p in group["params"]]
+def _hand_over(groups: list[Group], others: list[Group]) -> None:
+    for group, other in zip(groups, others, strict=True):
+        other.update({key: value for key, value in group.items() if key != "params"})
 
 
 def _as_groups(items: list[Any]) -> list[Group]:
     """Parameter groups as lists with an explicit ``masked``; bare parameters are one masked group."""
     if not items:
-        raise InputError("MaskOptimizer got no parameters: pass parameter groups, masked ones first")
-    groups = items if isinstance(items[0], dict) else [{"params": items, "masked": True}]
+        raise InputError(
+            "MaskOptimizer got no parameters: pass parameter groups, masked ones first"
+        )
+    masked_group = {"params": items, "masked": True}
+    groups: list[Group] = items if isinstance(items[0], dict) else [masked_group]
     made = []
     for group in groups:
         held = group["params"]
@@ -251,7 +284,8 @@ def _as_groups(items: list[Any]) -> list[Group]:
         masked = bool(group.get("masked", False))
         decay = {"weight_decay": 0.0} if masked else {}
         made.append({**decay, **group, "params": held, "masked": masked})
-        for param in held:
+        for named in held:
+            param = named[1] if isinstance(named, tuple) else named
             if not param.is_floating_point():
                 raise InputError(
                     f"a {tuple(param.shape)} tensor of dtype {param.dtype}: expected floating point"
@@ -259,10 +293,11 @@ def _as_groups(items: list[Any]) -> list[Group]:
     return made
 
 
-def _like(target: Tensor, key: str, value: Any) -> Any:
-    """A loaded piece of inner state where the inner optimizer expects it: with its tensor, but for step counters."""
+def _placed(key: str, value: Any, target: Tensor, group: Mapping[str, Any]) -> Any:
+    """A loaded piece of inner state where the inner optimizer expects it, by torch's rules for its own."""
     if not isinstance(value, Tensor):
         return value
-    if key == "step" or value.shape != target.shape:
+    if key == "step" and not (group.get("capturable") or group.get("fused")):
         return value.clone()
-    return value.to(device=target.device).clone(memory_format=torch.preserve_format)
+    dtype = target.dtype if value.is_floating_point() and value.shape == target.shape else None
+    return value.to(target.device, dtype or value.dtype, copy=True)

@@ -1,10 +1,4 @@
-"""Masks at one bit a weight, and the task switch: base weights AND bits -> live weights.
-
-    packed byte  ->  row of a 256 x 8 table of all-ones / all-zeros words  ->  AND with the base weights' bits
-
-The switch never multiplies and never unpacks to a tensor of the mask's size: a table row turns eight bits into
-eight words of the weight's own width, in blocks that stay in the cache.
-"""
+"""Masks at one bit a weight: to bits and back, in C order or in the order a weight lies in memory."""
 
 from __future__ import annotations
 
@@ -15,10 +9,6 @@ import torch
 from torch import Tensor
 
 from piggyback.errors import InputError
-from piggyback.masks.rule import masked_weight
-
-BLOCK = 1 << 14
-"""Packed bytes expanded at once: 16 Ki bytes become 512 KiB of float32 words, which an L2 cache holds."""
 
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -90,46 +80,8 @@ def unpack(packed: PackedMask) -> Tensor:
     return keep.to(torch.int8) - 2 * negative.to(torch.int8)
 
 
-@torch.no_grad()
-def write_masked_(live: Tensor, base: Tensor, packed: PackedMask) -> Tensor:
-    """Return ``live`` after writing W * m into it, in place; zeros are exact and W is never read back from it.
-
-    ``live`` and ``base`` share dtype, device and a dense layout; the bits are in that layout's order of memory.
-
-    >>> base = torch.tensor([-2.0, 3.0, 4.0])
-    >>> write_masked_(torch.empty(3), base, pack(torch.tensor([False, True, True])))
-    tensor([0., 3., 4.])
-    """
-    if live.stride() != base.stride() or live.dtype != base.dtype or live.numel() != packed.numel:
-        raise InputError(
-            f"live weights {live.dtype} {tuple(live.shape)}, base weights {base.dtype} "
-            f"{tuple(base.shape)}, mask {packed.shape}: expected the same dtype, layout and size"
-        )
-    if not live.numel():
-        return live
-    out, source = words(live), words(base)
-    table = _keep_table(out.dtype, out.device)
-    signs = None if packed.negative is None else _sign_table(out.dtype, out.device)
-    whole = packed.numel // 8
-    rows_out, rows_base = out[: 8 * whole].view(-1, 8), source[: 8 * whole].view(-1, 8)
-    for start in range(0, whole, BLOCK):
-        block = slice(start, min(start + BLOCK, whole))
-        bits = table.index_select(0, packed.keep[block].int())
-        torch.bitwise_and(rows_base[block], bits, out=rows_out[block])
-        if signs is not None and packed.negative is not None:
-            flips = signs.index_select(0, packed.negative[block].int())
-            rows_out[block].bitwise_xor_(flips)
-    if rest := packed.numel - 8 * whole:
-        tail = PackedMask(
-            (rest,), packed.keep[-1:], None if packed.negative is None else packed.negative[-1:]
-        )
-        flat = base.as_strided((base.numel(),), (1,))[-rest:]
-        live.as_strided((live.numel(),), (1,))[-rest:] = masked_weight(flat, unpack(tail))
-    return live
-
-
 def memory_order(packed: PackedMask, like: Tensor) -> PackedMask:
-    """Return ``packed`` (C order) with its bits in the order that ``like`` lies in memory, for ``write_masked_``."""
+    """Return ``packed`` (C order) with its bits in the order that ``like`` lies in memory, for the task switch."""
     if like.is_contiguous():
         return packed
     order = _dims_in_memory(like)
@@ -178,19 +130,6 @@ def _pack_bits(bits: Tensor) -> Tensor:
 def _unpack_bits(packed: Tensor, numel: int) -> Tensor:
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return ((packed.unsqueeze(1) >> shifts) & 1).view(-1)[:numel].bool()
-
-
-@lru_cache(maxsize=16)
-def _keep_table(words: torch.dtype, device: torch.device) -> Tensor:
-    """(256, 8): row b holds -1 (all ones) where bit i of b is set, else 0."""
-    bits = _unpack_bits(torch.arange(256, device=device).to(torch.uint8), 2048).view(256, 8)
-    return -bits.to(words)
-
-
-@lru_cache(maxsize=16)
-def _sign_table(words: torch.dtype, device: torch.device) -> Tensor:
-    """(256, 8): row b holds the float's sign bit where bit i of b is set, else 0."""
-    return torch.where(_keep_table(words, device) != 0, torch.iinfo(words).min, 0).to(words)
 
 
 @lru_cache(maxsize=16)

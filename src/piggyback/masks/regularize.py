@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from piggyback.errors import InputError
 from piggyback.masks.rule import MaskRule, mask_of
 
 
@@ -49,6 +50,10 @@ class TargetDensity:
 
     density: float
     strength: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.density <= 1:
+            raise InputError(f"density {self.density}: expected 0 to 1, the fraction to keep")
 
     def add_(self, grad: Tensor, scores: Tensor, rule: MaskRule) -> None:
         """Add 2 * strength * (d - density), scaled by m's sign for a ternary mask."""

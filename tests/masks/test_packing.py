@@ -1,0 +1,177 @@
+"""Masks as true bits: the layout of the bits, and every mask back as it went in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nets import same_bits
+from piggyback.errors import InputError
+from piggyback.masks.packing import (
+    PackedMask,
+    is_dense,
+    logical_order,
+    memory_order,
+    pack,
+    unpack,
+    words,
+)
+from piggyback.masks.rule import masked_weight
+from piggyback.masks.switch import write_masked_
+
+SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)
+KINDS = st.sampled_from(["binary", "ternary"])
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
+SEEDS = st.integers(0, 2**31)
+
+
+def mask_like(shape: tuple[int, ...], kind: str, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "binary":
+        return torch.randint(0, 2, shape, generator=generator).bool()
+    return torch.randint(-1, 2, shape, generator=generator, dtype=torch.int8)
+
+
+def weights_like(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Weights with any bits at all: NaNs, infinities, -0.0 and subnormals among them."""
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.empty((), dtype=dtype).element_size()
+    raw = torch.randint(0, 256, (*shape, size), generator=generator, dtype=torch.uint8)
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)
+    weights = raw.view(dtype).reshape(shape)
+    chosen = torch.randint(0, 10, shape, generator=generator)
+    return torch.where(chosen < 5, special[chosen.clamp(max=4)], weights)
+
+
+def permuted(tensor: Tensor, seed: int) -> Tensor:
+    """The same values, dense, with the dimensions in another order of memory."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(tensor.ndim, generator=generator).tolist()
+    back = [order.index(d) for d in range(tensor.ndim)]
+    return tensor.permute(order).contiguous().permute(back)
+
+
+@given(SHAPES, KINDS, SEEDS)
+def test_every_mask_comes_back_as_it_went_in(shape, kind, seed):
+    mask = mask_like(shape, kind, seed)
+    packed = pack(mask)
+    assert unpack(packed).dtype == mask.dtype
+    assert torch.equal(unpack(packed), mask)
+    assert packed.shape == shape
+    assert packed.numel == mask.numel()
+    assert packed.kept == int((mask != 0).sum())
+    assert packed.density == (packed.kept / mask.numel() if mask.numel() else 1.0)
+    assert packed.nbytes == -(-mask.numel() // 8) * (1 if kind == "binary" else 2)
+
+
+@given(SHAPES, KINDS, SEEDS)
+def test_bit_i_of_byte_j_is_weight_8j_plus_i_and_spare_bits_are_zero(shape, kind, seed):
+    mask = mask_like(shape, kind, seed)
+    packed = pack(mask)
+    flat = mask.reshape(-1).numpy()
+    assert packed.keep.dtype == torch.uint8
+    assert np.array_equal(packed.keep.numpy(), np.packbits(flat != 0, bitorder="little"))
+    if kind == "binary":
+        assert packed.negative is None
+    else:
+        assert np.array_equal(packed.negative.numpy(), np.packbits(flat < 0, bitorder="little"))
+
+
+def test_the_bytes_of_a_mask_written_by_hand():
+    mask = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
+    assert pack(mask).keep.tolist() == [0b00011001, 0b1]
+    assert pack(mask.to(torch.int8) * -1).negative.tolist() == pack(mask).keep.tolist()
+
+
+@settings(max_examples=200)
+@given(SHAPES, KINDS, DTYPES, SEEDS)
+def test_the_switch_writes_what_the_rule_says_to_the_bit(shape, kind, dtype, seed):
+    mask = mask_like(shape, kind, seed)
+    base = permuted(weights_like(shape, dtype, seed), seed)
+    live = torch.full_like(base, 3.0)
+    assert live.stride() == base.stride()
+    kept = base.clone()
+    written = write_masked_(live, base, memory_order(pack(mask), base))
+    assert written is live
+    assert same_bits(base, kept)
+    assert same_bits(live, by_rule(base, mask))
+
+
+def by_rule(base: Tensor, mask: Tensor) -> Tensor:
+    """``masked_weight``, but a NaN keeps its bits: what -NaN is differs between machines."""
+    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[base.itemsize]
+    bits = base.contiguous().view(width)
+    bits = torch.where(mask.to(torch.int8) < 0, bits ^ torch.iinfo(width).min, bits)
+    values = torch.where(mask == 0, torch.zeros_like(bits), bits).view(base.dtype)
+    numbers = ~base.isnan()
+    assert torch.equal(values[numbers], masked_weight(base, mask)[numbers])
+    return values
+
+
+@pytest.mark.parametrize("kind", ["binary", "ternary"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("size", [1 << 18, (1 << 18) + 1, 3 * (1 << 18) + 77, 1_000_003])
+def test_the_switch_of_large_weights_in_blocks(kind, dtype, size):
+    base = torch.randn(size).to(dtype)
+    mask = mask_like((size,), kind, 0)
+    live = torch.empty_like(base)
+    assert same_bits(write_masked_(live, base, pack(mask)), masked_weight(base, mask))
+
+
+@given(SHAPES, KINDS, SEEDS)
+def test_order_of_memory_and_back(shape, kind, seed):
+    mask = mask_like(shape, kind, seed)
+    like = permuted(torch.zeros(shape), seed)
+    there = memory_order(pack(mask), like)
+    assert there.shape == shape
+    lying = permuted(mask.to(torch.int8), seed)
+    in_memory = lying.as_strided((lying.numel(),), (1,))
+    assert torch.equal(unpack(PackedMask((mask.numel(),), there.keep)), in_memory != 0)
+    back = logical_order(there, like)
+    assert torch.equal(unpack(back), mask)
+
+
+@pytest.mark.parametrize(
+    ("live", "base"),
+    [
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(2, 3).double(), torch.zeros(2, 3)),
+        (torch.zeros(3, 2).t(), torch.zeros(2, 3)),
+        (torch.zeros(2, 4), torch.zeros(2, 4)),
+    ],
+)
+def test_weights_that_do_not_go_together_are_refused(live, base):
+    mask = pack(torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(InputError, match="expected the same dtype, layout and size"):
+        write_masked_(live, base, mask)
+    assert not live.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.int64])
+def test_masks_of_other_dtypes_are_refused(dtype):
+    with pytest.raises(InputError, match="expected bool or int8"):
+        pack(torch.ones(3).to(dtype))
+
+
+def test_dense_is_one_block_of_memory_in_any_order():
+    x = torch.zeros(4, 3, 2, 2)
+    assert is_dense(x)
+    assert is_dense(x.to(memory_format=torch.channels_last))
+    assert is_dense(x.transpose(0, 2))
+    assert is_dense(x[1:3])
+    assert is_dense(torch.zeros(3, 1)[:, :1])
+    assert not is_dense(x[:, :2])
+    assert not is_dense(x[::2])
+    assert not is_dense(torch.zeros(3, 1).expand(3, 4))
+
+
+def test_words_share_the_memory_of_a_part():
+    x = torch.arange(6.0)
+    part = words(x[2:5])
+    assert part.shape == (3,)
+    part[0] = 0
+    assert x.tolist() == [0, 1, 0, 3, 4, 5]
