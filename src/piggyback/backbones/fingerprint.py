@@ -1,0 +1,70 @@
+"""Fingerprints: which weights, to the bit, a task was learned on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+IGNORED = "num_batches_tracked"
+"""A counter that batch norm keeps beside its statistics; it changes no output."""
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """The backbone a task belongs to: where it comes from, and its content.
+
+    >>> BackboneInfo("timm:resnet50").source
+    'timm:resnet50'
+    """
+
+    source: str = ""
+    """How to load it, as ``load_backbone`` takes it; empty when it was built by hand."""
+    fingerprint: str = ""
+    """SHA-256, hex, over the names and contents of all its tensors but the classifier's."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256, hex, of each masked weight's dtype, shape and content."""
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256 (hex) of a tensor's dtype, shape and values in C order, whatever its device or layout.
+
+    >>> tensor_digest(torch.zeros(2, 3)) == tensor_digest(torch.zeros(3, 2))
+    False
+    """
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
+    if plain.numel():
+        digest.update(plain.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprint(
+    module: nn.Module, names: Collection[str], head: str | None = None
+) -> tuple[str, dict[str, str]]:
+    """Return the fingerprint of the whole backbone and of each weight in ``names``.
+
+    The whole covers every entry of the state dict but those under ``head`` and batch norm's counters.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    >>> whole, weights = fingerprint(net, ["0.weight"], head="1")
+    >>> nn.init.zeros_(net[1].weight); fingerprint(net, ["0.weight"], head="1")[0] == whole  # doctest: +ELLIPSIS
+    Parameter...
+    True
+    """
+    whole = hashlib.sha256()
+    weights = {}
+    prefix = None if head is None else f"{head}."
+    for name, tensor in sorted(module.state_dict().items()):
+        if name.endswith(IGNORED) or (prefix is not None and name.startswith(prefix)):
+            continue
+        if not isinstance(tensor, Tensor):
+            continue
+        digest = tensor_digest(tensor)
+        whole.update(f"{name}\0{digest}\n".encode())
+        if name in names:
+            weights[name] = digest
+    return whole.hexdigest(), {name: weights[name] for name in names}

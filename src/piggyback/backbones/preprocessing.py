@@ -1,0 +1,63 @@
+"""What an image goes through before the backbone sees it; travels with every task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from piggyback.errors import InputError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop and normalise an RGB image to a square.
+
+    >>> Preprocessing(64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).image_size
+    64
+    """
+
+    image_size: int = 224
+    """Side of the square the network sees, in pixels."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Per channel, of values in [0, 1]."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+    """1.0 resizes straight to the square; below, the short side is resized to image_size / crop_pct
+    and the centre is cut out."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.image_size, int) and 1 <= self.image_size <= 4096):
+            raise InputError(f"image size {self.image_size!r}: expected 1 to 4096 pixels")
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}"
+            )
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f"crop_pct {self.crop_pct!r}: expected a number in (0, 1]")
+        for name, triple in (("mean", self.mean), ("std", self.std)):
+            if len(triple) != 3 or not all(isinstance(v, (int, float)) for v in triple):
+                raise InputError(f"{name} {triple!r}: expected three numbers, one per channel")
+        if not all(v > 0 for v in self.std):
+            raise InputError(f"std {self.std!r}: expected three positive numbers")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; ``from_json`` reads them back."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Preprocessing:
+        """Return the object that ``to_json`` wrote; raises InputError for anything else."""
+        try:
+            return Preprocessing(
+                image_size=values["image_size"],
+                mean=tuple(values["mean"]),
+                std=tuple(values["std"]),
+                interpolation=values["interpolation"],
+                crop_pct=values["crop_pct"],
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"preprocessing: {error!r} in {dict(values)!r}") from error
