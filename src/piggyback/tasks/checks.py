@@ -1,0 +1,92 @@
+"""Does a task hold together, and does a file claim no more than it can? Asked before any work."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, near_misses
+from piggyback.masks.packing import PackedMask
+from piggyback.tasks.container import DIGEST_BYTES
+from piggyback.tasks.header import TaskHeader
+from piggyback.tasks.task import Task
+
+FREE_BYTES = 1 << 20
+MAX_EXPANSION = 1024
+"""A file may claim FREE_BYTES + MAX_EXPANSION * its size bytes of packed masks, unless the caller
+knows the shapes."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def checked_mask(task: Task, name: str) -> PackedMask:
+    """Return a mask of the task if it is what ``pack`` makes for its rule, else InputError."""
+    mask = task.masks[name]
+    ternary = task.info.rule.kind == "ternary"
+    planes = [mask.keep] if mask.negative is None else [mask.keep, mask.negative]
+    length = -(-mask.numel // 8)
+    what = f"task {task.name!r}: the mask of {name!r}"
+    if len(planes) != 1 + ternary:
+        raise InputError(
+            f"{what} has {len(planes)} planes: expected {1 + ternary} for a "
+            f"{task.info.rule.kind} rule"
+        )
+    spare = 0xFF & ~(0xFF >> (-mask.numel % 8))
+    for plane in planes:
+        if plane.dtype != torch.uint8 or tuple(plane.shape) != (length,):
+            raise InputError(
+                f"{what} is {plane.dtype} {tuple(plane.shape)}: expected torch.uint8 ({length},) "
+                f"for a weight of shape {mask.shape}"
+            )
+        if length and int(plane[-1]) & spare:
+            raise InputError(f"{what} has bits set past its last weight: expected zeros")
+    if mask.negative is not None and bool((mask.negative & ~mask.keep).any()):
+        raise InputError(f"{what} negates weights that it does not keep: expected a subset")
+    return mask
+
+
+def digest_rows(task: Task) -> Tensor:
+    """Return the digests of the masked weights, ``(masks, 32)`` uint8, in the masks' order."""
+    weights = task.info.backbone.weights
+    hexadecimal = all(
+        len(digest) == 2 * DIGEST_BYTES and set(digest) <= set(string.hexdigits.lower())
+        for digest in weights.values()
+    )
+    if weights.keys() != task.masks.keys() or not hexadecimal:
+        raise InputError(
+            f"task {task.name!r}: expected a SHA-256 in hex for each of its {len(task.masks)} "
+            f"masked weights, found {len(weights)} digests; take them from backbones.fingerprint"
+        )
+    rows = b"".join(bytes.fromhex(weights[name]) for name in task.masks)
+    return torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(-1, DIGEST_BYTES)
+
+
+def check_size(header: TaskHeader) -> None:
+    """Raise TaskFileError where a file claims far more weights than its bytes could tell apart."""
+    claimed = sum(-(-layer.numel // 8) for layer in header.layers)
+    allowed = FREE_BYTES + MAX_EXPANSION * header.bytes_total
+    if claimed > allowed:
+        raise TaskFileError(
+            f"{header.weights} masked weights in a file of {header.bytes_total} bytes: expected at "
+            f"most {8 * allowed}; if you trust it, load it with expect=<your backbone's shapes>"
+        )
+
+
+def check_shapes(header: TaskHeader, expect: Shapes) -> None:
+    """Raise BackboneMismatchError where a file masks other weights than the backbone has."""
+    source = header.info.backbone.source or "another backbone"
+    for layer in header.layers:
+        what = f"task {header.name!r} masks {layer.name!r} of shape {layer.shape}"
+        if layer.name not in expect:
+            raise BackboneMismatchError(
+                f"{what}: this backbone has no such weight{near_misses(layer.name, expect)}; "
+                f"load {source}, which the task was learned on"
+            )
+        if tuple(expect[layer.name]) != layer.shape:
+            raise BackboneMismatchError(
+                f"{what}: this backbone's has shape {tuple(expect[layer.name])}; "
+                f"load {source}, which the task was learned on"
+            )

@@ -1,0 +1,73 @@
+"""Which task answers: a batch with a task per sample, and the task that is most sure of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from piggyback.errors import InputError
+
+
+@dataclass(frozen=True)
+class TaskInference:
+    """The task chosen for each sample, and how sure every task was."""
+
+    names: list[str]
+    """(batch,): the surest task."""
+    confidence: Tensor
+    """(batch, tasks), in [0, 1]: 1 - entropy of the outputs / log(classes)."""
+    tasks: tuple[str, ...]
+    """The columns of ``confidence``."""
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Return how sure each row of ``logits`` (batch, classes) is: 1 for one certain class, 0 for a uniform guess.
+
+    >>> confidence(torch.tensor([[0.0, 0.0], [50.0, 0.0]]))
+    tensor([0., 1.])
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+        raise InputError(
+            "inferring the task needs outputs of shape (batch, classes >= 2), "
+            f"found {tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}"
+        )
+    logs = logits.float().log_softmax(1)
+    entropy = -(logs.exp() * logs).sum(1)
+    return (1 - entropy / torch.tensor(float(logits.shape[1])).log()).clamp(0, 1)
+
+
+def run_grouped(
+    run: Callable[[str, tuple[Any, ...], dict[str, Any]], Tensor],
+    tasks: Sequence[str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> list[Tensor]:
+    """Return one output per sample, in order, running every task once on all of its samples.
+
+    Tensors among the arguments are split along their first dimension, the batch; other arguments go along as they are.
+    """
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    sizes = {tensor.shape[0] if tensor.ndim else 0 for tensor in tensors}
+    if sizes != {len(tasks)}:
+        raise InputError(
+            f"{len(tasks)} task names for a batch of {sorted(sizes)}: expected one name per sample"
+        )
+    outputs: dict[int, Tensor] = {}
+    for name in dict.fromkeys(tasks):
+        rows = [i for i, task in enumerate(tasks) if task == name]
+
+        def part(value: Any, rows: list[int] = rows) -> Any:
+            return value[rows] if isinstance(value, Tensor) else value
+
+        output = run(name, tuple(map(part, args)), {k: part(v) for k, v in kwargs.items()})
+        if not isinstance(output, Tensor) or output.shape[:1] != (len(rows),):
+            raise InputError(
+                f"task {name!r} answered with {type(output).__name__}: "
+                "a batch of several tasks needs one tensor with a row per sample"
+            )
+        outputs.update(zip(rows, output, strict=True))
+    return [outputs[i] for i in range(len(tasks))]
