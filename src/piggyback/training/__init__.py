@@ -1,0 +1,34 @@
+"""Training and measuring: data, recipes, methods, the loop, checkpoints."""
+
+from piggyback.training import learners as learners  # registers masks, head and finetune
+from piggyback.training.augment import Augment
+from piggyback.training.data import ImageData, ImageSet, from_tensors
+from piggyback.training.evaluate import Measured, Prediction, evaluate, predict
+from piggyback.training.events import EpochRow, Listener, Plan, Step
+from piggyback.training.folder import load_folder, load_split
+from piggyback.training.methods import METHODS
+from piggyback.training.recipe import Recipe, derive_mask_lr
+from piggyback.training.result import TrainResult
+from piggyback.training.train import train
+
+__all__ = [
+    "METHODS",
+    "Augment",
+    "EpochRow",
+    "ImageData",
+    "ImageSet",
+    "Listener",
+    "Measured",
+    "Plan",
+    "Prediction",
+    "Recipe",
+    "Step",
+    "TrainResult",
+    "derive_mask_lr",
+    "evaluate",
+    "from_tensors",
+    "load_folder",
+    "load_split",
+    "predict",
+    "train",
+]

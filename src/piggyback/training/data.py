@@ -1,0 +1,277 @@
+"""Labelled images: sets in memory or in files, and the three splits a training needs.
+
+    ImageSet    one split: classes, labels, and images (a uint8 tensor) or files ImageData   train,
+    val and test of one task; ``cut`` takes val (and test) out of train where there is none
+
+``folder.py`` reads these from directories; ``batches.py`` serves them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from piggyback.backbones.preprocessing import Preprocessing
+from piggyback.errors import DataError
+from piggyback.training.hashing import uniforms
+from piggyback.training.images import fit, load_fitted
+
+CACHE_BYTES = 1 << 30
+"""Decoded images are kept in memory while all splits together stay below this many bytes."""
+
+_VAL_STREAM, _TEST_STREAM = 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one split with their labels, in memory (``images``) or on disk (``files``).
+
+    >>> ImageSet(("cat", "dog"), torch.tensor([0, 1]), torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    ImageSet(2 images of 2 classes, in memory)
+    """
+
+    classes: tuple[str, ...]
+    """Class names; a label is an index into them."""
+    labels: Tensor
+    """int64, (n,)."""
+    images: Tensor | None = None
+    """uint8, (n, 3, height, width), or (n, 1, height, width) for grey ones."""
+    files: tuple[Path, ...] = ()
+    """One per label, when ``images`` is None."""
+
+    def __post_init__(self) -> None:
+        n = len(self.files) if self.images is None else len(self.images)
+        if self.labels.dtype != torch.int64 or self.labels.shape != (n,):
+            raise DataError(
+                f"labels {self.labels.dtype} {tuple(self.labels.shape)}: expected int64 ({n},), "
+                f"one per image"
+            )
+        if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise DataError(
+                f"labels from {int(self.labels.min())} to {int(self.labels.max())}: expected "
+                f"0 to {len(self.classes) - 1}, an index into the {len(self.classes)} classes"
+            )
+        if self.images is not None:
+            shape = tuple(self.images.shape)
+            if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
+                raise DataError(
+                    f"images {self.images.dtype} {shape}: expected uint8 (n, 3, height, width)"
+                )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        where = "in files" if self.images is None else "in memory"
+        return f"ImageSet({len(self)} images of {len(self.classes)} classes, {where})"
+
+    def counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        counted: list[int] = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        return counted
+
+    def load(self, index: int, preprocessing: Preprocessing) -> Tensor:
+        """Return image ``index`` as the network sees it, uint8 (3, s, s); raises DataError."""
+        if self.images is None:
+            return load_fitted(self.files[index], preprocessing)
+        return fit(self.images[index], preprocessing).expand(3, -1, -1)
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """Return the set with only the images at ``indices``, in that order."""
+        images = None if self.images is None else self.images[indices]
+        files = tuple(self.files[i] for i in indices.tolist()) if self.images is None else ()
+        return replace(self, labels=self.labels[indices], images=images, files=files)
+
+    def in_memory(self, preprocessing: Preprocessing) -> ImageSet:
+        """Return the set decoded and resized, uint8 (n, 3, s, s); DataError for a bad file."""
+        size = preprocessing.image_size
+        ready = self.images is not None and tuple(self.images.shape[1:]) == (3, size, size)
+        if ready and preprocessing.crop_pct == 1:
+            return self
+        images = torch.empty(len(self), 3, size, size, dtype=torch.uint8)
+
+        def fill(index: int) -> None:
+            images[index] = self.load(index, preprocessing)
+
+        with ThreadPoolExecutor() as pool:  # decoding runs outside Python's lock
+            for _ in pool.map(fill, range(len(self))):
+                pass
+        return replace(self, images=images, files=())
+
+    def digest(self) -> str:
+        """Return a SHA-256 (hex) over labels and images; of files, over names and sizes only."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest.update(self.labels.numpy().tobytes())
+        if self.images is not None:
+            digest.update(self.images.contiguous().numpy().tobytes())
+        for file in self.files:
+            digest.update(f"{'/'.join(file.parts[-2:])}\0{file.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """One task's images: train to learn from, val to choose the best epoch, test to touch once."""
+
+    name: str
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    skipped: tuple[str, ...] = ()
+    """Files left out because they could not be read, on request."""
+    cut: tuple[str, ...] = ()
+    """Splits that were taken out of train, with the fraction: ``("val 0.1",)``."""
+
+    def __post_init__(self) -> None:
+        classes = self.train.classes
+        if len(classes) < 2:
+            raise DataError(
+                f"{self.name}: {len(classes)} class {list(classes)}: expected 2 or more"
+            )
+        for split, images in self.splits().items():
+            if images.classes != classes:
+                raise DataError(
+                    f"{self.name}: classes of {split} differ from train's: "
+                    f"{difference(classes, images.classes)}"
+                )
+            if not len(images):
+                raise DataError(f"{self.name}: no images in {split}: expected one or more")
+        empty = [name for name, n in zip(classes, self.train.counts(), strict=True) if not n]
+        if empty:
+            raise DataError(f"{self.name}: no images in train for class {empty[0]!r}")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the labels."""
+        return self.train.classes
+
+    def splits(self) -> dict[str, ImageSet]:
+        """Return the three sets by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def in_memory(
+        self, preprocessing: Preprocessing, train_view: Preprocessing, budget: int = CACHE_BYTES
+    ) -> ImageData:
+        """Return the data decoded and resized once, or as it is when that exceeds ``budget`` bytes.
+
+        ``train_view`` is for train, ``preprocessing`` for val and test.
+        Raises DataError, naming the file, for an image that cannot be decoded.
+        """
+        views = {"train": train_view, "val": preprocessing, "test": preprocessing}
+        parts = self.splits()
+        total = sum(3 * len(parts[split]) * view.image_size**2 for split, view in views.items())
+        if total > budget:
+            return self
+        ready = {split: parts[split].in_memory(view) for split, view in views.items()}
+        return replace(self, train=ready["train"], val=ready["val"], test=ready["test"])
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the data, as plain JSON: name, counts, digests, what was cut."""
+        return {
+            "name": self.name,
+            "counts": {split: len(images) for split, images in self.splits().items()},
+            "sha256": {split: images.digest() for split, images in self.splits().items()},
+            "skipped": len(self.skipped),
+            "cut": list(self.cut),
+        }
+
+
+def from_tensors(
+    name: str,
+    classes: Sequence[str],
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor] | None = None,
+    val: tuple[Tensor, Tensor] | None = None,
+    *,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+) -> ImageData:
+    """Return ImageData from pairs of images, uint8 (n, 3, h, w), and labels, int64 (n,).
+
+    Missing splits are cut from train.
+
+    >>> images, labels = torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 2
+    >>> data = from_tensors("toy", ["a", "b"], (images, labels), (images, labels))
+    >>> len(data.train), len(data.val), len(data.test)
+    (18, 2, 20)
+    """
+
+    def as_set(pair: tuple[Tensor, Tensor] | None) -> ImageSet | None:
+        return None if pair is None else ImageSet(tuple(classes), pair[1], pair[0])
+
+    return cut(
+        name,
+        ImageSet(tuple(classes), train[1], train[0]),
+        as_set(val),
+        as_set(test),
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+
+
+def cut(
+    name: str,
+    train: ImageSet,
+    val: ImageSet | None,
+    test: ImageSet | None,
+    *,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    skipped: tuple[str, ...] = (),
+) -> ImageData:
+    """Return ImageData whose missing splits are cut from train, class by class, by ``seed``."""
+    taken = []
+    if test is None:
+        train, test = _take(train, test_fraction, seed, _TEST_STREAM, f"{name}: test")
+        taken.append(f"test {test_fraction}")
+    if val is None:
+        train, val = _take(train, val_fraction, seed, _VAL_STREAM, f"{name}: val")
+        taken.append(f"val {val_fraction}")
+    return ImageData(name, train, val, test, skipped=skipped, cut=tuple(taken))
+
+
+def _take(
+    images: ImageSet, fraction: float, seed: int, stream: int, what: str
+) -> tuple[ImageSet, ImageSet]:
+    """Return (rest, taken): of each class the fraction, at least one while one is left."""
+    if not 0 < fraction < 1:
+        raise DataError(f"{what} fraction {fraction}: expected a number between 0 and 1")
+    key = torch.from_numpy(uniforms(seed, stream, torch.arange(len(images)).numpy(), 1)[:, 0])
+    chosen = torch.zeros(len(images), dtype=torch.bool)
+    for label in range(len(images.classes)):
+        members = (images.labels == label).nonzero()[:, 0]
+        n = min(max(1, round(fraction * len(members))), len(members) - 1)
+        if n > 0:
+            chosen[members[key[members].argsort()[:n]]] = True
+    if not chosen.any():
+        raise DataError(
+            f"{what} cannot be cut from train: every class has one image; add images or a split"
+        )
+    return images.subset((~chosen).nonzero()[:, 0]), images.subset(chosen.nonzero()[:, 0])
+
+
+def difference(expected: Sequence[str], found: Sequence[str]) -> str:
+    """Return in words how class names ``found`` differ from ``expected``.
+
+    >>> difference(["cat", "dog"], ["cat", "fox"])
+    "missing 'dog'; unexpected 'fox'"
+    """
+    missing = sorted(set(expected) - set(found))
+    extra = sorted(set(found) - set(expected))
+    parts = [
+        f"{word} {', '.join(map(repr, names[:3]))}"
+        + (f" and {len(names) - 3} more" * (len(names) > 3))
+        for word, names in (("missing", missing), ("unexpected", extra))
+        if names
+    ]
+    return "; ".join(parts) or "same names in another order"

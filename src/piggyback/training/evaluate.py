@@ -1,0 +1,220 @@
+"""Measuring a network on labelled images, and predicting the classes of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from piggyback.backbones.preprocessing import Preprocessing
+from piggyback.errors import DataError, InputError
+from piggyback.model import MultiTaskModel
+from piggyback.tasks.task import Task
+from piggyback.training.batches import EvalBatches, serve
+from piggyback.training.data import ImageSet, difference
+from piggyback.training.folder import list_images
+from piggyback.training.images import load_fitted, normalise
+from piggyback.training.processes import processes, summed
+from piggyback.training.speed import Speed
+
+_GLOB = frozenset("*?[")
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """How a network did on a set of images."""
+
+    classes: tuple[str, ...]
+    confusion: Tensor
+    """int64, (classes, classes): images of class i that were called class j."""
+    loss: float
+    """Mean cross-entropy, without label smoothing."""
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of the images called right."""
+        return 100 * int(self.confusion.diagonal().sum()) / self.count
+
+    def per_class(self) -> dict[str, float | None]:
+        """Return the percent called right of each class; None for a class without images."""
+        totals = self.confusion.sum(1).tolist()
+        right = self.confusion.diagonal().tolist()
+        pairs = zip(self.classes, right, totals, strict=True)
+        return {name: 100 * hits / total if total else None for name, hits, total in pairs}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one image file."""
+
+    file: str
+    classes: tuple[str, ...]
+    """Likeliest first."""
+    probabilities: tuple[float, ...]
+
+
+def evaluate(
+    model: MultiTaskModel, task: str, images: ImageSet, *, batch_size: int = 64, workers: int = 2
+) -> Measured:
+    """Return how ``task`` does on ``images``, with the preprocessing stored in the task.
+
+    Raises UnknownTaskError; DataError where the classes of the images are not the task's.
+    """
+    held = model.get_task(task)
+    preprocessing = _preprocessing(held)
+    if images.classes != held.info.classes:
+        raise DataError(
+            f"classes of the images differ from those of task {task!r}: "
+            f"{difference(held.info.classes, images.classes)}"
+        )
+    with _Evaluating(model):
+        return measure(
+            lambda x: model(x, task=task),
+            images,
+            preprocessing,
+            device=_device(model),
+            batch_size=batch_size,
+            workers=workers,
+        )
+
+
+def predict(
+    model: MultiTaskModel,
+    task: str,
+    inputs: Iterable[str | Path],
+    *,
+    top: int = 5,
+    batch_size: int = 64,
+) -> list[Prediction]:
+    """Return the ``top`` classes and their probabilities for each image, in order of ``inputs``.
+
+    An input is a file, a folder (its images at any depth) or a glob pattern. Raises InputError for
+    an input that names no image, DataError for a file that cannot be decoded, UnknownTaskError.
+    """
+    held = model.get_task(task)
+    preprocessing, names = _preprocessing(held), held.info.classes
+    if top < 1:
+        raise InputError(f"top {top}: expected 1 or more")
+    files = find_images(inputs)
+    made: list[Prediction] = []
+    with _Evaluating(model), torch.inference_mode():
+        for start in range(0, len(files), batch_size):
+            part = files[start : start + batch_size]
+            images = torch.stack([load_fitted(file, preprocessing) for file in part])
+            x = normalise(images.to(_device(model)), preprocessing)
+            chances = logits_of(model(x, task=task), len(names)).float().softmax(1)
+            values, order = chances.topk(min(top, len(names)), dim=1)
+            for file, row, best in zip(part, values.tolist(), order.tolist(), strict=True):
+                made.append(Prediction(str(file), tuple(names[i] for i in best), tuple(row)))
+    return made
+
+
+def find_images(inputs: Iterable[str | Path]) -> list[Path]:
+    """Return the image files that ``inputs`` name, each once: files, folders, glob patterns.
+
+    Raises InputError for one that names none.
+    """
+    found: dict[Path, None] = {}
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            here = list_images(path)
+        elif path.exists() or not _GLOB.intersection(str(given)):
+            here = [path] if path.is_file() else []
+        else:
+            pattern = str(path.relative_to(path.anchor))
+            here = sorted(match for match in Path(path.anchor).glob(pattern) if match.is_file())
+        if not here:
+            raise InputError(
+                f"input {str(given)!r}: expected an image file, a folder with images, or a glob "
+                "pattern that matches some; found none"
+            )
+        found.update(dict.fromkeys(here))
+    if not found:
+        raise InputError("no inputs: expected image files, folders or glob patterns")
+    return list(found)
+
+
+@torch.inference_mode()
+def measure(
+    network: Callable[[Tensor], Any],
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    batch_size: int = 64,
+    workers: int = 0,
+    speed: Speed | None = None,
+) -> Measured:
+    """Return how ``network``, in evaluation mode, does on ``images``, over all processes."""
+    state, speed = processes(), speed or Speed()
+    classes = len(images.classes)
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+    losses = torch.zeros(1, device=device)
+    batches = EvalBatches(
+        images,
+        preprocessing,
+        batch_size=batch_size,
+        rank=state.process_index,
+        world=state.num_processes,
+    )
+    for pixels, labels in serve(batches, workers=workers, pin=device.type == "cuda"):
+        if not len(labels):
+            continue
+        x, y = normalise(pixels.to(device), preprocessing), labels.to(device)
+        if speed.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, speed.dtype, enabled=speed.amp != "no"):
+            logits = logits_of(network(x), classes).float()
+        losses += F.cross_entropy(logits, y, reduction="sum")
+        confusion += torch.bincount(y * classes + logits.argmax(1), minlength=classes * classes)
+    matrix = summed(confusion).view(classes, classes).cpu()
+    return Measured(images.classes, matrix, summed(losses).item() / len(images))
+
+
+def logits_of(output: Any, classes: int) -> Tensor:
+    """Return a network's output as logits (n, classes); raises InputError for anything else."""
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != classes:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(f"the network returned {found}: expected logits of shape (n, {classes})")
+    return output
+
+
+class _Evaluating:
+    """Puts a model into evaluation mode for a ``with`` block."""
+
+    def __init__(self, model: MultiTaskModel) -> None:
+        self.model, self.before = model, model.training
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.model.train(self.before)
+
+
+def _device(model: MultiTaskModel) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _preprocessing(task: Task) -> Preprocessing:
+    if task.info.kind != "classification":
+        raise InputError(
+            f"task {task.name!r} is of kind {task.info.kind!r}: expected classification"
+        )
+    if task.info.preprocessing is None:
+        raise InputError(
+            f"task {task.name!r} does not say how images are prepared for it: "
+            "expected preprocessing in its file; train it with one"
+        )
+    return task.info.preprocessing

@@ -1,0 +1,124 @@
+"""What a run tells while it goes: library code prints nothing, it calls a listener."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run about to start, or to go on."""
+
+    name: str
+    method: str
+    epochs: int
+    steps: int
+    """Steps of one epoch."""
+    batch_size: int
+    done_epochs: int
+    """Epochs that a checkpoint had already."""
+    done_steps: int
+    """Steps of the next epoch that a checkpoint had already."""
+    amp: str
+    channels_last: bool
+    counts: Mapping[str, int]
+    """Images by split."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, just made."""
+
+    epoch: int
+    step: int
+    """From 1, within the epoch."""
+    loss: float
+    lr: float
+    """Of the first parameter group: the scores', for masks."""
+    images_per_second: float
+    seconds_left: float
+    """Until the last epoch's last step, at the speed so far."""
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One epoch, just ended: a row of the logs."""
+
+    epoch: int
+    """From 1."""
+    train_loss: float
+    train_accuracy: float
+    """Percent, of the augmented images, while weights were changing."""
+    val_loss: float
+    val_accuracy: float
+    """Percent."""
+    density: float | None
+    """Fraction of masked weights that are kept; None without masks."""
+    lr: float
+    images_per_second: float
+    seconds: float
+    """Since the run began, over all resumes."""
+    best: bool
+    """Whether it is the best so far, by val accuracy; of equals the later."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+class Listener:
+    """Hears what a run does; override what you need.
+
+    >>> class Losses(Listener):
+    ...     def on_step(self, step):
+    ...         print(step.loss)
+    """
+
+    def on_stage(self, text: str) -> None:
+        """Something that takes a while begins: reading images, measuring speed, testing."""
+
+    def on_start(self, plan: Plan) -> None:
+        """Training begins or goes on."""
+
+    def on_step(self, step: Step) -> None:
+        """An optimizer step was made."""
+
+    def on_epoch(self, row: EpochRow) -> None:
+        """An epoch has ended and was measured on val."""
+
+    def on_end(self) -> None:
+        """The run is over, also by an error."""
+
+
+class Broadcast(Listener):
+    """Passes everything on to several listeners."""
+
+    def __init__(self, listeners: list[Listener]) -> None:
+        self.listeners = listeners
+
+    def on_stage(self, text: str) -> None:
+        """Pass it on."""
+        for listener in self.listeners:
+            listener.on_stage(text)
+
+    def on_start(self, plan: Plan) -> None:
+        """Pass it on."""
+        for listener in self.listeners:
+            listener.on_start(plan)
+
+    def on_step(self, step: Step) -> None:
+        """Pass it on."""
+        for listener in self.listeners:
+            listener.on_step(step)
+
+    def on_epoch(self, row: EpochRow) -> None:
+        """Pass it on."""
+        for listener in self.listeners:
+            listener.on_epoch(row)
+
+    def on_end(self) -> None:
+        """Pass it on."""
+        for listener in self.listeners:
+            listener.on_end()

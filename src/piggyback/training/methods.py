@@ -1,0 +1,102 @@
+"""Training methods: what a run changes, with which optimizer, and what it leaves behind.
+
+    masks      which weights to keep, head, normalisation if asked   -> a task
+    head       the head only                                        -> a task without masks
+    finetune   every weight of a copy                               -> a state dict
+
+A method prepares a learner; ``loop.py`` trains any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from piggyback.backbones.load import Backbone
+from piggyback.backbones.preprocessing import Preprocessing
+from piggyback.errors import InputError, near_misses
+from piggyback.tasks.task import Task
+from piggyback.training.recipe import Recipe
+
+Product: TypeAlias = "Task | dict[str, Tensor]"
+"""What a run leaves behind: a task, or the state dict of a fully trained copy."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a learner is made for."""
+
+    name: str
+    classes: tuple[str, ...]
+    recipe: Recipe
+    preprocessing: Preprocessing
+    steps: int
+    """Optimizer steps of the whole run."""
+    device: torch.device
+    channels_last: bool
+
+
+class Learner(Protocol):
+    """One network being trained by one method."""
+
+    network: nn.Module
+    """Called with images (n, 3, s, s), it gives the task's logits."""
+    optimizer: torch.optim.Optimizer
+    """Its groups carry ``peak_lr``, which the schedule scales."""
+    fingerprint: str
+    """Of the backbone it started from."""
+
+    def mode(self, training: bool) -> None:
+        """Set training or evaluation mode, normalisation as the recipe says."""
+
+    def live(self) -> dict[str, Tensor]:
+        """Return what training changes besides the optimizer's state, by name, not copied."""
+
+    def capture(self) -> Product:
+        """Return a copy of the result as it stands."""
+
+    def flatten(self, product: Product) -> dict[str, Tensor]:
+        """Return a captured result as named tensors, for a checkpoint."""
+
+    def unflatten(self, tensors: Mapping[str, Tensor]) -> Product:
+        """Return the result that ``flatten`` took apart."""
+
+    def deploy(self, product: Product) -> nn.Module:
+        """End training; return the network as ``product`` makes it, in evaluation mode."""
+
+    def close(self) -> None:
+        """Give the backbone's module back as it came."""
+
+
+Method: TypeAlias = Callable[[Backbone, Setup], Learner]
+METHODS: dict[str, Method] = {}
+"""Methods by name; ``register`` adds to it."""
+
+
+def register(name: str) -> Callable[[Method], Method]:
+    """Return a decorator that makes a function or class the training method ``name``."""
+
+    def add(method: Method) -> Method:
+        METHODS[name] = method
+        return method
+
+    return add
+
+
+def method_of(name: str) -> Method:
+    """Return the method called ``name``; raises InputError for another name.
+
+    >>> method_of("mask")
+    Traceback (most recent call last):
+    ...
+    piggyback.errors.InputError: method 'mask': expected one of masks, head, finetune; \
+did you mean 'masks'?
+    """
+    if name not in METHODS:
+        known = ", ".join(METHODS)
+        raise InputError(f"method {name!r}: expected one of {known}{near_misses(name, METHODS)}")
+    return METHODS[name]

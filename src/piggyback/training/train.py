@@ -1,0 +1,190 @@
+"""``train``: from a backbone, images and a recipe to a task, resumable at any point."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from piggyback.backbones.fingerprint import fingerprint
+from piggyback.backbones.load import Backbone
+from piggyback.backbones.preprocessing import Preprocessing
+from piggyback.errors import CheckpointError, InputError
+from piggyback.tasks.task import check_name
+from piggyback.training import checkpoint
+from piggyback.training.batches import source_view, steps_in_epoch
+from piggyback.training.data import ImageData
+from piggyback.training.events import Broadcast, Listener
+from piggyback.training.logs import TensorBoard
+from piggyback.training.loop import fit, one_step
+from piggyback.training.methods import Setup, method_of
+from piggyback.training.processes import processes
+from piggyback.training.recipe import Recipe
+from piggyback.training.result import RESULT, TrainResult, finish, finished
+from piggyback.training.run import CHECKPOINT, Run, restore
+from piggyback.training.speed import Speed, candidates, choose
+
+
+def train(
+    backbone: Backbone,
+    data: ImageData,
+    name: str,
+    recipe: Recipe | None = None,
+    out: Path | str | None = None,
+    *,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> TrainResult:
+    """Return what a run has learned: its best epoch by val accuracy, measured once on test.
+
+    ``out`` is the run's folder: its checkpoint while it goes, then the task file (or the fine-tuned
+    weights), logs and ``result.json``; None keeps nothing. ``resume`` goes on from the checkpoint
+    there, or returns the result where the run has ended; otherwise the run starts anew. The
+    backbone's module comes back bit for bit.
+
+    Raises TrainingError when the loss is no longer a number; CheckpointError for a checkpoint that
+    is damaged or of another run, or when ``out`` cannot be written; DataError for images that
+    cannot be decoded.
+    """
+    recipe = recipe or Recipe()
+    check_name(name)
+    method = method_of(recipe.method)
+    state = processes()
+    _check_batch(recipe, data, state.num_processes)
+    folder = None if out is None else Path(out)
+    heard = Broadcast([] if listener is None else [listener])
+    identity = {
+        "name": name,
+        "recipe": recipe.identity(),
+        "data": data.describe(),
+        "backbone": fingerprint(backbone.module, (), backbone.head)[0],
+    }
+    saved = None
+    if resume and folder is not None:
+        if (done := finished(folder, identity)) is not None:
+            return done
+        saved = _saved(folder / CHECKPOINT, identity)
+    preprocessing = _preprocessing(backbone, recipe)
+    heard.on_stage("reading images")
+    cached = data.in_memory(preprocessing, source_view(preprocessing, recipe.augment))
+    steps = recipe.epochs * steps_in_epoch(data.train, recipe.batch_size, state.num_processes)
+
+    def start(on: Backbone, speed: Speed) -> Run:
+        setup = Setup(
+            name, data.classes, recipe, preprocessing, steps, state.device, speed.channels_last
+        )
+        learner = method(on, setup)
+        return Run(
+            name, recipe, cached, preprocessing, learner, speed, state.device, identity, heard
+        )
+
+    with _undisturbed(state.device):
+        if saved is None:
+            heard.on_stage("measuring speed")
+            speed = _fastest(backbone, recipe, preprocessing, start)
+        else:
+            speed = Speed(**saved.progress["speed"])
+        if folder is not None and recipe.tensorboard and state.is_main_process:
+            heard.listeners.append(TensorBoard(folder / "tensorboard"))
+        if folder is not None and saved is None and state.is_main_process:
+            _clear(folder)
+        run = start(backbone, speed)
+        run.folder = folder
+        try:
+            if saved is not None:
+                restore(run, saved)
+            fit(run)
+            heard.on_stage("measuring on test")
+            return finish(run)
+        finally:
+            run.learner.close()
+            heard.on_end()
+
+
+def _fastest(
+    backbone: Backbone,
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    start: Callable[[Backbone, Speed], Run],
+) -> Speed:
+    """The fastest way to run the recipe's steps, tried on copies; the same on all processes."""
+
+    def step(speed: Speed) -> Callable[[], None]:
+        probe = start(replace(backbone, module=copy.deepcopy(backbone.module)), speed)
+        batch = probe.batches(0)[0]
+        probe.learner.mode(training=True)
+
+        def run() -> None:
+            one_step(probe, probe.learner.network, batch)
+
+        return run
+
+    key = {
+        "method": recipe.method,
+        "norm": [recipe.norm, recipe.finetune_norm],
+        "source": backbone.source or type(backbone.module).__name__,
+        "weights": sum(p.numel() for p in backbone.module.parameters()),
+        "batch": [recipe.batch_size, recipe.accumulate, preprocessing.image_size],
+        "processes": processes().num_processes,
+    }
+    chosen = [choose(candidates(recipe), key, step)]
+    broadcast_object_list(chosen)
+    return chosen[0]
+
+
+def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
+    if recipe.batch_size % processes:
+        raise InputError(
+            f"batch_size {recipe.batch_size}: expected a multiple of {processes}, "
+            "the number of processes"
+        )
+    if len(data.train) < processes:
+        raise InputError(
+            f"{data.name}: {len(data.train)} training images for {processes} processes: "
+            "expected one each or more"
+        )
+
+
+def _preprocessing(backbone: Backbone, recipe: Recipe) -> Preprocessing:
+    own = backbone.preprocessing or Preprocessing()
+    size = recipe.image_size or own.image_size
+    return replace(own, image_size=size, crop_pct=recipe.crop_pct)
+
+
+def _clear(folder: Path) -> None:
+    """Make the run's folder and forget another run in it; its task file stays until replaced."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (CHECKPOINT, RESULT):
+            (folder / old).unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"run folder {str(folder)!r} cannot be written: {error.strerror}; choose another"
+        ) from error
+
+
+def _saved(place: Path, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from; None where the run was ended before its first one."""
+    if not place.exists():
+        return None
+    saved = checkpoint.read(place)
+    checkpoint.check_identity(place, saved.identity, identity)
+    return saved
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Repeatable kernels inside; the caller's random state and settings as they were afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        torch.enable_grad(),
+    ):
+        yield

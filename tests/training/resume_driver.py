@@ -1,0 +1,114 @@
+"""Trains a tiny network in child processes that are killed at random moments, and once whole.
+
+    python resume_driver.py FOLDER METHOD KILLS
+
+Prints, per kill, after how many checkpoints it struck; writes
+FOLDER/{whole,killed}/end.safetensors: scores, optimizer state, head, and all else that training
+changes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from piggyback.backbones.load import Backbone
+from piggyback.backbones.preprocessing import Preprocessing
+from piggyback.training import Augment, Recipe, from_tensors, train
+from piggyback.training.checkpoint import optimizer_tensors
+from piggyback.training.run import Run
+
+TRAIN = sys.modules["piggyback.training.train"]  # the package's name for it is the function
+
+
+def run(folder: Path, method: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(16, 4),
+    )
+    labels = torch.arange(80) % 4
+    images = (torch.rand(80, 3, 12, 12) * 150).byte()
+    images[:, 0] += (labels * 25).byte().view(-1, 1, 1)
+    data = from_tensors("toy", list("abcd"), (images, labels))
+    recipe = Recipe(
+        method,
+        epochs=3,
+        batch_size=8,
+        norm="trained",
+        mask_lr=1e-3,
+        amp="no",
+        channels_last="yes",
+        augment=Augment(flip=True, policy="trivial"),
+        tensorboard=False,
+        checkpoint_minutes=0,  # after every step
+    )
+    finish = TRAIN.finish
+
+    def finish_and_tell(done: Run) -> Any:
+        ended = optimizer_tensors(done.learner.optimizer) | done.learner.live()
+        plain = {name: tensor.contiguous().clone() for name, tensor in ended.items()}
+        save_file(plain, folder / "end.safetensors")
+        return finish(done)
+
+    TRAIN.finish = finish_and_tell
+    backbone = Backbone(module.eval(), "", Preprocessing(12), "8")
+    train(backbone, data, "toy", recipe, folder, resume=True)
+
+
+def in_child(folder: Path, method: str) -> int:
+    """Start a run in a child process; the libraries are imported already, no thread runs yet."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            run(folder, method)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def main() -> None:
+    root, method, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    for name in ("whole", "killed"):
+        (root / name).mkdir(parents=True)
+    started = time.perf_counter()
+    _, status = os.waitpid(in_child(root / "whole", method), 0)
+    undisturbed = time.perf_counter() - started
+    if status:
+        sys.exit(f"the undisturbed run ended with {status}")
+    chance = random.Random(0)
+    for _ in range(kills):
+        child = in_child(root / "killed", method)
+        time.sleep(chance.uniform(0, 0.8 * undisturbed))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        there = (root / "killed" / "checkpoint.safetensors").exists()
+        done = (root / "killed" / "result.json").exists()
+        sys.stdout.write("done\n" if done else "checkpoint\n" if there else "nothing\n")
+        if done:
+            break
+    _, status = os.waitpid(in_child(root / "killed", method), 0)
+    sys.exit(1 if status else 0)
+
+
+if __name__ == "__main__":
+    main()
