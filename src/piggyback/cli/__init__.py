@@ -1,0 +1,5 @@
+"""The command ``piggyback``."""
+
+from piggyback.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,111 @@
+"""Names the commands, imports the one that is asked for, and turns errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+COMMANDS = {
+    "quickstart": "Learn two tasks on one frozen network, in minutes, on the CPU.",
+    "train": "Learn one task from a folder of images; write its task file.",
+    "compare": "Train several methods on one or more tasks; make one table.",
+    "evaluate": "Measure a task file on a folder of labelled images.",
+    "predict": "Classify images with one or more task files.",
+    "inspect": "Show what is in a task file.",
+    "bake": "Write a task as a plain model: a state dict, or ONNX.",
+    "verify": "Check a backbone's weights against a task file.",
+}
+"""In the order of the help; each is a module of this package with a function ``run``."""
+
+_OPTIONS: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+class Commands(TyperGroup):
+    """Imports a command's module when it is run, so that help needs none of the heavy libraries."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that ``args`` begin with, loaded."""
+        if args and args[0] in COMMANDS:
+            self.commands[args[0]] = load(args[0])
+        return super().resolve_command(ctx, args)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; exits with 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        application()(args=[part for part in given if part != "--debug"], prog_name="piggyback")
+    except Exception as error:
+        message = _one_line(error)
+        if message is None or debug:
+            raise
+        typer.echo(f"error: {message}", err=True)
+    sys.exit(1)
+
+
+def application() -> typer.Typer:
+    """Return the command line with a light stand-in for each command."""
+    app = typer.Typer(cls=Commands, no_args_is_help=True, **_OPTIONS)
+    app.callback()(_root)
+    for name, summary in COMMANDS.items():
+        app.command(name, help=summary)(_stand_in)
+    return app
+
+
+def load(name: str) -> Any:
+    """Return the command called ``name`` with its options; imports what it needs."""
+    run: Callable[..., None] = importlib.import_module(f"piggyback.cli.{name}").run
+    single = typer.Typer(add_completion=False, **_OPTIONS)
+    single.command(name)(run)
+    return typer.main.get_command(single)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # a quarter of a second that no other command needs
+
+        typer.echo(f"piggyback {version('torch-piggyback')}")
+        raise typer.Exit
+
+
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_tell_version, help="Show the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show the trace of an error; may stand anywhere in the line."),
+    ] = False,
+) -> None:
+    """One frozen pretrained network, many tasks: a bit per weight and a small head each.
+
+    Start with: piggyback quickstart
+    """
+
+
+def _stand_in() -> None:
+    """Never runs: ``Commands`` puts the real command in its place."""
+
+
+def _one_line(error: Exception) -> str | None:
+    """The message for an error that its reader can mend; None for a defect of this program."""
+    from piggyback.errors import PiggybackError  # the package is heavy: not before it is needed
+
+    if isinstance(error, PiggybackError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return None

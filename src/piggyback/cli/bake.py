@@ -1,0 +1,143 @@
+"""``piggyback bake``: a task as a plain model that needs nothing of this library."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import save as tensor_bytes
+from torch import Tensor, nn
+
+from piggyback.cli.flags import CheckpointOption, HeadOption, OtherBackboneOption
+from piggyback.cli.loading import load_tasks
+from piggyback.cli.screen import results
+from piggyback.errors import InputError, PiggybackError, require
+from piggyback.tasks.header import TaskHeader
+from piggyback.training.checkpoint import write_atomically
+
+TOLERANCE = 1e-3
+"""Largest difference of a logit between ONNX Runtime and torch, of logits around 1 to 10."""
+OPSET = 20
+
+
+class ExportError(PiggybackError):
+    """An exported model that does not compute what the live one does."""
+
+
+def run(
+    task: Annotated[Path, typer.Argument(metavar="FILE", help="A task file.")],
+    to: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="What to write: NAME.safetensors or NAME.onnx."),
+    ],
+    backbone: OtherBackboneOption = None,
+    checkpoint: CheckpointOption = None,
+    head: HeadOption = None,
+) -> None:
+    """Write a task as a plain model: a state dict, or ONNX.
+
+    The masked weights, the head and the normalisation are written into the backbone's
+    own tensors. ONNX takes images (batch, 3, side, side), prepared as the metadata
+    says, and is checked against the live model with ONNX Runtime.
+
+    \b
+    Examples:
+      piggyback bake tasks/signs.safetensors --to signs-model.safetensors
+      piggyback bake tasks/signs.safetensors --to signs.onnx
+    """
+    if to.suffix not in (".safetensors", ".onnx"):
+        raise InputError(f"--to {str(to)!r}: expected a name ending in .safetensors or .onnx")
+    if to.resolve() == task.resolve():
+        raise InputError(f"--to {str(to)!r} is the task file itself: choose another name")
+    if to.suffix == ".onnx":
+        require("onnx", "onnx")
+        require("onnxscript", "onnx")
+        require("onnxruntime", "onnx")
+    loaded = load_tasks([task], backbone, checkpoint, head)
+    header = loaded.headers[0]
+    baked = loaded.model.bake(header.name).cpu().eval()
+    screen = results()
+    if to.suffix == ".safetensors":
+        state = {name: tensor.detach().clone() for name, tensor in baked.state_dict().items()}
+        data = tensor_bytes(state, _metadata(header))
+        write_atomically(to, lambda temporary: _put(temporary, data))
+        screen.print(f"wrote {to}: {len(state)} tensors, {len(data):,} bytes", soft_wrap=True)
+        return
+    difference = write_onnx(baked, header, to)
+    screen.print(
+        f"wrote {to}: {to.stat().st_size:,} bytes, "
+        f"largest difference from the live model {difference:.2g}",
+        soft_wrap=True,
+    )
+
+
+def write_onnx(baked: nn.Module, header: TaskHeader, to: Path) -> float:
+    """Return the largest difference of a logit, after writing ``baked`` as ONNX for any batch size.
+
+    Raises ExportError, and writes nothing, where it exceeds ``TOLERANCE`` times the largest logit.
+    """
+    side = 224 if header.info.preprocessing is None else header.info.preprocessing.image_size
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's notes on its own internals
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            baked,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(f"task {header.name!r}: torch exported nothing")
+    proto: Any = program.model_proto
+    for key, value in _metadata(header).items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    data: bytes = proto.SerializeToString()
+    difference = _difference(baked, data, images, header)
+    write_atomically(to, lambda temporary: _put(temporary, data))
+    return difference
+
+
+@torch.inference_mode()
+def _difference(baked: nn.Module, data: bytes, images: Tensor, header: TaskHeader) -> float:
+    """The largest difference over batches of two sizes."""
+    runtime = require("onnxruntime", "onnx")
+    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for x in (images, images[:1], images.repeat(2, 1, 1, 1)[:3]):
+        wanted = baked(x)
+        found = torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
+        worst = max(worst, float((found - wanted).abs().max()))
+        if worst > TOLERANCE * max(1.0, float(wanted.abs().max())):
+            raise ExportError(
+                f"task {header.name!r}: the ONNX model's logits differ by {worst:.2g} from the "
+                f"live model's: expected at most {TOLERANCE:g} of the largest; nothing was written"
+            )
+    return worst
+
+
+def _metadata(header: TaskHeader) -> dict[str, str]:
+    """What whoever runs the model must know."""
+    values: dict[str, str] = {
+        "task": header.name,
+        "classes": json.dumps(list(header.info.classes)),
+        "backbone": header.info.backbone.source,
+    }
+    if header.info.preprocessing is not None:
+        values["preprocessing"] = json.dumps(header.info.preprocessing.to_json())
+    return values
+
+
+def _put(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

@@ -1,0 +1,114 @@
+"""``piggyback compare``: methods side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from piggyback.backbones.load import load_backbone
+from piggyback.cli.flags import (
+    BackboneOption,
+    CheckpointOption,
+    HeadOption,
+    JsonOption,
+    SkipBadOption,
+)
+from piggyback.cli.loading import load_images
+from piggyback.cli.options import only, takes_recipe
+from piggyback.cli.screen import Show, notes, results, write_json
+from piggyback.errors import InputError
+from piggyback.reports.compare import Proof, compare
+from piggyback.reports.tables import to_screen
+from piggyback.tasks.task import check_name
+from piggyback.training import METHODS, Recipe
+
+
+@takes_recipe("method", "seed")
+def run(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=DIR", help="A task's name and its folder of images. May be repeated."
+        ),
+    ],
+    recipe: Recipe,
+    backbone: BackboneOption = "efficientnet_lite0",
+    methods: Annotated[
+        str, typer.Option(metavar="A,B,...", help="What to compare.")
+    ] = "head,masks,finetune",
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="Seed of the runs; by default 0. May be repeated."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for runs, task files, tables and plots.")
+    ] = Path("piggyback-compare"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep runs that have ended there, go on with others.")
+    ] = False,
+    checkpoint: CheckpointOption = None,
+    head: HeadOption = None,
+    skip_bad: SkipBadOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Train several methods on one or more tasks; make one table.
+
+    Written to the folder: table.csv, table.json, table.md, accuracy.png (accuracy
+    against bytes), density.png (weights kept in each layer), tasks/NAME.safetensors.
+    At the end all tasks go into one model and are measured again: nothing is forgotten.
+
+    \b
+    Examples:
+      piggyback compare --data signs=photos/signs --image-size 64
+      piggyback compare --data a=A --data b=B --methods head,masks --seed 1
+      piggyback compare --data signs=photos/signs --json > rows.json
+    """
+    chosen = only(METHODS, methods, "methods")
+    folders = dict(_named(text) for text in data)
+    if len(folders) != len(data):
+        raise InputError(f"--data {' '.join(data)}: expected a different NAME for each")
+    images = {name: load_images(folder, name, skip_bad) for name, folder in folders.items()}
+    network = load_backbone(
+        backbone, checkpoint=checkpoint, head=head, image_size=recipe.image_size
+    )
+    compared = compare(
+        network,
+        images,
+        chosen,
+        recipe,
+        out,
+        seeds=seed or [0],
+        resume=resume,
+        listener=Show,
+    )
+    screen = notes() if json else results()
+    screen.print(to_screen(compared.rows))
+    if compared.proof is not None:
+        show_proof(screen, compared.proof)
+    for path in (*compared.written, *compared.files.values()):
+        screen.print(f"wrote {path}", soft_wrap=True)
+    if json:
+        write_json([row.to_json() for row in compared.rows])
+
+
+def show_proof(screen: Console, proof: Proof) -> None:
+    """Print whether the tasks, measured again in one model, and the backbone are as they were."""
+    for task in proof.tasks:
+        if task.alone != task.together:
+            screen.print(
+                f"{task.task}: {task.alone:.2f}% alone, {task.together:.2f}% beside others"
+            )
+    if not proof.forgotten:
+        screen.print(f"all {len(proof.tasks)} tasks in one model: each as accurate as when trained")
+    word = "bit-identical" if proof.identical else "CHANGED"
+    screen.print(f"backbone {word}: {proof.before[:16]} before, {proof.after[:16]} after")
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not equals or not folder:
+        raise InputError(f"--data {text!r}: expected NAME=DIR, such as signs=photos/signs")
+    return check_name(name), Path(folder)

@@ -1,0 +1,139 @@
+"""``piggyback inspect``: what a task file says about itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from piggyback.cli.flags import JsonOption
+from piggyback.cli.screen import results, write_json
+from piggyback.reports.card import task_card
+from piggyback.reports.plots import human_bytes
+from piggyback.tasks.file import read_header
+from piggyback.tasks.header import TaskHeader
+
+
+def run(
+    task: Annotated[Path, typer.Argument(metavar="FILE", help="A task file.")],
+    layers: Annotated[
+        bool, typer.Option("--layers/--no-layers", help="Show each masked layer.")
+    ] = True,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write a model card in Markdown instead.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show what is in a task file.
+
+    Header, density, bits and codec of each layer, the backbone it wants, where it
+    comes from. No mask is decoded and no backbone is loaded.
+
+    \b
+    Examples:
+      piggyback inspect tasks/signs.safetensors
+      piggyback inspect tasks/signs.safetensors --json
+      piggyback inspect tasks/signs.safetensors --card > signs.md
+    """
+    header = read_header(task)
+    if json:
+        write_json(_as_json(header))
+    elif card:
+        typer.echo(task_card(header), nl=False)
+    else:
+        _show(header, layers)
+
+
+def _as_json(header: TaskHeader) -> dict[str, Any]:
+    info = header.info
+    return {
+        "name": header.name,
+        "version": header.version,
+        "kind": info.kind,
+        "classes": list(info.classes),
+        "head": info.head_kind,
+        "rule": {"kind": info.rule.kind, "threshold": info.rule.threshold},
+        "preprocessing": None if info.preprocessing is None else info.preprocessing.to_json(),
+        "backbone": {"source": info.backbone.source, "fingerprint": info.backbone.fingerprint},
+        "weights": header.weights,
+        "density": header.density,
+        "bits_per_weight": header.bits_per_weight if header.weights else None,
+        "bytes": {
+            "total": header.bytes_total,
+            "masks": header.bytes_masks,
+            "head": header.bytes_head,
+            "norm": header.bytes_norm,
+            "header": header.bytes_header,
+        },
+        "layers": [
+            {
+                "name": layer.name,
+                "shape": list(layer.shape),
+                "density": layer.density,
+                "bits_per_weight": layer.bits / layer.numel if layer.numel else 0.0,
+                "codec": layer.codec,
+            }
+            for layer in header.layers
+        ],
+        "provenance": dict(info.provenance),
+    }
+
+
+def _show(header: TaskHeader, layers: bool) -> None:
+    screen = results()
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts(header).items():
+        grid.add_row(name, Text(value, overflow="fold"))
+    screen.print(grid)
+    if not layers or not header.layers:
+        return
+    table = Table(
+        "layer", "shape", "kept (%)", "bits", "codec", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for layer in header.layers:
+        table.add_row(
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            f"{100 * layer.density:.2f}",
+            f"{layer.bits / layer.numel if layer.numel else 0:.3f}",
+            layer.codec,
+        )
+    screen.print(table)
+
+
+def facts(header: TaskHeader) -> dict[str, str]:
+    """Return the header's facts as words, by name."""
+    info = header.info
+    many = f", ... {info.classes[-1]}" if len(info.classes) > 6 else ""
+    found = {
+        "task": f"{header.name} ({info.kind}, format {header.version})",
+        "classes": f"{len(info.classes)}: {', '.join(info.classes[:6])}{many}",
+        "backbone": info.backbone.source or "not named",
+        "fingerprint": info.backbone.fingerprint,
+    }
+    if info.preprocessing is not None:
+        side = info.preprocessing.image_size
+        found["images"] = f"{side} x {side} pixels, {info.preprocessing.interpolation}"
+    if header.layers:
+        found["masks"] = (
+            f"{info.rule.kind}, {header.weights:,} weights in {len(header.layers)} layers, "
+            f"{100 * header.density:.2f}% kept, {header.bits_per_weight:.3f} bits per weight"
+        )
+    else:
+        found["masks"] = "none: the backbone's weights as they are"
+    found["bytes"] = (
+        f"{header.bytes_total:,}: masks {human_bytes(header.bytes_masks)}, "
+        f"head {human_bytes(header.bytes_head)}, "
+        f"normalisation {human_bytes(header.bytes_norm)}, rest {human_bytes(header.bytes_header)}"
+    )
+    for key, label in (("val_accuracy", "val"), ("test_accuracy", "test")):
+        if isinstance(value := info.provenance.get(key), (int, float)):
+            found[label] = f"{value:.2f}%"
+    return found

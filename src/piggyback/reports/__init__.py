@@ -1,0 +1,1 @@
+"""Tables, plots and task cards of what was trained."""

@@ -1,0 +1,112 @@
+"""The command line as a whole: help, version, exit codes, errors."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from cli_toys import FAST, Command
+
+from piggyback.cli.app import COMMANDS
+from piggyback.errors import PiggybackError
+
+COMMAND = [sys.executable, "-c", "from piggyback.cli import main; main()"]
+
+
+def test_help_lists_every_command(piggyback: Command) -> None:
+    ran = piggyback("--help")
+    assert ran.code == 0
+    for name, summary in COMMANDS.items():
+        assert f"{name} " in ran.out
+        assert summary in ran.out
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_fits_80_columns(piggyback: Command, command: str | None) -> None:
+    ran = piggyback(*([command] if command else []), "--help")
+    assert ran.code == 0
+    assert max(map(len, ran.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_shows_examples_and_its_summary(piggyback: Command, command: str) -> None:
+    ran = piggyback(command, "-h")
+    assert f"Examples:\n    piggyback {command}" in ran.out
+    described = importlib.import_module(f"piggyback.cli.{command}").run.__doc__
+    assert described.splitlines()[0] == COMMANDS[command]
+
+
+def test_help_needs_no_torch() -> None:
+    check = "import sys; assert 'torch' not in sys.modules, 'torch was imported'"
+    code = (
+        "from piggyback.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        f"except SystemExit:\n    {check}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
+
+
+def test_version(piggyback: Command) -> None:
+    assert piggyback("--version").out == f"piggyback {version('torch-piggyback')}\n"
+
+
+def test_wrong_usage_exits_with_2(piggyback: Command) -> None:
+    for arguments in (["trian"], ["train"], ["train", "--epochs", "many"], ["predict", "x.png"]):
+        ran = piggyback(*arguments)
+        assert (ran.code, ran.out) == (2, ""), arguments
+        assert "Usage:" in ran.err
+
+
+def test_an_error_is_one_line_on_standard_error(piggyback: Command) -> None:
+    ran = piggyback("inspect", "missing.safetensors")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.count("\n") == 1
+    assert ran.err.startswith("error: missing.safetensors: cannot be read")
+    assert "No such file" in ran.err
+
+
+def test_debug_shows_the_trace(piggyback: Command) -> None:
+    for arguments in (["--debug", "inspect", "missing"], ["inspect", "missing", "--debug"]):
+        with pytest.raises(PiggybackError, match="cannot be read"):
+            piggyback(*arguments)
+
+
+def test_completion_can_be_shown(piggyback: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_PIGGYBACK_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "piggyback qui")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert "quickstart" in piggyback().out
+
+
+def test_completion_knows_a_commands_options(
+    piggyback: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_PIGGYBACK_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "piggyback train --lab")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert "--label-smoothing" in piggyback().out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_exits_with_130_and_resume_goes_on(toy: str, colours: Path, tmp_path: Path) -> None:
+    command = [
+        *(*COMMAND, "train", "--data", str(colours), "--backbone", f"{toy}:build"),
+        *("--out", str(tmp_path / "run"), *FAST, "--epochs", "100000"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    place = tmp_path / "run" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 120
+    while not place.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert place.exists()

@@ -1,0 +1,81 @@
+"""``piggyback compare``."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from cli_toys import FAST, Command
+from PIL import Image
+
+KEYS = [
+    *("task", "method", "seed", "accuracy", "val_accuracy"),
+    *("bits_per_weight", "bytes", "seconds"),
+]
+
+
+def test_compare_writes_one_table_and_proves_that_nothing_is_forgotten(
+    piggyback: Command, toy: str, colours: Path
+) -> None:
+    arguments = (
+        *("compare", "--data", f"a={colours}", "--data", f"b={colours}"),
+        *("--backbone", f"{toy}:build", *FAST, "--out", "out"),
+    )
+    ran = piggyback(*arguments)
+    assert ran.code == 0, ran.err
+    assert "all 4 tasks in one model: each as accurate as when trained" in ran.out
+    assert "backbone bit-identical: " in ran.out
+    before, after = ran.out.split("backbone bit-identical: ")[1].split("\n")[0].split(", ")
+    assert before.removesuffix(" before") == after.removesuffix(" after")
+    assert max(map(len, (ran.out + ran.err).splitlines())) <= 80
+
+    rows = json.loads(Path("out/table.json").read_text())
+    assert [(row["task"], row["method"]) for row in rows] == [
+        (task, method) for task in "ab" for method in ("head", "masks", "finetune")
+    ]
+    with Path("out/table.csv").open() as file:
+        assert next(csv.reader(file)) == KEYS
+    assert Path("out/table.md").read_text().count("\n") == 2 + len(rows)
+    for name in ("accuracy.png", "density.png"):
+        assert Image.open(f"out/{name}").width > 300
+    for task in "ab":
+        assert Path(f"out/tasks/{task}.safetensors").exists()
+
+    again = piggyback(*arguments, "--resume", "--json")  # all runs have ended: none is repeated
+    assert json.loads(again.out) == rows
+
+
+def test_json_rows_have_exactly_the_promised_keys(
+    piggyback: Command, toy: str, colours: Path
+) -> None:
+    ran = piggyback(
+        *("compare", "--data", f"a={colours}", "--methods", "head,masks", "--json"),
+        *("--backbone", f"{toy}:build", *FAST, "--seed", "1", "--seed", "2"),
+    )
+    rows = json.loads(ran.out)
+    assert all(list(row) == KEYS for row in rows)
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        (method, seed) for seed in (1, 2) for method in ("head", "masks")
+    ]
+    for row in rows:
+        assert (row["bits_per_weight"] is None) == (row["method"] == "head")
+        assert 0 <= row["accuracy"] <= 100
+    assert "±" in ran.err
+
+
+def test_wrong_choices_are_refused_before_anything_is_trained(
+    piggyback: Command, colours: Path
+) -> None:
+    for arguments, told in (
+        (["--data", str(colours)], "expected NAME=DIR"),
+        (["--data", f"a/b={colours}"], "task name 'a/b'"),
+        (["--data", f"a={colours}", "--data", f"a={colours}"], "a different NAME for each"),
+        (["--data", f"a={colours}", "--methods", "mask"], "masks"),
+        (["--data", "a=nowhere"], "'nowhere': no such directory"),
+    ):
+        ran = piggyback("compare", *arguments, "--out", "out")
+        assert (ran.code, ran.out) == (1, ""), arguments
+        assert told in ran.err
+        assert ran.err.count("\n") == 1
+    assert not Path("out").exists()

@@ -1,0 +1,89 @@
+"""Options of training are the recipe's fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_toys import Command
+
+from piggyback.cli.options import choices_of, field_docs
+from piggyback.masks.regularize import EntropyPrice, TargetDensity
+from piggyback.training import Recipe
+from piggyback.training.augment import Augment
+
+
+class StopError(Exception):
+    """Raised in place of training."""
+
+
+@pytest.fixture
+def recipe_of(piggyback: Command, toy: str, colours: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives the recipe that ``piggyback train`` makes of some options."""
+
+    def make(*options: str) -> Recipe:
+        seen: list[Recipe] = []
+
+        def instead(
+            backbone: object, data: object, name: str, recipe: Recipe, *_: object, **__: object
+        ) -> None:
+            seen.append(recipe)
+            raise StopError
+
+        monkeypatch.setattr("piggyback.cli.train.train", instead)
+        with pytest.raises(StopError):
+            piggyback("train", "--data", colours, "--backbone", f"{toy}:build", *options)
+        return seen[0]
+
+    return make
+
+
+def test_no_options_give_the_default_recipe(recipe_of: Any) -> None:
+    assert recipe_of() == Recipe()
+
+
+def test_options_reach_the_recipe(recipe_of: Any) -> None:
+    made = recipe_of(
+        *("--method", "head", "--epochs", "3", "--image-size", "32", "--mask-lr", "1e-4"),
+        *("--schedule", "step", "--clip", "1.5", "--rule-kind", "ternary", "--init-value", "0.02"),
+        *("--augment-flip", "--augment-policy", "trivial", "--select", "0.*", "--select", "3.*"),
+        *("--no-tensorboard", "--grad-scale", "mean"),
+    )
+    assert (made.method, made.epochs, made.image_size, made.mask_lr) == ("head", 3, 32, 1e-4)
+    assert (made.schedule, made.clip, made.rule.kind, made.init.value) == (
+        "step",
+        1.5,
+        "ternary",
+        0.02,
+    )
+    assert made.augment == Augment(flip=True, policy="trivial")
+    assert (made.select, made.tensorboard, made.grad_scale) == (("0.*", "3.*"), False, "mean")
+
+
+def test_regularizers_are_given_by_kind_and_numbers(recipe_of: Any) -> None:
+    made = recipe_of(
+        *("--regularizer", "EntropyPrice:price=1e-5"),
+        *("--regularizer", "TargetDensity:density=0.9,strength=1"),
+    )
+    assert made.regularizers == (EntropyPrice(1e-5), TargetDensity(0.9, 1.0))
+
+
+@pytest.mark.parametrize("text", ["Entropy:price=1", "EntropyPrice", "EntropyPrice:price=x", ""])
+def test_a_wrong_regularizer_says_what_is_right(piggyback: Command, text: str) -> None:
+    ran = piggyback("train", "--data", "x", "--regularizer", text)
+    assert ran.code == 1
+    assert "EntropyPrice:price=" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_a_wrong_value_is_refused_by_the_recipe(piggyback: Command) -> None:
+    ran = piggyback("train", "--data", "x", "--epochs", "0")
+    assert (ran.code, ran.err) == (1, "error: epochs 0: expected an integer from 1\n")
+
+
+def test_every_field_has_an_option_and_a_help_text() -> None:
+    choices = list(choices_of(Recipe))
+    assert {choice.path[0] for choice in choices} == set(Recipe.__dataclass_fields__)
+    assert all(choice.help for choice in choices)
+    assert field_docs(Recipe)["epochs"] == "Passes over the training images."

@@ -1,0 +1,85 @@
+"""``piggyback train``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cli_toys import COLOURS, FAST, Command
+
+from piggyback.tasks.file import load_file
+
+
+def test_a_trained_task_file_holds_classes_backbone_and_scores(trained: Path, toy: str) -> None:
+    task = load_file(trained)
+    assert (task.name, task.info.classes) == ("colours", COLOURS)
+    assert task.info.backbone.source == f"{toy}:build"
+    assert 0 < task.density < 1
+    assert task.info.provenance["test_accuracy"] > 50
+
+
+def test_train_shows_epochs_on_stderr_and_the_result_on_stdout(
+    piggyback: Command, toy: str, colours: Path
+) -> None:
+    arguments = ("train", "--data", colours, "--backbone", f"{toy}:build", *FAST)
+    ran = piggyback(*arguments, "--name", "squares")
+    assert ran.code == 0
+    assert "squares masks 3/3: loss" in ran.err
+    assert "wrote runs/squares/squares.safetensors" in ran.out
+    assert max(map(len, (ran.out + ran.err).splitlines())) <= 80
+    again = piggyback(*arguments, "--name", "squares", "--resume")
+    assert (again.code, again.err) == (0, "")
+    assert again.out == ran.out
+
+
+def test_json_is_all_there_is_on_standard_output(
+    piggyback: Command, toy: str, colours: Path
+) -> None:
+    ran = piggyback(
+        *("train", "--data", colours, "--backbone", f"{toy}:build", *FAST),
+        *("--method", "head", "--out", "run", "--json"),
+    )
+    row = json.loads(ran.out)
+    assert (row["task"], row["method"], row["bits_per_weight"]) == ("colours", "head", None)
+    assert row["bytes"] == Path(row["file"]).stat().st_size
+
+
+def test_a_fine_tuned_copy_is_written_as_weights(
+    piggyback: Command, toy: str, colours: Path
+) -> None:
+    ran = piggyback(
+        *("train", "--data", colours, "--backbone", f"{toy}:build", *FAST),
+        *("--method", "finetune", "--out", "run"),
+    )
+    assert ran.code == 0
+    assert Path("run/colours.finetuned.safetensors").exists()
+
+
+def test_unreadable_images_are_left_out_on_request(
+    piggyback: Command, toy: str, colours: Path
+) -> None:
+    bad = Path("pictures")
+    for source in (colours / "train").rglob("*.png"):
+        target = bad / source.parent.name / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    (bad / "red" / "torn.png").write_bytes(source.read_bytes()[:100])
+    arguments = ("train", "--data", bad, "--backbone", f"{toy}:build", *FAST, "--method", "head")
+    refused = piggyback(*arguments)
+    assert refused.code == 1
+    assert "torn.png" in refused.err
+    assert "--skip-bad" in refused.err
+    assert not Path("runs").exists()
+    ran = piggyback(*arguments, "--skip-bad")
+    assert ran.code == 0
+    assert "torn.png" in ran.err
+
+
+def test_out_may_name_the_task_file(piggyback: Command, toy: str, colours: Path) -> None:
+    ran = piggyback(
+        *("train", "--data", colours, "--backbone", f"{toy}:build", *FAST),
+        *("--method", "head", "--out", "tasks/squares.safetensors"),
+    )
+    assert "wrote tasks/squares.safetensors" in ran.out
+    assert load_file("tasks/squares.safetensors").name == "squares"
+    assert Path("runs/squares/metrics.csv").exists()

@@ -1,0 +1,200 @@
+"""The documentation is true: its Python runs, its commands parse, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from piggyback.cli.app import COMMANDS, load
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXECUTED = [ROOT / "README.md", ROOT / "docs" / "GUIDE.md"]
+SHELL = ("bash", "sh", "console")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.$}/:~-])/(?:home|root|work|Users|mnt|tmp|data|srv|opt|usr|var|etc)\b|\b[A-Z]:\\"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    heading: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    heading, opened, language, held = "", 0, "", []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if opened and line.strip() == "```":
+            yield Block(page, opened, language, heading, "\n".join(held) + "\n")
+            opened = 0
+        elif opened:
+            held.append(line)
+        elif line.startswith("```"):
+            opened, language, held = number, line[3:].strip(), []
+        elif line.startswith("## "):
+            heading = line[3:].strip()
+    assert not opened, f"{page.name}: the block opened in line {opened} is not closed"
+
+
+def sections() -> list[Any]:
+    """The Python blocks of the executed pages, by heading."""
+    found: dict[tuple[str, str], list[Block]] = {}
+    for page in EXECUTED:
+        for block in blocks(page):
+            if block.language == "python":
+                found.setdefault((page.stem, block.heading), []).append(block)
+    return [pytest.param(held, id=f"{page}-{name}") for (page, name), held in found.items()]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working directory but for a folder of images; global state as it was, afterwards."""
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for kind, shade in (("stop", 40), ("yield", 160)):
+        folder = tmp_path / "signs" / "train" / kind
+        folder.mkdir(parents=True)
+        for number in range(12):
+            noise = torch.randint(0, 80, (24, 24, 3), generator=generator) + shade
+            Image.fromarray(noise.to(torch.uint8).numpy()).save(folder / f"{number}.png")
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(threads)
+    torch._dynamo.reset()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("held", sections())
+def test_python_blocks_run(held, elsewhere, monkeypatch):
+    module = ModuleType("docs_page")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look themselves up
+    if held[0].page.name == "README.md":
+        # The one stand-in: README's loop runs over the reader's own batches.
+        module.__dict__["batches"] = [(torch.randn(2, 3, 64, 64), torch.tensor([0, 2]))]
+    for block in held:
+        # Line numbers of a traceback are the page's own.
+        code = compile("\n" * block.line + block.text, str(block.page), "exec")
+        exec(code, module.__dict__)
+
+
+def command_lines() -> list[Any]:
+    """Every ``piggyback`` call in a shell block."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language in SHELL:
+                text = block.text.replace("\\\n", " ")
+                for line in text.splitlines():
+                    found += [
+                        pytest.param(words, id=f"{block}-{words[0]}") for words in calls(line)
+                    ]
+    return found
+
+
+def calls(line: str) -> Iterator[list[str]]:
+    lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="&|;<>")
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if set(word) <= set("&|;<>"):
+            if words and Path(words[0]).name == "piggyback" and words[1:]:
+                yield words[1:]
+            words = []
+        else:
+            words.append(word)
+
+
+@pytest.mark.parametrize("words", command_lines())
+def test_command_lines_parse(words, monkeypatch):
+    # Files that a line names need not exist here.
+    monkeypatch.setattr(click.Path, "convert", lambda self, value, param, ctx: value)
+    words = [word for word in words if word != "--debug"]
+    if words[0] in ("--help", "--version", "--install-completion"):
+        return
+    assert words[0] in COMMANDS
+    load(words[0]).make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_in_running_text_exist(page):
+    for code in re.findall(r"`piggyback ([^`\n]+)`", page.read_text(encoding="utf-8")):
+        name, *rest = code.split()
+        if name.startswith("-"):
+            continue
+        assert name in COMMANDS, f"{page.name}: `piggyback {code}`"
+        known = {opt for param in load(name).params for opt in (*param.opts, *param.secondary_opts)}
+        for word in rest:
+            if word.startswith("--"):
+                assert word.split("=")[0] in known, f"{page.name}: `piggyback {code}`"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a code host makes of a page's headings."""
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    titles = re.findall(r"^#+ +(.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    for target in targets:
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        place = page if not path else page.parent / path
+        assert place.exists(), f"{page.name}: {target}"
+        if anchor and place.suffix == ".md":
+            assert anchor in anchors(place), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_names_a_path_of_some_machine(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [f"{n}: {line}" for n, line in enumerate(lines, 1) if MACHINE_PATH.search(line)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_extras_named_exist(page):
+    known = set(metadata("torch-piggyback").get_all("Provides-Extra") or ())
+    named = re.findall(r"(?:torch-piggyback|\.)\[([\w,]+)\]", page.read_text(encoding="utf-8"))
+    assert {extra for group in named for extra in group.split(",")} <= known
+
+
+def test_the_readmes_two_commands_are_one_line_each():
+    readme = ROOT / "README.md"
+    single = [
+        b.text for b in blocks(readme) if b.language == "bash" and "python3 -m venv" in b.text
+    ]
+    assert len(single) == 2
+    for text, end in zip(single, ("piggyback quickstart\n", "-m pytest\n"), strict=True):
+        assert text.count("\n") == 1
+        assert text.endswith(end)
+    assert f"<!-- test command -->\n```bash\n{single[1]}```" in readme.read_text(encoding="utf-8")
