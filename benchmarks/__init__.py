@@ -1,0 +1,1 @@
+"""What Piggyback costs against doing without it, as ratios: ``python -m benchmarks.run``."""

@@ -1,0 +1,83 @@
+"""The command line: which benchmarks to run, where, and where the numbers go."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Row, Settings, machine
+
+NAMES = ("step", "images", "memory", "switch", "forward", "mask_bytes", "file_ready", "release")
+"""Modules of this package, each with ``rows(settings)``."""
+BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
+
+
+def main(*names: str, argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks of these names, or those that ``--only`` picks; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--markdown", type=Path, help="put the table into this page")
+    parser.add_argument("--quick", action="store_true", help="toy sizes: shows that it runs")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--threads", type=int, help="threads of torch")
+    if len(names) > 1:
+        parser.add_argument("--only", action="append", choices=names, help="repeatable")
+    options = parser.parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no such device")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    settings = Settings(torch.device(options.device), options.quick)
+    place = machine(settings.device)
+    print(", ".join(f"{key} {value}" for key, value in place.items()), flush=True)
+    rows: list[Row] = []
+    for name in getattr(options, "only", None) or names:
+        for row in importlib.import_module(f"benchmarks.{name}").rows(settings):
+            print(_line(row), flush=True)
+            rows.append(row)
+    if options.json:
+        _write(options.json, json.dumps([{**row.to_json(), "on": place} for row in rows], indent=1))
+    if options.markdown:
+        _write(options.markdown, _with_table(options.markdown.read_text(), rows, place))
+    return 0
+
+
+def _line(row: Row) -> str:
+    sign, verdict = (">=" if row.at_least else "<="), ("" if row.meets else "  MISSED")
+    return (
+        f"{row.name:<36} {row.ratio:6.3f}  aim {sign} {row.aim:<5g} "
+        f"{row.ours:9.3f} / {row.theirs:9.3f} {row.unit:<9}{verdict}"
+    )
+
+
+def _with_table(page: str, rows: Iterable[Row], place: dict[str, Any]) -> str:
+    """The page with a new table between its two marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        sys.exit(f"the page has no lines {BEGIN} and {END} to put the table between")
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in place.items()) + ".",
+        "",
+        "| what | ratio | aim | ours | theirs | unit | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sign, bold = (">=" if row.at_least else "<="), ("" if row.meets else "**")
+        lines.append(
+            f"| {row.name} | {bold}{row.ratio:.3f}{bold} | {sign} {row.aim:g} | {row.ours:.3f} "
+            f"| {row.theirs:.3f} | {row.unit} | {row.note} |"
+        )
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
