@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,23 @@ def main(*names: str, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="toy sizes: shows that it runs")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="on a busy machine: one thread, and the time that it ran, not the time on the clock",
+    )
     if len(names) > 1:
         parser.add_argument("--only", action="append", choices=names, help="repeatable")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no such device")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    settings = Settings(torch.device(options.device), options.quick)
-    place = machine(settings.device)
+    if options.cpu_time and options.device != "cpu":
+        parser.error("--cpu-time: the device's time is not the processor's; leave it out")
+    if options.threads or options.cpu_time:
+        torch.set_num_threads(1 if options.cpu_time else options.threads)
+    clock = time.thread_time if options.cpu_time else time.perf_counter
+    settings = Settings(torch.device(options.device), options.quick, clock)
+    place = machine(settings)
     print(", ".join(f"{key} {value}" for key, value in place.items()), flush=True)
     rows: list[Row] = []
     for name in getattr(options, "only", None) or names:

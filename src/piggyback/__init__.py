@@ -4,14 +4,14 @@
 >>> backbone = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 10))
 >>> model = piggyback.MultiTaskModel(backbone)
 >>> model.start_task("parity", classes=2)
->>> groups = model.parameter_groups(lr=2e-4, head_lr=1e-3)
->>> optimizer = piggyback.MaskOptimizer(groups, torch.optim.Adam, base=model.base_of)
+>>> optimizer = model.optimizer(torch.optim.Adam, lr=2e-4, head_lr=1e-3)
 >>> model(torch.randn(16, 4)).sum().backward(); optimizer.step()
 >>> task = model.finish_task()
 """
 
 from typing import TYPE_CHECKING, Any
 
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.fingerprint import BackboneInfo
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import PiggybackError
@@ -25,7 +25,7 @@ from piggyback.tasks.file import load, load_file, read_header, save, save_file
 from piggyback.tasks.task import Task, TaskInfo
 
 if TYPE_CHECKING:
-    from piggyback.backbones.load import Backbone, load_backbone
+    from piggyback.backbones.load import load_backbone
 
 __version__ = "0.1.0"
 
@@ -56,9 +56,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return what loads backbones by name, when asked for: timm and torchvision take seconds to import."""
-    if name in ("Backbone", "load_backbone"):
-        from piggyback.backbones import load
+    """Return ``load_backbone`` when it is asked for: timm and torchvision take seconds to import."""
+    if name == "load_backbone":
+        from piggyback.backbones.load import load_backbone
 
-        return getattr(load, name)
+        return load_backbone
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -71,10 +71,10 @@ def require(module: str, extra: str) -> ModuleType:
 
     >>> require("json", "text").__name__
     'json'
-    >>> require("no_such_module", "onnx")
+    >>> require("no_such_module", "onnx")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    piggyback.errors.MissingExtraError: 'no_such_module' is needed for this and not installed; run: pip install "torch-piggyback[onnx]"
+    piggyback.errors.MissingExtraError: 'no_such_module' is needed for this and not installed; run: pip install ...
     """
     try:
         return importlib.import_module(module)

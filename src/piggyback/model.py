@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.fingerprint import BackboneInfo
 from piggyback.backbones.frozen import FrozenBackbone
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.backbones.select import Selection
 from piggyback.errors import InputError, TaskNameError, TaskStateError, UnknownTaskError
+from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rule import MaskRule
 from piggyback.switched import SwitchedModel, Which
 from piggyback.tasks.file import load_file, save_file
@@ -29,8 +31,9 @@ class MultiTaskModel(SwitchedModel):
     """One frozen backbone that answers for many tasks, each a mask over its weights, a head and its normalisation.
 
     ``select`` names the weights that tasks mask (see ``select_weights``; default: every convolution and linear
-    layer but the classifier), ``head`` the classifier's module (default: found). The module stays the caller's:
-    its weights are frozen and fingerprinted, and ``release`` gives it back as it came.
+    layer but the classifier), ``head`` the classifier's module (default: found). ``load_backbone`` knows head, source
+    and preprocessing of what it returns. The module stays the caller's: its weights are frozen and fingerprinted,
+    and ``release`` gives it back as it came.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10))
     >>> model = MultiTaskModel(net)
@@ -44,13 +47,17 @@ class MultiTaskModel(SwitchedModel):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: nn.Module | Backbone,
         *,
         select: Selection = None,
         head: str | None = None,
         source: str = "",
         preprocessing: Preprocessing | None = None,
     ) -> None:
+        if isinstance(backbone, Backbone):
+            head, source = head or backbone.head, source or backbone.source
+            preprocessing = preprocessing or backbone.preprocessing
+            backbone = backbone.module
         super().__init__(FrozenBackbone(backbone, select, head))
         self.source, self.preprocessing = source, preprocessing
 
@@ -118,7 +125,8 @@ class MultiTaskModel(SwitchedModel):
         """Make the live weights trainable for a new task with a fresh head; until ``finish_task`` it runs alone.
 
         ``norm="affine"`` lets the task have its own scale and shift in normalisation layers, ``norm="trained"``
-        batch norm's statistics too. ``masks=False`` learns a head only. ``head`` replaces the default one, a new layer like the backbone's own classifier.
+        batch norm's statistics too. ``masks=False`` learns a head only. ``head`` replaces the default one, a new
+        layer like the backbone's own classifier.
         """
         with self._lock:
             self._not_learning("start another")
@@ -150,6 +158,28 @@ class MultiTaskModel(SwitchedModel):
     ) -> list[dict[str, Any]]:
         """Return the groups for a ``MaskOptimizer``: masked weights, head, normalisation, each where it is trained."""
         return self._in_learning().groups(lr, head_lr, norm_lr)
+
+    def optimizer(
+        self,
+        inner: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        *,
+        lr: float,
+        head_lr: float | None = None,
+        norm_lr: float | None = None,
+        **options: Any,
+    ) -> MaskOptimizer:
+        """Return the ``MaskOptimizer`` of the task in training, with its groups, rule and base weights.
+
+        ``options`` are those of ``MaskOptimizer`` and of ``inner``.
+        """
+        learning = self._in_learning()
+        groups = learning.groups(lr, head_lr, norm_lr)
+        rule = learning.info.rule
+        return MaskOptimizer(groups, inner, rule=rule, base=self.base_of, **options)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the backbone's forward pass in place; a switch of tasks rewrites weights and compiles nothing."""
+        self.backbone.compile(*args, **kwargs)
 
     def base_of(self, param: Tensor) -> Tensor:
         """Return the base weight behind a live parameter, for ``MaskOptimizer(..., base=model.base_of)``."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from piggyback.backbones.load import Backbone
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.reports.compare import compare, prove
 from piggyback.tasks.file import load_file

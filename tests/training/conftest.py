@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from piggyback.backbones.load import Backbone
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.training import ImageData, Recipe, from_tensors
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from piggyback.backbones.load import Backbone
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.training import Augment, Recipe, from_tensors, train
 from piggyback.training.checkpoint import optimizer_tensors

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from piggyback.backbones.load import Backbone
+from piggyback.backbones.backbone import Backbone
 from piggyback.training import EpochRow, ImageData, Listener, Recipe, train
 
 

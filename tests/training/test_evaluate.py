@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from piggyback.backbones.load import Backbone
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError, InputError, UnknownTaskError
 from piggyback.model import MultiTaskModel

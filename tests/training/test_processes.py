@@ -15,7 +15,7 @@ SCRIPT = """
 import sys
 import torch
 from torch import nn
-from piggyback.backbones.load import Backbone
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.training import Recipe, from_tensors, train
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from piggyback.backbones.load import Backbone
+from piggyback.backbones.backbone import Backbone
 from piggyback.training import ImageData, train
 from piggyback.training.progress import ProgressBar
 

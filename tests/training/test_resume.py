@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file as load_tensors
 
-from piggyback.backbones.load import Backbone
+from piggyback.backbones.backbone import Backbone
 from piggyback.errors import CheckpointError
 from piggyback.tasks.file import load_file
 from piggyback.training import EpochRow, ImageData, Listener, Recipe, train

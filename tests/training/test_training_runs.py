@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file as load_tensors
 
-from piggyback.backbones.load import Backbone
+from piggyback.backbones.backbone import Backbone
 from piggyback.errors import CheckpointError, InputError, TaskNameError, TrainingError
 from piggyback.masks.rule import MaskRule
 from piggyback.model import MultiTaskModel

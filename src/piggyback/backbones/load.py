@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.checkpoint import load_strictly, read_state_dict
 from piggyback.backbones.from_file import load_factory
 from piggyback.backbones.from_timm import LITE, load_lite, load_timm
@@ -20,20 +21,6 @@ from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import BackboneError, near_misses
 
 _ZOOS = ("timm", "torchvision", "transformers")
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A network ready to be frozen, and what belongs to it."""
-
-    module: nn.Module
-    """In eval mode, on the CPU; takes (batch, 3, side, side), returns logits (batch, classes)."""
-    source: str
-    """How to load it again; names the weights where the zoo has several."""
-    preprocessing: Preprocessing | None
-    """None only where a file's factory gave none."""
-    head: str
-    """Dotted name of the classifier."""
 
 
 def load_backbone(

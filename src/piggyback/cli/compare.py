@@ -102,7 +102,8 @@ def show_proof(screen: Console, proof: Proof) -> None:
                 f"{task.task}: {task.alone:.2f}% alone, {task.together:.2f}% beside others"
             )
     if not proof.forgotten:
-        screen.print(f"all {len(proof.tasks)} tasks in one model: each as accurate as when trained")
+        count = f"{len(proof.tasks)} task{'s' if len(proof.tasks) > 1 else ''}"
+        screen.print(f"all in one model, {count}: each as accurate as when it was trained")
     word = "bit-identical" if proof.identical else "CHANGED"
     screen.print(f"backbone {word}: {proof.before[:16]} before, {proof.after[:16]} after")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from piggyback.backbones.load import Backbone, load_backbone, runs_code
+from piggyback.backbones.backbone import Backbone
+from piggyback.backbones.load import load_backbone, runs_code
 from piggyback.cli.screen import notes
 from piggyback.errors import BackboneError, DataError
 from piggyback.model import MultiTaskModel
@@ -52,12 +53,7 @@ def load_tasks(
     """Return a model that holds the tasks of all ``files``, which must share a backbone."""
     headers = tuple(read_header(file) for file in files)
     backbone = backbone_of(headers[0], spec, checkpoint, head)
-    model = MultiTaskModel(
-        backbone.module,
-        head=backbone.head,
-        source=backbone.source,
-        preprocessing=backbone.preprocessing,
-    )
+    model = MultiTaskModel(backbone)
     for file in files:
         model.load_task(file)
     return Loaded(model.eval().to(PartialState().device), headers)

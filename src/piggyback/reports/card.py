@@ -97,8 +97,7 @@ def _plain(text: str) -> str:
 def _code(name: str, source: str) -> str:
     return (
         "from piggyback import MultiTaskModel, load_backbone\n\n"
-        f"backbone = load_backbone({source or '...'!r})\n"
-        "model = MultiTaskModel(backbone.module, head=backbone.head).eval()\n"
+        f"model = MultiTaskModel(load_backbone({source or '...'!r})).eval()\n"
         f"model.load_task({name + '.safetensors'!r})\n"
         f"logits = model(images, task={name!r})"
     )

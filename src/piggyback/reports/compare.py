@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.fingerprint import fingerprint
-from piggyback.backbones.load import Backbone
 from piggyback.model import MultiTaskModel
 from piggyback.reports.plots import accuracy_against_bytes, density_per_layer, save_png
 from piggyback.reports.rows import Row, row_of
@@ -119,7 +119,7 @@ def prove(
     before: str,
 ) -> Proof:
     """Return what the tasks score when one model holds them all, and the backbone's fingerprint."""
-    model = MultiTaskModel(backbone.module, head=backbone.head, source=backbone.source)
+    model = MultiTaskModel(backbone)
     # Device, layout, kernels and batches as the tasks were measured with: others round differently.
     layout = torch.contiguous_format
     if any(result.provenance["speed"]["channels_last"] for result in results):

@@ -12,9 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.fingerprint import fingerprint
 from piggyback.backbones.frozen import replace_module
-from piggyback.backbones.load import Backbone
 from piggyback.backbones.norm import norm_modules, norm_tensors
 from piggyback.backbones.select import find_head
 from piggyback.masks.optimizer import MaskOptimizer
@@ -37,11 +37,7 @@ class TaskLearner:
         with ExitStack() as undo:
             undo.callback(partial(_put_back, backbone.module, _place(backbone.module)))
             self.model = MultiTaskModel(
-                backbone.module,
-                select=recipe.select,
-                head=backbone.head,
-                source=backbone.source,
-                preprocessing=setup.preprocessing,
+                backbone, select=recipe.select, preprocessing=setup.preprocessing
             )
             undo.callback(self.model.release)
             _move(self.model, setup)
@@ -57,22 +53,19 @@ class TaskLearner:
 
     def _optimizer(self, setup: Setup) -> MaskOptimizer:
         recipe = setup.recipe
-        groups = self.model.parameter_groups(
+        optimizer = self.model.optimizer(
+            torch.optim.AdamW,
             lr=recipe.mask_lr or derive_mask_lr(setup.steps),
             head_lr=recipe.head_lr,
             norm_lr=recipe.norm_lr,
-        )
-        optimizer = MaskOptimizer(
-            [{**group, "peak_lr": group["lr"]} for group in groups],
-            torch.optim.AdamW,
-            rule=recipe.rule,
             init=recipe.init,
             grad_scale=recipe.grad_scale,
             regularizers=recipe.regularizers,
-            base=self.model.base_of,
             weight_decay=recipe.weight_decay,
             fused=True,
         )
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
         optimizer.initialize()
         return optimizer
 

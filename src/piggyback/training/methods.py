@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from piggyback.backbones.load import Backbone
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import InputError, near_misses
 from piggyback.tasks.task import Task

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
+from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.fingerprint import fingerprint
-from piggyback.backbones.load import Backbone
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import CheckpointError, InputError
 from piggyback.tasks.task import check_name
