@@ -41,7 +41,7 @@ def rows(settings: Settings) -> list[Row]:
 
     with _own_cache():
         speed = choose(candidates(recipe), {"benchmark": name}, prepared)
-    pair = compare(prepared(speed), lambda: whole.step(x, y), settings, repeats=7)
+    pair = compare(prepared(speed), lambda: whole.step(x, y), settings, repeats=5)
     return [
         Row(
             f"images/s {name}",

@@ -69,7 +69,7 @@ def quickstart(
     images = load_data() if data is None else data
     loaded = load_backbone(backbone, image_size=recipe.image_size)
     compared = compare(loaded, images, METHODS, recipe, out, listener=listener)
-    model = MultiTaskModel(loaded.module, head=loaded.head, source=loaded.source).eval()
+    model = MultiTaskModel(loaded).eval()
     for file in compared.files.values():
         model.load_task(file)
     return Quickstart(compared, _mixed(model, images, out / "images"))
