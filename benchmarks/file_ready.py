@@ -1,4 +1,4 @@
-"""From a task file to its weights in place (read, checked, decoded, switched to) against a switch with masks in memory."""
+"""From a task file to its weights in place: read, checked, decoded; against a switch with masks in memory."""
 
 from __future__ import annotations
 

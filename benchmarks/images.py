@@ -1,4 +1,4 @@
-"""Training images a second: masks as this package trains them by default, against the usual loop of full fine-tuning."""
+"""Training images a second: masks, as this package trains by default, against the usual loop of fine-tuning."""
 
 from __future__ import annotations
 

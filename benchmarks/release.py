@@ -1,4 +1,4 @@
-"""This package against the method written the way the authors released it: every layer masks its weight in every forward.
+"""This package against the method as its authors released it: layers mask their weights in every forward.
 
 A layer clones its scores, writes 0 and 1 into the clone by index, and multiplies the clone with the weight; backward
 goes through all of it.

@@ -26,6 +26,7 @@ LAYERS = (
     {"serving"},
     {"quickstart"},
     {"cli"},
+    {"__main__"},
 )
 """From the bottom to the top; a module imports its own part of the package and the layers below."""
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

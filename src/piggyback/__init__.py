@@ -9,56 +9,72 @@
 >>> task = model.finish_task()
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from piggyback.backbones.backbone import Backbone
-from piggyback.backbones.fingerprint import BackboneInfo
-from piggyback.backbones.preprocessing import Preprocessing
-from piggyback.errors import PiggybackError
-from piggyback.masks.init import ScoreInit
-from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.packing import PackedMask, pack, unpack
-from piggyback.masks.regularize import EntropyPrice, PullToKeep, TargetDensity
-from piggyback.masks.rule import MaskRule
-from piggyback.model import MultiTaskModel
-from piggyback.tasks.file import load, load_file, read_header, save, save_file
-from piggyback.tasks.task import Task, TaskInfo
-
 if TYPE_CHECKING:
-    from piggyback.backbones.load import load_backbone
+    from piggyback.backbones.backbone import Backbone as Backbone
+    from piggyback.backbones.fingerprint import BackboneInfo as BackboneInfo
+    from piggyback.backbones.load import load_backbone as load_backbone
+    from piggyback.backbones.preprocessing import Preprocessing as Preprocessing
+    from piggyback.errors import PiggybackError as PiggybackError
+    from piggyback.masks.init import ScoreInit as ScoreInit
+    from piggyback.masks.optimizer import MaskOptimizer as MaskOptimizer
+    from piggyback.masks.packing import PackedMask as PackedMask
+    from piggyback.masks.packing import pack as pack
+    from piggyback.masks.packing import unpack as unpack
+    from piggyback.masks.regularize import EntropyPrice as EntropyPrice
+    from piggyback.masks.regularize import PullToKeep as PullToKeep
+    from piggyback.masks.regularize import TargetDensity as TargetDensity
+    from piggyback.masks.rule import MaskRule as MaskRule
+    from piggyback.model import MultiTaskModel as MultiTaskModel
+    from piggyback.tasks.file import load as load
+    from piggyback.tasks.file import load_file as load_file
+    from piggyback.tasks.file import read_header as read_header
+    from piggyback.tasks.file import save as save
+    from piggyback.tasks.file import save_file as save_file
+    from piggyback.tasks.task import Task as Task
+    from piggyback.tasks.task import TaskInfo as TaskInfo
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Backbone",
-    "BackboneInfo",
-    "EntropyPrice",
-    "MaskOptimizer",
-    "MaskRule",
-    "MultiTaskModel",
-    "PackedMask",
-    "PiggybackError",
-    "Preprocessing",
-    "PullToKeep",
-    "ScoreInit",
-    "TargetDensity",
-    "Task",
-    "TaskInfo",
-    "load",
-    "load_backbone",
-    "load_file",
-    "pack",
-    "read_header",
-    "save",
-    "save_file",
-    "unpack",
-]
+_HOMES = {
+    "Backbone": "piggyback.backbones.backbone",
+    "BackboneInfo": "piggyback.backbones.fingerprint",
+    "load_backbone": "piggyback.backbones.load",
+    "Preprocessing": "piggyback.backbones.preprocessing",
+    "PiggybackError": "piggyback.errors",
+    "ScoreInit": "piggyback.masks.init",
+    "MaskOptimizer": "piggyback.masks.optimizer",
+    "PackedMask": "piggyback.masks.packing",
+    "pack": "piggyback.masks.packing",
+    "unpack": "piggyback.masks.packing",
+    "EntropyPrice": "piggyback.masks.regularize",
+    "PullToKeep": "piggyback.masks.regularize",
+    "TargetDensity": "piggyback.masks.regularize",
+    "MaskRule": "piggyback.masks.rule",
+    "MultiTaskModel": "piggyback.model",
+    "load": "piggyback.tasks.file",
+    "load_file": "piggyback.tasks.file",
+    "read_header": "piggyback.tasks.file",
+    "save": "piggyback.tasks.file",
+    "save_file": "piggyback.tasks.file",
+    "Task": "piggyback.tasks.task",
+    "TaskInfo": "piggyback.tasks.task",
+}
+"""Where each public name comes from. It is imported when it is asked for: torch takes seconds, which help texts and
+shell completion need not wait for."""
+
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Return ``load_backbone`` when it is asked for: timm and torchvision take seconds to import."""
-    if name == "load_backbone":
-        from piggyback.backbones.load import load_backbone
+    """Return a public name, imported now."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
 
-        return load_backbone
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

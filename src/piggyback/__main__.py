@@ -1,0 +1,5 @@
+"""``python -m piggyback``: the command line."""
+
+from piggyback.cli import main
+
+main()
