@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from piggyback.backbones.fingerprint import fingerprint, tensor_digest
+from piggyback.errors import BackboneError
 
 
 def network() -> nn.Sequential:
@@ -95,3 +96,12 @@ def test_renaming_a_tensor_changes_it() -> None:
     linear = nn.Linear(2, 2)
     first = fingerprint(nn.ModuleDict({"a": linear}), [])[0]
     assert fingerprint(nn.ModuleDict({"b": linear}), [])[0] != first
+
+
+@pytest.mark.parametrize(
+    "empty", [nn.LazyBatchNorm1d(), nn.Linear(4, 4, device="meta")], ids=["lazy", "meta"]
+)
+def test_a_backbone_without_values_is_refused(empty: nn.Module) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), empty, nn.Linear(4, 2))
+    with pytest.raises(BackboneError, match=r"tensor '1\..* has no values yet"):
+        fingerprint(net, ["0.weight"], head="2")

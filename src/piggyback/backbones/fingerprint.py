@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from piggyback.errors import BackboneError
 
 IGNORED = "num_batches_tracked"
 """A counter that batch norm keeps beside its statistics; it changes no output."""
@@ -63,6 +66,11 @@ def fingerprint(
             continue
         if not isinstance(tensor, Tensor):
             continue
+        if is_lazy(tensor) or tensor.is_meta:
+            raise BackboneError(
+                f"tensor {name!r} has no values yet: expected a backbone whose weights are all there; "
+                "run it once on a batch, or load its weights, before it is frozen"
+            )
         digest = tensor_digest(tensor)
         whole.update(f"{name}\0{digest}\n".encode())
         if name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class Preprocessing:
     and the centre is cut out."""
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.image_size, int) and 1 <= self.image_size <= 4096):
+        if not (type(self.image_size) is int and 1 <= self.image_size <= 4096):
             raise InputError(f"image size {self.image_size!r}: expected 1 to 4096 pixels")
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
@@ -39,8 +40,12 @@ class Preprocessing:
         if not 0 < self.crop_pct <= 1:
             raise InputError(f"crop_pct {self.crop_pct!r}: expected a number in (0, 1]")
         for name, triple in (("mean", self.mean), ("std", self.std)):
-            if len(triple) != 3 or not all(isinstance(v, (int, float)) for v in triple):
-                raise InputError(f"{name} {triple!r}: expected three numbers, one per channel")
+            if len(triple) != 3 or not all(
+                isinstance(v, (int, float)) and math.isfinite(v) for v in triple
+            ):
+                raise InputError(
+                    f"{name} {triple!r}: expected three finite numbers, one per channel"
+                )
         if not all(v > 0 for v in self.std):
             raise InputError(f"std {self.std!r}: expected three positive numbers")
 
