@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piggyback.errors import TaskFileError
-from piggyback.masks import rans
-from piggyback.masks.coding import decode, encode
+from piggyback.masks.coding import rans
+from piggyback.masks.coding.codec import decode, encode
 from piggyback.masks.packing import PackedMask, pack, unpack
 
 SHAPES = [  # EfficientNet-like: a stem, then expansion, depthwise and projection, and a head

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from piggyback.masks.coding import decode, encode
+from piggyback.masks.coding.codec import decode, encode
 from piggyback.masks.packing import pack, unpack
 
 

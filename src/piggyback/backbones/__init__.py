@@ -1,0 +1,1 @@
+"""Networks: loaded by name, weights chosen, head found, content fingerprinted."""

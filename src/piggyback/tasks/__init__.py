@@ -1,0 +1,1 @@
+"""Tasks: what one adds to the backbone, its file, its head, and which of them answers."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from piggyback.errors import TaskFileError
-from piggyback.masks import coding
+from piggyback.masks.coding import codec
 from piggyback.masks.packing import PackedMask
 from piggyback.tasks import container
 from piggyback.tasks.checks import Shapes, check_shapes, check_size, checked_mask, digest_rows
@@ -33,7 +33,7 @@ def save(task: Task) -> bytes:
     >>> load(save(task)).head["weight"].shape
     torch.Size([2, 3])
     """
-    coded = coding.encode([checked_mask(task, name) for name in task.masks])
+    coded = codec.encode([checked_mask(task, name) for name in task.masks])
     layers = tuple(
         LayerHeader(name, mask.shape, mask.kept, codec, bits)
         for (name, mask), codec, bits in zip(
@@ -72,7 +72,7 @@ def load(data: bytes, name: str | None = None, expect: Shapes | None = None) -> 
         ternary = header.info.rule.kind == "ternary"
         shapes = [layer.shape for layer in header.layers]
         kept = [layer.kept for layer in header.layers]
-        decoded = coding.decode(stream, shapes, ternary=ternary, kept=kept)
+        decoded = codec.decode(stream, shapes, ternary=ternary, kept=kept)
         masks = {layer.name: m for layer, m in zip(header.layers, decoded, strict=True)}
     info = header.info
     if DIGESTS in entries:

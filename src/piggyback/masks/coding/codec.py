@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from piggyback.errors import TaskFileError
+from piggyback.masks.coding.reader import Bytes, Ints, Reader
+from piggyback.masks.coding.writer import Bits, Writer
 from piggyback.masks.packing import PackedMask
-from piggyback.masks.reader import Bytes, Ints, Reader
-from piggyback.masks.writer import Bits, Writer
 
 BLOCK = 1 << 15
 """Packed bytes of signs that are expanded at once."""

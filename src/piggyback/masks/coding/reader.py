@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piggyback.errors import TaskFileError
-from piggyback.masks import rans
+from piggyback.masks.coding import rans
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from piggyback.masks import rans
-from piggyback.masks.classes import UNIT, plan, planes, planes_cost
-from piggyback.masks.reader import CODED, MAX_SHIFT, Bytes, three_axes
+from piggyback.masks.coding import rans
+from piggyback.masks.coding.classes import UNIT, plan, planes, planes_cost
+from piggyback.masks.coding.reader import CODED, MAX_SHIFT, Bytes, three_axes
 
 Bits = NDArray[np.bool_]
 
