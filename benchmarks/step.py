@@ -18,7 +18,7 @@ def rows(settings: Settings) -> list[Row]:
 
 def _row(name: str, settings: Settings) -> Row:
     backbone = network(name, settings)
-    side = SIDES[name]
+    side = SIDES.get(name, 64)
     x, y = batch(settings, 32, side)
     masks, whole = masks_side(backbone, fused=True), finetune_side(backbone)
     pair = compare(lambda: masks.step(x, y), lambda: whole.step(x, y), settings, repeats=9)

@@ -106,7 +106,7 @@ def test_names_that_are_taken_are_refused(model, tmp_path):
         ({"classes": ["a", "a"]}, "distinct names"),
         ({"classes": "cat"}, "a number or a list of names"),
         ({"classes": 2.0}, "a number or a list of names"),
-        ({"classes": 2, "norm": "thawed"}, "expected 'frozen' or 'trained'"),
+        ({"classes": 2, "norm": "thawed"}, "expected one of frozen, affine, trained"),
         ({"classes": 2, "head": "fc"}, "expected a module"),
         ({"classes": 2, "head": nn.Linear(16, 3)}, "3 outputs for 2 classes"),
     ],
