@@ -2,7 +2,8 @@
 
     python resume_driver.py FOLDER METHOD KILLS
 
-Prints, per kill, after how many checkpoints it struck; writes
+The moments are counted in the child's own processor time, so that a busy machine does not move them.
+Prints, per kill, what the child left: nothing, a checkpoint, or all its work done; writes
 FOLDER/{whole,killed}/end.safetensors: scores, optimizer state, head, and all else that training
 changes.
 """
@@ -13,7 +14,6 @@ import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -73,40 +73,40 @@ def run(folder: Path, method: str) -> None:
     train(backbone, data, "toy", recipe, folder, resume=True)
 
 
-def in_child(folder: Path, method: str) -> int:
-    """Start a run in a child process; the libraries are imported already, no thread runs yet."""
+def in_child(folder: Path, method: str, seconds: float = 0) -> tuple[int, float]:
+    """Run in a child process that ends as by kill -9 after ``seconds`` of processor time, 0 for never.
+
+    Returns its status and the processor time it took. No thread runs yet when it is forked.
+    """
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF, which nobody handles, is fatal
             run(folder, method)
             code = 0
         finally:
             os._exit(code)
-    return child
+    _, status, used = os.wait4(child, 0)
+    return status, used.ru_utime + used.ru_stime
 
 
 def main() -> None:
     root, method, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     for name in ("whole", "killed"):
         (root / name).mkdir(parents=True)
-    started = time.perf_counter()
-    _, status = os.waitpid(in_child(root / "whole", method), 0)
-    undisturbed = time.perf_counter() - started
+    status, undisturbed = in_child(root / "whole", method)
     if status:
         sys.exit(f"the undisturbed run ended with {status}")
     chance = random.Random(0)
     for _ in range(kills):
-        child = in_child(root / "killed", method)
-        time.sleep(chance.uniform(0, 0.8 * undisturbed))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        in_child(root / "killed", method, chance.uniform(0.1, 0.7) * undisturbed)
         there = (root / "killed" / "checkpoint.safetensors").exists()
         done = (root / "killed" / "result.json").exists()
         sys.stdout.write("done\n" if done else "checkpoint\n" if there else "nothing\n")
         if done:
             break
-    _, status = os.waitpid(in_child(root / "killed", method), 0)
+    status, _ = in_child(root / "killed", method)
     sys.exit(1 if status else 0)
 
 

@@ -13,6 +13,7 @@ from piggyback.errors import CheckpointError
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.training import checkpoint
 from piggyback.training.checkpoint import Checkpoint, check_identity, read, write
+from piggyback.training.recipe import Recipe
 
 CONTENT = Checkpoint(
     {"recipe": {"epochs": 3, "augment": {"flip": False}}},
@@ -96,6 +97,15 @@ def test_another_run_is_named_by_the_field_that_differs() -> None:
     with pytest.raises(CheckpointError, match=r"another run: recipe\.epochs is 3 there, 5 now"):
         check_identity(Path("run"), CONTENT.identity, now)
     check_identity(Path("run"), CONTENT.identity, dict(CONTENT.identity))
+
+
+def test_a_run_from_before_a_field_was_added_is_still_the_same_run() -> None:
+    saved, now = ({"recipe": Recipe().identity()} for _ in range(2))
+    del saved["recipe"]["grad_scale"], saved["recipe"]["augment"]["flip"]
+    check_identity(Path("run"), saved, now)
+    now["recipe"]["augment"]["flip"] = True
+    with pytest.raises(CheckpointError, match=r"augment\.flip is False there, True now"):
+        check_identity(Path("run"), saved, now)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from piggyback.errors import CheckpointError
+from piggyback.training.recipe import Recipe
 
 VERSION = 1
 _KEY = "piggyback_checkpoint"
@@ -79,13 +80,25 @@ def read(path: Path) -> Checkpoint:
 
 
 def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming the first field that differs, unless both are the same run."""
+    """Raise CheckpointError, naming the first field that differs, unless both are the same run.
+
+    A recipe from before a field was added counts as having that field's default.
+    """
     plain = json.loads(json.dumps(wanted))
-    for field, found, now in _differences(saved, plain, ""):
+    for field, found, now in _differences(_completed(saved), _completed(plain), ""):
         raise CheckpointError(
             f"{str(path)!r} belongs to another run: {field} is {found!r} there, {now!r} now; "
             "choose another folder, or start anew without resume"
         )
+
+
+def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """``saved`` with the fields that recipes have got since, at their defaults."""
+    recipe = json.loads(json.dumps(Recipe().identity()))
+    for name, value in dict(saved.get("recipe", {})).items():
+        inside = isinstance(value, dict) and isinstance(recipe.get(name), dict)
+        recipe[name] = {**recipe[name], **value} if inside else value
+    return {**saved, "recipe": recipe}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
