@@ -55,6 +55,20 @@ class Recipe:
     """Peak learning rate of normalisation layers, where masks train them too."""
     finetune_lr: float = 1e-3
     """Peak learning rate of all weights in the method finetune."""
+    finetune_optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd: with momentum 0.9, as the paper's fine-tuning has it."""
+    form_lr: float = 1e-3
+    """Peak learning rate of the coefficients of a mask form: one scale a channel, or the four affine ones a layer."""
+    lora_rank: int | None = None
+    """Rank of the method lora; by default the largest whose adapters fit into lora_bytes."""
+    lora_bytes: int | None = None
+    """Bytes that LoRA's adapters may take; by default one bit a maskable weight, as the paper's masks do."""
+    lora_lr: float = 2e-3
+    """Peak learning rate of LoRA's adapters."""
+    prune: float = 0.5
+    """Share of the weights that a task trained which PackNet frees for the next, smallest magnitudes first."""
+    prune_epochs: int | None = None
+    """Epochs that PackNet trains on after it has pruned; by default half of epochs."""
     weight_decay: float = 0.0
     """Decoupled weight decay of weights and classifier, as AdamW has it; scores never decay."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -112,9 +126,9 @@ class Recipe:
         for name in ("epochs", "batch_size", "accumulate"):
             value = getattr(self, name)
             _check(name, value, isinstance(value, int) and value >= 1, "an integer from 1")
-        for name in ("head_lr", "norm_lr", "finetune_lr"):
+        for name in ("head_lr", "norm_lr", "finetune_lr", "form_lr", "lora_lr"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "a number above 0")
-        for name in ("mask_lr", "clip"):
+        for name in ("mask_lr", "clip", "lora_rank", "lora_bytes", "prune_epochs"):
             value = getattr(self, name)
             _check(name, value, value is None or value > 0, "a number above 0, or none")
         for name in ("weight_decay", "checkpoint_minutes", "workers"):
@@ -122,6 +136,7 @@ class Recipe:
         for name in ("warmup", "label_smoothing"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "from 0 to below 1")
         _check("patience", self.patience, self.patience is None or self.patience >= 1, "1 or more")
+        _check("prune", self.prune, 0 <= self.prune < 1, "from 0 to below 1")
         _check("crop_pct", self.crop_pct, 0 < self.crop_pct <= 1, "above 0, at most 1")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
@@ -161,6 +176,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("cosine", "step", "constant"),
     "norm": get_args(NormPolicy),
     "finetune_norm": ("frozen", "trained"),
+    "finetune_optimizer": ("adamw", "sgd"),
     "grad_scale": get_args(GradScale),
     "amp": ("auto", "no", "bf16"),
     "channels_last": ("auto", "yes", "no"),
