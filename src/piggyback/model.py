@@ -154,10 +154,15 @@ class MultiTaskModel(SwitchedModel):
             self.train(self.training)
 
     def parameter_groups(
-        self, lr: float, head_lr: float | None = None, norm_lr: float | None = None
+        self,
+        lr: float,
+        head_lr: float | None = None,
+        norm_lr: float | None = None,
+        form_lr: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Return the groups for a ``MaskOptimizer``: masked weights, head, normalisation, each where it is trained."""
-        return self._in_learning().groups(lr, head_lr, norm_lr)
+        """Return the groups for a ``MaskOptimizer``, each where it is trained: masked weights, head, normalisation,
+        the coefficients of the mask rule's form."""
+        return self._in_learning().groups(lr, head_lr, norm_lr, form_lr)
 
     def optimizer(
         self,
@@ -166,6 +171,7 @@ class MultiTaskModel(SwitchedModel):
         lr: float,
         head_lr: float | None = None,
         norm_lr: float | None = None,
+        form_lr: float | None = None,
         **options: Any,
     ) -> MaskOptimizer:
         """Return the ``MaskOptimizer`` of the task in training, with its groups, rule and base weights.
@@ -173,9 +179,14 @@ class MultiTaskModel(SwitchedModel):
         ``options`` are those of ``MaskOptimizer`` and of ``inner``.
         """
         learning = self._in_learning()
-        groups = learning.groups(lr, head_lr, norm_lr)
-        rule = learning.info.rule
-        return MaskOptimizer(groups, inner, rule=rule, base=self.base_of, **options)
+        return MaskOptimizer(
+            learning.groups(lr, head_lr, norm_lr, form_lr),
+            inner,
+            rule=learning.info.rule,
+            base=self.base_of,
+            coefficients=self.coefficients_of,
+            **options,
+        )
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the backbone's forward pass in place; a switch of tasks rewrites weights and compiles nothing."""
@@ -184,6 +195,10 @@ class MultiTaskModel(SwitchedModel):
     def base_of(self, param: Tensor) -> Tensor:
         """Return the base weight behind a live parameter, for ``MaskOptimizer(..., base=model.base_of)``."""
         return self._frozen.live.base_of(param)
+
+    def coefficients_of(self, param: Tensor) -> Tensor:
+        """Return the coefficients of a live parameter of the task in training, whose mask rule has a form with some."""
+        return self._in_learning().coefficients_of(param)
 
     def capture(self, **provenance: Any) -> Task:
         """Return the task in training as it stands: its masks are read off the live weights.

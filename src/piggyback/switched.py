@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,12 +29,16 @@ from piggyback.errors import (
 from piggyback.tasks.choice import TaskChoice
 from piggyback.tasks.fit import check_fits
 from piggyback.tasks.heads import load_head
-from piggyback.tasks.learning import Learning
+from piggyback.tasks.learning import Learning, follow
 from piggyback.tasks.routing import run_grouped
 from piggyback.tasks.task import Task, check_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing itself from Python 3.11 on
+
+
+_BARE = Task("backbone", masks={}, head={})
+"""What the backbone alone is: a task that adds nothing."""
 
 
 class Which(Enum):
@@ -167,8 +171,10 @@ class SwitchedModel(nn.Module):
         with self._lock:
             live = self._frozen.live
             logical = {name: live.logical(task.masks) for name, task in self._tasks.items()}
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-            self._frozen.apply(fn)
+            moving = nullcontext() if self._learning is None else self._learning.moving(fn)
+            with moving:
+                super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+                self._frozen.apply(fn)
             for head in self._heads.values():
                 head._apply(fn)  # type: ignore[no-untyped-call]
             for name, task in self._tasks.items():
@@ -177,6 +183,7 @@ class SwitchedModel(nn.Module):
                     masks=live.lay_out(logical[name]),
                     norm={key: fn(tensor) for key, tensor in task.norm.items()},
                     head=self._heads[name].state_dict(),
+                    coefficients={k: follow(fn, v) for k, v in task.coefficients.items()},
                 )
         return self
 
@@ -195,10 +202,10 @@ class SwitchedModel(nn.Module):
             if name != self._learning.name:
                 self._not_learning("run another task")
         elif name != self._in_place:
-            task = None if name is None else self._tasks[self._known(name)]
-            masks, norm = (task.masks, task.norm) if task else ({}, {})
+            task = _BARE if name is None else self._tasks[self._known(name)]
             self._in_place = Which.UNSURE  # an interrupted write must not pass for a whole one
-            self._frozen.write_(masks, norm, self._heads[name])
+            form, head = task.info.rule.form, self._heads[name]
+            self._frozen.write_(task.masks, task.norm, head, task.coefficients, form)
             self._in_place = name
 
     def _settle(self) -> None:
@@ -220,6 +227,7 @@ class SwitchedModel(nn.Module):
             masks=live.lay_out(task.masks),
             norm={k: v.to(state[k].device, state[k].dtype) for k, v in task.norm.items()},
             head=head.state_dict(),
+            coefficients={k: v.to(live.base[k].device) for k, v in task.coefficients.items()},
         )
 
     def _check_fits(self, task: Task) -> None:

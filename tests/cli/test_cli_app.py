@@ -25,7 +25,7 @@ def test_help_lists_every_command(piggyback: Command) -> None:
     assert ran.code == 0
     for name, summary in COMMANDS.items():
         assert f"{name} " in ran.out
-        assert summary in ran.out
+        assert summary in " ".join(ran.out.split())
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
@@ -39,7 +39,7 @@ def test_help_fits_80_columns(piggyback: Command, command: str | None) -> None:
 def test_help_of_a_command_shows_examples_and_its_summary(piggyback: Command, command: str) -> None:
     ran = piggyback(command, "-h")
     assert f"Examples:\n    piggyback {command}" in ran.out
-    described = importlib.import_module(f"piggyback.cli.{command}").run.__doc__
+    described = importlib.import_module(f"piggyback.cli.{command.replace('-', '_')}").run.__doc__
     assert described.splitlines()[0] == COMMANDS[command]
 
 

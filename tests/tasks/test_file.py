@@ -41,6 +41,7 @@ def same(a: Task, b: Task) -> bool:
         and all(same_mask(a.masks[n], b.masks[n]) for n in a.masks)
         and same_tensors(a.head, b.head)
         and same_tensors(a.norm, b.norm)
+        and same_tensors(a.coefficients, b.coefficients)
     )
 
 
@@ -335,8 +336,8 @@ def test_rebuilt_files_are_right_when_nothing_is_changed() -> None:
 
 
 def test_newer_version_says_upgrade() -> None:
-    newer = rebuilt(save(small()), lambda h, t: h["__metadata__"].update(version="2"))
-    with pytest.raises(TaskFileError, match=r"version 2.*upgrade"):
+    newer = rebuilt(save(small()), lambda h, t: h["__metadata__"].update(version="3"))
+    with pytest.raises(TaskFileError, match=r"version 3.*upgrade"):
         load(newer)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,14 @@ def original(ternary: bool) -> Task:
             masks[name] = pack(mask)
     info = TaskInfo(classes=("x", "y"), rule=MaskRule("ternary" if ternary else "binary"))
     return Task("fuzz", masks, {"weight": torch.ones(2, 3)}, info=info)
+
+
+def formed() -> Task:
+    """A file of version 2, with coefficients."""
+    task = original(ternary=True)
+    numbers = {name: torch.rand(mask.shape[0]) for name, mask in task.masks.items()}
+    rule = MaskRule("ternary", form="channel")
+    return replace(task, info=replace(task.info, rule=rule), coefficients=numbers)
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
@@ -70,16 +79,16 @@ def sealed(bad: bytes, header: int, rng: np.random.Generator) -> bytes:
 
 def run(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    tasks = [original(False), original(True)]
+    tasks = [original(False), original(True), formed()]
     files = [save(task) for task in tasks]
     texts = [int.from_bytes(data[:8], "little") for data in files]
     refused = 0
     tracemalloc.start()
     needs = [need(data) for data in files]
     for step in range(count):
-        which = step % 2
+        which = step % 3
         bad = mutate(files[which], rng)
-        honest = step % 4 < 2
+        honest = step % 6 < 3
         if not honest:
             bad = sealed(bad, texts[which] + len(bad) - len(files[which]), rng)
         found, peak = measured(bad)
@@ -95,6 +104,7 @@ def run(count: int, seed: int) -> None:
             again = pack(unpack(mask))
             assert again.keep.equal(mask.keep), name
             assert mask.kept <= mask.numel
+        assert all(numbers.isfinite().all() for numbers in found.coefficients.values())
     tracemalloc.stop()
     assert refused > 0.9 * count
 

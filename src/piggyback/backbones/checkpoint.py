@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from piggyback.backbones.fingerprint import IGNORED
 from piggyback.backbones.hub import first_line
 from piggyback.errors import BackboneError
 
@@ -21,6 +23,9 @@ _NESTED = ("state_dict", "model_state_dict", "model")
 
 _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put in front of every name."""
+
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+"""DenseNet's layers had names with a dot in them, ``norm.1``, which torch has not allowed since 0.4."""
 
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -40,7 +45,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the tensors of a ``.safetensors`` file, or of one that ``torch.save`` wrote, by name.
 
     A state dict nested under ``state_dict`` or ``model``, and a common prefix ``module.``, are
-    undone, as the Places365 checkpoints have them. Only tensors and plain containers are unpickled.
+    undone, as the Places365 checkpoints have them, and DenseNet's names of 2017 are today's. Only
+    tensors and plain containers are unpickled.
     Raises BackboneError for a file that is missing, damaged, or holds anything else.
     """
     path = Path(path)
@@ -60,9 +66,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Copy ``state`` into ``module``; BackboneError, and no change, if names or shapes differ."""
+    """Copy ``state`` into ``module``; BackboneError, and no change, if names or shapes differ.
+
+    Batch norm's counters may be missing: files of before torch 0.4.1 have none.
+    """
     own = module.state_dict()
-    missing = [name for name in own if name not in state]
+    missing = [name for name in own if name not in state and not name.endswith(IGNORED)]
     unexpected = [name for name in state if name not in own]
     shapes = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
@@ -97,7 +106,7 @@ def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
             f"checkpoint {str(path)!r} holds a {type(found).__name__}: expected a state dict, "
             f"alone or under one of {', '.join(_NESTED)}"
         )
-    state = {str(name): value for name, value in found.items()}
+    state = {_OLD_DENSENET.sub(r"\1\2", str(name)): value for name, value in found.items()}
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise BackboneError(

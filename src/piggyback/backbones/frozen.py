@@ -15,6 +15,7 @@ from piggyback.backbones.select import Selection, select_weights
 from piggyback.errors import SelectionError, near_misses
 from piggyback.masks.live import LiveWeights
 from piggyback.masks.packing import PackedMask
+from piggyback.masks.rule import Form
 
 
 class FrozenBackbone:
@@ -80,13 +81,18 @@ class FrozenBackbone:
 
     @torch.no_grad()
     def write_(
-        self, masks: Mapping[str, PackedMask], norm: Mapping[str, Tensor], head: nn.Module
+        self,
+        masks: Mapping[str, PackedMask],
+        norm: Mapping[str, Tensor],
+        head: nn.Module,
+        coefficients: Mapping[str, Tensor] | None = None,
+        form: Form = "plain",
     ) -> None:
         """Put a task in place: what it does not bring becomes the base value.
 
         Raises TaskStateError, before anything is changed, where weights were moved behind the base weights' back.
         """
-        self.live.write_(masks)
+        self.live.write_(masks, coefficients, form)
         if norm or not self._holds_base_state():
             values = {**self.base_state, **norm}
             for name, tensor in self.state().items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from piggyback.backbones.segmentation import SegmentationNetwork
 from piggyback.backbones.two_heads import FollowHead
 from piggyback.errors import SelectionError
 
@@ -30,6 +31,8 @@ def find_head(module: nn.Module) -> str:
             f"the model is a single {type(module).__name__}: expected layers before the "
             "classifier; wrap it in nn.Sequential"
         )
+    if isinstance(module, SegmentationNetwork):
+        return "head"
     _refuse_two_heads(module)
     if name := _timm_head(module) or _usual_head(module):
         return name

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.checkpoint import load_strictly, read_state_dict
+from piggyback.backbones.from_features import PREFIX, inner_spec, segmentation_of
 from piggyback.backbones.from_file import load_factory
 from piggyback.backbones.from_timm import LITE, load_lite, load_timm
 from piggyback.backbones.from_torchvision import load_torchvision
@@ -18,6 +19,7 @@ from piggyback.backbones.from_transformers import load_transformers
 from piggyback.backbones.head import find_head
 from piggyback.backbones.hub import first_line
 from piggyback.backbones.preprocessing import Preprocessing
+from piggyback.backbones.wide_resnet import WIDE, load_wide_resnet
 from piggyback.errors import BackboneError, near_misses
 
 _ZOOS = ("timm", "torchvision", "transformers")
@@ -40,6 +42,8 @@ def load_backbone(
     ``timm:resnet50``                   timm, also with a tag (``timm:resnet50.a1_in1k``)
     ``torchvision:resnet50``            also with weights (``torchvision:resnet50.IMAGENET1K_V1``)
     ``transformers:microsoft/resnet-50``  an image classifier of the hub, or a folder
+    ``wide_resnet28_4``                 Wide ResNet-28-4 for 64 pixels, of the Visual Decathlon; no weights
+    ``segmentation:efficientnet_lite0``  features of a timm network or VGG, scores for every pixel
     ``path/to/file.py:factory``         a function that returns a module; runs that file's code
     ==================================  =========================================================
 
@@ -55,6 +59,15 @@ def load_backbone(
     >>> backbone.head, backbone.preprocessing.image_size
     ('fc', 224)
     """
+    if spec.startswith(PREFIX):
+        inner = load_backbone(
+            inner_spec(spec),
+            pretrained=pretrained,
+            checkpoint=checkpoint,
+            image_size=image_size,
+            head=head,
+        )
+        return segmentation_of(inner)
     wanted = pretrained and checkpoint is None
     state = None if checkpoint is None else read_state_dict(checkpoint)
     module, source, preprocessing = _from(spec, wanted, image_size)
@@ -84,6 +97,8 @@ def _from(
 ) -> tuple[nn.Module, str, Preprocessing | None]:
     if spec in LITE:
         return load_lite(spec, pretrained=pretrained)
+    if spec == WIDE:
+        return load_wide_resnet(pretrained=pretrained)
     if runs_code(spec):
         return load_factory(spec)
     zoo, _, name = spec.partition(":")
@@ -93,10 +108,10 @@ def _from(
         return load_torchvision(name, pretrained=pretrained)
     if name and zoo == "transformers":
         return load_transformers(name, pretrained=pretrained)
-    guesses = [*LITE, *(f"{known}:{name or zoo}" for known in _ZOOS)]
+    guesses = [*LITE, WIDE, *(f"{known}:{name or zoo}" for known in _ZOOS)]
     raise BackboneError(
         f"backbone {spec!r}: expected {', '.join(f'{known}:NAME' for known in _ZOOS)}, "
-        f"path/to/file.py:factory, or one of {', '.join(LITE)}{near_misses(spec, guesses)}"
+        f"path/to/file.py:factory, or one of {', '.join((*LITE, WIDE))}{near_misses(spec, guesses)}"
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -14,13 +15,19 @@ COMMANDS = {
     "quickstart": "Learn two tasks on one frozen network, in minutes, on the CPU.",
     "train": "Learn one task from a folder of images; write its task file.",
     "compare": "Train several methods on one or more tasks; make one table.",
+    "experiment": "Run a table of many trainings that a manifest describes.",
+    "data": "List the paper's data sets; show where one lies, or how to get it.",
     "evaluate": "Measure a task file on a folder of labelled images.",
     "predict": "Classify images with one or more task files.",
     "inspect": "Show what is in a task file.",
     "bake": "Write a task as a plain model: a state dict, or ONNX.",
     "verify": "Check a backbone's weights against a task file.",
+    "import-official": "Turn a pack of the paper's authors into a task file.",
+    "export-official": "Turn task files into a pack as the paper's authors write them.",
 }
-"""In the order of the help; each is a module of this package with a function ``run``."""
+"""In the order of the help; each is a module of this package with a function ``run``, and ``VERBS`` if it has some."""
+
+_FORMAT_WARNING = warnings.formatwarning
 
 _OPTIONS: dict[str, Any] = {
     "rich_markup_mode": None,
@@ -43,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; exits with 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    warnings.formatwarning = _warning_line
     try:
         application()(args=[part for part in given if part != "--debug"], prog_name="piggyback")
     except Exception as error:
@@ -58,16 +66,21 @@ def application() -> typer.Typer:
     app = typer.Typer(cls=Commands, no_args_is_help=True, **_OPTIONS)
     app.callback()(_root)
     for name, summary in COMMANDS.items():
-        app.command(name, help=summary)(_stand_in)
+        app.command(name, help=summary, short_help=summary)(_stand_in)
     return app
 
 
 def load(name: str) -> Any:
     """Return the command called ``name`` with its options; imports what it needs."""
-    run: Callable[..., None] = importlib.import_module(f"piggyback.cli.{name}").run
-    single = typer.Typer(add_completion=False, **_OPTIONS)
-    single.command(name)(run)
-    return typer.main.get_command(single)
+    module = importlib.import_module(f"piggyback.cli.{name.replace('-', '_')}")
+    app = typer.Typer(add_completion=False, **_OPTIONS)
+    if hasattr(module, "VERBS"):
+        app.callback()(module.run)
+        for verb, run in module.VERBS.items():
+            app.command(verb)(run)
+    else:
+        app.command(name)(module.run)
+    return typer.main.get_command(app)
 
 
 def _tell_version(wanted: bool) -> None:
@@ -98,6 +111,19 @@ def _root(
 
 def _stand_in() -> None:
     """Never runs: ``Commands`` puts the real command in its place."""
+
+
+def _warning_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning of ours in one line, without the place in the code; others as Python shows them."""
+    if category.__name__ == "PiggybackWarning":  # by name: the package is heavy
+        return f"warning: {message}\n"
+    return _FORMAT_WARNING(message, category, filename, lineno, line)
 
 
 def _one_line(error: Exception) -> str | None:

@@ -19,6 +19,7 @@ from piggyback.cli.flags import (
 from piggyback.cli.loading import load_images
 from piggyback.cli.options import only, takes_recipe
 from piggyback.cli.screen import Show, notes, results, write_json
+from piggyback.datasets import DATASETS
 from piggyback.errors import InputError
 from piggyback.reports.compare import Proof, compare
 from piggyback.reports.tables import to_screen
@@ -31,7 +32,8 @@ def run(
     data: Annotated[
         list[str],
         typer.Option(
-            metavar="NAME=DIR", help="A task's name and its folder of images. May be repeated."
+            metavar="NAME=DIR",
+            help="A task's name and its folder of images, or a data set's name. May be repeated.",
         ),
     ],
     recipe: Recipe,
@@ -109,6 +111,8 @@ def show_proof(screen: Console, proof: Proof) -> None:
 
 
 def _named(text: str) -> tuple[str, Path]:
+    if text in DATASETS:
+        return text, Path(text)
     name, equals, folder = text.partition("=")
     if not equals or not folder:
         raise InputError(f"--data {text!r}: expected NAME=DIR, such as signs=photos/signs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +57,7 @@ def _as_json(header: TaskHeader) -> dict[str, Any]:
         "kind": info.kind,
         "classes": list(info.classes),
         "head": info.head_kind,
-        "rule": {"kind": info.rule.kind, "threshold": info.rule.threshold},
+        "rule": asdict(info.rule),
         "preprocessing": None if info.preprocessing is None else info.preprocessing.to_json(),
         "backbone": {"source": info.backbone.source, "fingerprint": info.backbone.fingerprint},
         "weights": header.weights,
@@ -65,6 +66,7 @@ def _as_json(header: TaskHeader) -> dict[str, Any]:
         "bytes": {
             "total": header.bytes_total,
             "masks": header.bytes_masks,
+            "form": header.bytes_form,
             "head": header.bytes_head,
             "norm": header.bytes_norm,
             "header": header.bytes_header,
@@ -121,19 +123,22 @@ def facts(header: TaskHeader) -> dict[str, str]:
     if info.preprocessing is not None:
         side = info.preprocessing.image_size
         found["images"] = f"{side} x {side} pixels, {info.preprocessing.interpolation}"
+    form = "" if info.rule.form == "plain" else f"{info.rule.form} form, "
     if header.layers:
         found["masks"] = (
-            f"{info.rule.kind}, {header.weights:,} weights in {len(header.layers)} layers, "
+            f"{info.rule.kind}, {form}{header.weights:,} weights in {len(header.layers)} layers, "
             f"{100 * header.density:.2f}% kept, {header.bits_per_weight:.3f} bits per weight"
         )
     else:
         found["masks"] = "none: the backbone's weights as they are"
     found["bytes"] = (
         f"{header.bytes_total:,}: masks {human_bytes(header.bytes_masks)}, "
+        f"{f'coefficients {human_bytes(header.bytes_form)}, ' if form else ''}"
         f"head {human_bytes(header.bytes_head)}, "
         f"normalisation {human_bytes(header.bytes_norm)}, rest {human_bytes(header.bytes_header)}"
     )
     for key, label in (("val_accuracy", "val"), ("test_accuracy", "test")):
         if isinstance(value := info.provenance.get(key), (int, float)):
-            found[label] = f"{value:.2f}%"
+            measure = " mean IoU" if info.kind == "segmentation" else ""
+            found[label] = f"{value:.2f}%{measure}"
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -12,12 +12,14 @@ from accelerate import PartialState
 from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.load import load_backbone, runs_code
 from piggyback.cli.screen import notes
-from piggyback.errors import BackboneError, DataError
+from piggyback.datasets import DATASETS, load
+from piggyback.errors import BackboneError, DataError, near_misses
 from piggyback.model import MultiTaskModel
 from piggyback.tasks.file import read_header
 from piggyback.tasks.header import TaskHeader
 from piggyback.training.data import ImageData
 from piggyback.training.folder import load_folder
+from piggyback.training.segmentation_data import is_segmentation_folder, load_camvid_layout
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,45 @@ def load_tasks(
 
 
 def load_images(root: Path, name: str, skip_bad: bool) -> ImageData:
-    """Return the images of a folder as a task's data, and tell what was left out."""
+    """Return the images of a folder, or of a data set's name, as a task's; tell what was left out."""
+    if is_data_set(root, skip_bad):
+        return replace(load(str(root)), name=name)
+    if is_segmentation_folder(root):
+        refuse_skip_bad(root, skip_bad)
+        return load_camvid_layout(root, name)
     with naming_option():
         data = load_folder(root, name, skip_bad=skip_bad)
     for problem in data.skipped:
         notes().print(f"left out: {problem}", markup=False)
     return data
+
+
+def is_data_set(root: Path, skip_bad: bool) -> bool:
+    """Return whether ``root`` is a data set's name and no folder; a set is read whole or not at all.
+
+    Raises DataError for what is neither.
+    """
+    if root.is_dir():
+        return False
+    if str(root) not in DATASETS:
+        raise DataError(
+            f"image folder {str(root)!r}: no such directory, and no data set of that name"
+            f"{near_misses(str(root), DATASETS)}; `piggyback data` lists them"
+        )
+    if skip_bad:
+        raise DataError(
+            f"data set {str(root)!r}: --skip-bad is for folders; a published set is read whole"
+        )
+    return True
+
+
+def refuse_skip_bad(root: Path, skip_bad: bool) -> None:
+    """Raise DataError if asked to leave images out of a folder with label maps."""
+    if skip_bad:
+        raise DataError(
+            f"segmentation folder {str(root)!r}: --skip-bad is for class folders; "
+            "remove the image and its label map instead"
+        )
 
 
 @contextmanager

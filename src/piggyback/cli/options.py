@@ -186,10 +186,10 @@ def regularizer_of(text: str) -> Any:
     return made
 
 
-def only(names: Collection[str], given: str, what: str) -> list[str]:
-    """Return the comma-separated ``given`` as a list, each one of ``names``; raises InputError."""
-    asked = [part.strip() for part in given.split(",") if part.strip()]
+def only(names: Collection[str], given: str, what: str, between: str = ",") -> list[str]:
+    """Return ``given``, cut at ``between``, as a list, each one of ``names``; raises InputError."""
+    asked = [part.strip() for part in given.split(between) if part.strip()]
     wrong = [part for part in asked if part not in names]
     if wrong or not asked or len(set(asked)) != len(asked):
-        raise InputError(f"{what} {given!r}: expected some of {','.join(names)}, each once")
+        raise InputError(f"{what} {given!r}: expected some of {between.join(names)}, each once")
     return asked

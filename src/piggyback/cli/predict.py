@@ -1,4 +1,4 @@
-"""``piggyback predict``: classes of image files."""
+"""``piggyback predict``: classes of image files, or of their pixels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from rich.table import Table
 from piggyback.cli.flags import CheckpointOption, HeadOption, OtherBackboneOption
 from piggyback.cli.loading import Loaded, load_tasks
 from piggyback.cli.screen import results, write_json
+from piggyback.errors import InputError
 from piggyback.tasks.routing import confidence
 from piggyback.training.evaluate import Prediction, find_images, predict
+from piggyback.training.segmenting import Segmented, colours_of, save_label_map, segment
 
 
 class Format(str, enum.Enum):
@@ -64,6 +66,10 @@ def run(
         typer.Option("--infer-task", help="Of several tasks, give the surest one's answer only."),
     ] = False,
     top: Annotated[int, typer.Option(min=1, help="How many classes to give.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the label maps of a segmentation task."),
+    ] = None,
     format: Annotated[Format, typer.Option(help="How to write the answers.")] = Format.TABLE,
     json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
@@ -71,10 +77,12 @@ def run(
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
 ) -> None:
-    """Classify images with one or more task files.
+    """Classify images, or their pixels, with one or more task files.
 
     Several task files answer from one network, each for every image, or with
-    --infer-task the one that is surest of the image.
+    --infer-task the one that is surest of the image. A segmentation task writes a
+    label map for each image: a PNG of the image's size whose pixel values are the
+    classes' numbers.
 
     \b
     Examples:
@@ -82,9 +90,16 @@ def run(
       piggyback predict photos/ "new/*.png" --task tasks/signs.safetensors --json
       piggyback predict photos/ --task a.safetensors --task b.safetensors
       piggyback predict photo.jpg --task signs.safetensors --top 1 --format csv
+      piggyback predict streets/ --task camvid.safetensors --out maps
     """
     files = find_images(images)  # before the network is loaded: a wrong path is told at once
     loaded = load_tasks(task, backbone, checkpoint, head)
+    if any(header.info.kind == "segmentation" for header in loaded.headers):
+        found = label_maps(loaded, files, out, batch_size)
+        _show_maps(found, "json" if json else format.value, top)
+        return
+    if out is not None:
+        raise InputError("--out is for the label maps of a segmentation task: leave it out")
     answers = answer(loaded, files, top, batch_size)
     if infer_task:
         answers = [max(group, key=lambda one: one.confidence) for group in _by_file(answers)]
@@ -106,6 +121,76 @@ def answer(
         whole = predict(loaded.model, header.name, files, top=classes, batch_size=batch_size)
         found.append([_answer(header.name, one, top) for one in whole])
     return [one for group in zip(*found, strict=True) for one in group]
+
+
+def label_maps(
+    loaded: Loaded, files: Sequence[Path], out: Path | None, batch_size: int = 64
+) -> list[tuple[Path, Segmented]]:
+    """Write a label map for each image; return where, and what was found, in the files' order.
+
+    Raises InputError for several tasks, no folder, or images whose maps would have one name.
+    """
+    header = loaded.headers[0]
+    if len(loaded.headers) > 1:
+        raise InputError(
+            f"task {header.name!r} and {len(loaded.headers) - 1} more: expected one task where one "
+            "is a segmentation; run predict for each"
+        )
+    if out is None:
+        raise InputError(
+            f"task {header.name!r} labels every pixel: give --out DIR for its label maps"
+        )
+    places: dict[Path, Path] = {}
+    for file in files:
+        place = out / f"{file.stem}.png"
+        if place in places:
+            raise InputError(
+                f"images {str(places[place])!r} and {str(file)!r} have one label map's name, "
+                f"{place.name!r}: predict them into separate folders"
+            )
+        if place.resolve() == file.resolve():
+            raise InputError(
+                f"image {str(file)!r} lies where its label map goes: choose another --out"
+            )
+        places[place] = file
+    colours = colours_of(header.info.classes)
+    found = segment(loaded.model, header.name, files, batch_size=batch_size)
+    made = []
+    for place, one in zip(places, found, strict=True):
+        save_label_map(one.labels, place, colours)
+        made.append((place, one))
+    return made
+
+
+def _show_maps(found: Sequence[tuple[Path, Segmented]], how: str, top: int) -> None:
+    """Where each map is, and what share of the image the largest classes take."""
+    if how == "json":
+        write_json(
+            [
+                {
+                    "file": str(one.file),
+                    "labels": str(place),
+                    "percent": {name: round(share, 4) for name, share in one.shares.items()},
+                }
+                for place, one in found
+            ]
+        )
+    elif how == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", "labels", "class", "percent"])
+        for place, one in found:
+            for name, share in one.shares.items():
+                writer.writerow([one.file, place, name, f"{share:.4f}"])
+        typer.echo(text.getvalue(), nl=False)
+    else:
+        table = Table("image", "label map", "largest (%)", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.columns[0].overflow = table.columns[1].overflow = "fold"
+        for place, one in found:
+            largest = list(one.shares.items())[:top]
+            shares = ", ".join(f"{name} {share:.1f}" for name, share in largest)
+            table.add_row(str(one.file), str(place), shares)
+        results().print(table)
 
 
 def _answer(task: str, found: Prediction, top: int) -> Answer:

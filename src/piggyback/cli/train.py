@@ -32,7 +32,8 @@ def run(
         Path,
         typer.Option(
             metavar="DIR",
-            help="Images: DIR/train/CLASS/FILE, val/ and test/ if there are; or DIR/CLASS/FILE.",
+            help="Images: DIR/train/CLASS/FILE, val/ and test/ if there are; or DIR/CLASS/FILE; "
+            "DIR/train/images and labels for segmentation; or a data set's name.",
         ),
     ],
     recipe: Recipe,
@@ -68,6 +69,7 @@ def run(
       piggyback train --data photos/signs --backbone timm:resnet50 --epochs 30
       piggyback train --data photos/signs --out tasks/signs.safetensors
       piggyback train --data photos/signs --resume
+      piggyback train --data camvid --backbone segmentation:efficientnet_lite0
     """
     file = out if out is not None and out.suffix == ".safetensors" else None
     task = check_name(name or (file.stem if file else data.resolve().name))

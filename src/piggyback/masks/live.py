@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.errors import InputError, TaskStateError
+from piggyback.masks.forms import formed_weight
 from piggyback.masks.packing import (
     PackedMask,
     is_dense,
     logical_order,
     memory_order,
     pack,
+    unpack,
     words,
 )
-from piggyback.masks.rule import MaskRule
+from piggyback.masks.rule import Form, MaskRule
 from piggyback.masks.switch import FlatMasks, SwitchPlan
 
 
@@ -49,16 +51,28 @@ class LiveWeights:
                 self.params[name] = param
                 self.base[name] = param.detach().clone()
 
-    def base_of(self, param: Tensor) -> Tensor:
-        """Return the base weight of a live parameter."""
+    def name_of(self, param: Tensor) -> str:
+        """Return the name of a live parameter."""
         for name, live in self.params.items():
             if live is param:
-                return self.base[name]
+                return name
         raise InputError(f"a {tuple(param.shape)} tensor is not one of the masked weights")
 
+    def base_of(self, param: Tensor) -> Tensor:
+        """Return the base weight of a live parameter."""
+        return self.base[self.name_of(param)]
+
     @torch.no_grad()
-    def write_(self, masks: Mapping[str, PackedMask]) -> None:
-        """Make the live weights those of a task; a weight without a mask becomes the base weight."""
+    def write_(
+        self,
+        masks: Mapping[str, PackedMask],
+        coefficients: Mapping[str, Tensor] | None = None,
+        form: Form = "plain",
+    ) -> None:
+        """Make the live weights those of a task; a weight without a mask becomes the base weight.
+
+        ``coefficients`` are those of the masked weights, on their device, where ``form`` has any.
+        """
         places = [(p.data_ptr(), p.dtype, p.stride()) for p in self.params.values()]
         if places != self._places:
             self._check_layout()
@@ -71,22 +85,34 @@ class LiveWeights:
         for name, param in self.params.items():
             if name not in masks:
                 param.copy_(self.base[name])
+        for name, numbers in (coefficients or {}).items():
+            base = self.base[name]
+            mask = unpack(masks[name]).as_strided(base.shape, base.stride())
+            self.params[name].copy_(formed_weight(base, mask, numbers, form))
 
     @torch.no_grad()
-    def capture(self, names: Iterable[str], rule: MaskRule) -> dict[str, PackedMask]:
+    def capture(
+        self,
+        names: Iterable[str],
+        rule: MaskRule,
+        coefficients: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, PackedMask]:
         """Return the masks, in order of memory, that turn the base weights into what the modules hold now.
 
-        A weight that is 0 counts as kept. Raises TaskStateError where a live weight is not W * m for any m of
-        the rule: something else than a MaskOptimizer has changed it.
+        A weight that is the same kept or not, such as 0, counts as kept. Raises TaskStateError where a live weight
+        is not what the rule makes of W, the coefficients and any m: something else than a MaskOptimizer has
+        changed it.
         """
         self._check_layout()
         masks = {}
         for name in names:
-            live, base = words(self.params[name]), words(self.base[name])
-            mask = live == base
-            known = mask | (live == 0)
+            live, kept, dropped, negated = self._compared(
+                name, rule, (coefficients or {}).get(name)
+            )
+            mask = live == kept
+            known = mask | (live == dropped)
             if rule.kind == "ternary":
-                negative = (live == (base ^ torch.iinfo(base.dtype).min)) & ~mask
+                negative = (live == negated) & ~mask
                 known |= negative
                 mask = mask.to(torch.int8) - negative.to(torch.int8)
             if not known.all():
@@ -98,6 +124,23 @@ class LiveWeights:
             packed = pack(mask)
             masks[name] = PackedMask(tuple(self.base[name].shape), packed.keep, packed.negative)
         return masks
+
+    def _compared(
+        self, name: str, rule: MaskRule, coefficients: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | int, Tensor | int]:
+        """Words of a live weight, and what they are where a weight is kept, dropped, and negated."""
+        base, ternary = self.base[name], rule.kind == "ternary"
+        if coefficients is None:
+            plain = words(base)
+            negated = plain ^ torch.iinfo(plain.dtype).min if ternary else 0
+            return words(self.params[name]), plain, 0, negated
+        keep, numbers = torch.ones_like(base, dtype=torch.int8), coefficients.detach()
+        values = (1, 0, -1) if ternary else (1, 0, 0)
+        made = [formed_weight(base, keep * m, numbers, rule.form) for m in values]
+        # A base weight of -0.0 is +0.0 after the first step of an affine form: adding 0 makes them one.
+        like = [torch.empty_like(base).copy_(w + 0.0) for w in (self.params[name], *made)]
+        live, kept, dropped, negated = map(words, like)
+        return live, kept, dropped, negated
 
     def lay_out(self, masks: Mapping[str, PackedMask]) -> FlatMasks:
         """Return C-order masks on the weights' device, in their order of memory."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from piggyback.errors import InputError
+
+Form: TypeAlias = Literal["plain", "channel", "affine"]
+"""What a live weight is made of besides W and m: see ``forms.py``."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +22,28 @@ class MaskRule:
     ``binary``: m = 1 where s > tau, else 0. ``ternary``: m = -1 where s < 0, +1 where s > tau, else 0.
 
     >>> MaskRule("ternary", threshold=0.01)
-    MaskRule(kind='ternary', threshold=0.01)
+    MaskRule(kind='ternary', threshold=0.01, form='plain')
     """
 
     kind: Literal["binary", "ternary"] = "binary"
     threshold: float = 5e-3
     """tau, in units of the scores; the paper's value."""
+    form: Form = "plain"
+    """plain: W' = W m; channel: a learned scale for each output channel too; affine:
+    W' = k0 W + k1 + k2 m + k3 W m, with four learned numbers a layer."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("binary", "ternary"):
             raise InputError(f"mask rule {self.kind!r}: expected 'binary' or 'ternary'")
+        if self.form not in get_args(Form):
+            raise InputError(
+                f"mask form {self.form!r}: expected one of {', '.join(get_args(Form))}"
+            )
+        if self.form == "affine" and self.kind == "ternary":
+            raise InputError(
+                "mask form 'affine' with a ternary rule: expected a binary one, since its four numbers say what "
+                "m = 0 and m = 1 do to a weight and nothing is left to say it of m = -1; use form 'channel'"
+            )
         if not math.isfinite(self.threshold):
             raise InputError(f"threshold {self.threshold}: expected a finite number")
         if self.threshold < 0 and self.kind == "ternary":

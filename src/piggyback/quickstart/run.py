@@ -85,7 +85,7 @@ def _mixed(model: MultiTaskModel, data: Mapping[str, ImageData], folder: Path) -
             if preprocessing is None:
                 continue
             pixels = images.test.load(index, preprocessing)
-            truth = images.classes[int(images.test.labels[index])]
+            truth = images.classes[int(images.test.targets(torch.tensor(index), preprocessing))]
             file = folder / f"{name}-{at}-{truth}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)

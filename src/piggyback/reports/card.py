@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from piggyback.tasks.header import TaskHeader
+from piggyback.tasks.task import TaskInfo
 
 _CLASSES = 50  # a card that lists a thousand is no card
 
@@ -22,7 +23,7 @@ def task_card(header: TaskHeader) -> str:
     parts = [
         f"# {header.name}",
         f"A {info.kind} task for the frozen backbone `{backbone}`: {_size(header)}",
-        _table("Scores", _scores(info.provenance)),
+        _table("Scores", _scores(info)),
         _table("Needs", _needs(header)),
         _table("Made by", _made(info.provenance)),
         f"## Classes\n\n{_classes(info.classes)}",
@@ -40,11 +41,12 @@ def _size(header: TaskHeader) -> str:
     )
 
 
-def _scores(provenance: Mapping[str, Any]) -> dict[str, str]:
+def _scores(info: TaskInfo) -> dict[str, str]:
     found = {}
-    for key, label in (("test_accuracy", "test accuracy"), ("val_accuracy", "val accuracy")):
-        if isinstance(value := provenance.get(key), (int, float)):
-            found[label] = f"{value:.2f}%"
+    measure = "mean IoU" if info.kind == "segmentation" else "accuracy"
+    for split in ("test", "val"):
+        if isinstance(value := info.provenance.get(f"{split}_accuracy"), (int, float)):
+            found[f"{split} {measure}"] = f"{value:.2f}%"
     return found
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, near_misses
+from piggyback.masks.forms import coefficient_shape
 from piggyback.masks.packing import PackedMask
-from piggyback.tasks.container import DIGEST_BYTES
+from piggyback.tasks.container import DIGEST_BYTES, Entry
 from piggyback.tasks.header import TaskHeader
 from piggyback.tasks.task import Task
 
@@ -46,6 +47,50 @@ def checked_mask(task: Task, name: str) -> PackedMask:
     if mask.negative is not None and bool((mask.negative & ~mask.keep).any()):
         raise InputError(f"{what} negates weights that it does not keep: expected a subset")
     return mask
+
+
+def checked_coefficients(task: Task) -> Mapping[str, Tensor]:
+    """Return the task's coefficients if they are what the form of its mask rule takes, else InputError."""
+    form, found = task.info.rule.form, task.coefficients
+    what = f"task {task.name!r} of form {form!r}"
+    wanted = {} if form == "plain" else task.masks
+    if found.keys() != wanted.keys():
+        raise InputError(
+            f"{what} has coefficients for {len(found)} weights: expected them for "
+            f"{len(wanted)}, its masked ones{_first_of(found.keys() ^ wanted.keys())}"
+        )
+    for name, tensor in found.items():
+        shape = coefficient_shape(form, task.masks[name].shape)
+        if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape:
+            raise InputError(
+                f"{what}: the coefficients of {name!r} are {tensor.dtype} {tuple(tensor.shape)}: expected "
+                f"torch.float32 {shape} for a weight of shape {task.masks[name].shape}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{what}: the coefficients of {name!r} are not finite: train it anew")
+    return found
+
+
+def check_form(header: TaskHeader, entries: Mapping[str, Entry]) -> None:
+    """Raise TaskFileError where a file's coefficients are not those that its mask rule and masks ask for."""
+    form = header.info.rule.form
+    wanted = {x.name: coefficient_shape(form, x.shape) for x in header.layers}
+    wanted = {} if form == "plain" else wanted
+    if entries.keys() != wanted.keys():
+        raise TaskFileError(
+            f"coefficients for {len(entries)} weights: expected them for {len(wanted)}, since its mask rule "
+            f"has form {form!r}{_first_of(entries.keys() ^ wanted.keys())}; it is damaged"
+        )
+    for name, entry in entries.items():
+        if (entry.dtype, entry.shape) != ("F32", wanted[name]):
+            raise TaskFileError(
+                f"coefficients of {name!r}: {entry.dtype} {entry.shape}: expected F32 {wanted[name]}; "
+                "it is damaged"
+            )
+
+
+def _first_of(names: Iterable[str]) -> str:
+    return f"; the first that differs is {min(names)[:80]!r}"
 
 
 def digest_rows(task: Task) -> Tensor:

@@ -12,18 +12,32 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from piggyback.errors import TaskFileError
+from piggyback.errors import InputError, TaskFileError
 from piggyback.masks.coding import codec
 from piggyback.masks.packing import PackedMask
 from piggyback.tasks import container
-from piggyback.tasks.checks import Shapes, check_shapes, check_size, checked_mask, digest_rows
+from piggyback.tasks.checks import (
+    Shapes,
+    check_form,
+    check_shapes,
+    check_size,
+    checked_coefficients,
+    checked_mask,
+    digest_rows,
+)
 from piggyback.tasks.container import Entry
 from piggyback.tasks.disk import naming, read_whole, write_whole
-from piggyback.tasks.header import LayerHeader, TaskHeader, from_metadata, to_metadata
+from piggyback.tasks.header import (
+    LayerHeader,
+    TaskHeader,
+    from_metadata,
+    to_metadata,
+    version_of,
+)
 from piggyback.tasks.task import Task, check_name
 
 MASKS, DIGESTS = "masks", "digests"
-HEAD, NORM = "head.", "norm."
+HEAD, NORM, FORM = "head.", "norm.", "form."
 
 
 def save(task: Task) -> bytes:
@@ -45,6 +59,7 @@ def save(task: Task) -> bytes:
         tensors[MASKS] = torch.frombuffer(bytearray(coded.data), dtype=torch.uint8)
     if task.info.backbone.weights:
         tensors[DIGESTS] = digest_rows(task)
+    tensors |= {FORM + name: tensor for name, tensor in checked_coefficients(task).items()}
     tensors |= {HEAD + name: tensor for name, tensor in task.head.items()}
     tensors |= {NORM + name: tensor for name, tensor in task.norm.items()}
     data = container.build(tensors, to_metadata(task.name, task.info, layers))
@@ -79,13 +94,19 @@ def load(data: bytes, name: str | None = None, expect: Shapes | None = None) -> 
         rows = container.read_tensor(view, entries[DIGESTS]).numpy()
         weights = {x.name: row.tobytes().hex() for x, row in zip(header.layers, rows, strict=True)}
         info = replace(info, backbone=replace(info.backbone, weights=weights))
-    return Task(
+    task = Task(
         name=header.name if name is None else name,
         masks=masks,
         head=_tensors(view, entries, HEAD),
         norm=_tensors(view, entries, NORM),
         info=info,
+        coefficients=_tensors(view, entries, FORM),
     )
+    try:
+        checked_coefficients(task)
+    except InputError as error:
+        raise TaskFileError(f"{error}; the file is damaged") from error
+    return task
 
 
 def save_file(task: Task, path: str | os.PathLike[str]) -> None:
@@ -127,25 +148,28 @@ def _parse(data: memoryview, expect: Shapes | None) -> tuple[TaskHeader, dict[st
     metadata, entries = container.parse_header(bytes(data[8 : 8 + length]), len(data))
     name, info, layers = from_metadata(metadata)
     container.check_digest(data, entries)
-    sizes = {"masks": 0, "head": 0, "norm": 0}
+    sizes = {"masks": 0, "form": 0, "head": 0, "norm": 0}
     for key, entry in entries.items():
         part = key.partition(".")[0]
         if key in (DIGESTS, container.CHECKSUM):
             continue
-        if part not in sizes or (part == MASKS) != (key == MASKS) or not key.isprintable():
+        if part not in sizes or (part == MASKS) != (key == part) or not key.isprintable():
             raise TaskFileError(f"tensor {key[:80]!r} belongs to no part of a task; it is damaged")
         sizes[part] += entry.nbytes
     header = TaskHeader(
         name=name,
         info=info,
         layers=layers,
+        version=version_of(info),
         bytes_masks=sizes["masks"],
+        bytes_form=sizes["form"],
         bytes_head=sizes["head"],
         bytes_norm=sizes["norm"],
         bytes_header=len(data) - sum(sizes.values()),
     )
     _check_tensor(entries, MASKS, len(layers) > 0, (sizes["masks"],))
     _check_tensor(entries, DIGESTS, DIGESTS in entries, (len(layers), container.DIGEST_BYTES))
+    check_form(header, {k.removeprefix(FORM): e for k, e in entries.items() if k.startswith(FORM)})
     if expect is None:
         check_size(header)
     else:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from piggyback.backbones.fingerprint import tensor_digest
 from piggyback.errors import BackboneMismatchError, InputError
+from piggyback.tasks.checks import checked_coefficients
 from piggyback.tasks.task import Task
 
 
@@ -20,7 +21,8 @@ def check_fits(
     """Raise BackboneMismatchError unless ``task`` was learned on this backbone.
 
     ``weights`` gives the shapes of the parameters that may be masked, ``norm`` the tensors that a task may bring
-    its own of, ``whole`` the backbone's fingerprint. Raises InputError for a mask that has not a bit per weight.
+    its own of, ``whole`` the backbone's fingerprint. Raises InputError for a mask that has not a bit per weight,
+    and for coefficients that are not those of its mask rule's form.
     """
     wanted = {name: mask.shape for name, mask in task.masks.items()}
     wanted |= {name: tuple(tensor.shape) for name, tensor in task.norm.items()}
@@ -53,6 +55,7 @@ def check_fits(
                     f"task {task.name!r}: the mask of {name!r} has {plane.numel()} bytes: expected "
                     f"{-(-mask.numel // 8)} for {mask.shape}; make it with pack()"
                 )
+    checked_coefficients(task)
 
 
 def differing_weights(task: Task, module: nn.Module) -> list[str]:

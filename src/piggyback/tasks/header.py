@@ -17,7 +17,8 @@ from piggyback.tasks.container import check_shape, strict_json
 from piggyback.tasks.task import TaskInfo, check_name
 
 FORMAT = "piggyback-task"
-VERSION = 1
+VERSION = 2
+"""The newest that this library reads; a task is written in the lowest that can hold it."""
 CODECS = ("constant", "raw", "coded")
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
 _FIELDS = {
@@ -64,9 +65,11 @@ class TaskHeader:
     name: str
     info: TaskInfo
     layers: tuple[LayerHeader, ...]
-    version: int = VERSION
+    version: int = 1
     bytes_masks: int = 0
     """The mask stream and all that is needed to decode it."""
+    bytes_form: int = 0
+    """The coefficients of the mask rule's form; none for the plain one."""
     bytes_head: int = 0
     bytes_norm: int = 0
     bytes_header: int = 0
@@ -75,7 +78,8 @@ class TaskHeader:
     @property
     def bytes_total(self) -> int:
         """Size of the file."""
-        return self.bytes_masks + self.bytes_head + self.bytes_norm + self.bytes_header
+        parts = (self.bytes_masks, self.bytes_form, self.bytes_head, self.bytes_norm)
+        return sum(parts) + self.bytes_header
 
     @property
     def weights(self) -> int:
@@ -90,8 +94,17 @@ class TaskHeader:
 
     @property
     def bits_per_weight(self) -> float:
-        """Mask bytes on disk * 8 / masked weights; 0.0 without masks."""
-        return 8 * self.bytes_masks / self.weights if self.weights else 0.0
+        """Bytes on disk of masks and coefficients * 8 / masked weights; 0.0 without masks."""
+        return 8 * (self.bytes_masks + self.bytes_form) / self.weights if self.weights else 0.0
+
+
+def version_of(info: TaskInfo) -> int:
+    """Return the format version of a task's file: 2 for a mask rule with a form, else 1.
+
+    >>> version_of(TaskInfo()), version_of(TaskInfo(rule=MaskRule(form="channel")))
+    (1, 2)
+    """
+    return 1 if info.rule.form == "plain" else 2
 
 
 def to_metadata(name: str, info: TaskInfo, layers: tuple[LayerHeader, ...]) -> dict[str, str]:
@@ -100,11 +113,14 @@ def to_metadata(name: str, info: TaskInfo, layers: tuple[LayerHeader, ...]) -> d
     >>> sorted(to_metadata("signs", TaskInfo(), ()))
     ['format', 'task', 'version']
     """
+    rule, version = asdict(info.rule), version_of(info)
+    if version == 1:
+        del rule["form"]
     values = {
         "name": name,
         "kind": info.kind,
         "classes": list(info.classes),
-        "rule": asdict(info.rule),
+        "rule": rule,
         "head": info.head_kind,
         "preprocessing": None if info.preprocessing is None else info.preprocessing.to_json(),
         "backbone": {"source": info.backbone.source, "fingerprint": info.backbone.fingerprint},
@@ -119,7 +135,7 @@ def to_metadata(name: str, info: TaskInfo, layers: tuple[LayerHeader, ...]) -> d
             f"task {name!r}: its description cannot be written as JSON ({error}); "
             "provenance must be plain values without NaN"
         ) from error
-    return {"format": FORMAT, "version": str(VERSION), "task": text}
+    return {"format": FORMAT, "version": str(version), "task": text}
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[LayerHeader, ...]]:
@@ -127,14 +143,12 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
 
     Raises TaskFileError for anything that ``to_metadata`` would not write.
     """
-    check_format(metadata)
+    version = check_format(metadata)
     values = strict_json(metadata["task"], "task description")
     _expect(isinstance(values, dict) and values.keys() == _FIELDS, "fields", sorted(_FIELDS))
     backbone, rule, provenance = values["backbone"], values["rule"], values["provenance"]
     _expect(_strings(backbone, "source", "fingerprint"), "backbone", "source and fingerprint")
-    _expect(isinstance(rule, dict) and rule.keys() == {"kind", "threshold"}, "rule", "a mask rule")
-    _expect(type(rule["threshold"]) in (int, float), "rule", "a number as threshold")
-    _expect(isinstance(rule["kind"], str), "rule", "a name as kind")
+    _check_rule(rule, version)
     _expect(isinstance(provenance, dict), "provenance", "an object")
     _expect(_strings(values, "name", "kind", "head", exactly=False), "name, kind, head", "text")
     classes = values["classes"]
@@ -157,8 +171,8 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     return name, info, _layers(values["masks"])
 
 
-def check_format(metadata: Mapping[str, str]) -> None:
-    """Raise TaskFileError unless this is the metadata of a task file that this library reads."""
+def check_format(metadata: Mapping[str, str]) -> int:
+    """Return the version of a task file by its metadata; raises TaskFileError unless this library reads it."""
     found = metadata.get("format", "none")
     if found != FORMAT:
         raise TaskFileError(f"format {found[:40]!r}: expected {FORMAT!r}; it is no task file")
@@ -168,8 +182,21 @@ def check_format(metadata: Mapping[str, str]) -> None:
             f"format version {version}: this library reads up to {VERSION}; "
             "upgrade it with: pip install -U torch-piggyback"
         )
-    if version != str(VERSION) or metadata.keys() != {"format", "version", "task"}:
-        raise TaskFileError(f"format version {version[:20]!r}: expected 1; the file is damaged")
+    if not _NUMBER.fullmatch(version) or metadata.keys() != {"format", "version", "task"}:
+        raise TaskFileError(
+            f"format version {version[:20]!r}: expected 1 to {VERSION}; the file is damaged"
+        )
+    return int(version)
+
+
+def _check_rule(rule: Any, version: int) -> None:
+    """Check the fields of a mask rule: a form belongs to version 2, and only one that is not plain."""
+    fields = {"kind", "threshold"} if version == 1 else {"kind", "threshold", "form"}
+    _expect(isinstance(rule, dict) and rule.keys() == fields, "rule", "a mask rule")
+    _expect(type(rule["threshold"]) in (int, float), "rule", "a number as threshold")
+    _expect(isinstance(rule["kind"], str), "rule", "a name as kind")
+    form = rule.get("form", "channel")
+    _expect(isinstance(form, str) and form != "plain", "rule", "a form, which version 2 is for")
 
 
 def _layers(values: Any) -> tuple[LayerHeader, ...]:

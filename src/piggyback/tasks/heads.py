@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from piggyback.backbones.segmentation import SegmentationHead
 from piggyback.errors import InputError, TaskFileError
 from piggyback.tasks.task import Task, TaskInfo
 
 
 def head_kind(head: nn.Module, original: nn.Module) -> str:
-    """Return how ``load_head`` can build ``head`` again: ``linear`` or ``conv`` from its tensors, else ``custom``.
+    """Return how ``load_head`` can build ``head`` again: ``linear``, ``conv`` or ``segmentation`` from its
+    tensors, else ``custom``.
 
     >>> head_kind(nn.Linear(4, 2), original=nn.Linear(4, 1000))
     'linear'
@@ -22,25 +24,29 @@ def head_kind(head: nn.Module, original: nn.Module) -> str:
         return "linear"
     if type(head) is nn.Conv2d and _geometry(head) == _geometry(original):
         return "conv"
+    if type(head) is SegmentationHead:
+        return "segmentation"
     return "custom"
 
 
 def new_head(original: nn.Module, classes: int) -> nn.Module:
     """Return a freshly initialised head of the original's kind, inputs, dtype and device, with ``classes`` outputs.
 
-    Raises InputError where the original is neither a linear layer nor a convolution.
+    Raises InputError where the original is no linear layer, convolution or segmentation head.
 
     >>> new_head(nn.Linear(4, 1000, bias=False), 3)
     Linear(in_features=4, out_features=3, bias=False)
     """
+    if isinstance(original, SegmentationHead):
+        return SegmentationHead(original.channels, classes, **_like(original))
     if isinstance(original, nn.Linear):
         shape: tuple[int, ...] = (classes, original.in_features)
     elif isinstance(original, nn.Conv2d) and original.groups == 1:
         shape = (classes, original.in_channels, *original.kernel_size)
     else:
         raise InputError(
-            f"the backbone's head is a {type(original).__name__}: expected Linear or Conv2d to copy "
-            "its shape from; pass head=<your module> instead"
+            f"the backbone's head is a {type(original).__name__}: expected Linear, Conv2d "
+            "or SegmentationHead to copy its shape from; pass head=<your module> instead"
         )
     return _build(shape, original.bias is not None, original)
 
@@ -52,11 +58,16 @@ def load_head(task: Task, original: nn.Module, custom: nn.Module | None = None) 
     fit each other or the backbone's features.
     """
     kind, tensors = task.info.head_kind, task.head
-    if custom is None and kind not in ("linear", "conv"):
+    if custom is None and kind not in ("linear", "conv", "segmentation"):
         raise InputError(
             f"task {task.name!r}: its head is a custom module: pass head=<a module with its state dict>"
         )
-    head = _from_tensors(task, original) if custom is None else custom
+    if custom is not None:
+        head = custom
+    elif kind == "segmentation":
+        head = _segmentation_head(task, original)
+    else:
+        head = _from_tensors(task, original)
     wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != found:
@@ -84,9 +95,10 @@ def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_classes(info: TaskInfo, head: nn.Module) -> None:
-    """Raise InputError where a classification head's outputs are not one per class."""
+    """Raise InputError where a head's outputs are not one per class."""
     outputs = getattr(head, "out_features", getattr(head, "out_channels", None))
-    if info.kind == "classification" and info.classes and outputs not in (None, len(info.classes)):
+    labelled = info.kind in ("classification", "segmentation")
+    if labelled and info.classes and outputs not in (None, len(info.classes)):
         raise InputError(
             f"a head with {outputs} outputs for {len(info.classes)} classes: expected one per class"
         )
@@ -111,6 +123,23 @@ def _from_tensors(task: Task, original: nn.Module) -> nn.Module:
     # Its random values are overwritten, and it shall be good for gradients wherever it is loaded.
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         return _build(tuple(weight.shape), "bias" in task.head, original)
+
+
+def _segmentation_head(task: Task, original: nn.Module) -> nn.Module:
+    """A segmentation head for the original's features, with a class for each of its last biases."""
+    if not isinstance(original, SegmentationHead):
+        raise TaskFileError(
+            f"task {task.name!r}: its head scores every pixel: expected a segmentation network "
+            "behind it; load the backbone 'segmentation:NAME' that the task file names"
+        )
+    bias = task.head.get(f"score.{len(original.channels) - 1}.bias")
+    if bias is None or bias.ndim != 1 or not len(bias):
+        raise TaskFileError(
+            f"task {task.name!r}: head tensors {sorted(task.head)}: expected a weight and a bias "
+            f"for each of {len(original.channels)} scales"
+        )
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+        return SegmentationHead(original.channels, len(bias), **_like(original))
 
 
 def _build(shape: tuple[int, ...], bias: bool, original: nn.Module) -> nn.Module:

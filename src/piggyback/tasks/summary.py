@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from piggyback.masks.packing import PackedMask
 from piggyback.tasks.task import Task
@@ -47,6 +47,8 @@ class Summary:
 
     rows: tuple[SummaryRow, ...]
     nbytes: Mapping[str, int]
+    forms: Mapping[str, str] = field(default_factory=dict)
+    """The form of a task's mask rule, where it is not the plain one."""
 
     def __str__(self) -> str:
         wide = max([len("weight"), *(len(row.weight) for row in self.rows)])
@@ -56,9 +58,10 @@ class Summary:
             total = sum(row.weights for row in rows)
             kept = sum(row.kept for row in rows)
             density = kept / total if total else 1.0
+            form = f"{self.forms[task]} form, " if task in self.forms else ""
             lines.append(
                 f"task {task}: {len(rows)} masked tensors, {total:,} weights, density {density:.4f}, "
-                f"{nbytes:,} bytes in memory"
+                f"{form}{nbytes:,} bytes in memory"
             )
             if rows:
                 lines.append(f"  {'weight':<{wide}} {'shape':>18} {'weights':>10} density  bits")
@@ -77,4 +80,5 @@ def summarize(tasks: Mapping[str, Task]) -> Summary:
         for task in tasks.values()
         for name, mask in task.masks.items()
     )
-    return Summary(rows, {name: task.nbytes for name, task in tasks.items()})
+    forms = {n: t.info.rule.form for n, t in tasks.items() if t.info.rule.form != "plain"}
+    return Summary(rows, {name: task.nbytes for name, task in tasks.items()}, forms)

@@ -47,6 +47,8 @@ class Task:
     norm: Mapping[str, Tensor] = field(default_factory=dict)
     """Normalisation parameters and statistics by state-dict name; empty when the backbone's are used."""
     info: TaskInfo = field(default_factory=TaskInfo)
+    coefficients: Mapping[str, Tensor] = field(default_factory=dict)
+    """float32, for each masked weight; empty for a rule of the plain form. Shapes: see ``masks/forms.py``."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -63,8 +65,8 @@ class Task:
 
     @property
     def nbytes(self) -> int:
-        """Bytes this task holds in memory: packed masks, head and normalisation."""
-        tensors = (*self.head.values(), *self.norm.values())
+        """Bytes this task holds in memory: packed masks, coefficients, head and normalisation."""
+        tensors = (*self.coefficients.values(), *self.head.values(), *self.norm.values())
         dense = sum(t.numel() * t.element_size() for t in tensors)
         return dense + sum(mask.nbytes for mask in self.masks.values())
 
@@ -79,6 +81,7 @@ class Task:
             masks={name: mask.to(device) for name, mask in self.masks.items()},
             head={name: tensor.to(device) for name, tensor in self.head.items()},
             norm={name: tensor.to(device) for name, tensor in self.norm.items()},
+            coefficients={name: tensor.to(device) for name, tensor in self.coefficients.items()},
         )
 
 

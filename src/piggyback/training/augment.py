@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from piggyback.errors import InputError
@@ -72,15 +72,38 @@ def augment(image: Tensor, options: Augment, size: int, chances: npt.NDArray[np.
     >>> augment(image, Augment(), 4, draws(0, 1, np.array([2]))[0]).shape
     torch.Size([3, 4, 4])
     """
-    dx, dy, mirror, area, left, top, rest = chances.tolist()
     if options.policy != "none":
-        image = _by_policy(image, options.policy, int(rest * 2**53))
+        image = _by_policy(image, options.policy, int(chances[6] * 2**53))
+    return _moved(image, options, size, chances)
+
+
+def augment_map(
+    label_map: Tensor, options: Augment, size: int, chances: npt.NDArray[np.float64]
+) -> Tensor:
+    """Return a label map, uint8 (s, s), moved, cut and mirrored as its image is, uint8 (size, size).
+
+    >>> label_map = torch.eye(4, dtype=torch.uint8)
+    >>> augment_map(label_map, Augment(), 4, draws(0, 1, np.array([2]))[0]).shape
+    torch.Size([4, 4])
+    """
+    return _moved(label_map[None], options, size, chances, InterpolationMode.NEAREST_EXACT)[0]
+
+
+def _moved(
+    image: Tensor,
+    options: Augment,
+    size: int,
+    chances: npt.NDArray[np.float64],
+    mode: InterpolationMode = InterpolationMode.BILINEAR,
+) -> Tensor:
+    """Crop, shift and flip, which change where pixels are and nothing else."""
+    dx, dy, mirror, area, left, top = chances.tolist()[:6]
     if options.crop < 1:
         whole = image.shape[-1]
         part = max(1, round(whole * (options.crop + (1 - options.crop) * area) ** 0.5))
         room = whole - part + 1
         y, x = int(top * room), int(left * room)
-        image = F.resized_crop(image, y, x, part, part, [size, size], antialias=True)
+        image = F.resized_crop(image, y, x, part, part, [size, size], mode, antialias=True)
     if most := int(options.shift * size):
         image = _shifted(image, int(dy * (2 * most + 1)) - most, int(dx * (2 * most + 1)) - most)
     if options.flip and mirror < 0.5:

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from piggyback.backbones.preprocessing import Preprocessing
-from piggyback.training.augment import Augment, augment, draws
-from piggyback.training.data import ImageSet
+from piggyback.training.augment import Augment, augment, augment_map, draws
+from piggyback.training.data import Split
 from piggyback.training.hashing import shuffled
 
 Batch = tuple[Tensor, Tensor]
-"""Images uint8 (n, 3, s, s) and labels int64 (n,)."""
+"""Images uint8 (n, 3, s, s), and labels int64 (n,) or label maps uint8 (n, s, s)."""
 
 
 class TrainBatches(Dataset[Batch]):
@@ -31,7 +31,7 @@ class TrainBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        images: ImageSet,
+        images: Split,
         preprocessing: Preprocessing,
         options: Augment,
         *,
@@ -59,7 +59,11 @@ class TrainBatches(Dataset[Batch]):
         for place, index in enumerate(indices.tolist()):
             image = self.images.load(index, self.source)
             made[place] = augment(image, self.options, self.size, chances[place])
-        return made, self.images.labels[indices]
+        labels = self.images.targets(indices, self.source)
+        if self.images.kind == "segmentation":
+            maps = zip(labels, chances, strict=True)
+            labels = torch.stack([augment_map(m, self.options, self.size, c) for m, c in maps])
+        return made, labels
 
 
 class EvalBatches(Dataset[Batch]):
@@ -67,7 +71,7 @@ class EvalBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        images: ImageSet,
+        images: Split,
         preprocessing: Preprocessing,
         *,
         batch_size: int,
@@ -82,20 +86,20 @@ class EvalBatches(Dataset[Batch]):
 
     def __getitem__(self, batch: int) -> Batch:
         stop = min((batch + 1) * self.batch_size, len(self.images))
-        indices = range(batch * self.batch_size, stop)[self.rank :: self.world]
+        indices = torch.arange(batch * self.batch_size, stop)[self.rank :: self.world]
         size = self.preprocessing.image_size
         made = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
-        for place, index in enumerate(indices):
+        for place, index in enumerate(indices.tolist()):
             made[place] = self.images.load(index, self.preprocessing)
-        return made, self.images.labels[list(indices)]
+        return made, self.images.targets(indices, self.preprocessing)
 
 
-def steps_in_epoch(images: ImageSet, batch_size: int, world: int = 1) -> int:
+def steps_in_epoch(images: Split, batch_size: int, world: int = 1) -> int:
     """Return the number of batches that TrainBatches makes of ``images``."""
     return len(images) // _real_batch(images, batch_size, world)
 
 
-def _real_batch(images: ImageSet, batch_size: int, world: int) -> int:
+def _real_batch(images: Split, batch_size: int, world: int) -> int:
     """A set smaller than a batch is one batch; every process gets the same number of samples."""
     return min(batch_size, len(images) // world * world)
 

@@ -1,9 +1,10 @@
 """Labelled images: sets in memory or in files, and the three splits a training needs.
 
-    ImageSet    one split: classes, labels, and images (a uint8 tensor) or files ImageData   train,
-    val and test of one task; ``cut`` takes val (and test) out of train where there is none
+    ImageSet    one split: classes, labels, and images (a uint8 tensor) or files
+    ImageData   train, val and test
 
-``folder.py`` reads these from directories; ``batches.py`` serves them.
+``splits.py`` takes splits that are missing out of train, ``folder.py`` reads sets from directories,
+``batches.py`` serves them.
 """
 
 from __future__ import annotations
@@ -13,20 +14,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
-from piggyback.training.hashing import uniforms
-from piggyback.training.images import fit, load_fitted
+from piggyback.training.images import as_box, crop, fit, load_fitted
+from piggyback.training.label_maps import SegmentationSet
 
 CACHE_BYTES = 1 << 30
 """Decoded images are kept in memory while all splits together stay below this many bytes."""
-
-_VAL_STREAM, _TEST_STREAM = 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +36,8 @@ class ImageSet:
     ImageSet(2 images of 2 classes, in memory)
     """
 
+    kind: ClassVar[str] = "classification"
+
     classes: tuple[str, ...]
     """Class names; a label is an index into them."""
     labels: Tensor
@@ -45,6 +46,9 @@ class ImageSet:
     """uint8, (n, 3, height, width), or (n, 1, height, width) for grey ones."""
     files: tuple[Path, ...] = ()
     """One per label, when ``images`` is None."""
+    boxes: Tensor | None = None
+    """int64, (n, 4): left, top, right, bottom of the part that is used, right and bottom outside; of
+    files, in pixels as they are stored."""
 
     def __post_init__(self) -> None:
         n = len(self.files) if self.images is None else len(self.images)
@@ -65,6 +69,14 @@ class ImageSet:
                     f"images {self.images.dtype} {shape}: expected uint8 (n, 3, height, width)"
                 )
 
+        if self.boxes is not None and (
+            self.boxes.dtype != torch.int64 or self.boxes.shape != (n, 4)
+        ):
+            raise DataError(
+                f"boxes {self.boxes.dtype} {tuple(self.boxes.shape)}: expected int64 ({n}, 4), "
+                "left, top, right, bottom per image"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -79,21 +91,30 @@ class ImageSet:
 
     def load(self, index: int, preprocessing: Preprocessing) -> Tensor:
         """Return image ``index`` as the network sees it, uint8 (3, s, s); raises DataError."""
+        box = None if self.boxes is None else as_box(self.boxes[index])
         if self.images is None:
-            return load_fitted(self.files[index], preprocessing)
-        return fit(self.images[index], preprocessing).expand(3, -1, -1)
+            return load_fitted(self.files[index], preprocessing, box)
+        image = self.images[index]
+        if box is not None:
+            image = crop(image, box, f"number {index}")
+        return fit(image, preprocessing).expand(3, -1, -1)
+
+    def targets(self, indices: Tensor, preprocessing: Preprocessing) -> Tensor:
+        """Return the labels at ``indices``, int64 (n,)."""
+        return self.labels[indices]
 
     def subset(self, indices: Tensor) -> ImageSet:
         """Return the set with only the images at ``indices``, in that order."""
         images = None if self.images is None else self.images[indices]
         files = tuple(self.files[i] for i in indices.tolist()) if self.images is None else ()
-        return replace(self, labels=self.labels[indices], images=images, files=files)
+        boxes = None if self.boxes is None else self.boxes[indices]
+        return replace(self, labels=self.labels[indices], images=images, files=files, boxes=boxes)
 
     def in_memory(self, preprocessing: Preprocessing) -> ImageSet:
         """Return the set decoded and resized, uint8 (n, 3, s, s); DataError for a bad file."""
         size = preprocessing.image_size
         ready = self.images is not None and tuple(self.images.shape[1:]) == (3, size, size)
-        if ready and preprocessing.crop_pct == 1:
+        if ready and preprocessing.crop_pct == 1 and self.boxes is None:
             return self
         images = torch.empty(len(self), 3, size, size, dtype=torch.uint8)
 
@@ -103,12 +124,14 @@ class ImageSet:
         with ThreadPoolExecutor() as pool:  # decoding runs outside Python's lock
             for _ in pool.map(fill, range(len(self))):
                 pass
-        return replace(self, images=images, files=())
+        return replace(self, images=images, files=(), boxes=None)
 
     def digest(self) -> str:
-        """Return a SHA-256 (hex) over labels and images; of files, over names and sizes only."""
+        """Return a SHA-256 (hex) over labels, boxes and images; of files, names and sizes only."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         digest.update(self.labels.numpy().tobytes())
+        if self.boxes is not None:
+            digest.update(self.boxes.contiguous().numpy().tobytes())
         if self.images is not None:
             digest.update(self.images.contiguous().numpy().tobytes())
         for file in self.files:
@@ -116,14 +139,18 @@ class ImageSet:
         return digest.hexdigest()
 
 
+Split: TypeAlias = "ImageSet | SegmentationSet"
+"""Images with a label each, or with a label map each."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """One task's images: train to learn from, val to choose the best epoch, test to touch once."""
 
     name: str
-    train: ImageSet
-    val: ImageSet
-    test: ImageSet
+    train: Split
+    val: Split
+    test: Split
     skipped: tuple[str, ...] = ()
     """Files left out because they could not be read, on request."""
     cut: tuple[str, ...] = ()
@@ -143,6 +170,8 @@ class ImageData:
                 )
             if not len(images):
                 raise DataError(f"{self.name}: no images in {split}: expected one or more")
+        if self.kind == "segmentation":
+            return  # what its maps show is known only when all of them were read
         empty = [name for name, n in zip(classes, self.train.counts(), strict=True) if not n]
         if empty:
             raise DataError(f"{self.name}: no images in train for class {empty[0]!r}")
@@ -152,7 +181,12 @@ class ImageData:
         """Class names, in the order of the labels."""
         return self.train.classes
 
-    def splits(self) -> dict[str, ImageSet]:
+    @property
+    def kind(self) -> str:
+        """What the task is: "classification", or "segmentation" where images have label maps."""
+        return self.train.kind
+
+    def splits(self) -> dict[str, Split]:
         """Return the three sets by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
@@ -166,7 +200,10 @@ class ImageData:
         """
         views = {"train": train_view, "val": preprocessing, "test": preprocessing}
         parts = self.splits()
-        total = sum(3 * len(parts[split]) * view.image_size**2 for split, view in views.items())
+        channels = 4 if self.kind == "segmentation" else 3
+        total = sum(
+            channels * len(parts[split]) * view.image_size**2 for split, view in views.items()
+        )
         if total > budget:
             return self
         ready = {split: parts[split].in_memory(view) for split, view in views.items()}
@@ -181,83 +218,6 @@ class ImageData:
             "skipped": len(self.skipped),
             "cut": list(self.cut),
         }
-
-
-def from_tensors(
-    name: str,
-    classes: Sequence[str],
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor] | None = None,
-    val: tuple[Tensor, Tensor] | None = None,
-    *,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.2,
-    seed: int = 0,
-) -> ImageData:
-    """Return ImageData from pairs of images, uint8 (n, 3, h, w), and labels, int64 (n,).
-
-    Missing splits are cut from train.
-
-    >>> images, labels = torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 2
-    >>> data = from_tensors("toy", ["a", "b"], (images, labels), (images, labels))
-    >>> len(data.train), len(data.val), len(data.test)
-    (18, 2, 20)
-    """
-
-    def as_set(pair: tuple[Tensor, Tensor] | None) -> ImageSet | None:
-        return None if pair is None else ImageSet(tuple(classes), pair[1], pair[0])
-
-    return cut(
-        name,
-        ImageSet(tuple(classes), train[1], train[0]),
-        as_set(val),
-        as_set(test),
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        seed=seed,
-    )
-
-
-def cut(
-    name: str,
-    train: ImageSet,
-    val: ImageSet | None,
-    test: ImageSet | None,
-    *,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.2,
-    seed: int = 0,
-    skipped: tuple[str, ...] = (),
-) -> ImageData:
-    """Return ImageData whose missing splits are cut from train, class by class, by ``seed``."""
-    taken = []
-    if test is None:
-        train, test = _take(train, test_fraction, seed, _TEST_STREAM, f"{name}: test")
-        taken.append(f"test {test_fraction}")
-    if val is None:
-        train, val = _take(train, val_fraction, seed, _VAL_STREAM, f"{name}: val")
-        taken.append(f"val {val_fraction}")
-    return ImageData(name, train, val, test, skipped=skipped, cut=tuple(taken))
-
-
-def _take(
-    images: ImageSet, fraction: float, seed: int, stream: int, what: str
-) -> tuple[ImageSet, ImageSet]:
-    """Return (rest, taken): of each class the fraction, at least one while one is left."""
-    if not 0 < fraction < 1:
-        raise DataError(f"{what} fraction {fraction}: expected a number between 0 and 1")
-    key = torch.from_numpy(uniforms(seed, stream, torch.arange(len(images)).numpy(), 1)[:, 0])
-    chosen = torch.zeros(len(images), dtype=torch.bool)
-    for label in range(len(images.classes)):
-        members = (images.labels == label).nonzero()[:, 0]
-        n = min(max(1, round(fraction * len(members))), len(members) - 1)
-        if n > 0:
-            chosen[members[key[members].argsort()[:n]]] = True
-    if not chosen.any():
-        raise DataError(
-            f"{what} cannot be cut from train: every class has one image; add images or a split"
-        )
-    return images.subset((~chosen).nonzero()[:, 0]), images.subset(chosen.nonzero()[:, 0])
 
 
 def difference(expected: Sequence[str], found: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,19 @@ from piggyback.masks.packing import PackedMask
 from piggyback.model import MultiTaskModel
 from piggyback.tasks.heads import new_head
 from piggyback.tasks.task import Task
+from piggyback.training.checkpoint import load_live
 from piggyback.training.hashing import seed_of
 from piggyback.training.methods import Product, Setup, register
-from piggyback.training.recipe import derive_mask_lr
+from piggyback.training.recipe import Recipe, derive_mask_lr
 
-_HEAD_STREAM = 0x4EAD
+HEAD_STREAM = 0x4EAD
+"""Where the random numbers of a new head come from: a seed gives the same head to every method."""
 
 
 class TaskLearner:
     """Learns a head, and masks and normalisation if asked, on a frozen backbone."""
+
+    notes: Mapping[str, Any] = {}
 
     def __init__(self, backbone: Backbone, setup: Setup, *, masks: bool) -> None:
         recipe = setup.recipe
@@ -40,10 +45,15 @@ class TaskLearner:
                 backbone, select=recipe.select, preprocessing=setup.preprocessing
             )
             undo.callback(self.model.release)
-            _move(self.model, setup)
-            torch.manual_seed(seed_of(recipe.seed, _HEAD_STREAM))
+            move(self.model, setup)
+            torch.manual_seed(seed_of(recipe.seed, HEAD_STREAM))
             self.model.start_task(
-                setup.name, setup.classes, rule=recipe.rule, norm=recipe.norm, masks=masks
+                setup.name,
+                setup.classes,
+                rule=recipe.rule,
+                norm=recipe.norm,
+                masks=masks,
+                kind=setup.kind,
             )
             self.optimizer: torch.optim.Optimizer = self._optimizer(setup)
             self._undo = undo.pop_all()
@@ -58,6 +68,7 @@ class TaskLearner:
             lr=recipe.mask_lr or derive_mask_lr(setup.steps),
             head_lr=recipe.head_lr,
             norm_lr=recipe.norm_lr,
+            form_lr=recipe.form_lr,
             init=recipe.init,
             grad_scale=recipe.grad_scale,
             regularizers=recipe.regularizers,
@@ -74,7 +85,8 @@ class TaskLearner:
         self.model.train(training)
 
     def live(self) -> dict[str, Tensor]:
-        """Return head and normalisation; the masked weights follow from the optimizer's scores."""
+        """Return head and normalisation; the optimizer's state has scores and a form's coefficients, and the masked
+        weights follow from these."""
         head = self.network.get_submodule(self.model.head_name).state_dict()
         norms = norm_tensors(self.network, self.model.head_name, counters=True)
         return {
@@ -93,6 +105,7 @@ class TaskLearner:
         for name, mask in task.masks.items():
             if mask.negative is not None:
                 tensors[f"negative/{name}"] = mask.negative
+        tensors |= {f"form/{name}": tensor for name, tensor in task.coefficients.items()}
         tensors |= {f"head/{name}": tensor for name, tensor in task.head.items()}
         return tensors | {f"norm/{name}": tensor for name, tensor in task.norm.items()}
 
@@ -105,7 +118,8 @@ class TaskLearner:
         }
         head = {name: tensors[f"head/{name}"] for name in like.head}
         norm = {name: tensors[f"norm/{name}"] for name in like.norm}
-        return replace(like, masks=masks, head=head, norm=norm)
+        coefficients = {name: tensors[f"form/{name}"] for name in like.coefficients}
+        return replace(like, masks=masks, head=head, norm=norm, coefficients=coefficients)
 
     def deploy(self, product: Product) -> nn.Module:
         """Hold the task in the multi-task model as a user would, and return its network."""
@@ -118,7 +132,44 @@ class TaskLearner:
         self._undo.close()
 
 
-class FinetuneLearner:
+class CopyLearner(abc.ABC):
+    """Trains something of a copy of the backbone; what it leaves are all tensors that ``live`` names."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    fingerprint: str
+    notes: Mapping[str, Any] = {}
+
+    @abc.abstractmethod
+    def mode(self, training: bool) -> None:
+        """Set training or evaluation mode, normalisation as the recipe says."""
+
+    @abc.abstractmethod
+    def live(self) -> dict[str, Tensor]:
+        """Return what training changes besides the optimizer's state, by name, not copied."""
+
+    def capture(self) -> dict[str, Tensor]:
+        """Return a copy of the tensors on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.live().items()}
+
+    def flatten(self, product: Product) -> dict[str, Tensor]:
+        """Return the tensors as they are."""
+        return dict(cast("dict[str, Tensor]", product))
+
+    def unflatten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors as they are."""
+        return dict(tensors)
+
+    def deploy(self, product: Product) -> nn.Module:
+        """Write the tensors into the network and return it."""
+        load_live(self.live(), cast("dict[str, Tensor]", product))
+        return self.network.eval()
+
+    def close(self) -> None:  # noqa: B027
+        """Nothing to give back: the backbone was copied."""
+
+
+class FinetuneLearner(CopyLearner):
     """Trains every weight of a copy of the backbone."""
 
     def __init__(self, backbone: Backbone, setup: Setup) -> None:
@@ -127,19 +178,21 @@ class FinetuneLearner:
         self.fingerprint = fingerprint(backbone.module, (), self._head)[0]
         self._frozen_norm = recipe.finetune_norm == "frozen"
         self.network = copy.deepcopy(backbone.module).requires_grad_(True)
-        torch.manual_seed(seed_of(recipe.seed, _HEAD_STREAM))
+        torch.manual_seed(seed_of(recipe.seed, HEAD_STREAM))
         head = new_head(self.network.get_submodule(self._head), len(setup.classes))
         replace_module(self.network, self._head, head)
         for layer in self._norms() if self._frozen_norm else ():
             layer.requires_grad_(False)
-        _move(self.network, setup)
+        move(self.network, setup)
+        self.optimizer = self._optimizer(recipe)
+
+    def _optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            [{"params": trained, "peak_lr": recipe.finetune_lr}],
-            lr=recipe.finetune_lr,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        lr, decay = recipe.finetune_lr, recipe.weight_decay
+        groups = [{"params": trained, "peak_lr": lr}]
+        if recipe.finetune_optimizer == "sgd":  # the paper's, one rate for weights and head
+            return torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=decay, fused=True)
+        return torch.optim.AdamW(groups, lr, weight_decay=decay, fused=True)
 
     def _norms(self) -> list[nn.Module]:
         return list(norm_modules(self.network, self._head).values())
@@ -153,26 +206,6 @@ class FinetuneLearner:
     def live(self) -> dict[str, Tensor]:
         """Return the whole state dict."""
         return dict(self.network.state_dict())
-
-    def capture(self) -> dict[str, Tensor]:
-        """Return a copy of the state dict on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.live().items()}
-
-    def flatten(self, product: Product) -> dict[str, Tensor]:
-        """Return the state dict as it is."""
-        return dict(cast("dict[str, Tensor]", product))
-
-    def unflatten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state dict as it is."""
-        return dict(tensors)
-
-    def deploy(self, product: Product) -> nn.Module:
-        """Load the state dict and return the network."""
-        self.network.load_state_dict(cast("dict[str, Tensor]", product))
-        return self.network.eval()
-
-    def close(self) -> None:
-        """Nothing to give back: the backbone was copied."""
 
 
 @register("masks")
@@ -193,7 +226,8 @@ def finetune(backbone: Backbone, setup: Setup) -> FinetuneLearner:
     return FinetuneLearner(backbone, setup)
 
 
-def _move(module: nn.Module, setup: Setup) -> None:
+def move(module: nn.Module, setup: Setup) -> None:
+    """Put a module on the run's device and into its memory format."""
     module.to(setup.device)
     if setup.channels_last:
         module.to(memory_format=torch.channels_last)

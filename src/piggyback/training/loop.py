@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.training.batches import Batch, serve
-from piggyback.training.evaluate import logits_of, measure
+from piggyback.training.evaluate import class_of_each, logits_of, measure
 from piggyback.training.events import EpochRow, Plan, Step
 from piggyback.training.hashing import seed_of
 from piggyback.training.images import normalise
@@ -80,24 +80,30 @@ def _epoch(run: Run, network: Callable[[Tensor], Any], epoch: int, steps: int) -
 
 
 def one_step(run: Run, network: Callable[[Tensor], Any], batch: Batch) -> Tensor:
-    """Make one optimizer step; return this process's (sum of losses, images right, images)."""
+    """Make one optimizer step; return this process's (sum of losses, labels right, labels, images).
+
+    An image has one label, or one at each pixel that is not void.
+    """
     recipe, optimizer, classes = run.recipe, run.learner.optimizer, len(run.data.classes)
     pixels, labels = (part.to(run.device, non_blocking=True) for part in batch)
+    labels = class_of_each(labels)
+    counted = (labels >= 0).sum()
     optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros(3, device=run.device)
+    total = torch.zeros(4, device=run.device)
     pieces = zip(pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
     for x_piece, y in pieces:
         x = normalise(x_piece, run.preprocessing)
         if run.speed.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(run.device.type, run.speed.dtype, enabled=run.speed.amp != "no"):
-            logits = logits_of(network(x), classes).float()
+            logits = logits_of(network(x), classes, y.shape[1:]).float()
             losses = F.cross_entropy(
                 logits, y, reduction="sum", label_smoothing=recipe.label_smoothing
             )
-        (losses / len(labels)).backward()  # type: ignore[no-untyped-call]
+        (losses / counted.clamp_min(1)).backward()  # type: ignore[no-untyped-call]
         right = (logits.detach().argmax(1) == y).sum()
-        total += torch.stack([losses.detach(), right, right.new_tensor(len(y))])
+        total[:2] += torch.stack([losses.detach(), right])
+    total[2:] = torch.stack([counted, counted.new_tensor(len(labels))])
     if recipe.clip is not None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(params, recipe.clip)
@@ -126,19 +132,20 @@ def _end_epoch(run: Run, epoch: int, steps: int) -> EpochRow:
         run.best = captured
     row = EpochRow(
         epoch=epoch + 1,
-        train_loss=progress.loss / progress.seen,
-        train_accuracy=100 * progress.right / progress.seen,
+        train_loss=progress.loss / max(progress.seen, 1),
+        train_accuracy=100 * progress.right / max(progress.seen, 1),
         val_loss=val.loss,
         val_accuracy=val.accuracy,
         density=None if isinstance(captured, dict) or not captured.masks else captured.density,
         lr=run.learner.optimizer.param_groups[0]["lr"],
-        images_per_second=progress.seen / max(progress.epoch_seconds, 1e-9),
+        images_per_second=progress.images / max(progress.epoch_seconds, 1e-9),
         seconds=run.elapsed(),
         best=better,
     )
     progress.history.append(row)
     progress.epoch, progress.step = epoch + 1, 0
-    progress.loss, progress.right, progress.seen, progress.epoch_seconds = 0.0, 0, 0, 0.0
+    progress.loss, progress.right, progress.seen = 0.0, 0, 0
+    progress.images, progress.epoch_seconds = 0, 0.0
     top = max(row.val_accuracy for row in progress.history)
     reached = next(row.epoch for row in progress.history if row.val_accuracy == top)
     progress.stopped = recipe.patience is not None and epoch + 1 - reached >= recipe.patience
@@ -148,13 +155,14 @@ def _end_epoch(run: Run, epoch: int, steps: int) -> EpochRow:
 def _read(run: Run, unread: list[Tensor], epoch: int) -> float:
     """Add what steps measured to progress; return the last loss, or raise if it is not finite."""
     progress = run.progress
-    for loss, right, seen in torch.stack(unread).tolist():
+    for loss, right, seen, images in torch.stack(unread).tolist():
         if not math.isfinite(loss):
             raise diverged(run, f"the loss is {loss}", epoch)
         progress.loss += loss
         progress.right += int(right)
         progress.seen += int(seen)
-        last = loss / seen
+        progress.images += int(images)
+        last = loss / max(seen, 1)
     unread.clear()
     return float(last)
 
@@ -174,7 +182,7 @@ def _told(run: Run, epoch: int, steps: int, loss: float) -> Step:
         step=progress.step,
         loss=loss,
         lr=run.learner.optimizer.param_groups[0]["lr"],
-        images_per_second=progress.seen / max(progress.epoch_seconds, 1e-9),
+        images_per_second=progress.images / max(progress.epoch_seconds, 1e-9),
         seconds_left=per_step * (run.recipe.epochs * steps - done),
     )
 

@@ -3,6 +3,7 @@
     masks      which weights to keep, head, normalisation if asked   -> a task
     head       the head only                                        -> a task without masks
     finetune   every weight of a copy                               -> a state dict
+    lora       low-rank adapters and head, normalisation if asked   -> these tensors
 
 A method prepares a learner; ``loop.py`` trains any of them.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from piggyback.tasks.task import Task
 from piggyback.training.recipe import Recipe
 
 Product: TypeAlias = "Task | dict[str, Tensor]"
-"""What a run leaves behind: a task, or the state dict of a fully trained copy."""
+"""What a run leaves behind: a task, or tensors: of a fully trained copy, or adapters and head."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Setup:
     """Optimizer steps of the whole run."""
     device: torch.device
     channels_last: bool
+    kind: str = "classification"
+    """Of the task, as ``ImageData.kind``."""
 
 
 class Learner(Protocol):
@@ -49,6 +52,8 @@ class Learner(Protocol):
     """Its groups carry ``peak_lr``, which the schedule scales."""
     fingerprint: str
     """Of the backbone it started from."""
+    notes: Mapping[str, Any]
+    """What the file of a result that is no task says besides its tensors: plain JSON by name."""
 
     def mode(self, training: bool) -> None:
         """Set training or evaluation mode, normalisation as the recipe says."""
@@ -93,7 +98,7 @@ def method_of(name: str) -> Method:
     >>> method_of("mask")
     Traceback (most recent call last):
     ...
-    piggyback.errors.InputError: method 'mask': expected one of masks, head, finetune; \
+    piggyback.errors.InputError: method 'mask': expected one of masks, head, finetune, lora; \
 did you mean 'masks'?
     """
     if name not in METHODS:

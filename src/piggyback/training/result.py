@@ -17,7 +17,7 @@ from torch import Tensor
 
 from piggyback.errors import CheckpointError
 from piggyback.tasks import container
-from piggyback.tasks.file import MASKS, load, save
+from piggyback.tasks.file import FORM, MASKS, load, save
 from piggyback.tasks.task import Task
 from piggyback.training import checkpoint
 from piggyback.training.evaluate import measure
@@ -28,6 +28,8 @@ from piggyback.training.run import Run
 from piggyback.training.speed import Speed
 
 RESULT = "result.json"
+_SUFFIX = {"lora": ".lora"}
+"""Stands before ``.safetensors`` in files that are no task; ``.finetuned`` for a whole network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +46,16 @@ class TrainResult:
     seconds: float
     """From the start to the last epoch's end, over all resumes; without the test."""
     bytes: int
-    """Of the task file, or of the fine-tuned weights' file."""
+    """Of the task file, or of the file with the fine-tuned weights or the adapters."""
     bits_per_weight: float | None
-    """Mask bytes in the task file * 8 / masked weights; None for methods without masks."""
+    """Bytes of masks and their form's coefficients in the task file * 8 / masked weights; None for methods
+    without masks."""
     images_per_second: float
     """Trained, evaluation and checkpoints not counted."""
     task: Task | None = None
     """For the methods masks and head."""
     state: Mapping[str, Tensor] | None = None
-    """The whole state dict, for the method finetune."""
+    """The whole state dict for the method finetune; adapters, head and trained normalisation for lora."""
     history: tuple[EpochRow, ...] = ()
     path: Path | None = None
     """The file that was written, if any."""
@@ -102,7 +105,7 @@ def finish(run: Run) -> TrainResult:
         history=tuple(progress.history),
         provenance=provenance,
     )
-    result, data = _packed(product, result)
+    result, data = _packed(product, result, run.learner.notes)
     if run.folder is not None:
         result = replace(result, path=run.folder / _file_name(result))
         if processes().is_main_process:
@@ -123,7 +126,7 @@ def finished(folder: Path, identity: Mapping[str, Any]) -> TrainResult | None:
         values["history"] = tuple(EpochRow(**row) for row in values["history"])
         result = TrainResult(**values)
         checkpoint.check_identity(place, saved["identity"], identity)
-        if result.method == "finetune":
+        if saved.get("state", result.method == "finetune"):  # absent before other methods had one
             return replace(result, state=load_tensors(folder / saved["file"]))
         return replace(result, task=load((folder / saved["file"]).read_bytes()))
     except FileNotFoundError:
@@ -134,10 +137,13 @@ def finished(folder: Path, identity: Mapping[str, Any]) -> TrainResult | None:
         ) from error
 
 
-def _packed(product: Task | dict[str, Tensor], result: TrainResult) -> tuple[TrainResult, bytes]:
+def _packed(
+    product: Task | dict[str, Tensor], result: TrainResult, notes: Mapping[str, Any]
+) -> tuple[TrainResult, bytes]:
     """The result with what it holds and its sizes, and the bytes of its file."""
     if isinstance(product, dict):
-        metadata = {"provenance": json.dumps(result.provenance)}
+        texts = {**notes, "provenance": result.provenance}
+        metadata = {name: json.dumps(value) for name, value in texts.items()}
         data = tensor_bytes({name: t.contiguous().clone() for name, t in product.items()}, metadata)
         return replace(result, state=product, bytes=len(data)), data
     task = replace(product, info=replace(product.info, provenance=result.provenance)).to("cpu")
@@ -154,17 +160,22 @@ def _keep(run: Run, result: TrainResult, data: bytes) -> None:
     skip = ("task", "state", "history", "path")
     values = {k: v for k, v in vars(result).items() if k not in skip}
     values["history"] = [row.to_json() for row in result.history]
-    text = {"result": values, "file": result.path.name, "identity": run.identity}
+    text = {
+        "result": values,
+        "file": result.path.name,
+        "state": result.state is not None,
+        "identity": run.identity,
+    }
     write_text(run.folder / RESULT, json.dumps(text, indent=1))
     if run.checkpoint is not None:
         run.checkpoint.unlink(missing_ok=True)
 
 
 def mask_bytes(data: bytes) -> int:
-    """Return the bytes of the masks in the task file ``data``, with all that decodes them."""
+    """Return the bytes of masks and their form's coefficients in the task file ``data``, with all that decodes them."""
     length = container.header_length(data[:8], len(data))
     entries = container.parse_header(data[8 : 8 + length], len(data))[1]
-    return entries[MASKS].nbytes if MASKS in entries else 0
+    return sum(e.nbytes for name, e in entries.items() if name == MASKS or name.startswith(FORM))
 
 
 def _put(path: Path, data: bytes) -> None:
@@ -172,7 +183,7 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def _file_name(result: TrainResult) -> str:
-    suffix = ".finetuned" if result.state is not None else ""
+    suffix = _SUFFIX.get(result.method, ".finetuned") if result.state is not None else ""
     return f"{result.name}{suffix}.safetensors"
 
 

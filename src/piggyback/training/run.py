@@ -35,9 +35,11 @@ class Progress:
     step: int = 0
     """Steps done of the epoch that runs."""
     loss: float = 0.0
-    """Sum over the images of the epoch that runs."""
+    """Sum over the labels of the epoch that runs."""
     right: int = 0
     seen: int = 0
+    """Labels: one an image, or one at each pixel that is not void."""
+    images: int = 0
     train_seconds: float = 0.0
     """Spent in steps, over all resumes; of the epoch that runs, in ``epoch_seconds``."""
     epoch_seconds: float = 0.0

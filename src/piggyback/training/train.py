@@ -23,7 +23,7 @@ from piggyback.training.data import ImageData
 from piggyback.training.events import Broadcast, Listener
 from piggyback.training.logs import TensorBoard
 from piggyback.training.loop import fit, one_step
-from piggyback.training.methods import Setup, method_of
+from piggyback.training.methods import Method, Setup, method_of
 from piggyback.training.processes import processes
 from piggyback.training.recipe import Recipe
 from piggyback.training.result import RESULT, TrainResult, finish, finished
@@ -40,13 +40,14 @@ def train(
     *,
     resume: bool = False,
     listener: Listener | None = None,
+    method: Method | None = None,
 ) -> TrainResult:
     """Return what a run has learned: its best epoch by val accuracy, measured once on test.
 
     ``out`` is the run's folder: its checkpoint while it goes, then the task file (or the fine-tuned
     weights), logs and ``result.json``; None keeps nothing. ``resume`` goes on from the checkpoint
-    there, or returns the result where the run has ended; otherwise the run starts anew. The
-    backbone's module comes back bit for bit.
+    there, or returns the result where the run has ended; otherwise the run starts anew. ``method``
+    stands in for the one that the recipe names. The backbone's module comes back bit for bit.
 
     Raises TrainingError when the loss is no longer a number; CheckpointError for a checkpoint that
     is damaged or of another run, or when ``out`` cannot be written; DataError for images that
@@ -54,7 +55,7 @@ def train(
     """
     recipe = recipe or Recipe()
     check_name(name)
-    method = method_of(recipe.method)
+    prepare = method_of(recipe.method) if method is None else method
     state = processes()
     _check_batch(recipe, data, state.num_processes)
     folder = None if out is None else Path(out)
@@ -70,16 +71,23 @@ def train(
         if (done := finished(folder, identity)) is not None:
             return done
         saved = _saved(folder / CHECKPOINT, identity)
-    preprocessing = _preprocessing(backbone, recipe)
+    preprocessing = preprocessing_of(backbone, recipe)
     heard.on_stage("reading images")
     cached = data.in_memory(preprocessing, source_view(preprocessing, recipe.augment))
     steps = recipe.epochs * steps_in_epoch(data.train, recipe.batch_size, state.num_processes)
 
     def start(on: Backbone, speed: Speed) -> Run:
         setup = Setup(
-            name, data.classes, recipe, preprocessing, steps, state.device, speed.channels_last
+            name,
+            data.classes,
+            recipe,
+            preprocessing,
+            steps,
+            state.device,
+            speed.channels_last,
+            data.kind,
         )
-        learner = method(on, setup)
+        learner = prepare(on, setup)
         return Run(
             name, recipe, cached, preprocessing, learner, speed, state.device, identity, heard
         )
@@ -144,6 +152,11 @@ def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
             f"batch_size {recipe.batch_size}: expected a multiple of {processes}, "
             "the number of processes"
         )
+    if data.kind == "segmentation" and recipe.augment.policy != "none":
+        raise InputError(
+            f"augmentation policy {recipe.augment.policy!r} with label maps: expected 'none', since "
+            "its transforms would move the image under its map; use shift, flip and crop"
+        )
     if len(data.train) < processes:
         raise InputError(
             f"{data.name}: {len(data.train)} training images for {processes} processes: "
@@ -151,7 +164,8 @@ def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
         )
 
 
-def _preprocessing(backbone: Backbone, recipe: Recipe) -> Preprocessing:
+def preprocessing_of(backbone: Backbone, recipe: Recipe) -> Preprocessing:
+    """Return how ``train`` prepares images: as the backbone wants them, in the recipe's size."""
     own = backbone.preprocessing or Preprocessing()
     size = recipe.image_size or own.image_size
     return replace(own, image_size=size, crop_pct=recipe.crop_pct)

@@ -1,0 +1,246 @@
+"""``piggyback experiment``: the paper's tables, and others, one command each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from piggyback.cli.flags import JsonOption
+from piggyback.cli.options import only
+from piggyback.cli.screen import Show, notes, results, write_json
+from piggyback.datasets import default_roots
+from piggyback.errors import TrainingError
+from piggyback.experiments import runner
+from piggyback.experiments.cost import costs
+from piggyback.experiments.manifest import Manifest, load_manifest, shipped
+from piggyback.experiments.results import table_of, write
+from piggyback.experiments.runner import Outcome
+from piggyback.experiments.sources import FromDisk, Sources
+from piggyback.experiments.toy import Toy, toy
+from piggyback.reports.experiment_tables import experiment_screen
+
+NameArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="As `piggyback experiment list` shows it, or a .yaml file."
+    ),
+]
+DataOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder with data sets, each in a folder of its name. May be repeated. "
+        "By default $PIGGYBACK_DATA, ./data and ../shared/data.",
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder for runs, tables and plots; by default experiments/NAME."
+    ),
+]
+TasksOption = Annotated[str | None, typer.Option(metavar="A,B,...", help="Only these tasks.")]
+MethodsOption = Annotated[
+    str | None, typer.Option(metavar="A;B;...", help="Only these lines of the table.")
+]
+SeedOption = Annotated[
+    list[int] | None, typer.Option(help="Seeds instead of the manifest's. May be repeated.")
+]
+ToyOption = Annotated[
+    bool,
+    typer.Option(
+        "--toy", help="Made-up images and a tiny network: shows in a minute that all of it runs."
+    ),
+]
+
+
+def list_experiments(data: DataOption = None, json: JsonOption = False) -> None:
+    """List the experiments that come with the package, and whether their data is there."""
+    sources = _sources(data, False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("experiment")
+    for column in ("tasks", "methods", "missing"):
+        table.add_column(column, justify="right")
+    rows = []
+    for name in shipped():
+        manifest = load_manifest(name)
+        lacking = list(sources.missing(manifest))
+        rows.append(
+            {
+                "name": name,
+                "title": manifest.title,
+                "paper": manifest.paper,
+                "backbones": [backbone.name for backbone in manifest.backbones],
+                "tasks": list(manifest.tasks),
+                "methods": [method.label for method in manifest.methods],
+                "missing": lacking,
+            }
+        )
+        of_paper = f" (paper: {manifest.paper})" if manifest.paper else ""
+        table.add_row(
+            f"[bold]{name}[/bold]\n{manifest.title}{of_paper}",
+            str(len(manifest.tasks)),
+            str(len(manifest.methods)),
+            str(len(lacking) or "-"),
+        )
+    if json:
+        write_json(rows)
+    else:
+        results().print(table)
+        results().print(
+            "missing: data sets and checkpoints; `run NAME --dry-run` says how to get them"
+        )
+
+
+def run_experiment(
+    name: NameArgument,
+    data: DataOption = None,
+    out: OutOption = None,
+    tasks: TasksOption = None,
+    methods: MethodsOption = None,
+    seed: SeedOption = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            help="Trainings side by side, each on a device or a part of the cores of its own."
+        ),
+    ] = 1,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch missing data sets that torchvision can fetch.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only list the trainings, what they cost and what is missing."
+        ),
+    ] = False,
+    toy_size: ToyOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Run an experiment: train what is not finished yet, write its table and plots.
+
+    The best of a method's trials is chosen on val with the first seed, then repeated
+    with the others. Stop it at any time: the same command goes on where it stopped.
+
+    \b
+    Examples:
+      piggyback experiment run gtsrb-lite0
+      piggyback experiment run table2 --data sets --workers 4
+      piggyback experiment run table2 --tasks cubs,flowers --dry-run
+      piggyback experiment run mine.yaml --toy
+    """
+    manifest, sources, folder = _chosen(name, data, out, tasks, methods, seed, toy_size, download)
+    if dry_run:
+        _show_costs(manifest, sources, folder, json)
+        return
+    outcome = runner.run(
+        manifest,
+        sources,
+        folder,
+        workers=workers,
+        hear=Show,
+        told=lambda line: notes().print(line, markup=False),
+    )
+    _show(outcome, folder, json)
+    if outcome.failed:
+        count = len(outcome.failed)
+        raise TrainingError(
+            f"{count} cell{'s' if count > 1 else ''} failed, the first: {outcome.failed[0].error}; "
+            "the same command tries again"
+        )
+
+
+def show_experiment(
+    name: NameArgument,
+    out: OutOption = None,
+    tasks: TasksOption = None,
+    methods: MethodsOption = None,
+    seed: SeedOption = None,
+    toy_size: ToyOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Show the table of what is finished, without training; writes it and the plots anew."""
+    manifest, sources, folder = _chosen(name, None, out, tasks, methods, seed, toy_size, False)
+    _show(runner.standing(manifest, sources, folder), folder, json)
+
+
+def run() -> None:
+    """Run a table of many trainings that a manifest describes.
+
+    \b
+    Examples:
+      piggyback experiment list
+      piggyback experiment run gtsrb-lite0 --dry-run
+      piggyback experiment run table2 --data sets --workers 4
+    """
+
+
+VERBS = {"list": list_experiments, "run": run_experiment, "show": show_experiment}
+
+
+def _sources(data: list[Path] | None, download: bool) -> FromDisk:
+    return FromDisk(tuple(data or default_roots()), download)
+
+
+def _chosen(
+    name: str,
+    data: list[Path] | None,
+    out: Path | None,
+    tasks: str | None,
+    methods: str | None,
+    seeds: list[int] | None,
+    toy_size: bool,
+    download: bool,
+) -> tuple[Manifest, Sources, Path]:
+    whole = load_manifest(name)
+    labels = [method.label for method in whole.methods]
+    manifest = whole.only(
+        None if tasks is None else only(whole.tasks, tasks, "--tasks"),
+        None if methods is None else only(labels, methods, "--methods", ";"),
+        seeds,
+    )
+    folder = out or Path("experiments", whole.name + ("-toy" if toy_size else ""))
+    if toy_size:
+        return toy(manifest), Toy(), folder
+    return manifest, _sources(data, download), folder
+
+
+def _show(outcome: Outcome, folder: Path, json: bool) -> None:
+    table = table_of(outcome)
+    written = write(outcome, folder)
+    screen = notes() if json else results()
+    screen.print(experiment_screen(table, outcome.manifest.title))
+    if outcome.waiting:
+        screen.print(f"{len(outcome.waiting)} trainings are not finished")
+    for path in written:
+        screen.print(f"wrote {path}", soft_wrap=True)
+    if json:
+        write_json([row.to_json() for row in outcome.rows])
+
+
+def _show_costs(manifest: Manifest, sources: Sources, folder: Path, json: bool) -> None:
+    lines = costs(manifest, sources, folder)
+    lacking = sources.missing(manifest)
+    if json:
+        write_json({"lines": [vars(line) for line in lines], "missing": lacking})
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("backbone", "method"):
+        table.add_column(column)
+    for column in ("trainings", "done", "images passed", "hours left"):
+        table.add_column(column, justify="right")
+    for line in lines:
+        hours = "-" if line.hours is None else f"{line.hours:.1f}"
+        table.add_row(
+            line.backbone, line.label, str(line.runs), str(line.done), f"{line.images:,}", hours
+        )
+    screen = results()
+    screen.print(table)
+    total = sum(line.runs for line in lines)
+    screen.print(f"{total} trainings on {len(manifest.tasks)} tasks: {', '.join(manifest.tasks)}")
+    for lack in lacking.values():
+        screen.print(f"missing: {lack}", soft_wrap=True, markup=False)

@@ -1,0 +1,40 @@
+"""``piggyback export-official``: task files as a pack that the paper's authors' code reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from piggyback.cli.screen import results
+from piggyback.tasks.file import load_file
+from piggyback.tasks.official import export_official, save_official
+from piggyback.tasks.official_network import architecture_of
+
+
+def run(
+    tasks: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Task files of one network.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="PACK", help="What to write: NAME.pt.")],
+) -> None:
+    """Turn task files into a pack as the paper's authors write them.
+
+    For VGG-16, VGG-16-BN, ResNet-50 and DenseNet-121 as torchvision builds them, with
+    plain masks on every weight but the classifier's. Names of classes are lost, and a
+    task with its own normalisation is refused: a pack cannot hold it.
+
+    \b
+    Examples:
+      piggyback export-official flowers.safetensors --out packed.pt
+      piggyback export-official flowers.safetensors cubs.safetensors --out all.pt
+    """
+    loaded = [load_file(file) for file in tasks]
+    arch, module = architecture_of(loaded[0])
+    save_official(export_official(loaded, arch, module), out)
+    results().print(
+        f"wrote {out}: {arch}, {', '.join(task.name for task in loaded)}, "
+        f"{out.stat().st_size:,} bytes",
+        soft_wrap=True,
+    )

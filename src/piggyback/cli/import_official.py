@@ -1,0 +1,55 @@
+"""``piggyback import-official``: a task file from a pack of the paper's authors."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from piggyback.backbones.load import load_backbone
+from piggyback.cli.flags import CheckpointOption
+from piggyback.cli.screen import results
+from piggyback.tasks.file import save_file
+from piggyback.tasks.official import import_official
+from piggyback.tasks.official_network import SPECS
+
+Architecture = enum.Enum("Architecture", {name: name for name in SPECS})  # type: ignore[misc]
+
+
+def run(
+    pack: Annotated[Path, typer.Argument(metavar="PACK", help="A file of masks, NAME.pt.")],
+    arch: Annotated[Architecture, typer.Option(help="The network that the pack is for.")],
+    dataset: Annotated[str, typer.Option(metavar="NAME", help="Which of the pack's data sets.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What to write; by default DATASET.safetensors, here."),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="The backbone, where not torchvision's weights of 2017."),
+    ] = None,
+    checkpoint: CheckpointOption = None,
+) -> None:
+    """Turn a pack of the paper's authors into a task file.
+
+    Reads their masks and classifier without running anything that is in the pack,
+    and checks every shape against the backbone. A pack does not say which weights
+    it was made for: evaluate the task before you rely on it.
+
+    \b
+    Examples:
+      piggyback import-official packed.pt --arch vgg16 --dataset flowers
+      piggyback import-official packed.pt --arch resnet50 --dataset sketches \\
+        --checkpoint resnet50_places365.pth.tar --out sketches.safetensors
+    """
+    loaded = load_backbone(backbone or SPECS[arch.value], checkpoint=checkpoint)
+    task = import_official(pack, dataset, arch.value, loaded)
+    out = out or Path(f"{task.name}.safetensors")
+    save_file(task, out)
+    results().print(
+        f"wrote {out}: {task.info.rule.kind} masks of {task.weights:,} weights in {len(task.masks)} layers, "
+        f"{100 * task.density:.2f}% kept, {len(task.info.classes)} classes",
+        soft_wrap=True,
+    )

@@ -1,0 +1,1 @@
+"""Experiments as data: the tables of the paper, run cell by cell, beside its numbers."""

@@ -1,0 +1,167 @@
+"""From a manifest to jobs: every training that an experiment needs, each with a folder of its own.
+
+trials    each backbone, task, method, trial     with the first seed
+repeats   each backbone, task, method            with the other seeds, in the trial that was best on val
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from piggyback.errors import ManifestError
+from piggyback.experiments.manifest import PACKNET, BackboneChoice, Manifest, MethodChoice
+from piggyback.reports.cells import CellRow
+from piggyback.training import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training; for PackNet, one sequence of trainings."""
+
+    backbone: BackboneChoice
+    method: MethodChoice
+    tasks: tuple[str, ...]
+    """One; for PackNet all, in order."""
+    trial: int
+    seed: int
+    recipes: Mapping[str, Recipe]
+    """By task."""
+
+    @property
+    def title(self) -> str:
+        """What it is called on the screen."""
+        tried = f" {_slug(self.settings)}" if len(self.method.trials) > 1 else ""
+        return f"{'+'.join(self.tasks)} {self.method.label}{tried} seed {self.seed}"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The recipe fields that its trial sets."""
+        return self.method.trials[self.trial]
+
+    @property
+    def folder(self) -> Path:
+        """Where it works, below the experiment's folder; another trial or seed has another."""
+        return Path(
+            _slug(self.backbone.name),
+            _slug("+".join(self.tasks)),
+            _slug(self.method.label),
+            _slug(self.settings) or "run",
+            f"seed-{self.seed}",
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides its result, as JSON: a finished job with another one is run anew."""
+        values = {
+            "backbone": [self.backbone.spec, self.backbone.checkpoint, self.backbone.pretrained],
+            "method": self.method.method,
+            "recipes": {task: recipe.identity() for task, recipe in self.recipes.items()},
+            "order": list(self.tasks),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
+
+
+def trials(manifest: Manifest, prepared: Mapping[str, Mapping[str, Any]]) -> list[Job]:
+    """Return the jobs of the first seed: every trial of every method.
+
+    ``prepared`` has the recipe fields that each task's data set asks for, which the manifest may
+    override. Raises ManifestError for a recipe that cannot be.
+    """
+    return [
+        _job(manifest, prepared, backbone, method, tasks, trial, manifest.seeds[0])
+        for backbone in manifest.backbones
+        for method in manifest.methods
+        for tasks in _cells(manifest, method)
+        for trial in range(len(method.trials))
+    ]
+
+
+def repeats(
+    manifest: Manifest,
+    prepared: Mapping[str, Mapping[str, Any]],
+    best: Sequence[tuple[Job, int]],
+) -> list[Job]:
+    """Return the jobs of the other seeds; ``best`` has a job and the chosen trial of each cell."""
+    return [
+        _job(manifest, prepared, first.backbone, first.method, first.tasks, trial, seed)
+        for seed in manifest.seeds[1:]
+        for first, trial in best
+    ]
+
+
+def choose(rows: Mapping[int, list[CellRow]], max_bits: float | None = None) -> int:
+    """Return the trial whose rows are best on val, among those within ``max_bits`` if there are any."""
+
+    def bits(trial: int) -> float:
+        return max((row.bits_per_weight or 0.0 for row in rows[trial]), default=0.0)
+
+    def val(trial: int) -> float:
+        return sum(row.val_accuracy for row in rows[trial]) / len(rows[trial])
+
+    allowed = [trial for trial in rows if max_bits is None or bits(trial) <= max_bits]
+    return max(allowed, key=val) if allowed else min(rows, key=bits)
+
+
+def recipe_of(method: str, seed: int, *settings: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that dotted ``settings`` describe, later ones first in rank.
+
+    >>> recipe_of("masks", 0, {"epochs": 3}, {"augment.flip": True, "epochs": 5}).augment.flip
+    True
+    """
+    values: dict[str, Any] = copy.deepcopy(Recipe().to_json())
+    for setting in settings:
+        for key, value in setting.items():
+            *path, last = key.split(".")
+            inside = values
+            for part in path:
+                inside = inside[part]
+            inside[last] = value
+    return Recipe.from_json({**values, "method": method, "seed": seed})
+
+
+def _cells(manifest: Manifest, method: MethodChoice) -> Iterator[tuple[str, ...]]:
+    if method.method == PACKNET:
+        yield method.order
+    else:
+        yield from ((task,) for task in manifest.tasks)
+
+
+def _job(
+    manifest: Manifest,
+    prepared: Mapping[str, Mapping[str, Any]],
+    backbone: BackboneChoice,
+    method: MethodChoice,
+    tasks: tuple[str, ...],
+    trial: int,
+    seed: int,
+) -> Job:
+    try:
+        recipes = {
+            task: recipe_of(
+                method.method,
+                seed,
+                prepared.get(task, {}),
+                manifest.recipe,
+                manifest.tasks[task],
+                method.recipe,
+                method.trials[trial],
+            )
+            for task in tasks
+        }
+    except (TypeError, ValueError) as error:  # InputError is a ValueError
+        raise ManifestError(
+            f"experiment {manifest.name!r}: method {method.label!r}: {error}"
+        ) from error
+    return Job(backbone, method, tasks, trial, seed, recipes)
+
+
+def _slug(value: str | Mapping[str, Any]) -> str:
+    """As a folder's name: letters, digits and a few signs."""
+    text = value if isinstance(value, str) else ",".join(f"{k}={v}" for k, v in value.items())
+    return re.sub(r"[^A-Za-z0-9=.,+_-]+", "-", text).strip("-")

@@ -1,0 +1,153 @@
+"""Segmentation on the command line: train, evaluate, predict, inspect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_toys import Command
+from PIL import Image
+
+from piggyback.cli import main
+
+NETWORK = """
+import torch
+from torch import nn
+
+from piggyback.backbones.preprocessing import Preprocessing
+from piggyback.backbones.segmentation import SegmentationNetwork
+
+
+class Features(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 1, 1)
+
+    def forward(self, x):
+        return [self.conv(x).relu()]
+
+
+def build():
+    torch.manual_seed(0)
+    return SegmentationNetwork(Features(), (8,)), Preprocessing(16)
+"""
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("network") / "pixels.py"
+    file.write_text(NETWORK)
+    return f"{file}:build"
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of 16 x 20, dark above and light below, in CamVid's layout with classes of their own."""
+    root = tmp_path_factory.mktemp("images") / "streets"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+        for kind in ("images", "labels"):
+            (root / split / kind).mkdir(parents=True)
+        for at in range(count):
+            labels = np.zeros((16, 20), dtype=np.uint8)
+            labels[rng.integers(4, 12) :] = 1
+            pixels = rng.integers(0, 60, (16, 20, 3)) + 180 * labels[..., None]
+            labels[0] = 255
+            Image.fromarray(pixels.astype(np.uint8)).save(
+                root / split / "images" / f"{split}{at}.png"
+            )
+            Image.fromarray(labels).save(root / split / "labels" / f"{split}{at}.png")
+    (root / "classes.txt").write_text("night\nday\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def task(network: str, streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    options = ("--epochs", "6", "--batch-size", "4", "--head-lr", "0.1", "--amp", "no")
+    fixed = ("--channels-last", "no", "--label-smoothing", "0", "--no-tensorboard")
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "train",
+                "--data",
+                str(streets),
+                "--backbone",
+                network,
+                "--out",
+                str(out),
+                *options,
+                *fixed,
+            ]
+        )
+    assert ended.value.code == 0
+    return out / "streets.safetensors"
+
+
+def test_evaluate_shows_the_iou_of_each_class(
+    piggyback: Command, task: Path, network: str, streets: Path
+) -> None:
+    shown = piggyback("evaluate", task, "--data", streets, "--backbone", network)
+    assert shown.code == 0
+    assert "night" in shown.out
+    assert "IoU (%)" in shown.out
+    assert "mean IoU" in shown.out
+    assert "in 4 images" in shown.out
+    asked = piggyback("evaluate", task, "--data", streets / "val", "--backbone", network, "--json")
+    found = json.loads(asked.out)
+    assert found["images"] == 4
+    assert list(found["classes"]) == ["night", "day"]
+    assert found["mean_iou"] == pytest.approx(sum(found["classes"].values()) / 2, abs=1e-3)
+    assert found["mean_iou"] > 60
+
+
+def test_predict_writes_a_label_map_of_each_image_s_size(
+    piggyback: Command, task: Path, network: str, streets: Path, tmp_path: Path
+) -> None:
+    asked = ("predict", streets / "test" / "images", "--task", task, "--backbone", network)
+    shown = piggyback(*asked, "--out", tmp_path / "maps", "--json")
+    assert shown.code == 0
+    answers = json.loads(shown.out)
+    assert [Path(one["labels"]).name for one in answers] == [f"test{i}.png" for i in range(4)]
+    for one in answers:
+        labels = np.array(Image.open(one["labels"]))
+        assert labels.shape == (16, 20)
+        assert one["percent"]["day"] == pytest.approx(100 * (labels == 1).mean(), abs=1e-3)
+    assert "label map" in piggyback(*asked, "--out", tmp_path / "maps").out
+    lines = piggyback(*asked, "--out", tmp_path / "maps", "--format", "csv").out.splitlines()
+    assert lines[0] == "file,labels,class,percent"
+
+
+def test_predict_says_what_it_needs(
+    piggyback: Command, task: Path, network: str, streets: Path, trained: Path, toy: str
+) -> None:
+    images = streets / "test" / "images"
+    asked = ("predict", images, "--task", task, "--backbone", network)
+    for arguments, expected in (
+        (asked, "labels every pixel: give --out DIR"),
+        ((*asked, "--out", images), "lies where its label map goes"),
+        ((*asked, streets / "test" / "labels", "--out", "maps"), "have one label map's name"),
+        ((*asked, "--task", task), "is there already"),
+        (("predict", images, "--task", trained, "--backbone", f"{toy}:build", "--out", "maps"),
+         "--out is for the label maps of a segmentation task"),
+    ):  # fmt: skip
+        shown = piggyback(*arguments)
+        assert shown.code == 1
+        assert expected in shown.err
+        assert shown.err.count("\n") == 1
+
+
+def test_bad_images_cannot_be_skipped(
+    piggyback: Command, task: Path, network: str, streets: Path
+) -> None:
+    for command in (("train", "--data", streets), ("evaluate", task, "--data", streets)):
+        shown = piggyback(*command, "--backbone", network, "--skip-bad")
+        assert shown.code == 1
+        assert "--skip-bad is for class folders" in shown.err
+
+
+def test_inspect_names_the_score(piggyback: Command, task: Path) -> None:
+    assert "% mean IoU" in piggyback("inspect", task).out
+    assert "test mean IoU" in piggyback("inspect", task, "--card").out

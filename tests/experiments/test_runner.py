@@ -1,0 +1,153 @@
+"""Experiments run: every shipped one at toy size; resumed, side by side, and with cells that fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from piggyback.backbones.backbone import Backbone
+from piggyback.errors import DataError, InputError
+from piggyback.experiments.cost import costs
+from piggyback.experiments.manifest import BackboneChoice, Manifest, load_manifest, shipped
+from piggyback.experiments.plan import trials
+from piggyback.experiments.results import table_of, write
+from piggyback.experiments.runner import run, standing
+from piggyback.experiments.sources import FromDisk
+from piggyback.experiments.toy import Toy, toy
+from piggyback.reports.experiment_tables import experiment_markdown
+from piggyback.training import ImageData
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_experiment_runs_at_toy_size(name: str, tmp_path: Path) -> None:
+    manifest = toy(load_manifest(name))
+    outcome = run(manifest, Toy(), tmp_path)
+    assert not outcome.failed
+    assert not outcome.waiting
+    planned = {(*names, seed) for names in outcome.planned for seed in manifest.seeds}
+    assert {(r.backbone, r.task, r.label, r.seed) for r in outcome.rows} == planned
+    table = experiment_markdown(table_of(outcome))
+    assert all(method.label in table for method in manifest.methods)
+    if manifest.score:
+        assert all(line.score is not None for line in table_of(outcome).lines)
+
+
+def small(labels: list[str], seeds: list[int] | None = None) -> Manifest:
+    manifest = toy(load_manifest("gtsrb-lite0").only(["gtsrb", "dtd"], labels, seeds))
+    methods = tuple(dataclasses.replace(method, max_bits=None) for method in manifest.methods)
+    return dataclasses.replace(manifest, methods=methods)
+
+
+def test_the_chosen_trial_is_repeated_with_the_other_seeds(tmp_path: Path) -> None:
+    manifest = small(["masks"], [3, 4])
+    outcome = run(manifest, Toy(), tmp_path)
+    for task in ("gtsrb", "dtd"):
+        tried = [row for row in outcome.tried if row.task == task]
+        rows = [row for row in outcome.rows if row.task == task]
+        assert [row.seed for row in tried] == [3, 3]
+        assert [row.seed for row in rows] == [3, 4]
+        assert rows[0].chosen == rows[1].chosen
+        assert rows[0].val_accuracy == max(row.val_accuracy for row in tried)
+        assert rows[0].trials == 2
+    files = {path.name for path in write(outcome, tmp_path)}
+    assert files >= {"table.md", "table.csv", "table.json", "trials.json", "error.png",
+                     "accuracy.png", "density-per-task.png", "density-per-layer.png"}  # fmt: skip
+    assert len(json.loads((tmp_path / "trials.json").read_text())) == 4
+
+
+class Counting(Toy):
+    """Counts how often images are asked for, and can refuse a task."""
+
+    def __init__(self, refused: str = "") -> None:
+        self.read: list[str] = []
+        self.refused = refused
+
+    def data(self, task: str) -> ImageData:
+        self.read.append(task)
+        if task == self.refused:
+            raise DataError(f"{task}: the disk is on fire")
+        return super().data(task)
+
+
+def test_what_is_finished_stays_finished(tmp_path: Path) -> None:
+    manifest = small(["head", "masks"])
+    first = run(manifest, Toy(), tmp_path)
+    again = Counting()
+    assert run(manifest, again, tmp_path).rows == first.rows
+    assert again.read == []
+    # another recipe is another job, and its folder says whose it is
+    longer = load_manifest("gtsrb-lite0").only(["gtsrb"], ["head"])
+    assert standing(longer, Toy(), tmp_path).rows == []
+
+
+def test_a_cell_that_fails_does_not_end_the_others_and_is_tried_again(tmp_path: Path) -> None:
+    manifest = small(["head", "PackNet"])
+    told: list[str] = []
+    outcome = run(manifest, Counting("dtd"), tmp_path, told=told.append)
+    assert {(cell.task, cell.label) for cell in outcome.failed} == {
+        ("dtd", "head"), ("gtsrb", "PackNet"), ("dtd", "PackNet"),
+    }  # fmt: skip
+    assert [(row.task, row.label) for row in outcome.rows] == [("gtsrb", "head")]
+    assert any("the disk is on fire" in line for line in told)
+    assert "the disk is on fire" in experiment_markdown(table_of(outcome))
+    assert len(run(manifest, Toy(), tmp_path).rows) == 4
+
+
+def test_side_by_side_gives_the_same_as_in_turn(tmp_path: Path) -> None:
+    manifest = small(["head", "masks"])
+    alone = run(manifest, Toy(), tmp_path / "alone")
+    beside = run(manifest, Toy(), tmp_path / "beside", workers=2)
+
+    def results(outcome: Any) -> list[Any]:
+        return [(r.task, r.label, r.seed, r.accuracy, r.bytes) for r in outcome.rows]
+
+    assert results(alone) == results(beside)
+    with pytest.raises(InputError, match="workers 0: expected 1 or more"):
+        run(manifest, Toy(), tmp_path, workers=0)
+
+
+def test_missing_data_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    manifest = load_manifest("places-imagenet")
+    sources = FromDisk((tmp_path / "sets",))
+    lacking = sources.missing(manifest)
+    assert lacking.keys() == {*manifest.tasks, "resnet50-places"}
+    with pytest.raises(DataError, match="resnet50_places365") as caught:
+        run(manifest, sources, tmp_path / "out")
+    for task in manifest.tasks:
+        assert task in str(caught.value)
+    assert str(tmp_path / "sets") in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_are_prepared_as_the_data_set_asks_unless_the_manifest_differs() -> None:
+    class Prepared(Toy):
+        def prepared(self, task: str) -> Mapping[str, Any]:
+            return {"image_size": 48, "augment.flip": True}
+
+        def backbone(self, choice: BackboneChoice, image_size: int | None) -> Backbone:
+            raise AssertionError
+
+    manifest = load_manifest("gtsrb-lite0").only(["dtd"], ["head"])
+    recipe = trials(manifest, {"dtd": Prepared().prepared("dtd")})[0].recipes["dtd"]
+    assert recipe.image_size == 96
+    assert recipe.augment.flip
+
+
+def test_costs_count_trials_seeds_and_what_is_done(tmp_path: Path) -> None:
+    manifest = small(["masks", "PackNet"], [0, 1])
+    before = {cost.label: cost for cost in costs(manifest, Toy(), tmp_path)}
+    images = Toy().train_images("gtsrb")
+    # two tasks: two trials with the first seed, the chosen one with the second; two epochs
+    assert (before["masks"].runs, before["masks"].images) == (6, 6 * 2 * images)
+    # one sequence of both tasks a seed; an epoch more after pruning
+    assert (before["PackNet"].runs, before["PackNet"].images) == (2, 2 * 2 * 3 * images)
+    assert before["masks"].hours is None
+    run(manifest, Toy(), tmp_path)
+    after = {cost.label: cost for cost in costs(manifest, Toy(), tmp_path)}
+    assert after["masks"].done == after["masks"].runs
+    assert after["masks"].hours == 0

@@ -1,0 +1,189 @@
+"""Pickles that are read as data: what is not on the list is refused by name, and nothing is ever run."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import io
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from official_packs import FORMATS, made_pack, small
+from piggyback.errors import PiggybackError, TaskFileError
+from piggyback.tasks.official import import_official
+from piggyback.tasks.official_archive import open_archive
+from piggyback.tasks.official_data import Record
+from piggyback.tasks.official_pickle import read_pickle
+
+
+class Calls:
+    """Pickled as a call of ``function`` with ``arguments``."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.made = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.made
+
+
+class Custom(nn.Linear):
+    """A module class that is not torch's own."""
+
+
+def hostile(mark: Path) -> dict[str, tuple[Any, str]]:
+    """Objects that would write ``mark`` when unpickled, and the name each must be refused by."""
+    code = f"open({str(mark)!r}, 'w').close()"
+    touch = Calls(os.system, f"touch {mark}")
+    return {
+        "system": (touch, f"{os.system.__module__}.system"),
+        "eval": (Calls(eval, code), "__builtin__.eval"),
+        "getattr": (Calls(getattr, "text", "upper"), "__builtin__.getattr"),
+        "open": (Calls(builtins.open, str(mark), "w"), "io.open"),
+        "in a list": ([1, {"a": (touch,)}], f"{os.system.__module__}.system"),
+        "an argument": (Calls(dict, [("a", touch)]), "__builtin__.dict"),
+        "a state": (Calls(torch.nn.Identity, state=touch), f"{os.system.__module__}.system"),
+        "a class": (Custom(2, 2), f"{Custom.__module__}.Custom"),
+        "torch's": (Calls(torch.load, str(mark)), "torch.serialization.load"),
+    }
+
+
+def opened(path: Path, *, whole: bool) -> Any:
+    """What a file of torch.save, or of one pickle, holds."""
+    if not whole:
+        return read_pickle(io.BytesIO(path.read_bytes()))
+    with open_archive(path) as archive:
+        return archive.root
+
+
+@pytest.mark.parametrize("case", hostile(Path("x")))
+@pytest.mark.parametrize("form", ["zip", "old", "alone", "protocol 4"])
+def test_hostile_pickles_are_refused_by_name_and_not_run(
+    case: str, form: str, tmp_path: Path
+) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "packed.pt"
+    value, name = hostile(mark)[case]
+    if form in ("zip", "old"):
+        torch.save({"x": value}, path, _use_new_zipfile_serialization=form == "zip")
+    else:
+        path.write_bytes(pickle.dumps(value, 2 if form == "alone" else 4))
+        name = name if form == "alone" else name.replace("__builtin__", "builtins")
+    with pytest.raises(TaskFileError) as caught:
+        opened(path, whole=form in ("zip", "old"))
+    assert f"it holds {name!r}: expected only tensors" in str(caught.value)
+    assert "nothing of it was run" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (b"(S'true'\nios\nsystem\n.", "os.system"),
+        (b"(ios\nsystem\n.", "os.system"),
+        (b"cposix\nsystem\n(S'true'\no.", "posix.system"),
+        (b"\x80\x02\x82\x01.", "instruction EXT1"),
+        (b"\x80\x02P1\n.", "instruction PERSID"),
+        (b"ctorch\nFloatStorage\n)R.", "a call of torch.FloatStorage"),
+        (
+            b"ctorch.nn.modules.linear\nLinear\n(K\x01tR.",
+            "a call of torch.nn.modules.linear.Linear",
+        ),
+        (
+            b"ctorch.nn.modules.linear\nLinear.__init__\n.",
+            "torch.nn.modules.linear.Linear.__init__",
+        ),
+        (b"ctorch.nn.modules.module os\nsystem\n.", "torch.nn.modules.module.os.system"),
+        (b"(S'file'\nctorch.nn.modules.linear\nLinear\ntQ.", "torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_instructions_that_torch_does_not_write(code: bytes, name: str) -> None:
+    with pytest.raises(TaskFileError, match="nothing of it was run") as caught:
+        read_pickle(io.BytesIO(code))
+    assert name in str(caught.value)
+
+
+def test_a_module_is_a_record_whatever_its_attributes_say() -> None:
+    layer = nn.Linear(1, 1)
+    layer.__dict__["__setstate__"] = layer.__dict__["forward"] = "text"
+    layer._parameters.clear()
+    found = read_pickle(io.BytesIO(pickle.dumps(layer, 2)))
+    assert type(found) is Record
+    assert (found.name, found.state["forward"]) == ("torch.nn.modules.linear.Linear", "text")
+    assert set(vars(found)) == {"name", "state"}
+
+
+def test_what_containers_come_as() -> None:
+    value = {"a": [1, -2, 1 << 70], 5: (None, True, 2.5), "é": {"x": ()}}
+    for protocol in (1, 2, 4):
+        assert read_pickle(io.BytesIO(pickle.dumps(value, protocol))) == value
+
+
+def test_few_bytes_cannot_ask_for_much_memory() -> None:
+    numbers = b"".join(b"K\x00" for _ in range(5000))
+    again = b"c__builtin__\nset\nh\x00\x85R" * 1000
+    with pytest.raises(TaskFileError, match="more than 1048576 items"):
+        read_pickle(io.BytesIO(b"\x80\x02](" + numbers + b"eq\x00" + again + b"."))
+    with pytest.raises(TaskFileError):
+        read_pickle(io.BytesIO(b"\x80\x02X\xff\xff\xff\x7fabc."))
+
+
+def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "packed.pt"
+    torch.save({"a": torch.zeros(4, 4, dtype=torch.uint8)}, path)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    for find, put in ((b"K\x04K\x04\x86", b"K\x04K\x05\x86"), (b"K\x10", b"K\x11")):
+        with zipfile.ZipFile(path, "w") as file:
+            for name, data in parts.items():
+                file.writestr(name, data.replace(find, put) if name.endswith("data.pkl") else data)
+        with pytest.raises(TaskFileError), open_archive(path) as archive:
+            archive.tensor(archive.root["a"])
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "packed.pt"
+    cases = {
+        b"": "empty, or no regular file",
+        b"text\n" * 99: "does not begin as torch.save does",
+        pickle.dumps({"a": 1}, 2): "does not begin as torch.save does",
+        b"\0" * 257 + b"ustar" + b"\0" * 300: "the tar format",
+        b"PK\x03\x04" + b"x" * 99: "zip archive cannot be read",
+    }
+    for data, message in cases.items():
+        path.write_bytes(data)
+        with pytest.raises(TaskFileError, match=message), open_archive(path):
+            pass
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", pickle.dumps({}, 2))
+    with pytest.raises(TaskFileError, match=r"'data.pkl' is compressed"), open_archive(path):
+        pass
+
+
+def test_damaged_packs_are_refused_whatever_the_damage(tmp_path: Path) -> None:
+    backbone, path = small("densenet121"), tmp_path / "packed.pt"
+    refused = 0
+    rng = random.Random(0)
+    for write in FORMATS.values():
+        write(made_pack("densenet121", backbone.module), path)
+        whole = path.read_bytes()
+        for attempt in range(90):
+            bad = bytearray(whole)
+            if attempt % 3 == 0:
+                bad = bad[: rng.randrange(len(bad))]
+            else:  # where the pickles are, or a zip archive's table of contents
+                near = rng.randrange(min(len(bad), 4000))
+                bad[near if attempt % 3 == 1 else ~near] = rng.randrange(256)
+            path.write_bytes(bad)
+            with contextlib.suppress(PiggybackError):
+                import_official(path, "flowers", "densenet121", backbone)
+                refused -= 1
+            refused += 1
+    assert refused > 100  # the rest hit source texts, hooks, or numbers of the classifier
