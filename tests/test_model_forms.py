@@ -180,6 +180,29 @@ def test_moving_in_mid_training_keeps_what_was_learned(name, move):
 
 
 @pytest.mark.parametrize("name", FORMS)
+def test_a_task_in_place_is_that_of_the_new_dtype_after_a_move(name):
+    model, _ = with_all(CASES["convolutions"])
+    model.set_task(name)
+    model.to(torch.bfloat16)
+    moved = state_of(model.backbone)
+    model.set_task(None)
+    model.set_task(name)
+    assert_same_state(model.backbone, moved)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_training_goes_on_in_another_dtype(name):
+    model = MultiTaskModel(seeded(Convolutions))
+    x = torch.randn(4, 3, 8, 8)
+    model.start_task(name, 3, rule=RULES[name])
+    optimizer = model.optimizer(torch.optim.SGD, lr=1e-2, form_lr=0.1)
+    step(model, optimizer, x)
+    model.to(torch.bfloat16)
+    step(model, optimizer, x.bfloat16())
+    assert model.capture().coefficients.keys() == set(model.masked_names)
+
+
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_go_on_for_themselves(name, copied):
     model = MultiTaskModel(seeded(Convolutions))

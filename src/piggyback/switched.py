@@ -185,6 +185,10 @@ class SwitchedModel(nn.Module):
                     head=self._heads[name].state_dict(),
                     coefficients={k: follow(fn, v) for k, v in task.coefficients.items()},
                 )
+            placed = self._in_place
+            if isinstance(placed, str) and self._tasks[placed].coefficients:
+                self._in_place = Which.UNSURE  # in another dtype a form makes other live weights
+                self._write(placed)
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -159,6 +159,7 @@ def test_a_task_goes_through_its_file_to_the_same_logits():
     assert (task.info.kind, task.info.head_kind) == ("segmentation", "segmentation")
     assert task.info.backbone.source == "segmentation:timm:test_efficientnet"
     data = save(task)
+    assert b'"version":"2"' in data  # a head kind that version 1 did not have
     other = MultiTaskModel(segmentation_of(small()))
     other.add_task(load(data))
     with torch.no_grad():

@@ -71,6 +71,10 @@ def test_errors_are_one_line(piggyback: Command, densenet: tuple[Path, Any], tra
     folder, _ = densenet
     ran = piggyback("import-official", "a.pt", "--arch", "vgg", "--dataset", "b", "--out", "c")
     assert ran.code == 2
+    ran = piggyback(
+        "import-official", "a.pt", "--arch", "vgg16", "--dataset", "b", "--checkpoint", "c"
+    )
+    assert "a.pt: it cannot be read" in ran.err, "before a network is fetched for it"
     torch.save({"dataset2masks": os.system}, "hostile.pt")
     ran = imported(piggyback, Path("hostile.pt"), folder)
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)

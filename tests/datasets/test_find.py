@@ -57,6 +57,13 @@ def test_a_set_is_found_under_its_own_name_or_its_archives(root: Path) -> None:
     assert find("cubs", [root]) == root / "cubs"
 
 
+def test_of_sets_that_share_a_folder_each_is_found_where_its_part_is(root: Path) -> None:
+    toy_sets.decathlon(root / "decathlon-1.0", "svhn")
+    assert find("decathlon-svhn", [root]) == root / "decathlon-1.0"
+    assert find("decathlon-imagenet12", [root]) is None
+    assert "looked for decathlon-1.0/data/imagenet12/" in missing("decathlon-imagenet12", [root])
+
+
 def test_counts_that_differ_are_told_with_both_numbers(root: Path) -> None:
     toy_sets.cubs(root / "cubs")
     with pytest.warns(PiggybackWarning) as caught:

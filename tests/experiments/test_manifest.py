@@ -68,10 +68,39 @@ def test_who_overrides_whom() -> None:
         ("epochs: 2,", "method: head,", r"recipe: recipe field 'method'"),
         ("head: {}", "head: {}\n  head: {}", r"key 'head' is there twice"),
         ("title: Two tasks", "", r"expected 'title', found none"),
-        ("seeds: [0, 1]", "seeds: [a]", r"seeds \['a'\]: expected a list of integers"),
+        ("seeds: [0, 1]", "seeds: [a]", r"seeds: expected a list of integers .* \['a'\]"),
         ("head: {}", "head: 3", r"method 'head': expected keys and values, found 3"),
         ("head: {}", "head: {order: [cubs]}", r"only packnet has an order"),
+        ("head: {}", "head: {choose: al}", r"method 'head': choose 'al'; did you mean 'all'"),
         ("seeds:", "reference: maske\nseeds:", r"unknown reference 'maske'"),
+        ("seeds: [0, 1]", "seeds: [1, 1]", r"seeds: .* each once, found \[1, 1\]"),
+        ("seeds:", "published: relased\nseeds:", r"published table 'relased'; .* 'released'"),
+        ("head: {}", "head: {published: masks}", r"expected 'published', the table"),
+        (
+            "seeds: [0, 1]\nmethods:\n  head: {}",
+            "published: released\nmethods:\n  head: {published: mask}",
+            r"published method of 'head' 'mask'; did you mean 'masks'",
+        ),
+        ("tasks: {cubs:", "tasks: {cubz: {}, cubs:", r"data set 'cubz'; did you mean 'cubs'"),
+        ("epochs: 2,", "epochs: two,", r"recipe: epochs: expected a number, found 'two'"),
+        ("epochs: 2,", "head_lr: null,", r"recipe: head_lr: expected a number, found None"),
+        ("epochs: 2,", "amp: no,", r"amp: expected a word, in quotes .*, found False"),
+        ("flip: true", "flip: maybe", r"augment.flip: expected true or false, found 'maybe'"),
+        ("epochs: 2,", "select: conv1,", r"select: expected a number, a list or null"),
+        (
+            "order: [cars, cubs]",
+            "order: cars",
+            r"order: expected a list of tasks, each once, found 'cars'",
+        ),
+        (
+            "order: [cars, cubs]",
+            "order: [cars, cars]",
+            r"a list of tasks, each once, found \['cars', 'cars'\]",
+        ),
+        ("head: {}", "head: {max_bits: few}", r"max_bits: expected a number above 0, found 'few'"),
+        ('"timm:resnet18"', "{spec: a, pretrained: never}", r"pretrained: expected true or false"),
+        ("head: {}", "head: {trials: {}}", r"trials: expected a list of settings, found {}"),
+        ('"timm:resnet18"', "{checkpoint: a}", r"backbone 'small': spec: expected a text"),
     ],
 )
 def test_mistakes_name_the_nearest_valid_word(before: str, after: str, message: str) -> None:
@@ -86,6 +115,19 @@ def test_values_are_checked_before_anything_runs() -> None:
         trials(manifest, {})
 
 
+def test_jobs_share_a_folder_only_where_they_are_the_same() -> None:
+    same = TEXT.replace("  head: {}", "  head: {}\n  again: {method: head}")
+    jobs = trials(parse_manifest(same, "mine"), {})
+    heads = [job for job in jobs if job.method.method == "head" and job.tasks == ("cubs",)]
+    assert len({job.folder for job in heads}) == 1
+    lines = [f"  {name}: {{method: masks, recipe: {{select: ['x{name}y']}}}}" for name in "/@"]
+    other = TEXT.replace(
+        "  head: {}", "\n".join(lines).replace("  /:", "  a:").replace("  @:", "  b:")
+    )
+    with pytest.raises(ManifestError, match="would share the folder small/cubs/"):
+        trials(parse_manifest(other, "mine"), {})
+
+
 def test_broken_yaml_and_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="mine"):
         parse_manifest("title: [", "mine")
@@ -95,6 +137,9 @@ def test_broken_yaml_and_unknown_names(tmp_path: Path) -> None:
         load_manifest("tabel2")
     with pytest.raises(ManifestError, match="No such file"):
         load_manifest(tmp_path / "none.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ManifestError, match=r"bytes.yaml' cannot be read"):
+        load_manifest(tmp_path / "bytes.yaml")
     (tmp_path / "own.yaml").write_text(TEXT)
     assert load_manifest(tmp_path / "own.yaml").name == "own"
 
@@ -104,6 +149,10 @@ def test_a_part_of_a_manifest() -> None:
     assert list(part.tasks) == ["cubs"]
     assert part.methods[1].order == ("cubs",)
     assert {job.seed for job in trials(part, {})} == {7}
+    without = parse_manifest(TEXT.replace("[cars, cubs]", "[cars]"), "mine").only(["cubs"])
+    assert {job.method.label for job in trials(without, {})} == {"head", "masks"}
+    with pytest.raises(ManifestError, match=r"each once, found \[7, 7\]"):
+        parse_manifest(TEXT, "mine").only(None, None, [7, 7])
     with pytest.raises(ManifestError, match="unknown task 'cub'; did you mean 'cubs'"):
         parse_manifest(TEXT, "mine").only(["cub"])
 
@@ -132,6 +181,8 @@ def test_the_chosen_trial_is_best_on_val_within_the_bits() -> None:
     assert choose(rows, max_bits=0.35) == 2
     assert choose(rows, max_bits=0.1) == 0  # none fits: the smallest
     assert choose({0: [row(80.0, None)], 1: [row(81.0, None)]}, max_bits=0.1) == 1
+    tasks = {0: [row(80.0, 0.2), row(70.0, 0.2)], 1: [row(90.0, 0.2), row(50.0, 0.2)]}
+    assert choose(tasks) == 0  # the mean of all tasks decides
 
 
 def test_recipes_are_built_from_dotted_names() -> None:

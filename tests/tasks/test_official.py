@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from official_packs import FORMATS, HEADS, authors_shared, made_pack, small
 from torch import nn
 
+from official_packs import FORMATS, HEADS, authors_shared, made_pack, small
 from old_torch import save_old
 from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.preprocessing import Preprocessing
@@ -194,6 +194,9 @@ def changed(pack: Any, change: str) -> None:
         masks["flowers"][1] = masks["flowers"][1].float()
     elif change == "no tensor":
         masks["flowers"][1] = "all"
+    elif change == "no name":
+        for part in (masks, classifiers):
+            part["two\nlines"] = part.pop("flowers")
     elif change == "no keys":
         pack["masks"] = pack.pop("dataset2masks")
     elif change == "classifier":
@@ -220,11 +223,16 @@ def changed(pack: Any, change: str) -> None:
             r"module 1 \(features.conv0.weight\) has a value 7: expected 0, 1",
         ),
         ("dtype", TaskFileError, "module 1 is torch.float32: expected torch.uint8"),
+        (
+            "no name",
+            TaskFileError,
+            "no data set 'flowers' in this pack: expected one of cubs_cropped$",
+        ),
         ("no tensor", TaskFileError, "'flowers': expected a tensor for each index"),
         (
             "no keys",
             TaskFileError,
-            "a dictionary of dataset2classifiers, masks: expected 'dataset2m",
+            "a dictionary of 'dataset2classifiers, masks': expected 'dataset2m",
         ),
         ("classifier", TaskFileError, "classifier is a torch.nn.modules.conv.Conv2d: expected a"),
         (
@@ -232,7 +240,11 @@ def changed(pack: Any, change: str) -> None:
             BackboneMismatchError,
             r"'weight': \(5, 3\).*expected a weight \(classes, 12\)",
         ),
-        ("doubles", TaskFileError, "other numbers than torch.float32"),
+        (
+            "doubles",
+            TaskFileError,
+            "numbers of torch.float64: expected torch.float32; get the pack",
+        ),
     ],
 )
 @pytest.mark.parametrize("form", ["zip", "old"])

@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import random
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -126,13 +127,72 @@ def test_what_containers_come_as() -> None:
         assert read_pickle(io.BytesIO(pickle.dumps(value, protocol))) == value
 
 
-def test_few_bytes_cannot_ask_for_much_memory() -> None:
-    numbers = b"".join(b"K\x00" for _ in range(5000))
-    again = b"c__builtin__\nset\nh\x00\x85R" * 1000
-    with pytest.raises(TaskFileError, match="more than 1048576 items"):
-        read_pickle(io.BytesIO(b"\x80\x02](" + numbers + b"eq\x00" + again + b"."))
-    with pytest.raises(TaskFileError):
-        read_pickle(io.BytesIO(b"\x80\x02X\xff\xff\xff\x7fabc."))
+NESTED = b"U\x04text" + b"q\x00h\x00\x86" * 16
+"""A tuple of a tuple twice, and so on: its text would be 2 ** 16 times as long, and with a few bytes more anything."""
+HUGE = b"\x8b" + struct.pack("<i", 5000) + b"\x7f" * 5000
+"""A number with more digits than Python writes."""
+
+
+def storage(key: bytes, numel: bytes = b"K\x01") -> bytes:
+    return b"(U\x07storagectorch\nFloatStorage\n" + key + b"U\x03cpu" + numel + b"NtQ"
+
+
+def tensor(stored: bytes, shape: bytes, stride: bytes) -> bytes:
+    return (
+        b"ctorch._utils\n_rebuild_tensor\n(" + stored + b"K\x00(" + shape + b"t(" + stride + b"ttR"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            b"](" + b"K\x00" * 5000 + b"eq\x00" + b"c__builtin__\nset\nh\x00\x85R" * 1000,
+            "1048576 steps",
+        ),
+        (b"]" * (1 << 20), "takes more than 1048576 steps"),
+        (b"X\xff\xff\xff\x7fabc", "ValueError in its pickle"),
+        (storage(NESTED), "ValueError in its pickle"),
+        (storage(b"U\x02\n1"), "ValueError in its pickle"),
+        (NESTED + b"U\x01a\x93", "TypeError in its pickle"),
+        (b"}" + HUGE + b"K\x00s", "ValueError in its pickle"),
+        (tensor(storage(b"U\x010"), b"K\x01" * 65, b"K\x01" * 65), "ValueError in its pickle"),
+        (tensor(storage(b"U\x010"), b"J\0\0\0\x40", b"K\x00"), "ValueError in its pickle"),
+        (storage(b"U\x010") + storage(b"U\x010", b"K\x02"), "ValueError in its pickle"),
+    ],
+    ids=[
+        "copies",
+        "containers",
+        "text",
+        "key",
+        "key's text",
+        "name",
+        "number",
+        "dimensions",
+        "one number",
+        "sizes",
+    ],
+)
+def test_few_bytes_cannot_ask_for_much_memory(code: bytes, message: str) -> None:
+    with pytest.raises(TaskFileError, match=message):
+        read_pickle(io.BytesIO(b"\x80\x02" + code + b"."))
+
+
+@pytest.mark.parametrize("odd", [NESTED, HUGE], ids=["nested", "number"])
+def test_what_follows_the_pickle_of_an_old_file_is_checked_too(odd: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "packed.pt"
+    magic, version, system, empty = (
+        pickle.dumps(part, 2)
+        for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})
+    )
+    for data, message in (
+        (magic + b"\x80\x02" + odd + b"." + system, "not of version 1001"),
+        (magic + version + system + empty + b"\x80\x02]" + odd + b"a.", "list of storages is not"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(TaskFileError, match=message) as caught, open_archive(path):
+            pass
+        assert len(str(caught.value)) < 200
 
 
 def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:

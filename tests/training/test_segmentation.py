@@ -254,6 +254,19 @@ def test_pieces_of_a_batch_give_the_whole_batch_s_gradient(network, patches):
     assert one.history[0].train_loss == pytest.approx(four.history[0].train_loss, rel=1e-5)
 
 
+def test_the_loss_is_the_mean_over_counted_pixels(network, patches):
+    # A head of zeros says 1/3 each, so that its bias has gradient 1/3 - share of the class.
+    options = {"finetune_optimizer": "sgd", "finetune_lr": 0.1, "schedule": "constant"}
+    once = recipe("finetune", epochs=1, batch_size=40, augment=Augment(shift=0), **options)
+    result = train(network, patches, "patches", once)
+    counted = torch.bincount(patches.train.maps.flatten(), minlength=256)[:3].double()
+    expected = -0.1 * (1 / 3 - counted / counted.sum())
+    assert result.state is not None
+    bias = result.state["head.score.1.bias"].double()
+    torch.testing.assert_close(bias, expected, rtol=1e-4, atol=1e-7)
+    assert result.history[0].train_loss == pytest.approx(np.log(3), rel=1e-5)
+
+
 def test_images_without_any_counted_pixel_do_no_harm(network, patches):
     void = torch.full_like(patches.train.maps, VOID)
     data = replace(patches, train=replace(patches.train, maps=void))

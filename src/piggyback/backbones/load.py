@@ -43,7 +43,7 @@ def load_backbone(
     ``torchvision:resnet50``            also with weights (``torchvision:resnet50.IMAGENET1K_V1``)
     ``transformers:microsoft/resnet-50``  an image classifier of the hub, or a folder
     ``wide_resnet28_4``                 Wide ResNet-28-4 for 64 pixels, of the Visual Decathlon; no weights
-    ``segmentation:efficientnet_lite0``  features of a timm network or VGG, scores for every pixel
+    ``segmentation:vgg16``              features of a timm network or VGG, a score for every pixel
     ``path/to/file.py:factory``         a function that returns a module; runs that file's code
     ==================================  =========================================================
 
@@ -108,10 +108,10 @@ def _from(
         return load_torchvision(name, pretrained=pretrained)
     if name and zoo == "transformers":
         return load_transformers(name, pretrained=pretrained)
-    guesses = [*LITE, WIDE, *(f"{known}:{name or zoo}" for known in _ZOOS)]
+    guesses = [*LITE, WIDE, *(f"{known}:{name or zoo}" for known in (*_ZOOS, "segmentation"))]
     raise BackboneError(
         f"backbone {spec!r}: expected {', '.join(f'{known}:NAME' for known in _ZOOS)}, "
-        f"path/to/file.py:factory, or one of {', '.join((*LITE, WIDE))}{near_misses(spec, guesses)}"
+        f"{PREFIX}NAME, path/to/file.py:factory, or one of {', '.join((*LITE, WIDE))}{near_misses(spec, guesses)}"
     )
 
 

@@ -18,7 +18,7 @@ COMMANDS = {
     "experiment": "Run a table of many trainings that a manifest describes.",
     "data": "List the paper's data sets; show where one lies, or how to get it.",
     "evaluate": "Measure a task file on a folder of labelled images.",
-    "predict": "Classify images with one or more task files.",
+    "predict": "Classify images, or their pixels, with one or more task files.",
     "inspect": "Show what is in a task file.",
     "bake": "Write a task as a plain model: a state dict, or ONNX.",
     "verify": "Check a backbone's weights against a task file.",

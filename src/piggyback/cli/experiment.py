@@ -13,7 +13,7 @@ from piggyback.cli.flags import JsonOption
 from piggyback.cli.options import only
 from piggyback.cli.screen import Show, notes, results, write_json
 from piggyback.datasets import default_roots
-from piggyback.errors import TrainingError
+from piggyback.errors import InputError, TrainingError
 from piggyback.experiments import runner
 from piggyback.experiments.cost import costs
 from piggyback.experiments.manifest import Manifest, load_manifest, shipped
@@ -165,6 +165,10 @@ def show_experiment(
 ) -> None:
     """Show the table of what is finished, without training; writes it and the plots anew."""
     manifest, sources, folder = _chosen(name, None, out, tasks, methods, seed, toy_size, False)
+    if not folder.is_dir():
+        raise InputError(
+            f"experiment {name!r}: no folder {str(folder)!r}; give --out, or run it first"
+        )
     _show(runner.standing(manifest, sources, folder), folder, json)
 
 
@@ -214,8 +218,8 @@ def _show(outcome: Outcome, folder: Path, json: bool) -> None:
     written = write(outcome, folder)
     screen = notes() if json else results()
     screen.print(experiment_screen(table, outcome.manifest.title))
-    if outcome.waiting:
-        screen.print(f"{len(outcome.waiting)} trainings are not finished")
+    if count := len(outcome.waiting):
+        screen.print(f"{count} training{'s are' if count > 1 else ' is'} not finished")
     for path in written:
         screen.print(f"wrote {path}", soft_wrap=True)
     if json:

@@ -12,7 +12,7 @@ from piggyback.backbones.load import load_backbone
 from piggyback.cli.flags import CheckpointOption
 from piggyback.cli.screen import results
 from piggyback.tasks.file import save_file
-from piggyback.tasks.official import import_official
+from piggyback.tasks.official import check_pack, import_official
 from piggyback.tasks.official_network import SPECS
 
 Architecture = enum.Enum("Architecture", {name: name for name in SPECS})  # type: ignore[misc]
@@ -44,6 +44,7 @@ def run(
       piggyback import-official packed.pt --arch resnet50 --dataset sketches \\
         --checkpoint resnet50_places365.pth.tar --out sketches.safetensors
     """
+    check_pack(pack, dataset)  # before a network is downloaded for it
     loaded = load_backbone(backbone or SPECS[arch.value], checkpoint=checkpoint)
     task = import_official(pack, dataset, arch.value, loaded)
     out = out or Path(f"{task.name}.safetensors")

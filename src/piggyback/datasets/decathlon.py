@@ -106,6 +106,7 @@ def _domain(
         layout=f"annotations/{name}_<split>.json, data/{name}/<split>/<class>/<file>",
         read=partial(read, domain=name),
         folders=("decathlon-1.0", "decathlon"),
+        part=f"data/{name}",
     )
 
 

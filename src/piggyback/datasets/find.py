@@ -22,9 +22,10 @@ def default_roots() -> list[Path]:
 
 def locate(name: str, roots: Sequence[Path] | None = None) -> Path | None:
     """Return the set's folder, or its .tar that is yet to be unpacked; None where there is neither."""
+    info = dataset(name)
     for root in default_roots() if roots is None else roots:
-        for place in dataset(name).places:
-            if (root / place).is_dir():
+        for place in info.places:
+            if (root / place / info.part).is_dir():
                 return root / place
             if (packed := root / f"{place}.tar").is_file():
                 return packed
@@ -43,7 +44,8 @@ def missing(name: str, roots: Sequence[Path] | None = None) -> str:
     """Return in one line what is missing, where it was looked for, how to get it and how to lay it out."""
     info = dataset(name)
     looked = ", ".join(str(root) for root in (default_roots() if roots is None else roots))
-    places = " or ".join(f"{place}/, {place}.tar" for place in info.places)
+    inner = f"{info.part}/" if info.part else ""
+    places = " or ".join(f"{place}/{inner}, {place}.tar" for place in info.places)
     return (
         f"data set {name!r} ({info.title}) is missing: looked for {places} in {looked}; "
         f"get {info.how_to_get}; lay out {info.places[0]}/ as {info.layout}; "

@@ -45,6 +45,8 @@ class DatasetInfo:
     """Fetches it to a folder of data sets; only where torchvision can."""
     folders: tuple[str, ...] = ()
     """Names of its folder: its own name, where none are given."""
+    part: str = ""
+    """A folder in it that only this set has, where several share one."""
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -10,11 +10,15 @@ from piggyback.experiments.manifest import PACKNET, BackboneChoice, Manifest, Me
 from piggyback.experiments.plan import Job, trials
 from piggyback.experiments.runner import standing
 from piggyback.experiments.sources import Sources
+from piggyback.training.packnet import epochs_after_pruning
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one line of the table: a method with a backbone, on all tasks."""
+    """Of one line of the table: a method with a backbone, on all tasks.
+
+    Lines that share trainings are each counted in full.
+    """
 
     backbone: str
     label: str
@@ -32,19 +36,19 @@ def costs(manifest: Manifest, sources: Sources, out: Path) -> list[Cost]:
     """Return what each line of an experiment takes, in the order of the table."""
     prepared = {task: sources.prepared(task) for task in manifest.tasks}
     planned = trials(manifest, prepared)
-    ended = [
-        job
-        for job in (*planned, *standing(manifest, sources, out).repeated)
-        if finished(job, out) is not None
-    ]
+    repeated = standing(manifest, sources, out).repeated
+    ended = [job for job in (*planned, *repeated) if finished(job, out) is not None]
     lines = []
     for backbone in manifest.backbones:
         speed = _seconds_per_pixel([job for job in ended if job.backbone == backbone], sources, out)
         for method in manifest.methods:
             mine = _of(planned, backbone, method)
             done = _of(ended, backbone, method)
-            # Repeats cost what a trial of the same cell does.
-            again = [job for job in mine if not job.trial] * (len(manifest.seeds) - 1)
+            again = _of(repeated, backbone, method)
+            chosen = {job.tasks for job in again}
+            # Before a trial is chosen, the first stands for it.
+            unknown = [job for job in mine if not job.trial and job.tasks not in chosen]
+            again += unknown * (len(manifest.seeds) - 1)
             pixels = sum(_passes(job, sources)[1] for job in (*mine, *again))
             left = pixels - sum(_passes(job, sources)[1] for job in done)
             lines.append(
@@ -70,8 +74,8 @@ def _passes(job: Job, sources: Sources) -> tuple[int, int]:
     for task in job.tasks:
         recipe = job.recipes[task]
         epochs = recipe.epochs
-        if job.method.method == PACKNET:
-            epochs += recipe.prune_epochs or recipe.epochs // 2
+        if job.method.method == PACKNET and task != job.tasks[-1]:  # which is not pruned
+            epochs += epochs_after_pruning(recipe)
         seen = epochs * sources.train_images(task)
         images += seen
         pixels += seen * (recipe.image_size or 224) ** 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,15 @@ def finished(job: Job, out: Path) -> list[CellRow] | None:
         content = json.loads((out / job.folder / CELL).read_text(encoding="utf-8"))
         if content["identity"] != job.identity():
             return None
-        return [CellRow.from_json(row) for row in content["rows"]]
+        return [_named(job, CellRow.from_json(row)) for row in content["rows"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # train() says what is wrong with the folder, if anything is
+
+
+def _named(job: Job, row: CellRow) -> CellRow:
+    """A row that may have been made for another line of the table, as this line's."""
+    label, count = job.method.label, len(job.method.trials)
+    return replace(row, label=label, trials=count, chosen=dict(job.settings))
 
 
 def _row(job: Job, result: TrainResult) -> CellRow:

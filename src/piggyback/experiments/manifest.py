@@ -4,7 +4,7 @@
     backbones           NAME: SPEC, or NAME: {spec, checkpoint, pretrained}
     tasks               names of data sets, each with recipe fields of its own
     recipe              recipe fields of all cells
-    methods             LABEL: {method, recipe, trials, max_bits, order, published}
+    methods             LABEL: {method, recipe, trials, choose, max_bits, order, published}
     seeds               each cell is repeated with each of them
     reference           the label that differences are taken to
     published           the table of ``published.py`` that results are put beside
@@ -16,7 +16,6 @@ A recipe field within another is written with a dot: ``augment.flip``, ``rule.ki
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -25,7 +24,10 @@ from typing import Any
 
 import yaml
 
+from piggyback.datasets import DATASETS
 from piggyback.errors import ManifestError, near_misses
+from piggyback.experiments.published import PUBLISHED
+from piggyback.experiments.strict_yaml import read_yaml
 from piggyback.training import METHODS, Recipe
 
 PACKNET = "packnet"
@@ -58,6 +60,8 @@ class MethodChoice:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     trials: tuple[Mapping[str, Any], ...] = ({},)
     """Settings that are tried with the first seed; the best on val is kept."""
+    choose: str = "each"
+    """each: the best trial of each task; all: the one that is best for all tasks in the mean."""
     max_bits: float | None = None
     """Trials with more bits per weight are not chosen while there are others."""
     order: tuple[str, ...] = ()
@@ -101,9 +105,8 @@ class Manifest:
             for m in self.methods
             if labels is None or m.label in labels
         ]
-        return dataclasses.replace(
-            self, tasks=kept, methods=tuple(methods), seeds=tuple(seeds or self.seeds)
-        )
+        wanted = _seeds(self.name, list(seeds or self.seeds))
+        return dataclasses.replace(self, tasks=kept, methods=tuple(methods), seeds=wanted)
 
 
 def shipped() -> dict[str, Path]:
@@ -131,15 +134,16 @@ def load_manifest(name: str | Path) -> Manifest:
         path = known[str(name)]
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ManifestError(f"experiment {str(path)!r} cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ManifestError(f"experiment {str(path)!r} cannot be read: {why}") from error
     return parse_manifest(text, path.stem)
 
 
 def parse_manifest(text: str, name: str) -> Manifest:
     """Return the manifest that YAML ``text`` describes; raises ManifestError."""
     try:
-        content = yaml.load(text, Loader=_Loader)
+        content = read_yaml(text)
     except yaml.YAMLError as error:
         raise ManifestError(f"experiment {name!r}: {' '.join(str(error).split())}") from error
     content = _mapping(name, "the file", content)
@@ -156,9 +160,6 @@ def parse_manifest(text: str, name: str) -> Manifest:
         _method(name, str(label), values, tuple(tasks))
         for label, values in _mapping(name, "methods", content["methods"]).items()
     )
-    seeds = content.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
-        raise ManifestError(f"experiment {name!r}: seeds {seeds!r}: expected a list of integers")
     made = Manifest(
         name=name,
         title=str(content["title"]),
@@ -167,14 +168,22 @@ def parse_manifest(text: str, name: str) -> Manifest:
         tasks=tasks,
         methods=methods,
         recipe=recipe_fields(name, "recipe", content.get("recipe") or {}),
-        seeds=tuple(seeds),
+        seeds=_seeds(name, content.get("seeds", [0])),
         reference=content.get("reference"),
         published=content.get("published"),
         score=content.get("score"),
     )
     labels = [method.label for method in methods]
+    _known(name, "data set", tasks, DATASETS)
     _known(name, "reference", [made.reference] if made.reference else [], labels)
     _known(name, "score", [made.score] if made.score else [], ["decathlon"])
+    _known(name, "published table", [made.published] if made.published else [], list(PUBLISHED))
+    beside = {method.label: method.published for method in methods if method.published is not None}
+    if beside and not made.published:
+        raise ManifestError(f"experiment {name!r}: expected 'published', the table, found none")
+    for label, method in beside.items():
+        known = {of for _, _, of in PUBLISHED[str(made.published)].values}
+        _known(name, f"published method of {label!r}", [method], known)
     return made
 
 
@@ -185,8 +194,33 @@ def recipe_fields(name: str, where: str, options: Any) -> dict[str, Any]:
     {'augment.flip': True, 'epochs': 3}
     """
     flat = dict(_flat(_mapping(name, where, options)))
-    _known(name, f"{where}: recipe field", flat, _fields())
+    defaults = _fields()
+    _known(name, f"{where}: recipe field", flat, defaults)
+    for key, value in flat.items():
+        expected, kinds = _kinds(defaults[key])
+        if type(value) not in kinds:
+            raise _wrong(name, f"{where}: {key}", expected, value)
     return flat
+
+
+def _kinds(default: Any) -> tuple[str, tuple[type, ...]]:
+    """What a recipe field with this default takes, in words and as types."""
+    if isinstance(default, bool):
+        return "true or false", (bool,)
+    if isinstance(default, str):
+        return "a word, in quotes if it is no or yes", (str,)  # YAML has these as booleans
+    if isinstance(default, (int, float)):
+        return "a number", (int, float)
+    if default is None:
+        return "a number, a list or null", (int, float, list, type(None))
+    return "a list", (list,)
+
+
+def _seeds(name: str, seeds: Any) -> tuple[int, ...]:
+    good = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not good or not seeds or len(set(seeds)) < len(seeds):
+        raise _wrong(name, "seeds", "a list of integers from 0, each once", seeds)
+    return tuple(seeds)
 
 
 def _fields() -> dict[str, Any]:
@@ -206,8 +240,10 @@ def _backbones(name: str, content: Any) -> Iterator[BackboneChoice]:
         options = {"spec": value} if isinstance(value, str) else value
         options = _mapping(name, f"backbone {short!r}", options)
         _known(name, f"backbone {short!r}: key", options, ("spec", "checkpoint", "pretrained"))
-        if not isinstance(options.get("spec"), str):
-            raise ManifestError(f"experiment {name!r}: backbone {short!r}: expected a spec")
+        for key, value in {"spec": None, **options}.items():
+            kind, words = (bool, "true or false") if key == "pretrained" else (str, "a text")
+            if type(value) is not kind:
+                raise _wrong(name, f"backbone {short!r}: {key}", words, value)
         yield BackboneChoice(str(short), **options)
 
 
@@ -220,28 +256,38 @@ def _method(name: str, label: str, values: Any, tasks: Sequence[str]) -> MethodC
     _known(name, "method", [method], [*METHODS, PACKNET])
     trials = values.get("trials", [{}])
     if not isinstance(trials, list) or not trials:
-        raise ManifestError(f"experiment {name!r}: {where}: expected a list of trials")
-    order = tuple(values.get("order", tasks if method == PACKNET else ()))
+        raise _wrong(name, f"{where}: trials", "a list of settings", trials)
+    order = values.get("order", list(tasks) if method == PACKNET else [])
     if order and method != PACKNET:
         raise ManifestError(f"experiment {name!r}: {where}: only {PACKNET} has an order of tasks")
+    if not isinstance(order, list) or any(order.count(task) > 1 for task in order):
+        raise _wrong(name, f"{where}: order", "a list of tasks, each once", order)
     _known(name, f"{where}: task", order, tasks)
+    together = values.get("choose", "each")
+    _known(name, f"{where}: choose", [together], ("each", "all"))
+    bits = values.get("max_bits")
+    if bits is not None and not (type(bits) in (int, float) and bits > 0):
+        raise _wrong(name, f"{where}: max_bits", "a number above 0", bits)
     return MethodChoice(
         label=label,
         method=method,
         recipe=recipe_fields(name, where, values.get("recipe") or {}),
         trials=tuple(recipe_fields(name, f"{where}: trial", trial or {}) for trial in trials),
-        max_bits=values.get("max_bits"),
-        order=order,
+        choose=together,
+        max_bits=bits,
+        order=tuple(order),
         published=values.get("published"),
     )
 
 
 def _mapping(name: str, where: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ManifestError(
-            f"experiment {name!r}: {where}: expected keys and values, found {value!r:.80}"
-        )
+        raise _wrong(name, where, "keys and values", value)
     return value
+
+
+def _wrong(name: str, where: str, expected: str, found: object) -> ManifestError:
+    return ManifestError(f"experiment {name!r}: {where}: expected {expected}, found {found!r:.80}")
 
 
 def _known(name: str, what: str, found: Collection[Any], known: Collection[Any]) -> None:
@@ -250,23 +296,3 @@ def _known(name: str, what: str, found: Collection[Any], known: Collection[Any])
             names = [str(one) for one in known]
             close = near_misses(str(key), names) or f"; expected one of {', '.join(names)}"
             raise ManifestError(f"experiment {name!r}: unknown {what} {key!r}{close}")
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML as its readers take it: 2e-4 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is there twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"),
-    list("-+0123456789"),
-)

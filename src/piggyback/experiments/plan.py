@@ -46,17 +46,21 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where it works, below the experiment's folder; another trial or seed has another."""
+        """Where it works, below the experiment's folder; another recipe or seed has another.
+
+        Lines of the table that ask for the same training share it.
+        """
+        method = ",".join(filter(None, (self.method.method, _slug(self.method.recipe))))
         return Path(
             _slug(self.backbone.name),
             _slug("+".join(self.tasks)),
-            _slug(self.method.label),
+            method,
             _slug(self.settings) or "run",
             f"seed-{self.seed}",
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides its result, as JSON: a finished job with another one is run anew."""
+        """Return what decides its result, as JSON: a job that ended with another is not this one."""
         values = {
             "backbone": [self.backbone.spec, self.backbone.checkpoint, self.backbone.pretrained],
             "method": self.method.method,
@@ -71,15 +75,24 @@ def trials(manifest: Manifest, prepared: Mapping[str, Mapping[str, Any]]) -> lis
     """Return the jobs of the first seed: every trial of every method.
 
     ``prepared`` has the recipe fields that each task's data set asks for, which the manifest may
-    override. Raises ManifestError for a recipe that cannot be.
+    override. Raises ManifestError for a recipe that cannot be, and for two of them in one folder.
     """
-    return [
+    jobs = [
         _job(manifest, prepared, backbone, method, tasks, trial, manifest.seeds[0])
         for backbone in manifest.backbones
         for method in manifest.methods
         for tasks in _cells(manifest, method)
         for trial in range(len(method.trials))
     ]
+    folders: dict[Path, Job] = {}
+    for job in jobs:
+        other = folders.setdefault(job.folder, job)
+        if other.identity() != job.identity():
+            raise ManifestError(
+                f"experiment {manifest.name!r}: {other.title!r} and {job.title!r} would share the "
+                f"folder {job.folder}: expected recipes and trials that differ in letters or digits"
+            )
+    return jobs
 
 
 def repeats(
@@ -95,8 +108,12 @@ def repeats(
     ]
 
 
-def choose(rows: Mapping[int, list[CellRow]], max_bits: float | None = None) -> int:
-    """Return the trial whose rows are best on val, among those within ``max_bits`` if there are any."""
+def choose(rows: Mapping[int, Sequence[CellRow]], max_bits: float | None = None) -> int:
+    """Return the trial whose rows, one a task, are best on val in the mean.
+
+    Trials with more bits per weight than ``max_bits`` in a row are left out, unless all have; then
+    the smallest is taken.
+    """
 
     def bits(trial: int) -> float:
         return max((row.bits_per_weight or 0.0 for row in rows[trial]), default=0.0)
@@ -126,10 +143,10 @@ def recipe_of(method: str, seed: int, *settings: Mapping[str, Any]) -> Recipe:
 
 
 def _cells(manifest: Manifest, method: MethodChoice) -> Iterator[tuple[str, ...]]:
-    if method.method == PACKNET:
-        yield method.order
-    else:
+    if method.method != PACKNET:
         yield from ((task,) for task in manifest.tasks)
+    elif method.order:  # else none of its tasks is among those asked for
+        yield method.order
 
 
 def _job(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from piggyback.errors import DataError, InputError, PiggybackError
 from piggyback.experiments.jobs import finished, run_job
 from piggyback.experiments.manifest import Manifest
 from piggyback.experiments.plan import Job, choose, repeats, trials
 from piggyback.experiments.sources import Sources
+from piggyback.experiments.workers import side_by_side
 from piggyback.reports.cells import CellRow, FailedCell
 from piggyback.training import Listener
 
@@ -79,11 +77,13 @@ def run(
         raise DataError("; ".join(lacking.values()))
     failed: list[FailedCell] = []
     for stage in (_first, _other):
-        jobs = [job for job in stage(manifest, sources, out) if finished(job, out) is None]
-        for job, problem in _ended(jobs, sources, out, workers, hear):
-            if problem is not None:
-                failed += _failed(job, problem)
-            told(f"{job.title}: {problem or 'done'}")
+        jobs = {job.folder: job for job in stage(manifest, sources, out)}  # once, if lines share it
+        left = [job for job in jobs.values() if finished(job, out) is None]
+        with closing(_ended(left, sources, out, workers, hear)) as ended:
+            for job, problem in ended:
+                if problem is not None:
+                    failed += _failed(job, problem)
+                told(f"{job.title}: {problem or 'done'}")
     return standing(manifest, sources, out, failed)
 
 
@@ -97,7 +97,7 @@ def standing(
         outcome.tried += rows or []
         if rows is None:
             outcome.waiting.append(job)
-    best = [jobs[trial] for jobs, trial in _chosen(manifest, sources, out)]
+    best = list(_chosen(manifest, sources, out))
     outcome.repeated = _other(manifest, sources, out)
     for job in (*best, *outcome.repeated):
         if (rows := finished(job, out)) is None:
@@ -114,62 +114,42 @@ def _first(manifest: Manifest, sources: Sources, out: Path) -> list[Job]:
 
 def _other(manifest: Manifest, sources: Sources, out: Path) -> list[Job]:
     prepared = {task: sources.prepared(task) for task in manifest.tasks}
-    best = [(jobs[0], trial) for jobs, trial in _chosen(manifest, sources, out)]
+    best = [(job, job.trial) for job in _chosen(manifest, sources, out)]
     return repeats(manifest, prepared, best)
 
 
-def _chosen(manifest: Manifest, sources: Sources, out: Path) -> Iterator[tuple[list[Job], int]]:
-    """The trials of each cell that are all finished, and the chosen one."""
-    cells: dict[tuple[str, str, tuple[str, ...]], list[Job]] = {}
+def _chosen(manifest: Manifest, sources: Sources, out: Path) -> Iterator[Job]:
+    """The job of the chosen trial, of each cell whose trials are all finished."""
+    choices: dict[tuple[str, ...], dict[int, list[Job]]] = {}
     for job in _first(manifest, sources, out):
-        cells.setdefault((job.backbone.name, job.method.label, job.tasks), []).append(job)
-    for jobs in cells.values():
-        rows = {job.trial: finished(job, out) for job in jobs}
-        done = {trial: found for trial, found in rows.items() if found}
-        if len(done) == len(jobs):
-            yield jobs, choose(done, jobs[0].method.max_bits)
+        together = () if job.method.choose == "all" else job.tasks
+        group = choices.setdefault((job.backbone.name, job.method.label, *together), {})
+        group.setdefault(job.trial, []).append(job)
+    for group in choices.values():
+        rows = {trial: [finished(job, out) for job in jobs] for trial, jobs in group.items()}
+        if all(None not in found for found in rows.values()):
+            flat = {trial: [r for f in found for r in f or ()] for trial, found in rows.items()}
+            yield from group[choose(flat, group[0][0].method.max_bits)]
 
 
 def _ended(
     jobs: Sequence[Job], sources: Sources, out: Path, workers: int, hear: Hear
-) -> Iterator[tuple[Job, str | None]]:
+) -> Generator[tuple[Job, str | None], None, None]:
     """Run jobs; yields each when it has ended, with what went wrong if anything did."""
-    if workers == 1 or len(jobs) < 2:
+    if workers > 1 and len(jobs) > 1:
+        yield from side_by_side(partial(_attempt, sources=sources, out=out), jobs, workers)
+    else:
         for job in jobs:
-            try:
-                run_job(job, sources, out, hear(job.title))
-            except _FAILURES as error:
-                yield job, _one_line(error)
-            else:
-                yield job, None
-        return
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    places = context.Queue()
-    for place in range(workers):
-        places.put(place)
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_settle, initargs=(places, workers)
-    ) as pool:
-        running: dict[Future[list[CellRow]], Job] = {
-            pool.submit(run_job, job, sources, out): job for job in jobs
-        }
-        try:
-            for future in as_completed(running):
-                problem = future.exception()
-                if problem is not None and not isinstance(problem, _FAILURES):
-                    raise problem
-                yield running[future], None if problem is None else _one_line(problem)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            yield job, _attempt(job, sources, out, hear(job.title))
 
 
-def _settle(places: multiprocessing.Queue[int], workers: int) -> None:
-    """Give this process a device, or its part of the cores, before it touches either."""
-    place = places.get()
-    if (devices := torch.cuda.device_count()) > 0:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(place % devices)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+def _attempt(job: Job, sources: Sources, out: Path, listener: Listener | None = None) -> str | None:
+    """Run a job; returns what went wrong, in one line."""
+    try:
+        run_job(job, sources, out, listener)
+    except _FAILURES as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return None
 
 
 def _failed(job: Job, problem: str) -> list[FailedCell]:
@@ -177,7 +157,3 @@ def _failed(job: Job, problem: str) -> list[FailedCell]:
         FailedCell(job.backbone.name, task, job.method.label, job.method.method, job.seed, problem)
         for task in job.tasks
     ]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

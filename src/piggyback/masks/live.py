@@ -132,15 +132,15 @@ class LiveWeights:
         base, ternary = self.base[name], rule.kind == "ternary"
         if coefficients is None:
             plain = words(base)
-            negated = plain ^ torch.iinfo(plain.dtype).min if ternary else 0
-            return words(self.params[name]), plain, 0, negated
+            opposite = plain ^ torch.iinfo(plain.dtype).min if ternary else 0
+            return words(self.params[name]), plain, 0, opposite
         keep, numbers = torch.ones_like(base, dtype=torch.int8), coefficients.detach()
-        values = (1, 0, -1) if ternary else (1, 0, 0)
+        values = (1, 0, -1) if ternary else (1, 0)
         made = [formed_weight(base, keep * m, numbers, rule.form) for m in values]
         # A base weight of -0.0 is +0.0 after the first step of an affine form: adding 0 makes them one.
         like = [torch.empty_like(base).copy_(w + 0.0) for w in (self.params[name], *made)]
-        live, kept, dropped, negated = map(words, like)
-        return live, kept, dropped, negated
+        live, kept, dropped, *negated = map(words, like)
+        return live, kept, dropped, negated[0] if ternary else 0
 
     def lay_out(self, masks: Mapping[str, PackedMask]) -> FlatMasks:
         """Return C-order masks on the weights' device, in their order of memory."""

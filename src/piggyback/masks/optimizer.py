@@ -238,7 +238,8 @@ class MaskOptimizer(torch.optim.Optimizer):
         plain = type(param.data) is Tensor and param.dtype == scores.dtype
         if "coefficients" in self.state[param]:
             coefficients, mask = self.state[param]["coefficients"], mask_of(scores, self.rule)
-            param.copy_(formed_weight(base, mask, coefficients, self.rule.form))
+            # A model moved since has its base weights in the new dtype, and capture computes from these.
+            param.copy_(formed_weight(base.to(param), mask, coefficients, self.rule.form))
         elif plain and self.rule.kind == "binary":
             keep_above_(param, base, scores, self.rule.threshold)
         else:

@@ -19,6 +19,8 @@ from piggyback.tasks.task import TaskInfo, check_name
 FORMAT = "piggyback-task"
 VERSION = 2
 """The newest that this library reads; a task is written in the lowest that can hold it."""
+SEGMENTATION = "segmentation"
+"""The head kind that came with version 2."""
 CODECS = ("constant", "raw", "coded")
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
 _FIELDS = {
@@ -99,12 +101,12 @@ class TaskHeader:
 
 
 def version_of(info: TaskInfo) -> int:
-    """Return the format version of a task's file: 2 for a mask rule with a form, else 1.
+    """Return the format version of a task's file: 2 for a mask rule with a form or a head that scores pixels, else 1.
 
     >>> version_of(TaskInfo()), version_of(TaskInfo(rule=MaskRule(form="channel")))
     (1, 2)
     """
-    return 1 if info.rule.form == "plain" else 2
+    return 1 if info.rule.form == "plain" and info.head_kind != SEGMENTATION else 2
 
 
 def to_metadata(name: str, info: TaskInfo, layers: tuple[LayerHeader, ...]) -> dict[str, str]:
@@ -148,7 +150,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     _expect(isinstance(values, dict) and values.keys() == _FIELDS, "fields", sorted(_FIELDS))
     backbone, rule, provenance = values["backbone"], values["rule"], values["provenance"]
     _expect(_strings(backbone, "source", "fingerprint"), "backbone", "source and fingerprint")
-    _check_rule(rule, version)
+    _check_rule(rule, version, values["head"] == SEGMENTATION)
     _expect(isinstance(provenance, dict), "provenance", "an object")
     _expect(_strings(values, "name", "kind", "head", exactly=False), "name, kind, head", "text")
     classes = values["classes"]
@@ -189,14 +191,15 @@ def check_format(metadata: Mapping[str, str]) -> int:
     return int(version)
 
 
-def _check_rule(rule: Any, version: int) -> None:
-    """Check the fields of a mask rule: a form belongs to version 2, and only one that is not plain."""
+def _check_rule(rule: Any, version: int, plain: bool) -> None:
+    """Check the fields of a mask rule: a form belongs to version 2, ``plain`` only if the head needs that version."""
     fields = {"kind", "threshold"} if version == 1 else {"kind", "threshold", "form"}
     _expect(isinstance(rule, dict) and rule.keys() == fields, "rule", "a mask rule")
     _expect(type(rule["threshold"]) in (int, float), "rule", "a number as threshold")
     _expect(isinstance(rule["kind"], str), "rule", "a name as kind")
     form = rule.get("form", "channel")
-    _expect(isinstance(form, str) and form != "plain", "rule", "a form, which version 2 is for")
+    good = isinstance(form, str) and (plain or form != "plain")
+    _expect(good, "rule", "a form, which version 2 is for")
 
 
 def _layers(values: Any) -> tuple[LayerHeader, ...]:

@@ -38,6 +38,7 @@ MINUS = 255
 """What a mask's -1 became in their unsigned bytes."""
 
 _LINEAR = "torch.nn.modules.linear.Linear"
+_AGAIN = "get the pack from where it was published"
 
 
 def import_official(
@@ -78,6 +79,12 @@ def import_official(
     )
     order = [name for name in params if name in masks]
     return Task(dataset, {name: masks[name] for name in order}, head, info=info)
+
+
+def check_pack(path: str | os.PathLike[str], dataset: str) -> None:
+    """Raise TaskFileError unless there is a pack at ``path`` with ``dataset`` in it; no numbers are read."""
+    with naming(path), open_archive(path) as archive:
+        _entries(archive.root, dataset)
 
 
 def export_official(tasks: Sequence[Task], arch: str, module: nn.Module) -> dict[str, Any]:
@@ -126,13 +133,15 @@ def _entries(root: Any, dataset: str) -> tuple[dict[int, Stored], Any]:
     parts = root if isinstance(root, dict) else {}
     masks, classifiers = parts.get(MASKS), parts.get(CLASSIFIERS)
     if not isinstance(masks, dict) or not isinstance(classifiers, dict):
-        what = f"a dictionary of {', '.join(map(str, root))[:80]}" if isinstance(root, dict) else ""
+        what = (
+            f"a dictionary of {', '.join(map(str, root))[:80]!r}" if isinstance(root, dict) else ""
+        )
         raise TaskFileError(
             f"it holds {what or type(root).__name__}: expected {MASKS!r} and {CLASSIFIERS!r}, as the authors' "
             "packing script writes them"
         )
     if dataset not in masks or dataset not in classifiers:
-        known = [str(name) for name in masks if name in classifiers]
+        known = [n for n in map(str, masks) if n in classifiers and n.isprintable()]
         raise TaskFileError(
             f"no data set {dataset!r} in this pack: expected one of {', '.join(known)[:200]}"
             f"{near_misses(dataset, known)}"
@@ -142,7 +151,7 @@ def _entries(root: Any, dataset: str) -> tuple[dict[int, Stored], Any]:
         type(index) is int and isinstance(mask, Stored) for index, mask in found.items()
     ):
         raise TaskFileError(
-            f"the masks of {dataset!r}: expected a tensor for each index of a module"
+            f"the masks of {dataset!r}: expected a tensor for each index of a module; {_AGAIN}"
         )
     return found, classifiers[dataset]
 
@@ -172,7 +181,7 @@ def _check_masks(
             )
         if stored[index].storage.dtype != torch.uint8:
             raise TaskFileError(
-                f"the mask of module {index} is {stored[index].storage.dtype}: expected torch.uint8"
+                f"the mask of module {index} is {stored[index].storage.dtype}: expected torch.uint8; {_AGAIN}"
             )
 
 
@@ -182,7 +191,7 @@ def _classifier(archive: Archive, record: Any, backbone: Backbone) -> dict[str, 
     features = getattr(original, "in_features", None)
     if not isinstance(record, Record) or record.name != _LINEAR:
         found = record.name if isinstance(record, Record) else type(record).__name__
-        raise TaskFileError(f"its classifier is a {found}: expected a {_LINEAR}")
+        raise TaskFileError(f"its classifier is a {found}: expected a {_LINEAR}; {_AGAIN}")
     params = record.state.get("_parameters")
     tensors = {n: t for n, t in params.items() if t is not None} if isinstance(params, dict) else {}
     shapes = {name: getattr(tensor, "shape", None) for name, tensor in tensors.items()}
@@ -190,10 +199,13 @@ def _classifier(archive: Archive, record: Any, backbone: Backbone) -> dict[str, 
     wanted = {"weight": (classes, features), "bias": (classes,)}
     if not classes or shapes != {name: wanted[name] for name in shapes if name in wanted}:
         raise BackboneMismatchError(
-            f"its classifier has tensors {shapes}: expected a weight (classes, {features}) and a bias (classes,)"
+            f"its classifier has tensors {str(shapes)[:200]}: expected a weight (classes, {features}) and a bias "
+            "(classes,); name the architecture that the pack was made for"
         )
-    if any(tensor.storage.dtype != torch.float32 for tensor in tensors.values()):
-        raise TaskFileError("its classifier has other numbers than torch.float32")
+    if others := {t.storage.dtype for t in tensors.values()} - {torch.float32}:
+        raise TaskFileError(
+            f"its classifier has numbers of {others.pop()}: expected torch.float32; {_AGAIN}"
+        )
     return {name: archive.tensor(tensor) for name, tensor in tensors.items()}
 
 
@@ -202,7 +214,7 @@ def _signed(mask: Tensor, what: str) -> Tensor:
     wrong = mask[(mask > 1) & (mask != MINUS)]
     if wrong.numel():
         raise TaskFileError(
-            f"the mask of {what} has a value {int(wrong[0])}: expected 0, 1, or {MINUS} for -1"
+            f"the mask of {what} has a value {int(wrong[0])}: expected 0, 1, or {MINUS} for -1; {_AGAIN}"
         )
     return mask.view(torch.int8)
 
@@ -225,7 +237,9 @@ def _check_exportable(task: Task, shapes: Mapping[str, tuple[int, ...]], arch: s
         (task.info.head_kind != "linear", f"a head of kind {task.info.head_kind!r}"),
     ):
         if has:
-            raise InputError(f"task {task.name!r} has {what}, which the authors' packs cannot hold")
+            raise InputError(
+                f"task {task.name!r} has {what}, which the authors' packs cannot hold: leave this task out"
+            )
 
 
 def _linear(task: Task) -> nn.Linear:

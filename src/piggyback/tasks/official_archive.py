@@ -116,12 +116,13 @@ def _open_old(view: mmap.mmap) -> Archive:
         raise damaged("it does not begin as torch.save does")
     version, system = read_pickle(file), read_pickle(file)
     if version != _PROTOCOL or not isinstance(system, dict) or not system.get("little_endian"):
-        raise damaged(f"it is of version {version!r}, or from a big-endian machine")
+        raise damaged(f"it is not of version {_PROTOCOL}, or from a big-endian machine")
     root, keys = read_pickle(file, storages), read_pickle(file)
-    if not isinstance(keys, list) or set(storages) - set(map(str, keys)):
+    named = isinstance(keys, list) and all(type(key) is str for key in keys)
+    if not named or storages.keys() - set(keys):
         raise damaged("its list of storages is not whole")
     at = view.tell()
-    for key in map(str, keys):
+    for key in keys:
         storage = storages.get(key)
         count = int.from_bytes(view[at : at + 8], "little")
         if storage is None or count != storage.numel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,9 @@ DTYPES = {
     "Bool": torch.bool,
 }
 """By the name of the storage class, without "Storage"."""
+
+_MAX_DIMENSIONS = 64
+"""Of a tensor, by torch's own limit."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,19 @@ class Stored:
 
     @staticmethod
     def made(storage: Any, offset: Any, shape: Any, stride: Any) -> Stored:
-        """Return the tensor; TypeError or ValueError unless all its elements lie in its storage."""
+        """Return the tensor; TypeError or ValueError unless its elements all lie in its storage and are no more.
+
+        A step of 0 would make one number as many as one likes.
+        """
         if type(storage) is not Storage:
             raise TypeError(f"a tensor of {type(storage).__name__}")
+        if not len(shape) == len(stride) <= _MAX_DIMENSIONS:
+            raise ValueError(f"a tensor of {len(shape)} dimensions")
         shape, stride = tuple(map(natural, shape)), tuple(map(natural, stride))
         last = sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-        if 0 not in shape and natural(offset) + last >= storage.numel - storage.start:
+        if math.prod(shape) > storage.numel or (
+            0 not in shape and natural(offset) + last >= storage.numel - storage.start
+        ):
             raise ValueError(f"a tensor of {shape} beyond its storage of {storage.numel}")
         return Stored(storage, natural(offset), shape, stride)
 

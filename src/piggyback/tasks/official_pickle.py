@@ -16,7 +16,7 @@ from piggyback.errors import TaskFileError
 from piggyback.tasks.official_data import DTYPES, Name, Record, Storage, Stored, damaged, natural
 
 _STORAGE = re.compile(rf"torch(?:\.cuda)?\.({'|'.join(DTYPES)})Storage")
-_MODULE = re.compile(r"torch\.nn\.modules\.\w+\.\w+")
+_MODULE = re.compile(r"torch\.nn\.modules\.\w{1,60}\.\w{1,60}")
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter")
 _SETS = ("__builtin__.set", "builtins.set")
@@ -25,8 +25,10 @@ _BACKEND = "torch.nn.backends.thnn._get_thnn_function_backend"
 """What old modules, those of the authors' packs among them, were saved with."""
 _KNOWN = {*_TENSORS, *_PARAMETERS, *_SETS, _ORDERED, _BACKEND}
 
-_MAX_COPIED = 1 << 20
-"""Items that containers may be made from in all, since a few bytes can ask for the same list again and again."""
+_STORAGE_KEY = re.compile("[0-9]{1,20}")
+_MAX_WORK = 1 << 20
+"""Instructions and copied items in all: one byte can make a container, and a few copy the same list again and again.
+The authors' largest packs take some twenty thousand."""
 
 _DAMAGED = (ValueError, IndexError, KeyError, TypeError, OverflowError)
 """What reading a cut-off or scrambled pickle comes to."""
@@ -76,10 +78,11 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.copied = 0
+        self.work = 0
 
     def step(self, name: str, arg: Any) -> None:
         """Follow one instruction."""
+        self._count(1)
         if name in _NUMBERS or name in _TEXTS:
             self.stack.append(arg)
         elif name in _CONSTANTS:
@@ -110,6 +113,8 @@ class _Machine:
 
     def _stack_global(self) -> None:
         module, name = self._take(2)
+        if type(module) is not str or type(name) is not str:
+            raise TypeError
         self._name(f"{module}.{name}")
 
     def _since_mark(self) -> list[Any]:
@@ -184,10 +189,13 @@ class _Machine:
         (items,) = args or ([],)
         if type(items) is not list:
             raise TypeError
-        self.copied += len(items)
-        if self.copied > _MAX_COPIED:
-            raise damaged(f"its containers hold more than {_MAX_COPIED} items")
+        self._count(len(items))
         return items
+
+    def _count(self, work: int) -> None:
+        self.work += work
+        if self.work > _MAX_WORK:
+            raise damaged(f"its pickle takes more than {_MAX_WORK} steps")
 
     def _build(self) -> None:
         """BUILD: where Python would call ``__setstate__`` or set attributes. Only a module's matter here."""
@@ -214,21 +222,22 @@ class _Machine:
         if kind != "storage" or found is None:
             raise _refused(f"a reference to {name.dotted}")
         key, _location, numel, *view = rest
+        if type(key) is not str or not _STORAGE_KEY.fullmatch(key):
+            raise ValueError
         start = 0
         if view and view[0] is not None:  # a part of a storage; only before torch 0.4
             _, start, part = view[0]
             if not 0 <= start <= start + part <= numel:
                 raise ValueError
-        made = Storage(str(key), DTYPES[found[1]], natural(numel), natural(start))
-        self.storages[made.key] = made
+        made = Storage(key, DTYPES[found[1]], natural(numel), natural(start))
+        known = self.storages.setdefault(key, made)
+        if (known.dtype, known.numel) != (made.dtype, made.numel):
+            raise ValueError
         self.stack.append(made)
 
 
 def _key(value: Any) -> str | int:
-    if type(value) not in (str, int):
-        raise TypeError
-    key: str | int = value
-    return key
+    return value if type(value) is str else natural(value)
 
 
 _NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}

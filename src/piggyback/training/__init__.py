@@ -7,10 +7,13 @@ from piggyback.training.data import ImageData, ImageSet
 from piggyback.training.evaluate import Measured, Prediction, evaluate, predict
 from piggyback.training.events import EpochRow, Listener, Plan, Step
 from piggyback.training.folder import load_folder, load_split
+from piggyback.training.label_maps import SegmentationSet
 from piggyback.training.lora_file import load_lora
 from piggyback.training.methods import METHODS
 from piggyback.training.recipe import Recipe, derive_mask_lr
 from piggyback.training.result import TrainResult
+from piggyback.training.segmentation_data import load_camvid_layout, load_voc
+from piggyback.training.segmenting import segment
 from piggyback.training.splits import from_tensors
 from piggyback.training.train import train
 
@@ -25,14 +28,18 @@ __all__ = [
     "Plan",
     "Prediction",
     "Recipe",
+    "SegmentationSet",
     "Step",
     "TrainResult",
     "derive_mask_lr",
     "evaluate",
     "from_tensors",
+    "load_camvid_layout",
     "load_folder",
     "load_lora",
     "load_split",
+    "load_voc",
     "predict",
+    "segment",
     "train",
 ]

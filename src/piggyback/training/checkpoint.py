@@ -88,7 +88,7 @@ def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
     for field, found, now in _differences(_completed(saved), _completed(plain), ""):
         raise CheckpointError(
             f"{str(path)!r} belongs to another run: {field} is {found!r} there, {now!r} now; "
-            "choose another folder, or start anew without resume"
+            "choose another folder, delete this one, or start anew without resume"
         )
 
 

@@ -128,6 +128,15 @@ def train_packnet(
     return PackNetResult(tuple(results), network, None if folder is None else folder / FILE)
 
 
+def epochs_after_pruning(recipe: Recipe) -> int:
+    """Return how long a task that is pruned trains on.
+
+    >>> epochs_after_pruning(Recipe(epochs=5))
+    3
+    """
+    return recipe.prune_epochs or -(-recipe.epochs // 2)
+
+
 @dataclass(frozen=True)
 class _Sequence:
     """What all trainings of a sequence have in common."""
@@ -179,7 +188,7 @@ class _Sequence:
         network = network.pruned(recipe.prune)
         again = replace(
             recipe,
-            epochs=recipe.prune_epochs or -(-recipe.epochs // 2),
+            epochs=epochs_after_pruning(recipe),
             finetune_lr=PRUNED_RATE * recipe.finetune_lr,
         )
         pruned = stage(network, again, len(network.tasks), STAGES[1])

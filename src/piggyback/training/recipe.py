@@ -169,7 +169,7 @@ class Recipe:
             made["regularizers"] = tuple(_regularizer(r) for r in made["regularizers"])
             return Recipe(**made)
         except (KeyError, TypeError) as error:
-            raise InputError(f"recipe: {error} in {dict(values)!r}") from error
+            raise InputError(f"recipe: {error}") from error
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the result, as JSON: what makes two runs different ones."""
@@ -225,6 +225,11 @@ def _regularizer_json(regularizer: Regularizer) -> dict[str, Any]:
 
 
 def _regularizer(values: Mapping[str, Any]) -> Regularizer:
-    options = dict(values)
-    made: Regularizer = _REGULARIZERS[options.pop("kind")](**options)
+    options = dict(values) if isinstance(values, Mapping) else {}
+    kind = options.pop("kind", None)
+    if kind not in _REGULARIZERS:
+        raise InputError(
+            f"regularizer {values!r}: expected a kind of {', '.join(_REGULARIZERS)}, and its options"
+        )
+    made: Regularizer = _REGULARIZERS[kind](**options)
     return made
