@@ -15,6 +15,7 @@ from piggyback.errors import DataError, InputError
 from piggyback.experiments.cost import costs
 from piggyback.experiments.jobs import CELL
 from piggyback.experiments.manifest import BackboneChoice, Manifest, load_manifest, shipped
+from piggyback.experiments.pictures import draw
 from piggyback.experiments.plan import trials
 from piggyback.experiments.results import table_of, write
 from piggyback.experiments.runner import run, standing
@@ -86,6 +87,18 @@ def test_one_setting_for_all_tasks_shares_the_trainings(tmp_path: Path) -> None:
             assert row.accuracy == together[key].accuracy
     # two trials of two tasks once for both lines, then what the lines repeat
     assert len(told) == 4 + len({(row.task, json.dumps(row.chosen)) for row in outcome.rows})
+
+
+def test_segmentation_is_drawn_with_the_truth_and_a_table_of_classes(tmp_path: Path) -> None:
+    manifest = toy(load_manifest("camvid-lite0").only(labels=["head", "masks"]))
+    outcome = run(manifest, Toy(), tmp_path)
+    table, picture = draw(outcome, Toy(), tmp_path)
+    text = table.read_text()
+    assert "| class | head | masks |" in text
+    for row in outcome.rows:
+        assert f"{row.accuracy:.2f}" in text  # the same network, measured again
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert draw(run(small(["head"]), Toy(), tmp_path), Toy(), tmp_path) == ()
 
 
 class Counting(Toy):

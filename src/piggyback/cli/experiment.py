@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from piggyback.errors import InputError, TrainingError
 from piggyback.experiments import runner
 from piggyback.experiments.cost import costs
 from piggyback.experiments.manifest import Manifest, load_manifest, shipped
+from piggyback.experiments.pictures import draw
 from piggyback.experiments.results import table_of, write
 from piggyback.experiments.runner import Outcome
 from piggyback.experiments.sources import FromDisk, Sources
@@ -145,7 +147,7 @@ def run_experiment(
         hear=Show,
         told=lambda line: notes().print(line, markup=False),
     )
-    _show(outcome, folder, json)
+    _show(outcome, folder, json, draw(outcome, sources, folder))
     if outcome.failed:
         count = len(outcome.failed)
         raise TrainingError(
@@ -213,9 +215,9 @@ def _chosen(
     return manifest, _sources(data, download), folder
 
 
-def _show(outcome: Outcome, folder: Path, json: bool) -> None:
+def _show(outcome: Outcome, folder: Path, json: bool, drawn: Sequence[Path] = ()) -> None:
     table = table_of(outcome)
-    written = write(outcome, folder)
+    written = (*write(outcome, folder), *drawn)
     screen = notes() if json else results()
     screen.print(experiment_screen(table, outcome.manifest.title))
     if count := len(outcome.waiting):
