@@ -16,7 +16,7 @@ from official_packs import made_pack
 from old_torch import save_old
 from piggyback.masks.packing import unpack
 from piggyback.tasks.file import load_file
-from piggyback.tasks.official_network import shared_weights
+from piggyback.tasks.official.network import shared_weights
 
 
 @pytest.fixture(scope="module")

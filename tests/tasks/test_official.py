@@ -21,7 +21,7 @@ from piggyback.masks.rule import MaskRule
 from piggyback.model import MultiTaskModel
 from piggyback.tasks.file import load, save
 from piggyback.tasks.official import export_official, import_official, save_official
-from piggyback.tasks.official_network import SPECS, architecture_of, shared_weights
+from piggyback.tasks.official.network import SPECS, architecture_of, shared_weights
 from piggyback.tasks.task import Task
 
 # -- which parameter an index means --------------------------------------------------------------

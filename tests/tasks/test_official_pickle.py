@@ -20,9 +20,9 @@ from torch import nn
 from official_packs import FORMATS, made_pack, small
 from piggyback.errors import PiggybackError, TaskFileError
 from piggyback.tasks.official import import_official
-from piggyback.tasks.official_archive import open_archive
-from piggyback.tasks.official_data import Record
-from piggyback.tasks.official_pickle import read_pickle
+from piggyback.tasks.official.archive import open_archive
+from piggyback.tasks.official.data import Record
+from piggyback.tasks.official.unpickler import read_pickle
 
 
 class Calls:

@@ -14,8 +14,8 @@ from piggyback.backbones.backbone import Backbone
 from piggyback.errors import CheckpointError, InputError, TrainingError, UnknownTaskError
 from piggyback.training import EpochRow, ImageData, Listener, Step, train
 from piggyback.training.packnet import FILE, STAGES, PackNetResult, train_packnet
-from piggyback.training.packnet_file import load_file, save
-from piggyback.training.packnet_network import PackedNetwork
+from piggyback.training.packnet.file import load_file, save
+from piggyback.training.packnet.network import PackedNetwork
 from piggyback.training.result import RESULT
 from piggyback.training.run import CHECKPOINT
 

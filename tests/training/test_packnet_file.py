@@ -20,8 +20,8 @@ from piggyback.errors import BackboneMismatchError, InputError, TaskFileError
 from piggyback.tasks import container
 from piggyback.training import ImageData
 from piggyback.training.packnet import train_packnet
-from piggyback.training.packnet_file import load, load_file, save, save_file
-from piggyback.training.packnet_network import PackedNetwork, PackedTask, empty
+from piggyback.training.packnet.file import load, load_file, save, save_file
+from piggyback.training.packnet.network import PackedNetwork, PackedTask, empty
 
 
 def net(seed: int = 0) -> nn.Sequential:

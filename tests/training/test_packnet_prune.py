@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from piggyback.training.packnet_prune import hold, smallest
+from piggyback.training.packnet.prune import hold, smallest
 
 
 def twin(weight: Tensor, among: Tensor, share: float) -> list[bool]:

@@ -10,7 +10,7 @@ import typer
 from piggyback.cli.screen import results
 from piggyback.tasks.file import load_file
 from piggyback.tasks.official import export_official, save_official
-from piggyback.tasks.official_network import architecture_of
+from piggyback.tasks.official.network import architecture_of
 
 
 def run(

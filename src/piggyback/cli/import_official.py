@@ -13,7 +13,7 @@ from piggyback.cli.flags import CheckpointOption
 from piggyback.cli.screen import results
 from piggyback.tasks.file import save_file
 from piggyback.tasks.official import check_pack, import_official
-from piggyback.tasks.official_network import SPECS
+from piggyback.tasks.official.network import SPECS
 
 Architecture = enum.Enum("Architecture", {name: name for name in SPECS})  # type: ignore[misc]
 

@@ -153,6 +153,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     _check_rule(rule, version, values["head"] == SEGMENTATION)
     _expect(isinstance(provenance, dict), "provenance", "an object")
     _expect(_strings(values, "name", "kind", "head", exactly=False), "name, kind, head", "text")
+    _expect(version > 1 or values["head"] != SEGMENTATION, "head", "one that version 1 has")
     classes = values["classes"]
     _expect(
         isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes", "names"

@@ -1,14 +1,13 @@
 """Training and measuring: data, recipes, methods, the loop, checkpoints."""
 
 from piggyback.training import learners as learners  # registers masks, head and finetune
-from piggyback.training import lora as lora  # registers lora
 from piggyback.training.augment import Augment
 from piggyback.training.data import ImageData, ImageSet
 from piggyback.training.evaluate import Measured, Prediction, evaluate, predict
 from piggyback.training.events import EpochRow, Listener, Plan, Step
 from piggyback.training.folder import load_folder, load_split
 from piggyback.training.label_maps import SegmentationSet
-from piggyback.training.lora_file import load_lora
+from piggyback.training.lora import load_lora
 from piggyback.training.methods import METHODS
 from piggyback.training.recipe import Recipe, derive_mask_lr
 from piggyback.training.result import TrainResult

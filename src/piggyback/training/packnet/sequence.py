@@ -23,11 +23,11 @@ from torch import Tensor
 from piggyback.backbones.backbone import Backbone
 from piggyback.errors import CheckpointError, InputError
 from piggyback.tasks.task import check_name
-from piggyback.training import packnet_file
 from piggyback.training.data import ImageData
 from piggyback.training.events import Listener
-from piggyback.training.packnet_learner import PackNetLearner
-from piggyback.training.packnet_network import (
+from piggyback.training.packnet import file as packnet_file
+from piggyback.training.packnet.learner import PackNetLearner
+from piggyback.training.packnet.network import (
     BACKBONE,
     MAX_TASKS,
     PackedNetwork,

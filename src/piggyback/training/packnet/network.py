@@ -20,7 +20,7 @@ from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.backbones.select import Selection, select_weights
 from piggyback.errors import InputError, TrainingError, UnknownTaskError, near_misses
 from piggyback.tasks.heads import class_names, new_head
-from piggyback.training.packnet_prune import smallest
+from piggyback.training.packnet.prune import smallest
 
 MAX_TASKS = 255
 BACKBONE = "backbone"

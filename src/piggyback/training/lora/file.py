@@ -26,14 +26,14 @@ from piggyback.errors import BackboneMismatchError, TaskFileError
 from piggyback.tasks.container import strict_json
 from piggyback.tasks.disk import naming
 from piggyback.tasks.heads import new_head
-from piggyback.training.adapters import (
+from piggyback.training.checkpoint import load_live
+from piggyback.training.lora.adapters import (
     adapt_,
     adapter_shapes,
     adapter_tensors,
     find_layers,
     own_ranks,
 )
-from piggyback.training.checkpoint import load_live
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from piggyback.backbones.backbone import Backbone
 from piggyback.training.learners import FinetuneLearner
 from piggyback.training.methods import Setup
-from piggyback.training.packnet_prune import hold
+from piggyback.training.packnet.prune import hold
 
 
 class PackNetLearner(FinetuneLearner):

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from piggyback.errors import TaskFileError
-from piggyback.tasks.official_data import Storage, Stored, damaged
-from piggyback.tasks.official_pickle import read_pickle
+from piggyback.tasks.official.data import Storage, Stored, damaged
+from piggyback.tasks.official.unpickler import read_pickle
 
 _ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

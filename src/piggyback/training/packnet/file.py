@@ -40,7 +40,7 @@ from piggyback.tasks.container import Entry
 from piggyback.tasks.disk import naming, write_whole
 from piggyback.tasks.heads import new_head
 from piggyback.tasks.task import check_name
-from piggyback.training.packnet_network import MAX_TASKS, PackedNetwork, PackedTask, empty
+from piggyback.training.packnet.network import MAX_TASKS, PackedNetwork, PackedTask, empty
 
 FORMAT = "piggyback-packnet"
 VERSION = "1"

@@ -5,7 +5,7 @@ A pack is a file of torch.save with two dictionaries (docs/NETWORKS.md has the w
     dataset2masks         data set -> {index in shared.modules() -> ByteTensor of the weight's shape}
     dataset2classifiers   data set -> a pickled torch.nn.Linear
 
-``shared`` is the network without its classifier; ``official_network.py`` says which parameter an index stands for.
+``shared`` is the network without its classifier; ``network.py`` says which parameter an index stands for.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from piggyback.masks.packing import pack, unpack
 from piggyback.masks.rule import MaskRule
 from piggyback.tasks.disk import naming, write_whole
 from piggyback.tasks.heads import class_names
-from piggyback.tasks.official_archive import Archive, open_archive
-from piggyback.tasks.official_data import Record, Stored
-from piggyback.tasks.official_network import shared_weights
+from piggyback.tasks.official.archive import Archive, open_archive
+from piggyback.tasks.official.data import Record, Stored
+from piggyback.tasks.official.network import shared_weights
 from piggyback.tasks.task import Task, TaskInfo, check_name
 
 MASKS, CLASSIFIERS = "dataset2masks", "dataset2classifiers"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from piggyback.errors import TaskFileError
-from piggyback.tasks.official_data import DTYPES, Name, Record, Storage, Stored, damaged, natural
+from piggyback.tasks.official.data import DTYPES, Name, Record, Storage, Stored, damaged, natural
 
 _STORAGE = re.compile(rf"torch(?:\.cuda)?\.({'|'.join(DTYPES)})Storage")
 _MODULE = re.compile(r"torch\.nn\.modules\.\w{1,60}\.\w{1,60}")

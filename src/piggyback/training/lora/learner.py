@@ -1,7 +1,7 @@
 """LoRA: low-rank adapters beside frozen weights, through PEFT, in the bytes of a mask; the method ``lora``.
 
 What a run leaves is one safetensors file with what differs from the backbone: adapters, head, normalisation where it
-is trained. ``lora_file.load_lora`` puts it back.
+is trained. ``file.load_lora`` puts it back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from piggyback.backbones.norm import norm_modules, norm_tensors
 from piggyback.backbones.select import find_head, select_weights
 from piggyback.errors import InputError, require
 from piggyback.tasks.heads import new_head
-from piggyback.training.adapters import (
+from piggyback.training.hashing import seed_of
+from piggyback.training.learners import HEAD_STREAM, CopyLearner, move
+from piggyback.training.lora.adapters import (
     Layer,
     adapt_,
     adapter_bytes,
@@ -29,8 +31,6 @@ from piggyback.training.adapters import (
     largest_rank,
     own_ranks,
 )
-from piggyback.training.hashing import seed_of
-from piggyback.training.learners import HEAD_STREAM, CopyLearner, move
 from piggyback.training.methods import Setup, register
 from piggyback.training.recipe import Recipe
 
