@@ -11,7 +11,7 @@ from cli_toys import Command
 from piggyback.cli.options import choices_of, field_docs
 from piggyback.masks.regularize import EntropyPrice, TargetDensity
 from piggyback.training import Recipe
-from piggyback.training.augment import Augment
+from piggyback.training.data.augment import Augment
 
 
 class StopError(Exception):

@@ -19,7 +19,7 @@ from piggyback.errors import CheckpointError, InputError
 from piggyback.reports.networks import network_of, result_in
 from piggyback.reports.segmentation import compare_segmentation, iou_table, side_by_side
 from piggyback.training import ImageData, Measured, Recipe, train
-from piggyback.training.label_maps import VOID, SegmentationSet
+from piggyback.training.data.label_maps import VOID, SegmentationSet
 
 CLASSES = ("dark", "light", "unseen")
 

@@ -13,8 +13,8 @@ from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError, InputError, UnknownTaskError
 from piggyback.model import MultiTaskModel
 from piggyback.training import ImageSet, evaluate, load_folder, predict, train
+from piggyback.training.data.images import load_fitted, normalise
 from piggyback.training.evaluate import find_images, logits_of, measure
-from piggyback.training.images import load_fitted, normalise
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.backbones.segmentation import SegmentationNetwork
 from piggyback.errors import DataError, InputError
 from piggyback.training import Augment, ImageData, Measured, Recipe, evaluate, predict, train
-from piggyback.training.augment import augment, augment_map, draws
-from piggyback.training.batches import EvalBatches, TrainBatches
+from piggyback.training.data.augment import augment, augment_map, draws
+from piggyback.training.data.batches import EvalBatches, TrainBatches
+from piggyback.training.data.label_maps import VOID, SegmentationSet
 from piggyback.training.evaluate import measure
-from piggyback.training.label_maps import VOID, SegmentationSet
 from piggyback.training.segmenting import palette, save_label_map, segment
 
 CLASSES = ("red", "green", "blue")

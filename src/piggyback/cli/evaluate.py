@@ -20,10 +20,10 @@ from piggyback.cli.loading import is_data_set, load_tasks, naming_option, refuse
 from piggyback.cli.screen import results, write_json
 from piggyback.datasets import load
 from piggyback.errors import DataError
-from piggyback.training.data import Split
+from piggyback.training.data.folder import SPLITS, load_split
+from piggyback.training.data.segmentation import is_segmentation_folder, load_segmentation_split
+from piggyback.training.data.sets import Split
 from piggyback.training.evaluate import Measured, evaluate
-from piggyback.training.folder import SPLITS, load_split
-from piggyback.training.segmentation_data import is_segmentation_folder, load_segmentation_split
 
 
 def run(

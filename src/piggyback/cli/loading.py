@@ -17,9 +17,9 @@ from piggyback.errors import BackboneError, DataError, near_misses
 from piggyback.model import MultiTaskModel
 from piggyback.tasks.file import read_header
 from piggyback.tasks.header import TaskHeader
-from piggyback.training.data import ImageData
-from piggyback.training.folder import load_folder
-from piggyback.training.segmentation_data import is_segmentation_folder, load_camvid_layout
+from piggyback.training.data.folder import load_folder
+from piggyback.training.data.segmentation import is_segmentation_folder, load_camvid_layout
+from piggyback.training.data.sets import ImageData
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from piggyback.datasets.info import DatasetInfo
 from piggyback.datasets.listed import image_set, inside
 from piggyback.datasets.matlab import Value, structs, texts
 from piggyback.errors import DataError
-from piggyback.training.data import ImageData, ImageSet
-from piggyback.training.images import Box
-from piggyback.training.splits import cut
+from piggyback.training.data.images import Box
+from piggyback.training.data.sets import ImageData, ImageSet
+from piggyback.training.data.splits import cut
 
 _FIELDS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
 

@@ -15,8 +15,8 @@ from typing import Any
 from piggyback.datasets.info import DatasetInfo
 from piggyback.datasets.listed import image_set, inside, read_json
 from piggyback.errors import DataError
-from piggyback.training.data import ImageData, ImageSet
-from piggyback.training.splits import cut
+from piggyback.training.data.sets import ImageData, ImageSet
+from piggyback.training.data.splits import cut
 
 
 def read(root: Path, domain: str) -> ImageData:

@@ -11,7 +11,7 @@ from piggyback.datasets.info import DatasetInfo
 from piggyback.datasets.registry import dataset
 from piggyback.datasets.unpack import unpacked, writable
 from piggyback.errors import DataError, PiggybackWarning
-from piggyback.training.data import ImageData
+from piggyback.training.data.sets import ImageData
 
 
 def default_roots() -> list[Path]:

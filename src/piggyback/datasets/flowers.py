@@ -10,8 +10,8 @@ from piggyback.datasets.info import DatasetInfo
 from piggyback.datasets.listed import image_set
 from piggyback.datasets.matlab import whole_numbers
 from piggyback.errors import DataError
-from piggyback.training.data import ImageData, ImageSet
-from piggyback.training.splits import cut
+from piggyback.training.data.sets import ImageData, ImageSet
+from piggyback.training.data.splits import cut
 
 CLASSES = 102
 _HOME = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from piggyback.training.data import ImageData
+from piggyback.training.data.sets import ImageData
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from piggyback.errors import DataError
-from piggyback.training.data import ImageData, ImageSet
-from piggyback.training.folder import load_split
-from piggyback.training.images import Box, check_image
-from piggyback.training.splits import cut
+from piggyback.training.data.folder import load_split
+from piggyback.training.data.images import Box, check_image
+from piggyback.training.data.sets import ImageData, ImageSet
+from piggyback.training.data.splits import cut
 
 _FAR = 1 << 31
 """No image has as many pixels a side."""

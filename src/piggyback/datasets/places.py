@@ -9,8 +9,8 @@ from torchvision import datasets
 from piggyback.datasets.info import DatasetInfo
 from piggyback.datasets.listed import image_set, inside, rows, whole
 from piggyback.errors import DataError
-from piggyback.training.data import ImageData, ImageSet
-from piggyback.training.splits import cut
+from piggyback.training.data.sets import ImageData, ImageSet
+from piggyback.training.data.splits import cut
 
 
 def read(root: Path) -> ImageData:

@@ -1,4 +1,4 @@
-"""Sets with a class for every pixel; read by ``training/segmentation_data.py``."""
+"""Sets with a class for every pixel; read by ``training/data/segmentation.py``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from torchvision import datasets
 
 from piggyback.datasets.info import DatasetInfo
-from piggyback.training.segmentation_data import load_camvid_layout, load_voc
+from piggyback.training.data.segmentation import load_camvid_layout, load_voc
 
 
 def download_voc(root: Path) -> None:

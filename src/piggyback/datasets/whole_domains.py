@@ -16,8 +16,8 @@ from piggyback.datasets.info import DatasetInfo
 from piggyback.datasets.listed import image_set, inside, rows
 from piggyback.datasets.matlab import read_matlab, whole_numbers
 from piggyback.errors import DataError
-from piggyback.training.data import ImageData, ImageSet
-from piggyback.training.splits import cut
+from piggyback.training.data.sets import ImageData, ImageSet
+from piggyback.training.data.splits import cut
 
 
 def read_aircraft(root: Path) -> ImageData:

@@ -16,7 +16,7 @@ from piggyback.backbones.segmentation import SegmentationNetwork
 from piggyback.datasets import dataset
 from piggyback.experiments.manifest import BackboneChoice, Manifest
 from piggyback.training import ImageData, from_tensors
-from piggyback.training.label_maps import SegmentationSet
+from piggyback.training.data.label_maps import SegmentationSet
 
 SIDE = 16
 _CLASSES, _EACH = 3, 12

@@ -7,8 +7,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from piggyback.errors import require
-from piggyback.training.data import ImageData
-from piggyback.training.splits import from_tensors
+from piggyback.training.data.sets import ImageData
+from piggyback.training.data.splits import from_tensors
 
 CLASSES = tuple("0123456789")
 TEST = 400

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from piggyback.errors import DataError
-from piggyback.training.data import ImageData
-from piggyback.training.splits import from_tensors
+from piggyback.training.data.sets import ImageData
+from piggyback.training.data.splits import from_tensors
 
 Array = NDArray[Any]
 

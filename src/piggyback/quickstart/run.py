@@ -15,7 +15,7 @@ from piggyback.quickstart.digits import digits
 from piggyback.quickstart.letters import letters
 from piggyback.reports.compare import Comparison, compare
 from piggyback.training import ImageData, Listener, Recipe
-from piggyback.training.images import normalise
+from piggyback.training.data.images import normalise
 
 BACKBONE = "efficientnet_lite0"
 METHODS = ("head", "masks", "finetune")

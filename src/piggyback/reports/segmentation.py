@@ -24,10 +24,10 @@ from piggyback.errors import InputError
 from piggyback.reports.networks import network_of
 from piggyback.reports.plots import save_png
 from piggyback.training.checkpoint import write_atomically
-from piggyback.training.data import ImageData, Split
+from piggyback.training.data.images import normalise
+from piggyback.training.data.label_maps import VOID
+from piggyback.training.data.sets import ImageData, Split
 from piggyback.training.evaluate import Measured, measure
-from piggyback.training.images import normalise
-from piggyback.training.label_maps import VOID
 from piggyback.training.recipe import Recipe
 from piggyback.training.result import TrainResult
 from piggyback.training.segmenting import Colour, colours_of

@@ -16,11 +16,11 @@ from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError, InputError
 from piggyback.model import MultiTaskModel
 from piggyback.tasks.task import Task
-from piggyback.training.batches import EvalBatches, serve
-from piggyback.training.data import Split, difference
-from piggyback.training.folder import list_images
-from piggyback.training.images import load_fitted, normalise
-from piggyback.training.label_maps import VOID
+from piggyback.training.data.batches import EvalBatches, serve
+from piggyback.training.data.folder import list_images
+from piggyback.training.data.images import load_fitted, normalise
+from piggyback.training.data.label_maps import VOID
+from piggyback.training.data.sets import Split, difference
 from piggyback.training.processes import processes, summed
 from piggyback.training.speed import Speed
 

@@ -17,7 +17,7 @@ from piggyback.masks.optimizer import GradScale
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, Regularizer, TargetDensity
 from piggyback.masks.rule import MaskRule
 from piggyback.tasks.learning import NormPolicy
-from piggyback.training.augment import Augment
+from piggyback.training.data.augment import Augment
 
 HOW = ("workers", "checkpoint_minutes", "tensorboard")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""

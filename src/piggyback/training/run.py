@@ -13,8 +13,8 @@ from torch import Tensor
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import TrainingError
 from piggyback.training import checkpoint
-from piggyback.training.batches import TrainBatches
-from piggyback.training.data import ImageData
+from piggyback.training.data.batches import TrainBatches
+from piggyback.training.data.sets import ImageData
 from piggyback.training.events import EpochRow, Listener
 from piggyback.training.logs import write_history
 from piggyback.training.methods import Learner, Product

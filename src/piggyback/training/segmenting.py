@@ -15,10 +15,10 @@ from torch import Tensor
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.model import MultiTaskModel
 from piggyback.training.checkpoint import write_atomically
+from piggyback.training.data.images import load_fitted, normalise, upright_size
+from piggyback.training.data.label_maps import VOID
+from piggyback.training.data.segmentation import CAMVID
 from piggyback.training.evaluate import find_images, prepared, running
-from piggyback.training.images import load_fitted, normalise, upright_size
-from piggyback.training.label_maps import VOID
-from piggyback.training.segmentation_data import CAMVID
 
 Colour = tuple[int, int, int]
 

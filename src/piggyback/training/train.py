@@ -18,8 +18,8 @@ from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import CheckpointError, InputError
 from piggyback.tasks.task import check_name
 from piggyback.training import checkpoint
-from piggyback.training.batches import source_view, steps_in_epoch
-from piggyback.training.data import ImageData
+from piggyback.training.data.batches import source_view, steps_in_epoch
+from piggyback.training.data.sets import ImageData
 from piggyback.training.events import Broadcast, Listener
 from piggyback.training.logs import TensorBoard
 from piggyback.training.loop import fit, one_step

@@ -23,7 +23,7 @@ from torch import Tensor
 from piggyback.backbones.backbone import Backbone
 from piggyback.errors import CheckpointError, InputError
 from piggyback.tasks.task import check_name
-from piggyback.training.data import ImageData
+from piggyback.training.data.sets import ImageData
 from piggyback.training.events import Listener
 from piggyback.training.packnet import file as packnet_file
 from piggyback.training.packnet.learner import PackNetLearner

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from piggyback.errors import DataError
-from piggyback.training.data import ImageData, ImageSet
+from piggyback.training.data.sets import ImageData, ImageSet
 from piggyback.training.hashing import uniforms
 
 _VAL_STREAM, _TEST_STREAM = 1, 2

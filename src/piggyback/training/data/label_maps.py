@@ -16,7 +16,7 @@ from torch import Tensor
 
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
-from piggyback.training.images import DECODE_ERRORS, fit, load_fitted
+from piggyback.training.data.images import DECODE_ERRORS, fit, load_fitted
 
 VOID = 255
 """The value of pixels that belong to no class; they count neither in the loss nor in a score."""

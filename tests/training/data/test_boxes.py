@@ -13,8 +13,8 @@ from PIL import Image
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
 from piggyback.training import ImageSet
-from piggyback.training.images import Box, check_image, fit, load_fitted, read_image
-from piggyback.training.splits import cut
+from piggyback.training.data.images import Box, check_image, fit, load_fitted, read_image
+from piggyback.training.data.splits import cut
 
 BOX = (4, 2, 15, 12)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from piggyback.errors import DataError
-from piggyback.training.data import ImageData, ImageSet
-from piggyback.training.images import SUFFIXES, check_image, is_image_name
-from piggyback.training.splits import cut
+from piggyback.training.data.images import SUFFIXES, check_image, is_image_name
+from piggyback.training.data.sets import ImageData, ImageSet
+from piggyback.training.data.splits import cut
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """Names a split's folder may have."""

@@ -12,8 +12,8 @@ from PIL import Image
 
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
-from piggyback.training.label_maps import VOID, SegmentationSet, read_map
-from piggyback.training.segmentation_data import (
+from piggyback.training.data.label_maps import VOID, SegmentationSet, read_map
+from piggyback.training.data.segmentation import (
     CAMVID,
     VOC,
     is_segmentation_folder,

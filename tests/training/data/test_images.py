@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
-from piggyback.training.images import (
+from piggyback.training.data.images import (
     check_image,
     fit,
     is_image_name,

@@ -10,7 +10,7 @@ import torch
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
 from piggyback.training import ImageData, ImageSet, from_tensors, load_folder
-from piggyback.training.splits import cut
+from piggyback.training.data.splits import cut
 
 IMAGES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
 LABELS = torch.tensor([0, 1, 0, 1])

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import InputError
 from piggyback.training import Augment, ImageData, load_folder
-from piggyback.training.augment import augment, draws
-from piggyback.training.batches import EvalBatches, TrainBatches, serve, steps_in_epoch
+from piggyback.training.data.augment import augment, draws
+from piggyback.training.data.batches import EvalBatches, TrainBatches, serve, steps_in_epoch
 from piggyback.training.hashing import shuffled, uniforms
 
 VIEW = Preprocessing(16)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
-from piggyback.training.images import as_box, crop, fit, load_fitted
-from piggyback.training.label_maps import SegmentationSet
+from piggyback.training.data.images import as_box, crop, fit, load_fitted
+from piggyback.training.data.label_maps import SegmentationSet
 
 CACHE_BYTES = 1 << 30
 """Decoded images are kept in memory while all splits together stay below this many bytes."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from piggyback.backbones.preprocessing import Preprocessing
-from piggyback.training.augment import Augment, augment, augment_map, draws
-from piggyback.training.data import Split
+from piggyback.training.data.augment import Augment, augment, augment_map, draws
+from piggyback.training.data.sets import Split
 from piggyback.training.hashing import shuffled
 
 Batch = tuple[Tensor, Tensor]

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from piggyback.errors import DataError
-from piggyback.training.data import ImageData
-from piggyback.training.folder import SPLITS, list_images
+from piggyback.training.data.folder import SPLITS, list_images
+from piggyback.training.data.images import check_image, upright_size
+from piggyback.training.data.label_maps import VOID, SegmentationSet
+from piggyback.training.data.sets import ImageData
 from piggyback.training.hashing import uniforms
-from piggyback.training.images import check_image, upright_size
-from piggyback.training.label_maps import VOID, SegmentationSet
 
 CAMVID = (
     "Sky",
