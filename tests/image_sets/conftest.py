@@ -1,4 +1,8 @@
-"""A cache folder of the test's own, and no data sets but those that a test makes."""
+"""A cache folder of the test's own, and no data sets but those that a test makes.
+
+The folder mirrors ``datasets/`` under another name: on the path of the tests, that one would hide the library
+``datasets``.
+"""
 
 from __future__ import annotations
 
