@@ -146,7 +146,11 @@ def test_commands_and_options_in_running_text_exist(page):
         if name.startswith("-"):
             continue
         assert name in COMMANDS, f"{page.name}: `piggyback {code}`"
-        known = {opt for param in load(name).params for opt in (*param.opts, *param.secondary_opts)}
+        command = load(name)
+        if verbs := getattr(command, "commands", None):  # a group
+            assert rest[0] in verbs, f"{page.name}: `piggyback {code}`"
+            command = verbs[rest[0]]
+        known = {opt for param in command.params for opt in (*param.opts, *param.secondary_opts)}
         for word in rest:
             if word.startswith("--"):
                 assert word.split("=")[0] in known, f"{page.name}: `piggyback {code}`"
