@@ -62,6 +62,26 @@ class CheckpointError(PiggybackError, ValueError):
     """A checkpoint that is damaged or belongs to another run."""
 
 
+class OverloadError(PiggybackError, RuntimeError):
+    """More requests are waiting than may; ask again after ``retry_after`` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(PiggybackError, TimeoutError):
+    """A request was not answered in its time."""
+
+
+class ClosedError(PiggybackError, RuntimeError):
+    """A request to an engine that is stopping or has stopped."""
+
+
+class UnavailableError(PiggybackError, RuntimeError):
+    """A task that is known but cannot be had now: its disk is gone, or memory is short."""
+
+
 class MissingExtraError(PiggybackError, ImportError):
     """An optional package is needed and not installed."""
 
