@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from piggyback.backbones.backbone import Backbone
+from piggyback.backbones.images import normalise
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError, InputError, UnknownTaskError
 from piggyback.model import MultiTaskModel
 from piggyback.training import ImageSet, evaluate, load_folder, predict, train
-from piggyback.training.data.images import load_fitted, normalise
+from piggyback.training.data.image_files import load_fitted
 from piggyback.training.evaluate import find_images, logits_of, measure
 
 

@@ -10,7 +10,7 @@ from piggyback.datasets.info import DatasetInfo
 from piggyback.datasets.listed import image_set, inside
 from piggyback.datasets.matlab import Value, structs, texts
 from piggyback.errors import DataError
-from piggyback.training.data.images import Box
+from piggyback.training.data.image_files import Box
 from piggyback.training.data.sets import ImageData, ImageSet
 from piggyback.training.data.splits import cut
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from piggyback.datasets.info import DatasetInfo
 from piggyback.datasets.listed import by_id, image_set, inside
 from piggyback.errors import DataError
-from piggyback.training.data.images import Box
+from piggyback.training.data.image_files import Box
 from piggyback.training.data.sets import ImageData, ImageSet
 from piggyback.training.data.splits import cut
 

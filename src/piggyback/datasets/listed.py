@@ -12,7 +12,7 @@ import torch
 
 from piggyback.errors import DataError
 from piggyback.training.data.folder import load_split
-from piggyback.training.data.images import Box, check_image
+from piggyback.training.data.image_files import Box, check_image
 from piggyback.training.data.sets import ImageData, ImageSet
 from piggyback.training.data.splits import cut
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from piggyback.backbones.images import normalise
 from piggyback.backbones.load import load_backbone
 from piggyback.model import MultiTaskModel
 from piggyback.quickstart.digits import digits
 from piggyback.quickstart.letters import letters
 from piggyback.reports.compare import Comparison, compare
 from piggyback.training import ImageData, Listener, Recipe
-from piggyback.training.data.images import normalise
 
 BACKBONE = "efficientnet_lite0"
 METHODS = ("head", "masks", "finetune")

@@ -19,12 +19,12 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from piggyback.backbones.backbone import Backbone
+from piggyback.backbones.images import normalise
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import InputError
 from piggyback.reports.networks import network_of
 from piggyback.reports.plots import save_png
 from piggyback.training.checkpoint import write_atomically
-from piggyback.training.data.images import normalise
 from piggyback.training.data.label_maps import VOID
 from piggyback.training.data.sets import ImageData, Split
 from piggyback.training.evaluate import Measured, measure

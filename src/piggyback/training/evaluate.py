@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from piggyback.backbones.images import normalise
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError, InputError
 from piggyback.model import MultiTaskModel
 from piggyback.tasks.task import Task
 from piggyback.training.data.batches import EvalBatches, serve
 from piggyback.training.data.folder import list_images
-from piggyback.training.data.images import load_fitted, normalise
+from piggyback.training.data.image_files import load_fitted
 from piggyback.training.data.label_maps import VOID
 from piggyback.training.data.sets import Split, difference
 from piggyback.training.processes import processes, summed

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from piggyback.backbones.images import normalise
 from piggyback.training.data.batches import Batch, serve
-from piggyback.training.data.images import normalise
 from piggyback.training.evaluate import class_of_each, logits_of, measure
 from piggyback.training.events import EpochRow, Plan, Step
 from piggyback.training.hashing import seed_of

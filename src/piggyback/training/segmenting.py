@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from piggyback.backbones.images import normalise
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.model import MultiTaskModel
 from piggyback.training.checkpoint import write_atomically
-from piggyback.training.data.images import load_fitted, normalise, upright_size
+from piggyback.training.data.image_files import load_fitted, upright_size
 from piggyback.training.data.label_maps import VOID
 from piggyback.training.data.segmentation import CAMVID
 from piggyback.training.evaluate import find_images, prepared, running

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from piggyback.backbones.images import fit
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
 from piggyback.training import ImageSet
-from piggyback.training.data.images import Box, check_image, fit, load_fitted, read_image
+from piggyback.training.data.image_files import Box, check_image, load_fitted, read_image
 from piggyback.training.data.splits import cut
 
 BOX = (4, 2, 15, 12)

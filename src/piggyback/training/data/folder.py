@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from piggyback.errors import DataError
-from piggyback.training.data.images import SUFFIXES, check_image, is_image_name
+from piggyback.training.data.image_files import SUFFIXES, check_image, is_image_name
 from piggyback.training.data.sets import ImageData, ImageSet
 from piggyback.training.data.splits import cut
 

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from piggyback.backbones.images import DECODE_ERRORS, fit
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
-from piggyback.training.data.images import DECODE_ERRORS, fit, load_fitted
+from piggyback.training.data.image_files import load_fitted
 
 VOID = 255
 """The value of pixels that belong to no class; they count neither in the loss nor in a score."""

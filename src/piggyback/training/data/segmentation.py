@@ -14,7 +14,7 @@ import torch
 
 from piggyback.errors import DataError
 from piggyback.training.data.folder import SPLITS, list_images
-from piggyback.training.data.images import check_image, upright_size
+from piggyback.training.data.image_files import check_image, upright_size
 from piggyback.training.data.label_maps import VOID, SegmentationSet
 from piggyback.training.data.sets import ImageData
 from piggyback.training.hashing import uniforms

@@ -19,9 +19,10 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
+from piggyback.backbones.images import fit
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
-from piggyback.training.data.images import as_box, crop, fit, load_fitted
+from piggyback.training.data.image_files import as_box, crop, load_fitted
 from piggyback.training.data.label_maps import SegmentationSet
 
 CACHE_BYTES = 1 << 30

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as F
 
+from piggyback.backbones.images import fit
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
-from piggyback.training.data.images import (
+from piggyback.training.data.image_files import (
     check_image,
-    fit,
     is_image_name,
     load_fitted,
-    normalise,
     read_image,
+    upright_size,
 )
 
 RED = (200, 30, 40)
@@ -69,15 +68,18 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> Non
     assert read_image(tmp_path / f"a.{suffix}")[0, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_exif_orientation_is_undone(tmp_path: Path) -> None:
-    image = Image.new("RGB", (6, 4))
-    image.putpixel((0, 0), RED)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_exif_orientation_is_undone(tmp_path: Path, suffix: str) -> None:
+    image = Image.new("RGB", (32, 16), "white")
+    image.paste(RED, (0, 0, 16, 16))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
-    image.save(tmp_path / "a.png", exif=exif)
-    upright = read_image(tmp_path / "a.png")
-    assert upright.shape == (3, 6, 4)
-    assert tuple(upright[:, 0, -1].tolist()) == RED
+    image.save(tmp_path / f"a.{suffix}", exif=exif)
+    upright = read_image(tmp_path / f"a.{suffix}")
+    assert upright.shape == (3, 32, 16)
+    assert (upright[:, 4, 8] - torch.tensor(RED)).abs().max() < 12
+    assert upright[:, 28, 8].min() > 243
+    assert upright_size(tmp_path / f"a.{suffix}") == (16, 32)
 
 
 def test_float_pixels_are_refused(tmp_path: Path) -> None:
@@ -126,22 +128,6 @@ def test_a_large_jpeg_is_read_small_and_looks_the_same(tmp_path: Path) -> None:
     quick = load_fitted(tmp_path / "a.jpg", preprocessing).float()
     slow = fit(read_image(tmp_path / "a.jpg"), preprocessing).float()
     assert (quick - slow).abs().max() <= 3
-
-
-def test_fit_resizes_as_torchvision_does_and_cuts_the_centre() -> None:
-    image = torch.randint(0, 255, (3, 30, 50), dtype=torch.uint8)
-    expected = F.resize(image, [16, 16], antialias=True)
-    assert torch.equal(fit(image, Preprocessing(16)), expected)
-    middle = F.resize(F.center_crop(image, [15, 15]), [16, 16], antialias=True)
-    assert torch.equal(fit(image, Preprocessing(16, crop_pct=0.5)), middle)
-
-
-def test_normalise_is_the_usual_formula() -> None:
-    preprocessing = Preprocessing(4)
-    images = torch.randint(0, 255, (2, 3, 4, 4), dtype=torch.uint8)
-    mean, std = (list(v) for v in (preprocessing.mean, preprocessing.std))
-    expected = F.normalize(images.float() / 255, mean, std)
-    torch.testing.assert_close(normalise(images, preprocessing), expected)
 
 
 def test_names() -> None:
