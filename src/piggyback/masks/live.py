@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.errors import InputError, TaskStateError
+from piggyback.masks.flat import FlatMasks, Layouts, flat_masks
 from piggyback.masks.forms import formed_weight
 from piggyback.masks.packing import (
     PackedMask,
     is_dense,
     logical_order,
-    memory_order,
     pack,
     unpack,
     words,
 )
 from piggyback.masks.rule import Form, MaskRule
-from piggyback.masks.switch import FlatMasks, SwitchPlan
+from piggyback.masks.switch import Scratch, SwitchPlan
 
 
 class LiveWeights:
@@ -34,6 +34,8 @@ class LiveWeights:
         self._module = module
         self.params: dict[str, nn.Parameter] = {}
         self.base: dict[str, Tensor] = {}
+        self._layouts = Layouts()
+        self._scratch = Scratch()
         self._plans: dict[tuple[str, ...], SwitchPlan] = {}
         self._places: list[
             tuple[int, torch.dtype, tuple[int, ...]]
@@ -77,7 +79,9 @@ class LiveWeights:
         if places != self._places:
             self._check_layout()
             self._plans, self._places = {}, places
-        flat = masks if isinstance(masks, FlatMasks) else FlatMasks(masks, self.base)
+        flat = masks
+        if not isinstance(flat, FlatMasks):
+            flat = FlatMasks(self._layouts.of(masks, self.base), masks.values())
         for bits in flat.parts:
             if bits.names not in self._plans:
                 self._plans[bits.names] = self._plan(bits.names)
@@ -144,11 +148,7 @@ class LiveWeights:
 
     def lay_out(self, masks: Mapping[str, PackedMask]) -> FlatMasks:
         """Return C-order masks on the weights' device, in their order of memory."""
-        moved = {
-            name: memory_order(mask.to(self.base[name].device), self.base[name])
-            for name, mask in masks.items()
-        }
-        return FlatMasks(moved, self.base)
+        return flat_masks(masks, self.base, self._layouts)
 
     def logical(self, masks: Mapping[str, PackedMask]) -> dict[str, PackedMask]:
         """Return masks as ``lay_out`` took them: in C order."""
@@ -156,7 +156,7 @@ class LiveWeights:
 
     def apply(self, move: Callable[[Tensor], Tensor]) -> None:
         """Follow the module after ``nn.Module._apply`` moved it: the base weights get the same treatment."""
-        self._plans, self._places = {}, []
+        self._plans, self._places, self._scratch = {}, [], Scratch()
         self.base = {name: move(base) for name, base in self.base.items()}
         self.params = {name: self._module.get_parameter(name) for name in self.base}
 
@@ -166,7 +166,7 @@ class LiveWeights:
     def _plan(self, names: Sequence[str]) -> SwitchPlan:
         live, base = [self.params[name] for name in names], [self.base[name] for name in names]
         with torch.inference_mode(False), torch.no_grad():  # views made in it are read-only outside
-            return SwitchPlan(live, base)
+            return SwitchPlan(live, base, self._scratch)
 
     def _check_layout(self) -> None:
         for name, param in self.params.items():

@@ -11,57 +11,45 @@ before. Words are little-endian, as on every machine that torch is built for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from piggyback.errors import InputError
+from piggyback.masks.flat import FlatBits, FlatMasks, Layout, padded
 from piggyback.masks.packing import PackedMask, words
 
-ALIGNED = 8
-"""Bytes: each layer's bits begin at a multiple, which is a whole number of words of any width."""
 BLOCK = {"cpu": 1 << 19, "cuda": 1 << 23}
 """Weights expanded at once: 2 MiB of float32 words per thread; a GPU wants fewer, larger calls."""
 
 
-@dataclass(frozen=True)
-class FlatBits:
-    """The bits of some masks, one behind the other, each from a multiple of 8 bytes on."""
+class Scratch:
+    """Memory that switches expand bits in; shared by plans of which never two are at work at once."""
 
-    names: tuple[str, ...]
-    keep: Tensor
-    """uint8; padding is 0."""
-    negative: Tensor | None
-    """As ``keep``; None where no mask of them is ternary."""
+    def __init__(self) -> None:
+        self._held: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
+    def __reduce__(self) -> tuple[type[Scratch], tuple[()]]:
+        return Scratch, ()  # a copy is used at other times
 
-class FlatMasks(dict[str, PackedMask]):
-    """Masks by name, in order of memory; their bits are views into ``parts``, one for each dtype and device."""
+    def words(self, like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Return what moves each bit to the sign, (bits of a word,), and room for ``rows`` expanded words.
 
-    def __init__(self, masks: Mapping[str, PackedMask], bases: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.parts: list[FlatBits] = []
-        for _, names in groupby(masks, key=lambda name: (bases[name].dtype, bases[name].device)):
-            self._add({name: masks[name] for name in names})
-
-    def _add(self, masks: Mapping[str, PackedMask]) -> None:
-        keep = _joined([mask.keep for mask in masks.values()])
-        negative = None
-        if any(mask.negative is not None for mask in masks.values()):
-            none = {name: torch.zeros_like(mask.keep) for name, mask in masks.items()}
-            negative = _joined(
-                [none[name] if m.negative is None else m.negative for name, m in masks.items()]
-            )
-        self.parts.append(FlatBits(tuple(masks), keep, negative))
-        start = 0
-        for name, mask in masks.items():
-            place = slice(start, start + len(mask.keep))
-            signs = None if mask.negative is None or negative is None else negative[place]
-            self[name] = PackedMask(mask.shape, keep[place], signs)
-            start += _padded(len(mask.keep))
+        That is the distance to shift by, or for words of 16 bits the power of two to multiply with: torch shifts them
+        half as fast.
+        """
+        width = 8 * like.element_size()
+        held = self._held.get((like.dtype, like.device))
+        if held is None or len(held[1]) < rows:
+            with torch.inference_mode(False):  # tensors made in it cannot be written to outside
+                by = torch.arange(width - 1, -1, -1, dtype=like.dtype, device=like.device)
+                if width == 16:
+                    by = torch.ones_like(by) << by
+                held = (by, like.new_empty(rows, width))
+            self._held[like.dtype, like.device] = held
+        return held[0], held[1][:rows]
 
 
 @dataclass(frozen=True)
@@ -80,16 +68,18 @@ class SwitchPlan:
     The plan holds views of the weights: make another when a weight has moved.
     """
 
-    def __init__(self, live: Sequence[Tensor], base: Sequence[Tensor]) -> None:
+    def __init__(
+        self, live: Sequence[Tensor], base: Sequence[Tensor], scratch: Scratch | None = None
+    ) -> None:
         like = words(base[0])
         self._dtype, self._last = like.dtype, 8 * like.element_size() - 1
+        self._lift = torch.mul if self._last == 15 else torch.bitwise_left_shift
         room = BLOCK.get(like.device.type, BLOCK["cuda"])
         if like.device.type == "cpu":
             room *= min(torch.get_num_threads(), 4)
-        total = sum(8 * _padded(-(-weight.numel() // 8)) for weight in base)
-        with torch.inference_mode(False):  # tensors made in it cannot be written to outside
-            self._shifts = torch.arange(self._last, -1, -1, dtype=like.dtype, device=like.device)
-            expanded = like.new_empty(min(room, total) // (self._last + 1), self._last + 1)
+        total = sum(8 * padded(-(-weight.numel() // 8)) for weight in base)
+        rows = min(room, total) // (self._last + 1)
+        self._by, expanded = (scratch or Scratch()).words(like, rows)
         self._blocks = list(_blocks([words(w) for w in live], [words(w) for w in base], expanded))
 
     @torch.no_grad()
@@ -100,12 +90,12 @@ class SwitchPlan:
         if bits.negative is not None:
             negative = bits.negative.view(self._dtype).unsqueeze(1)
         for block in self._blocks:
-            torch.bitwise_left_shift(keep[block.rows], self._shifts, out=block.expanded)
+            self._lift(keep[block.rows], self._by, out=block.expanded)
             block.expanded.bitwise_right_shift_(self._last)
             for live, base, expanded in block.pieces:
                 torch.bitwise_and(base, expanded, out=live)
             if negative is not None:
-                torch.bitwise_left_shift(negative[block.rows], self._shifts, out=block.expanded)
+                self._lift(negative[block.rows], self._by, out=block.expanded)
                 block.expanded.bitwise_and_(torch.iinfo(self._dtype).min)
                 for live, _, signs in block.pieces:
                     live.bitwise_xor_(signs)
@@ -127,7 +117,8 @@ def write_masked_(live: Tensor, base: Tensor, packed: PackedMask) -> Tensor:
             f"live weights {live.dtype} {tuple(live.shape)}, base weights {base.dtype} "
             f"{tuple(base.shape)}, mask {packed.shape}: expected the same dtype, layout and size"
         )
-    (bits,) = FlatMasks({"": packed}, {"": base}).parts
+    masks = {"": packed}
+    (bits,) = FlatMasks(Layout(masks, {"": base}), [packed]).parts
     SwitchPlan([live], [base]).write_(bits)
     return live
 
@@ -144,18 +135,9 @@ def _blocks(live: list[Tensor], base: list[Tensor], expanded: Tensor) -> Iterato
             part = slice(done, done + take)
             pieces.append((out[part], source[part], expanded.view(-1)[used : used + take]))
             done += take
-            used += 8 * _padded(-(-take // 8))
+            used += 8 * padded(-(-take // 8))
             if used == room:
                 yield _Block(slice(start, start + used // width), expanded, pieces)
                 start, used, pieces = start + used // width, 0, []
     if pieces:
         yield _Block(slice(start, start + used // width), expanded[: used // width], pieces)
-
-
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // ALIGNED) * ALIGNED
-
-
-def _joined(planes: list[Tensor]) -> Tensor:
-    zeros = planes[0].new_zeros(ALIGNED)
-    return torch.cat([part for p in planes for part in (p, zeros[: _padded(len(p)) - len(p)])])
