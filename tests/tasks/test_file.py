@@ -26,6 +26,8 @@ from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, TaskNameError
 from piggyback.masks.packing import PackedMask, pack, unpack
 from piggyback.masks.rule import MaskRule
+from piggyback.tasks import file as task_file
+from piggyback.tasks.disk import replace_whole
 from piggyback.tasks.file import load, load_file, read_header, save, save_file
 from piggyback.tasks.task import Task, TaskInfo
 
@@ -196,6 +198,17 @@ def test_file_round_trip_and_header(tmp_path: Path) -> None:
     assert sum(layer.bits for layer in header.layers) == 8 * header.bytes_masks
     assert header.bits_per_weight == pytest.approx(8 * header.bytes_masks / task.weights)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_header_of_bytes_is_checked_as_a_file_is() -> None:
+    data = save(small())
+    shapes = {"a.weight": (20, 30), "b.weight": (20, 1, 3, 3)}
+    assert task_file.header_of(data) == task_file.header_of(data, shapes)
+    assert [layer.name for layer in task_file.header_of(data).layers] == list(shapes)
+    with pytest.raises(BackboneMismatchError, match=r"'b\.weight'"):
+        task_file.header_of(data, {**shapes, "b.weight": (20, 1, 3, 4)})
+    with pytest.raises(TaskFileError, match="SHA-256"):
+        task_file.header_of(data[:-1] + bytes([data[-1] ^ 1]), shapes)
 
 
 def test_header_overhead_is_small() -> None:
@@ -479,4 +492,7 @@ def test_links_and_modes_are_kept(tmp_path: Path) -> None:
     link.symlink_to(real)
     save_file(small(30), link)
     assert link.is_symlink()
+    assert same(load_file(real), small(30))
+    replace_whole(link, b"in the place of the link")
+    assert not link.is_symlink()
     assert same(load_file(real), small(30))

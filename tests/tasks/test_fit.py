@@ -10,7 +10,7 @@ import torch
 from nets import Convolutions, learn, seeded
 from piggyback.errors import BackboneMismatchError
 from piggyback.model import MultiTaskModel
-from piggyback.tasks.fit import check_fits, differing_weights
+from piggyback.tasks.fit import check_fingerprint, check_fits, differing_weights
 
 
 @pytest.fixture
@@ -32,6 +32,14 @@ def test_a_task_fits_the_backbone_it_was_learned_on(task):
 def test_a_task_that_names_no_fingerprint_needs_its_shapes_to_fit_only(task):
     nameless = replace(task, info=replace(task.info, backbone=type(task.info.backbone)()))
     check_fits(nameless, *arguments(seeded(Convolutions, seed=1)), "f" * 64)
+
+
+def test_a_fingerprint_is_compared_where_one_is_named(task):
+    backbone = task.info.backbone
+    check_fingerprint("t", backbone, backbone.fingerprint)
+    check_fingerprint("t", type(backbone)(), "f" * 64)
+    with pytest.raises(BackboneMismatchError, match="task 't' was learned on other weights"):
+        check_fingerprint("t", backbone, "f" * 64)
 
 
 def test_messages_name_the_source_and_both_fingerprints(task):

@@ -31,11 +31,15 @@ def read_whole(path: str | os.PathLike[str]) -> bytes:
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` to a new file beside ``path``, sync it, and give it that name.
+    """Write ``data`` to a new file beside ``path``, sync it, and give it that name; a link is followed.
 
     Raises OSError, and then what was at ``path`` is untouched and nothing is left beside it.
     """
-    target = Path(os.path.realpath(path))
+    replace_whole(Path(os.path.realpath(path)), data)
+
+
+def replace_whole(target: Path, data: bytes) -> None:
+    """Do what ``write_whole`` does, but put the file in the place of a link, not where it leads."""
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:

@@ -136,10 +136,19 @@ def load_file(
         return load(read_whole(path), name, expect)
 
 
+def header_of(data: bytes, expect: Shapes | None = None) -> TaskHeader:
+    """Return what a file's bytes say about themselves, checked as ``load`` does, but no mask is decoded.
+
+    >>> header_of(save(Task("signs", {}, {}))).name
+    'signs'
+    """
+    return _parse(memoryview(data), expect)[0]
+
+
 def read_header(path: str | os.PathLike[str]) -> TaskHeader:
     """Return what the file at ``path`` says about itself: checksum verified, no mask decoded."""
     with naming(path):
-        return _parse(memoryview(read_whole(path)), None)[0]
+        return header_of(read_whole(path))
 
 
 def _parse(data: memoryview, expect: Shapes | None) -> tuple[TaskHeader, dict[str, Entry]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from piggyback.backbones.fingerprint import tensor_digest
+from piggyback.backbones.fingerprint import BackboneInfo, tensor_digest
 from piggyback.errors import BackboneMismatchError, InputError
 from piggyback.tasks.checks import checked_coefficients
 from piggyback.tasks.task import Task
@@ -42,12 +42,7 @@ def check_fits(
                 f"task {task.name!r} is for another architecture{source}: {name!r} has shape {shape} in the "
                 f"task, {shapes[name]} in this backbone; load the backbone that the task file names"
             )
-    found = task.info.backbone.fingerprint
-    if found and found != whole:
-        raise BackboneMismatchError(
-            f"task {task.name!r} was learned on other weights{source}: its backbone has fingerprint "
-            f"{found[:16]}, this one {whole[:16]}; load the very weights it was trained on"
-        )
+    check_fingerprint(task.name, task.info.backbone, whole)
     for name, mask in task.masks.items():
         for plane in (mask.keep, *(() if mask.negative is None else (mask.negative,))):
             if plane.numel() != -(-mask.numel // 8):
@@ -56,6 +51,20 @@ def check_fits(
                     f"{-(-mask.numel // 8)} for {mask.shape}; make it with pack()"
                 )
     checked_coefficients(task)
+
+
+def check_fingerprint(name: str, backbone: BackboneInfo, whole: str) -> None:
+    """Raise BackboneMismatchError where a task names another fingerprint than ``whole``; one that names none passes.
+
+    >>> check_fingerprint("signs", BackboneInfo("timm:resnet50", "ab"), "ab")
+    """
+    found = backbone.fingerprint
+    if found and found != whole:
+        source = f" ({backbone.source})" if backbone.source else ""
+        raise BackboneMismatchError(
+            f"task {name!r} was learned on other weights{source}: its backbone has fingerprint "
+            f"{found[:16]}, this one {whole[:16]}; load the very weights it was trained on"
+        )
 
 
 def differing_weights(task: Task, module: nn.Module) -> list[str]:
