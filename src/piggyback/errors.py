@@ -46,6 +46,10 @@ class DataError(PiggybackError, ValueError):
     """Images or folders that cannot be used as they are."""
 
 
+class TooLargeError(DataError):
+    """An image of more pixels than may be taken."""
+
+
 class ManifestError(PiggybackError, ValueError):
     """An experiment's manifest says something that does not exist."""
 
@@ -80,6 +84,14 @@ class ClosedError(PiggybackError, RuntimeError):
 
 class UnavailableError(PiggybackError, RuntimeError):
     """A task that is known but cannot be had now: its disk is gone, or memory is short."""
+
+
+class AccessError(PiggybackError, PermissionError):
+    """A server that wants a token, or another one than was given."""
+
+
+class ServerError(PiggybackError, ConnectionError):
+    """A server that cannot be reached, or whose answer is none that a Piggyback server gives."""
 
 
 class MissingExtraError(PiggybackError, ImportError):

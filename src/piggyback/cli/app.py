@@ -19,6 +19,7 @@ COMMANDS = {
     "data": "List the paper's data sets; show where one lies, or how to get it.",
     "evaluate": "Measure a task file on a folder of labelled images.",
     "predict": "Classify images, or their pixels, with one or more task files.",
+    "serve": "Answer over HTTP for every task file in a folder, from one network.",
     "inspect": "Show what is in a task file.",
     "bake": "Write a task as a plain model: a state dict, or ONNX.",
     "verify": "Check a backbone's weights against a task file.",

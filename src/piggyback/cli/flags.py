@@ -36,3 +36,7 @@ SkipBadOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")
 ]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="File with the server's token; by default $PIGGYBACK_TOKEN."),
+]

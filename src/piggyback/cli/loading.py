@@ -30,10 +30,8 @@ class Loaded:
     headers: tuple[TaskHeader, ...]
 
 
-def backbone_of(
-    header: TaskHeader, spec: str | None, checkpoint: Path | None, head: str | None
-) -> Backbone:
-    """Return the backbone that a task file names, or the one given as ``spec``.
+def spec_of(header: TaskHeader, spec: str | None) -> str:
+    """Return ``spec``, or where there is none, the backbone that a task file names.
 
     Raises BackboneError where the file names none, or names code that would be run.
     """
@@ -45,8 +43,15 @@ def backbone_of(
         )
     if spec is None and not source:
         raise BackboneError(f"task {header.name!r} names no backbone: give --backbone")
+    return spec or source
+
+
+def backbone_of(
+    header: TaskHeader, spec: str | None, checkpoint: Path | None, head: str | None
+) -> Backbone:
+    """Return the backbone that a task file names, or the one given as ``spec``; errors as ``spec_of``."""
     size = header.info.preprocessing.image_size if header.info.preprocessing else None
-    return load_backbone(spec or source, checkpoint=checkpoint, image_size=size, head=head)
+    return load_backbone(spec_of(header, spec), checkpoint=checkpoint, image_size=size, head=head)
 
 
 def load_tasks(

@@ -15,7 +15,13 @@ import typer
 from rich import box
 from rich.table import Table
 
-from piggyback.cli.flags import CheckpointOption, HeadOption, OtherBackboneOption
+from piggyback.cli.asking import ask, refuse_local, task_files
+from piggyback.cli.flags import (
+    CheckpointOption,
+    HeadOption,
+    OtherBackboneOption,
+    TokenFileOption,
+)
 from piggyback.cli.loading import Loaded, load_tasks
 from piggyback.cli.screen import results, write_json
 from piggyback.errors import InputError
@@ -60,7 +66,12 @@ def run(
         list[str],
         typer.Argument(metavar="IMAGES...", help="Image files, folders, or quoted globs."),
     ],
-    task: Annotated[list[Path], typer.Option(metavar="FILE", help="A task file. May be repeated.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="A task file; with --url a task's name. May be repeated."
+        ),
+    ] = None,
     infer_task: Annotated[
         bool,
         typer.Option("--infer-task", help="Of several tasks, give the surest one's answer only."),
@@ -76,6 +87,13 @@ def run(
     backbone: OtherBackboneOption = None,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url", metavar="URL", help="Ask the server there: see `piggyback serve --help`."
+        ),
+    ] = None,
+    token_file: TokenFileOption = None,
 ) -> None:
     """Classify images, or their pixels, with one or more task files.
 
@@ -84,6 +102,9 @@ def run(
     label map for each image: a PNG of the image's size whose pixel values are the
     classes' numbers.
 
+    With --url a running server answers, and its tasks go by name. With --infer-task
+    and no name it chooses among all that it has.
+
     \b
     Examples:
       piggyback predict photo.jpg --task tasks/signs.safetensors
@@ -91,9 +112,21 @@ def run(
       piggyback predict photos/ --task a.safetensors --task b.safetensors
       piggyback predict photo.jpg --task signs.safetensors --top 1 --format csv
       piggyback predict streets/ --task camvid.safetensors --out maps
+      piggyback predict photo.jpg --task signs --url http://127.0.0.1:8000
+      piggyback predict photo.jpg --infer-task --url http://127.0.0.1:8000
     """
+    if url is not None:
+        refuse_local(backbone=backbone, checkpoint=checkpoint, head=head, out=out)
+        files = find_images(images)
+        told = ask(url, token_file, files, task or [], infer_task, top, batch_size)
+        _show(
+            [Answer(str(f), a.task, a.classes, a.probabilities, a.confidence) for f, a in told],
+            "json" if json else format.value,
+        )
+        return
+    paths = task_files(task or [], token_file)
     files = find_images(images)  # before the network is loaded: a wrong path is told at once
-    loaded = load_tasks(task, backbone, checkpoint, head)
+    loaded = load_tasks(paths, backbone, checkpoint, head)
     if any(header.info.kind == "segmentation" for header in loaded.headers):
         found = label_maps(loaded, files, out, batch_size)
         _show_maps(found, "json" if json else format.value, top)
@@ -103,12 +136,7 @@ def run(
     answers = answer(loaded, files, top, batch_size)
     if infer_task:
         answers = [max(group, key=lambda one: one.confidence) for group in _by_file(answers)]
-    if json or format is Format.JSON:
-        write_json([one.to_json() for one in answers])
-    elif format is Format.CSV:
-        typer.echo(_csv(answers), nl=False)
-    else:
-        results().print(_table(answers))
+    _show(answers, "json" if json else format.value)
 
 
 def answer(
@@ -160,6 +188,15 @@ def label_maps(
         save_label_map(one.labels, place, colours)
         made.append((place, one))
     return made
+
+
+def _show(answers: Sequence[Answer], how: str) -> None:
+    if how == "json":
+        write_json([one.to_json() for one in answers])
+    elif how == "csv":
+        typer.echo(_csv(answers), nl=False)
+    else:
+        results().print(_table(answers))
 
 
 def _show_maps(found: Sequence[tuple[Path, Segmented]], how: str, top: int) -> None:

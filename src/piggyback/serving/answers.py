@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 Tier = Literal["dense", "packed", "disk"]
 """Where a task is: a live copy of the network holds it, its bits are in memory, or only its file is there."""
@@ -29,6 +30,17 @@ class Timing:
         """Return plain JSON values."""
         times = {name: getattr(self, name) for name in ("prepare", "queue", "load", "run", "total")}
         return {**{name: round(ms, 3) for name, ms in times.items()}, "batch": self.batch}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Timing:
+        """Return what ``to_json`` gave; raises KeyError, TypeError or ValueError for anything else.
+
+        >>> Timing.from_json(Timing(1.5, 2.0, 0.0, 3.25, 6.75, 4).to_json()).run
+        3.25
+        """
+        times = {field.name: float(values[field.name]) for field in fields(cls)}
+        batch = int(times.pop("batch"))
+        return cls(**times, batch=batch)
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,25 @@ class Answer:
             "timing_ms": self.timing.to_json(),
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Answer:
+        """Return what ``to_json`` gave; raises KeyError, TypeError or ValueError for anything else.
+
+        >>> timing = Timing(1.5, 2.0, 0.0, 3.25, 6.75, 4)
+        >>> answer = Answer("signs", "0" * 16, ("stop",), (0.75,), 0.5, "dense", timing)
+        >>> Answer.from_json(answer.to_json()) == answer
+        True
+        """
+        return cls(
+            task=str(values["task"]),
+            version=str(values["version"]),
+            classes=tuple(str(one["class"]) for one in values["classes"]),
+            probabilities=tuple(float(one["probability"]) for one in values["classes"]),
+            confidence=float(values["confidence"]),
+            tier=_tier(values["tier"]),
+            timing=Timing.from_json(values["timing_ms"]),
+        )
+
 
 @dataclass(frozen=True)
 class TaskStatus:
@@ -78,3 +109,22 @@ class TaskStatus:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {**self.__dict__, "classes": list(self.classes)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TaskStatus:
+        """Return what ``to_json`` gave; raises KeyError, TypeError or ValueError for anything else.
+
+        >>> status = TaskStatus("signs", "0" * 16, "classification", ("go", "stop"), 999, 0, "disk", 64)
+        >>> TaskStatus.from_json(status.to_json()) == status
+        True
+        """
+        held = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**{**held, "classes": tuple(held["classes"]), "tier": _tier(held["tier"])})
+
+
+def _tier(value: Any) -> Tier:
+    """``value``, if it is a tier."""
+    if value not in get_args(Tier):
+        raise ValueError(f"tier {value!r}: expected one of {', '.join(get_args(Tier))}")
+    found: Tier = value
+    return found

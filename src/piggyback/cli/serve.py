@@ -1,0 +1,216 @@
+"""``piggyback serve``: answers over HTTP for every task file in a folder."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from piggyback.backbones.backbone import Backbone
+from piggyback.backbones.load import load_backbone
+from piggyback.cli.flags import CheckpointOption, HeadOption, TokenFileOption
+from piggyback.cli.loading import backbone_of, spec_of
+from piggyback.cli.screen import notes
+from piggyback.cli.tasks_dir import first_task, no_tasks
+from piggyback.errors import InputError
+from piggyback.serving.options import EngineOptions
+from piggyback.serving.sizes import parse_bytes
+from piggyback.serving.tokens import read_token
+from piggyback.tasks.header import TaskHeader
+
+if TYPE_CHECKING:
+    from piggyback.serving.engine import Engine
+
+
+class Precision(str, enum.Enum):
+    """Of the network's arithmetic."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class LogLevel(str, enum.Enum):
+    """What is logged at least."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def run(
+    tasks: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASKS_DIR",
+            help="Folder with task files, or a URL such as s3://bucket/tasks.",
+        ),
+    ],
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone", metavar="SPEC", help="By default the one that the first file names."
+        ),
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    head: HeadOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    token_file: TokenFileOption = None,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="For tasks, above one network, such as 512MiB.")
+    ] = "2GiB",
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda:1; by default a GPU if there is one.")
+    ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the network; auto takes what is faster.")
+    ] = Precision.AUTO,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the network: starts later, answers sooner.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that run the network; by default as fits.")
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Images answered together.")
+    ] = EngineOptions.max_batch,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Images that may wait; then 429.")
+    ] = EngineOptions.max_queue,
+    max_body: Annotated[
+        str, typer.Option(metavar="SIZE", help="Of a request with images; then 413.")
+    ] = "16MiB",
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Of one image; then 413.")
+    ] = EngineOptions.max_pixels,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds until an answer; then 504.")
+    ] = 30.0,
+    log_level: Annotated[
+        LogLevel, typer.Option(help="From info on there is a line a request.")
+    ] = LogLevel.INFO,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Several processes, by Ray Serve on this machine.")
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: how many; by default 1.")
+    ] = None,
+) -> None:
+    """Answer over HTTP for every task file in a folder, from one network.
+
+    Task files that are put into the folder, replaced or removed are noticed while it
+    runs. There is a page to try tasks at the server's address, the API is described at
+    /openapi.json, and piggyback predict --url asks it. It stops at Ctrl-C or SIGTERM,
+    when what was asked is answered.
+
+    With a token every request has to bring it (Authorization: Bearer TOKEN), and tasks
+    can be added and removed over HTTP. Needs the extra:
+    pip install "torch-piggyback[serve]", for --ray [ray] too.
+
+    \b
+    Examples:
+      piggyback serve piggyback-quickstart/tasks
+      piggyback serve tasks/ --port 9000 --memory 512MiB
+      piggyback serve tasks/ --host 0.0.0.0 --token-file token.txt
+      piggyback serve s3://bucket/tasks --backbone efficientnet_lite0
+      piggyback serve tasks/ --ray --replicas 4
+    """
+    budget = parse_bytes(memory, "--memory")
+    body = parse_bytes(max_body, "--max-body")
+    token = read_token(token_file)
+    if not ray and replicas is not None:
+        raise InputError("--replicas: it is for --ray; give that too, or leave it out")
+    header = first_task(tasks)
+    if header is not None:
+        spec = spec_of(header, backbone)
+    elif backbone is not None:
+        spec = backbone
+    else:
+        raise no_tasks(tasks)
+    options = EngineOptions(
+        max_batch=max_batch,
+        max_queue=max_queue,
+        workers=workers,
+        device=device,
+        precision=precision.value,
+        compile=compile,
+        max_pixels=max_pixels,
+    )
+    if ray:
+        _check_for_ray(checkpoint, head, port, log_level)
+    from piggyback.serving.http.limits import Limits  # says which extra is missing
+
+    limits = Limits(body_bytes=body, timeout_s=timeout)
+    if ray:
+        from piggyback.serving import cluster
+
+        cluster.run(
+            cluster.ClusterOptions(
+                tasks=tasks,
+                backbone=spec,
+                memory=budget,
+                engine=options,
+                limits=limits,
+                token=token,
+                replicas=replicas or 1,
+            ),
+            host=host,
+            port=port,
+            say=typer.echo,
+        )
+        return
+    started: list[Engine] = []
+
+    def start() -> Engine:
+        from piggyback.serving.engine import Engine
+
+        made = Engine(_network(header, spec, checkpoint, head), tasks, budget, options)
+        started.append(made)
+        return made
+
+    from piggyback.serving.http.app import create_app
+    from piggyback.serving.http.server import run as run_server
+
+    notes().print(f"loading {spec} ...", highlight=False)
+    app = create_app(start, token=token, limits=limits)
+    code = run_server(
+        app, host, port, say=lambda line: _tell(line, started[0]), log_level=log_level.value
+    )
+    raise typer.Exit(code)
+
+
+def _network(
+    header: TaskHeader | None, spec: str, checkpoint: Path | None, head: str | None
+) -> Backbone:
+    """The backbone, for images of the size that the first task's file names."""
+    if header is None:
+        return load_backbone(spec, checkpoint=checkpoint, head=head)
+    return backbone_of(header, spec, checkpoint, head)
+
+
+def _tell(line: str, engine: Engine) -> None:
+    """Say on standard output that there are answers, and on standard error which files have none."""
+    for file, reason in sorted(engine.refused().items()):
+        notes().print(f"left out: {file}: {reason}", markup=False)
+    count = len(engine.tasks())
+    typer.echo(f"{line} ({count} task{'s' * (count != 1)}; {engine.source}; {engine.speed})")
+
+
+def _check_for_ray(
+    checkpoint: Path | None, head: str | None, port: int, log_level: LogLevel
+) -> None:
+    """Raises InputError for what replicas cannot be told."""
+    for name, given in (("checkpoint", checkpoint), ("head", head)):
+        if given is not None:
+            raise InputError(
+                f"--{name}: with --ray every replica loads the backbone by its name alone; leave it "
+                "out, or name a backbone of your own: path/to/file.py:factory"
+            )
+    if port == 0:
+        raise InputError("--port 0: with --ray expected a port from 1 to 65535")
+    if log_level is not LogLevel.INFO:
+        raise InputError("--log-level: with --ray expected none; Ray's own settings decide")

@@ -1,0 +1,66 @@
+"""Log records as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=str)
+
+
+class JsonLines(logging.Formatter):
+    """Writes a record as one line: time, level and either a message or, if the message is a dict, its items.
+
+    >>> record = logging.LogRecord("access", logging.INFO, "", 0, {"status": 200}, None, None)
+    >>> json.loads(JsonLines().format(record))["status"]
+    200
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, object] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+        }
+        if isinstance(record.msg, dict):
+            line.update(record.msg)
+        else:
+            line["logger"] = record.name
+            line["message"] = record.getMessage()
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return _ENCODER.encode(line)
+
+
+def log_to(stream: TextIO | None = None, level: str = "info") -> logging.Handler:
+    """Write what the library and uvicorn log to ``stream`` (standard error) as lines of JSON; return the handler."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonLines())
+    # One line a request is ours; uvicorn says in five more that it has started.
+    for name, least in (("piggyback", logging.NOTSET), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(max(logging.getLevelName(level.upper()), least))
+        logger.propagate = False
+    return handler
+
+
+@contextmanager
+def logging_to(stream: TextIO | None = None, level: str = "info") -> Iterator[None]:
+    """Do what ``log_to`` does, within the block."""
+    loggers = [logging.getLogger(name) for name in ("piggyback", "uvicorn")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    handler = log_to(stream, level)
+    try:
+        yield
+    finally:
+        for logger, (old, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(old)
+            logger.propagate = propagate

@@ -1,0 +1,113 @@
+// One card for each image: its preview, and what was said about it.
+
+import { bytes, count, element, milliseconds, named, percent } from "./words.js";
+
+const ANSWERED_FROM = {
+  dense: "From a dense copy: a copy of the network had the task’s weights in place already.",
+  packed: "From packed bits: the task’s bits were in memory and had to be written into the network.",
+  disk: "From disk: the task’s file had to be read, then written into the network. It is quicker next time.",
+};
+
+export class Card {
+  #said = element("div", { class: "said" });
+  #preview = element("img", { alt: "" });
+
+  constructor(file) {
+    this.file = file;
+    this.#preview.src = URL.createObjectURL(file);
+    this.#preview.addEventListener("error", () => (this.#preview.hidden = true)); // the server says what is wrong with it
+    const caption = element("figcaption", { class: "soft" }, named(file.name), ` · ${bytes(file.size)}`);
+    this.root = element("article", { class: "card" }, element("figure", {}, this.#preview, caption), this.#said);
+  }
+
+  /** Why this file is not to be sent, or null. A limit that the server does not tell is left to the server. */
+  async tooLarge(limits = {}) {
+    if (this.file.size > limits.body_bytes) return this.#over(bytes(this.file.size), bytes(limits.body_bytes));
+    await this.#preview.decode().catch(() => {});
+    const { naturalWidth: width, naturalHeight: height } = this.#preview;
+    return width * height > limits.pixels ? this.#over(`${width} x ${height} pixels`, count(limits.pixels, "pixel")) : null;
+  }
+
+  #over(found, most) {
+    return `${this.file.name}: ${found}; this server takes at most ${most}. It was not sent: choose a smaller one.`;
+  }
+
+  /** Leaves what was there, paler, until the next answer: nothing jumps. */
+  wait() {
+    this.root.setAttribute("aria-busy", "true");
+    if (!this.#said.hasChildNodes()) this.#said.append(element("p", { class: "soft" }, "Asking …"));
+  }
+
+  answer({ answers, roundTrip }) {
+    const [best] = answers;
+    const others = answers.length > 1 ? [comparison(answers)] : [];
+    this.#put(bars(best), source(best), times(best.timing_ms, roundTrip), ...others);
+  }
+
+  refuse(message) {
+    this.#put(element("p", { class: "error" }, message));
+  }
+
+  #put(...parts) {
+    this.root.setAttribute("aria-busy", "false");
+    this.#said.replaceChildren(...parts);
+  }
+
+  forget() {
+    URL.revokeObjectURL(this.#preview.src);
+  }
+}
+
+/** An answer in a sentence, for those who listen. */
+export function spoken({ answers: [{ task, classes: [top] }], roundTrip }) {
+  return `${top.class}, ${percent(top.probability)}, says ${task}, in ${milliseconds(roundTrip)}.`;
+}
+
+function bars({ task, classes }) {
+  const row = ({ class: name, probability }) => {
+    const fill = element("span", {});
+    fill.style.width = `${100 * probability}%`;
+    const bar = element("div", { class: "bar", "aria-hidden": "true" }, fill);
+    return element("li", {}, named(name), element("span", { class: "number" }, percent(probability)), bar);
+  };
+  return element("ol", { class: "bars", "aria-label": `Likeliest classes of ${task}` }, ...classes.map(row));
+}
+
+function source({ task, version, tier }) {
+  const who = element("p", {}, "Answered by ", element("strong", {}, named(task)), ", version ", element("code", {}, version));
+  return element("div", {}, who, element("p", { class: "soft", "data-tier": tier }, ANSWERED_FROM[tier]));
+}
+
+/** The parts of the round trip as a strip and in numbers, then their sums. */
+function times(timing, roundTrip) {
+  const parts = {
+    "Reading image": timing.prepare,
+    "Waiting": timing.queue,
+    "Loading task": timing.load,
+    "Running": timing.run,
+    "On the way": Math.max(0, roundTrip - timing.total),
+  };
+  const sums = {
+    "In the server": milliseconds(timing.total),
+    "Round trip": milliseconds(roundTrip),
+    "Batch of": count(timing.batch, "image"),
+  };
+  const strip = element("div", { class: "parts", "aria-hidden": "true" });
+  const list = element("dl", { class: "times soft" });
+  const add = (label, text, attributes) => list.append(element("div", {}, element("dt", attributes, label), element("dd", {}, text)));
+  Object.entries(parts).forEach(([label, ms], i) => {
+    const part = element("span", { class: `part-${i + 1}` });
+    part.style.flexGrow = ms;
+    strip.append(part);
+    add(label, milliseconds(ms), { class: `part-${i + 1}` });
+  });
+  for (const [label, text] of Object.entries(sums)) add(label, text, {});
+  return element("div", {}, strip, list);
+}
+
+function comparison(answers) {
+  const row = ({ task, classes: [top], confidence }) =>
+    element("li", {}, named(task), named(top.class), element("span", { class: "number" }, percent(confidence)));
+  const title = element("summary", {}, `How sure each of ${count(answers.length, "task")} is`);
+  return element("details", { class: "others soft" }, title, element("ul", {}, ...answers.map(row)));
+}

@@ -1,0 +1,142 @@
+"""Requests wait in one queue a task; workers take batches, each of one task.
+
+    add     -> parked   its task is on disk      -- ready -->  waiting
+            -> waiting  its task is in memory
+
+    take    a request has waited longer than ``patience``:   the task with the oldest request
+            none has:                                        a task that is live already, of these
+                                                             the longest queue; else the longest
+
+So switches are few while there is time, and nobody starves: a request that has waited for ``patience``
+is passed only by tasks whose oldest request came before it. It waits for at most ``patience``, and one
+batch of each such task for every full batch in front of it in its own queue.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+
+class Waiting(Protocol):
+    """What stands in a queue."""
+
+    arrived: float
+    """Seconds, of the clock that ``take`` is given."""
+
+
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item", bound=Waiting)
+
+
+class Queues(Generic[Key, Item]):
+    """Requests in order of arrival, by task; not safe for threads, the caller holds a lock.
+
+    >>> from types import SimpleNamespace
+    >>> queues = Queues(max_batch=8, patience=0.02)
+    >>> for task, arrived in (("a", 1.0), ("b", 1.001), ("a", 1.002)):
+    ...     queues.add(task, SimpleNamespace(arrived=arrived))
+    >>> task, batch = queues.take(1.003, is_live=lambda task: task == "b")
+    >>> task, len(batch)
+    ('b', 1)
+    """
+
+    def __init__(self, max_batch: int, patience: float) -> None:
+        self._max_batch, self._patience = max_batch, patience
+        self._waiting: dict[Key, deque[Item]] = {}
+        self._parked: dict[Key, deque[Item]] = {}
+        self._oldest: list[
+            tuple[float, int, Key]
+        ] = []  # a heap; what is out of date is passed over
+        self._pushed = 0
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, key: Key, item: Item, *, parked: bool = False) -> None:
+        """Put ``item`` behind those of its task; ``parked``: until ``ready`` is called for it."""
+        self._count += 1
+        if parked or key in self._parked:
+            self._parked.setdefault(key, deque()).append(item)
+        elif key in self._waiting:
+            self._waiting[key].append(item)
+        else:
+            self._waiting[key] = deque([item])
+            self._push(key)
+
+    def ready(self, key: Key) -> list[Item]:
+        """Let a parked task's requests be taken, and return them: it is in memory now."""
+        items = self._parked.pop(key, deque())
+        if items:
+            self._waiting[key] = items
+            self._push(key)
+        return list(items)
+
+    def put_back(self, key: Key, batch: list[Item]) -> None:
+        """Return a batch that was just taken to its place, parked: its task has left memory."""
+        self._count += len(batch)
+        later = self._waiting.pop(key, deque())
+        self._parked[key] = deque([*batch, *later, *self._parked.get(key, ())])
+
+    def has(self, key: Key) -> bool:
+        """Return whether requests for the task wait."""
+        return key in self._waiting or key in self._parked
+
+    def drop(self, key: Key) -> list[Item]:
+        """Return the requests of a task, which wait no longer."""
+        items = [*self._parked.pop(key, ()), *self._waiting.pop(key, ())]
+        self._count -= len(items)
+        return items
+
+    def discard(self, key: Key, item: Item) -> None:
+        """Forget one request, if it still waits."""
+        for queues in (self._waiting, self._parked):
+            items = queues.get(key)
+            if items is not None and item in items:
+                items.remove(item)
+                self._count -= 1
+                if not items:
+                    del queues[key]
+                elif queues is self._waiting:
+                    self._push(key)  # another may be the oldest now
+
+    def take(self, now: float, is_live: Callable[[Key], bool]) -> tuple[Key, list[Item]] | None:
+        """Return the next task and its batch, oldest request first; None where none is ready."""
+        key = self._next(now, is_live)
+        if key is None:
+            return None
+        items = self._waiting[key]
+        batch = [items.popleft() for _ in range(min(len(items), self._max_batch))]
+        self._count -= len(batch)
+        if items:
+            self._push(key)
+        else:
+            del self._waiting[key]
+        return key, batch
+
+    def keys(self) -> Iterator[Key]:
+        """Yield the tasks with requests."""
+        yield from self._waiting
+        yield from self._parked
+
+    def _next(self, now: float, is_live: Callable[[Key], bool]) -> Key | None:
+        while self._oldest:
+            arrived, _, key = self._oldest[0]
+            if key in self._waiting and self._waiting[key][0].arrived == arrived:
+                break
+            heapq.heappop(self._oldest)
+        else:
+            return None
+        if now - arrived >= self._patience:
+            return key
+        # None is older than patience, so there are few: what arrived within it.
+        lengths = {key: len(items) for key, items in self._waiting.items()}
+        live = {key: n for key, n in lengths.items() if is_live(key)} or lengths
+        return max(live, key=live.__getitem__)
+
+    def _push(self, key: Key) -> None:
+        self._pushed += 1  # keys need not be comparable
+        heapq.heappush(self._oldest, (self._waiting[key][0].arrived, self._pushed, key))

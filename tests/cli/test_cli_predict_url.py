@@ -1,0 +1,166 @@
+"""``piggyback predict --url``, against a server that answers as it is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_toys import Command
+from PIL import Image
+
+from fake_server import Asked, FakeServer, Told, answer, as_a_server, refusal, serving
+
+
+def behave(asked: Asked) -> Told:
+    """Classes named after the task; of the two tasks, letters is the surer."""
+    path, _, query = asked.path.partition("?")
+    top = int(query.rpartition("top_k=")[2])
+    count = len(as_a_server(asked).content.get("answers") or as_a_server(asked).content["images"])
+
+    def one(task: str) -> dict[str, object]:
+        sure = 0.75 if task == "letters" else 0.25
+        names = [f"{task} {rank}" for rank in range(top)]
+        return answer(task, *names, confidence=sure).to_json()
+
+    if path == "/v1/predict":
+        answers = [one("letters"), one("signs")]
+        return Told(200, {"images": [{"task": "letters", "answers": answers}] * count})
+    return Told(200, {"answers": [one(path.split("/")[3])] * count})
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with serving(FakeServer(behave)) as fake:
+        yield fake
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three images."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        pixels = np.full((4, 4, 3), number, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def test_one_task_answers_for_every_image(
+    piggyback: Command, server: FakeServer, photos: Path
+) -> None:
+    ran = piggyback("predict", photos, "--url", server.url, "--task", "signs", "--json")
+    told = json.loads(ran.out)
+    assert [Path(one["file"]).name for one in told] == ["0.png", "1.png", "2.png"]
+    for one in told:
+        assert (one["task"], one["confidence"]) == ("signs", 0.25)
+        assert [held["class"] for held in one["classes"]] == ["signs 0", "signs 1", "signs 2"]
+    assert len(server.asked) == 1
+
+
+def test_several_tasks_answer_all_or_the_surest(
+    piggyback: Command, server: FakeServer, photos: Path
+) -> None:
+    line = ("predict", photos, "--url", server.url, "--task", "signs", "--task", "letters")
+    every = json.loads(piggyback(*line, "--json").out)
+    assert [one["task"] for one in every] == ["signs", "letters"] * 3
+    assert [Path(one["file"]).stem for one in every] == ["0", "0", "1", "1", "2", "2"]
+    surest = json.loads(piggyback(*line, "--json", "--infer-task").out)
+    assert [one["task"] for one in surest] == ["letters"] * 3
+
+
+def test_without_names_the_server_chooses(
+    piggyback: Command, server: FakeServer, photos: Path
+) -> None:
+    ran = piggyback("predict", photos, "--url", server.url, "--infer-task", "--json")
+    assert [one["task"] for one in json.loads(ran.out)] == ["letters"] * 3
+    assert "task=" not in server.asked[0].path
+    ran = piggyback("predict", photos, "--url", server.url)
+    assert (ran.code, ran.out) == (1, "")
+    assert "--task NAME, or --infer-task" in ran.err
+
+
+def test_table_and_csv_look_as_they_do_without_a_server(
+    piggyback: Command, server: FakeServer, photos: Path
+) -> None:
+    line = ("predict", photos, "--url", server.url, "--task", "signs", "--top", "2")
+    table = piggyback(*line).out
+    assert max(map(len, table.splitlines())) <= 80
+    assert table.split()[:5] == ["image", "task", "class", "%", "next"]
+    rows = list(csv.DictReader(piggyback(*line, "--format", "csv").out.splitlines()))
+    assert list(rows[0]) == ["file", "task", "rank", "class", "probability"]
+    assert [(row["rank"], row["class"]) for row in rows] == [("1", "signs 0"), ("2", "signs 1")] * 3
+
+
+def test_images_go_out_a_few_at_a_time(
+    piggyback: Command, server: FakeServer, photos: Path
+) -> None:
+    piggyback("predict", photos, "--url", server.url, "--task", "signs", "--batch-size", "1")
+    assert len(server.asked) == 3
+
+
+def test_the_token_comes_from_a_file_or_the_environment(
+    piggyback: Command,
+    server: FakeServer,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = ("predict", photos, "--url", server.url, "--task", "signs")
+    monkeypatch.setenv("PIGGYBACK_TOKEN", "from-environment")
+    piggyback(*line)
+    (tmp_path / "token").write_text("from-file\n")
+    piggyback(*line, "--token-file", tmp_path / "token")
+    sent = [asked.headers["authorization"] for asked in server.asked]
+    assert sent == ["Bearer from-environment", "Bearer from-file"]
+
+
+def test_a_refusal_is_one_line(piggyback: Command, server: FakeServer, photos: Path) -> None:
+    server.script = [refusal(404, "unknown_task", "unknown task 'sings'; did you mean 'signs'?")]
+    ran = piggyback("predict", photos, "--url", server.url, "--task", "sings")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == "error: unknown task 'sings'; did you mean 'signs'?\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--task", "signs.safetensors"), "a task's name on the server, such as signs\n"),
+        (("--task", "tasks/signs.safetensors"), "a task's name on the server, such as signs\n"),
+        (("--task", "signs", "--backbone", "timm:resnet18"), "--backbone: of no use with --url"),
+        (("--task", "signs", "--out", "maps"), "--out: of no use with --url"),
+        (("--task", "signs", "--checkpoint", "x"), "--checkpoint: of no use with --url"),
+        (("--task", "signs", "--token-file", "none"), "token file 'none': cannot be read"),
+    ],
+)
+def test_what_does_not_go_with_a_server(
+    piggyback: Command, server: FakeServer, photos: Path, options: tuple[str, ...], words: str
+) -> None:
+    ran = piggyback("predict", photos, "--url", server.url, *options)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert words in ran.err
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--task", "signs"), "such as signs.safetensors; the name of a task on a server needs"),
+        (("--task", "a.safetensors", "--token-file", "x"), "--token-file: it is for a server"),
+    ],
+)
+def test_what_needs_a_server(
+    piggyback: Command, photos: Path, options: tuple[str, ...], words: str
+) -> None:
+    ran = piggyback("predict", photos, *options)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert words in ran.err
+
+
+def test_no_server_there(piggyback: Command, photos: Path) -> None:
+    ran = piggyback("predict", photos, "--url", "http://127.0.0.1:1", "--task", "signs")
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "cannot be reached" in ran.err

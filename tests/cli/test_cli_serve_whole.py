@@ -1,0 +1,200 @@
+"""``piggyback serve`` as a process: from the first line it says to the last answer it gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cli_toys import COLOURS, Command
+from PIL import Image
+
+from piggyback.client import Client
+from piggyback.errors import AccessError, ClosedError, DataError, ServerError, UnknownTaskError
+from piggyback.serving.answers import Answer
+
+TOKEN = "a-token-of-the-test"
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+
+@dataclass
+class Running:
+    """A server."""
+
+    process: subprocess.Popen[str]
+    line: str
+    url: str
+
+    def end(self) -> str:
+        """Ask it to stop; return its log."""
+        self.process.send_signal(signal.SIGTERM)
+        log = self.process.communicate(timeout=60)[1]
+        assert self.process.returncode == 0, log
+        return log
+
+
+@contextmanager
+def started(*options: object) -> Iterator[Running]:
+    code = "from piggyback.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", *map(str, options), "--port", "0"]
+    environment = {**os.environ, "PIGGYBACK_TOKEN": TOKEN}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate(timeout=60)[1]
+        yield Running(process, line, line.split()[2])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tasks directory with one task and a file that is none."""
+    made = tmp_path_factory.mktemp("served") / "tasks"
+    made.mkdir()
+    shutil.copy(trained, made / "colours.safetensors")
+    (made / "torn.safetensors").write_bytes(trained.read_bytes()[:1000])
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, toy: str) -> Iterator[Running]:
+    with started(folder, "--backbone", f"{toy}:build", "--memory", "64MiB") as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[Client]:
+    with Client(server.url, token=TOKEN) as made:
+        yield made
+
+
+def test_it_says_where_it_is_when_there_are_answers(server: Running, client: Client) -> None:
+    assert re.match(r"ready at http://127\.0\.0\.1:\d+ \(1 task; .*toy\.py:build; ", server.line)
+    assert client.ready()
+
+
+def test_the_client_gets_what_the_command_line_gets(
+    piggyback: Command, client: Client, trained: Path, toy: str, colours: Path
+) -> None:
+    files = [colours / "test" / name / f"{at}.png" for name in COLOURS for at in range(6)]
+    ran = piggyback(
+        *("predict", *files, "--task", trained, "--backbone", f"{toy}:build", "--json"),
+    )
+    told = json.loads(ran.out)
+    found = client.predict(files, "colours", top_k=3)
+    assert len(found) == 18
+    for one, wanted in zip(found, told, strict=True):
+        assert one.task == "colours"
+        assert list(one.classes) == [held["class"] for held in wanted["classes"]]
+        for p, held in zip(one.probabilities, wanted["classes"], strict=True):
+            assert p == pytest.approx(held["probability"], abs=1e-4)
+        assert one.confidence == pytest.approx(wanted["confidence"], abs=1e-4)
+    with Image.open(files[0]) as opened:
+        image = opened.convert("RGB")
+        assert client.predict(image, "colours").classes == found[0].classes
+    assert client.infer(files[0])[0].classes == found[0].classes
+
+
+def test_predict_with_a_url_answers_as_without(
+    piggyback: Command,
+    server: Running,
+    trained: Path,
+    toy: str,
+    colours: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PIGGYBACK_TOKEN", TOKEN)
+    line = ("predict", colours / "test", "--format", "csv", "--top", "1")
+    here = piggyback(*line, "--task", trained, "--backbone", f"{toy}:build").out.splitlines()
+    there = piggyback(*line, "--task", "colours", "--url", server.url).out.splitlines()
+    inferred = piggyback(*line, "--infer-task", "--url", server.url).out.splitlines()
+    without = [row.rpartition(",")[0] for row in here]  # probabilities differ by rounding
+    assert [row.rpartition(",")[0] for row in there] == without
+    assert [row.rpartition(",")[0] for row in inferred] == without
+    assert len(without) == 19
+
+
+def test_tasks_come_and_go(client: Client, folder: Path, trained: Path) -> None:
+    status = client.put_task("twin", trained)
+    assert (status.name, status.classes) == ("twin", COLOURS)
+    assert (folder / "twin.safetensors").read_bytes() == trained.read_bytes()
+    assert [one.name for one in client.tasks()] == ["colours", "twin"]
+    assert client.task("twin").version == client.task("colours").version
+    client.delete_task("twin")
+    assert not (folder / "twin.safetensors").exists()
+    with pytest.raises(UnknownTaskError):
+        client.task("twin")
+
+
+def test_errors_are_the_engines(client: Client, server: Running, colours: Path) -> None:
+    image = colours / "test" / "red" / "0.png"
+    with pytest.raises(UnknownTaskError, match="did you mean 'colours'"):
+        client.predict(image, "colors")
+    with pytest.raises(DataError):
+        client.predict(image.read_bytes()[:60], "colours")
+    with Client(server.url) as stranger, pytest.raises(AccessError, match="wants a token"):
+        stranger.tasks()
+
+
+def test_a_stop_leaves_nothing_unanswered(folder: Path, toy: str, colours: Path) -> None:
+    data = (colours / "test" / "red" / "0.png").read_bytes()
+    answers: list[Answer] = []
+    errors: list[Exception] = []
+    some = threading.Event()
+
+    def ask(url: str) -> None:
+        with Client(url, token=TOKEN) as client:
+            while not errors:
+                try:
+                    answers.extend(client.predict([data] * 4, "colours"))
+                    some.set()
+                except (ClosedError, ServerError) as error:
+                    errors.append(error)
+
+    with started(folder, "--backbone", f"{toy}:build") as running:
+        threads = [threading.Thread(target=ask, args=(running.url,)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        assert some.wait(60)
+        log = running.end()
+        for thread in threads:
+            thread.join()
+    assert {one.classes for one in answers} == {answers[0].classes}
+    # Refused, each of them, or nobody there: no request that was taken has been dropped.
+    assert [e for e in errors if not isinstance(e, ClosedError) and "reached" not in str(e)] == []
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    statuses = [line["status"] for line in lines if "status" in line]
+    assert set(statuses) <= {200, 503}
+    assert 4 * statuses.count(200) == len(answers)
+
+
+def test_a_backbone_that_cannot_be_had_ends_it(folder: Path, piggyback: Command) -> None:
+    ran = piggyback("serve", folder, "--backbone", "timm:no_such_network", "--port", "0")
+    assert ran.code == 1
+    assert ran.out == ""
+    assert "error: backbone" in ran.err
+    assert "no_such_network" in ran.err.splitlines()[-1]
+
+
+def test_a_port_that_is_taken_is_one_line(
+    piggyback: Command, server: Running, folder: Path, toy: str
+) -> None:
+    port = server.url.rpartition(":")[2]
+    ran = piggyback("serve", folder, "--backbone", f"{toy}:build", "--port", port)
+    assert (ran.code, ran.out) == (1, "")
+    assert f"error: port {port} on 127.0.0.1 cannot be had" in ran.err

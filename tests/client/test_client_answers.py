@@ -1,0 +1,175 @@
+"""What a client sends, and what comes back."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import torch
+from PIL import Image
+
+from fake_server import STATUS, FakeServer, answer
+from piggyback.client import Client
+from piggyback.client.client import IMAGES_A_REQUEST
+from piggyback.errors import ClosedError, DataError, InputError, TaskFileError
+from piggyback.tasks.file import save, save_file
+from piggyback.tasks.task import Task
+
+
+def test_an_image_goes_out_as_it_is_and_its_answer_comes_back(
+    server: FakeServer, client: Client
+) -> None:
+    found = client.predict(b"BM one", "signs", top_k=3)
+    assert found == answer("signs", "BM one")
+    (asked,) = server.asked
+    assert (asked.method, asked.path) == ("POST", "/v1/tasks/signs/predict?top_k=3")
+    assert (asked.body, asked.headers["content-type"]) == (b"BM one", "image/bmp")
+    assert "authorization" not in asked.headers
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "bmp", "gif"])
+def test_a_files_bytes_are_sent_with_their_media_type(
+    server: FakeServer, client: Client, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "picture.dat"
+    Image.new("RGB", (7, 5), "green").save(path, kind)
+    for given in (path, str(path), path.read_bytes(), bytearray(path.read_bytes())):
+        client.predict(given, "signs")
+        assert server.asked[-1].body == path.read_bytes()
+        assert server.asked[-1].headers["content-type"] == f"image/{kind}"
+
+
+def test_a_batch_gives_a_list(client: Client, server: FakeServer) -> None:
+    pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    for batch in (pixels, pixels.permute(0, 2, 3, 1).numpy(), list(pixels), tuple(pixels)):
+        assert len(client.predict(batch, "signs")) == 2
+    assert len(client.predict([pixels[0]], "signs")) == 1
+    assert len(server.asked) == 5
+
+
+def test_many_images_are_answered_in_order_in_requests_of_bounded_size(
+    client: Client, server: FakeServer
+) -> None:
+    images = [b"BM %d" % number for number in range(2 * IMAGES_A_REQUEST + 1)]
+    found = client.predict(images, "signs")
+    assert [one.classes[0].encode() for one in found] == images
+    assert len(server.asked) == 3
+    server.asked.clear()
+    large = [b"BM" + bytes([number]) * 3_000_000 for number in range(5)]
+    assert [one.classes[0][2] for one in client.predict(large, "signs")] == list(map(chr, range(5)))
+    assert max(len(asked.body) for asked in server.asked) < 9_000_000
+
+
+def test_without_a_task_the_surest_answers(client: Client, server: FakeServer) -> None:
+    assert client.predict(b"BM x") == answer("signs", "BM x")
+    assert [one.task for one in client.predict([b"BM x", b"BM y"])] == ["signs"] * 2
+    assert server.asked[0].path == "/v1/predict?top_k=5"
+
+
+def test_infer_gives_every_tasks_answer(client: Client, server: FakeServer) -> None:
+    found = client.infer(b"BM x", ["signs", "letters"], top_k=2)
+    assert found == [answer("signs", "BM x"), answer("letters", "BM x")]
+    query = parse_qs(urlsplit(server.asked[0].path).query)
+    assert query == {"task": ["signs", "letters"], "top_k": ["2"]}
+    client.infer(b"BM x")
+    assert server.asked[1].path == "/v1/predict?top_k=5"
+
+
+def test_tasks_are_listed_added_and_removed(
+    client: Client, server: FakeServer, tmp_path: Path
+) -> None:
+    assert client.tasks() == [STATUS]
+    assert client.task("signs") == STATUS
+    task = Task("signs", {}, {"weight": torch.zeros(2, 3)})
+    save_file(task, tmp_path / "file.safetensors")
+    for given in (save(task), tmp_path / "file.safetensors", str(tmp_path / "file.safetensors")):
+        assert client.put_task("signs", given) == STATUS
+        assert (server.asked[-1].method, server.asked[-1].body) == ("PUT", save(task))
+    client.delete_task("signs")
+    assert (server.asked[-1].method, server.asked[-1].path) == ("DELETE", "/v1/tasks/signs")
+
+
+def test_the_token_is_sent_and_never_shown(server: FakeServer) -> None:
+    with Client(server.url, token="s3cret") as client:
+        client.tasks()
+        assert "s3cret" not in repr(client)
+    assert server.asked[0].headers["authorization"] == "Bearer s3cret"
+    for token in ("", "two words", "line\nbreak", "naïve"):
+        with pytest.raises(InputError, match="printable ASCII") as told:
+            Client(server.url, token=token)
+        assert not token or token not in str(told.value)
+
+
+def test_a_base_path_goes_in_front(server: FakeServer) -> None:
+    with Client(f"{server.url}/some/place/") as client:
+        client.ready()
+    assert server.asked[0].path == "/some/place/health"
+
+
+def test_one_connection_serves_request_after_request(client: Client, server: FakeServer) -> None:
+    for _ in range(10):
+        client.predict(b"BM x", "signs")
+        client.tasks()
+    assert {asked.connection for asked in server.asked} == {0}
+
+
+def test_threads_get_their_own_answers(client: Client, server: FakeServer) -> None:
+    images = [b"BM %d" % number for number in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda image: client.predict(image, "signs"), images))
+    assert [one.classes[0].encode() for one in found] == images
+    assert len({asked.connection for asked in server.asked}) <= 8
+
+
+def test_a_forked_process_does_not_use_its_parents_connections(
+    client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.tasks()
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    client.tasks()
+    client.tasks()
+    assert [asked.connection for asked in server.asked] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "words"),
+    [
+        ("missing.png", DataError, "'missing.png': cannot be read"),
+        (b"", DataError, "nothing in it"),
+        (b"II*\0 a TIFF", DataError, "expected JPEG, PNG, WebP, BMP or GIF"),
+        (torch.zeros(3, 4, 4), InputError, r"float32, shape \(3, 4, 4\)"),
+        (3, InputError, "found int"),
+        (None, InputError, "found NoneType"),
+    ],
+)
+def test_what_is_no_image_is_not_sent(
+    client: Client, server: FakeServer, image: object, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        client.predict(image, "signs")
+    assert server.asked == []
+
+
+def test_wrong_arguments_are_not_sent(client: Client, server: FakeServer, tmp_path: Path) -> None:
+    for call, words in (
+        (lambda: client.predict(b"BM", "signs", top_k=0), "top_k 0"),
+        (lambda: client.predict([], "signs"), "no images"),
+        (lambda: client.infer(b"BM", "signs"), "expected a list of names"),
+        (lambda: client.infer(b"BM", []), "expected a list of names"),
+        (lambda: Client(server.url, timeout=0), "timeout 0"),
+        (lambda: Client(server.url, retries=-1), "retries -1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
+    with pytest.raises(TaskFileError, match="cannot be read"):
+        client.put_task("signs", tmp_path / "missing.safetensors")
+    assert server.asked == []
+
+
+def test_a_closed_client_says_so(client: Client) -> None:
+    client.close()
+    for call in (client.tasks, client.ready, lambda: client.put_task("signs", b"x")):
+        with pytest.raises(ClosedError, match="was closed"):
+            call()
