@@ -25,7 +25,7 @@ from benchmarks.serving_setup import (
 )
 from benchmarks.serving_traffic import EngineSide, Kind, Seen, capacity, middle, offer
 
-SATURATION, EQUAL = 1.5, 0.7
+SATURATION, EQUAL = 2.0, 0.7
 """Of what one task is answered at most: offered in each regime."""
 AIMS: dict[str, float] = {"uniform": 0.8, "zipf": 0.9}
 FULL = 1000

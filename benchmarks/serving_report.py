@@ -77,7 +77,7 @@ def plot(parts: Sequence[Part], path: Path) -> None:
     from matplotlib.figure import Figure  # as slow to import as a network is to load
 
     by_name = {part.section: part for part in parts}
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
     first, second, third = figure.subplots(1, 3)
     load = by_name["load"].rows if "load" in by_name else ()
     for kind, marker in (("uniform", "o"), ("zipf", "s")):
@@ -88,8 +88,8 @@ def plot(parts: Sequence[Part], path: Path) -> None:
             rows = [r for r in load if r["regime"] == regime and r["traffic"] in ("one", kind)]
             for value, style in zip(values, ("-", "--"), strict=False):
                 label = kind if len(values) == 1 else f"{kind}, {value[:3]}"
-                counts, heights = [r["tasks"] for r in rows], [r[value] for r in rows]
-                axes.plot(counts, heights, style, marker=marker, label=label)
+                asked, heights = [r["tasks"] for r in rows], [r[value] for r in rows]
+                axes.plot(asked, heights, style, marker=marker, label=label)
     first.set(title="Answers a second, at saturation", xlabel="tasks", xscale="log", ylim=(0, None))
     second.set(title="Milliseconds, at equal load", xlabel="tasks", xscale="log", yscale="log")
     rows = (
@@ -97,10 +97,14 @@ def plot(parts: Sequence[Part], path: Path) -> None:
         if "against" in by_name
         else []
     )
-    third.barh([r["server"] for r in rows][::-1], [r["answered/s"] for r in rows][::-1])
-    third.set(title="Answers a second, uniform traffic")
+    labels = [row["server"].replace(" from", "\nfrom") for row in rows]
+    third.barh(labels[::-1], [row["answered/s"] for row in rows][::-1])
+    third.set_title("Answers a second, by server")
+    counts = sorted({row["tasks"] for row in load})
     for axes in (first, second):
         if load:
+            axes.set_xticks(counts, map(str, counts))
+            axes.set_xticks([], minor=True)
             axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

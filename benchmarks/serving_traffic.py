@@ -198,9 +198,9 @@ def capacity(side: Side, name: str, images: Sequence[Any], seconds: float) -> fl
     waiting: list[Future[Any]] = []
     answered, start = 0, time.perf_counter()
     while time.perf_counter() < stop:
-        while len(waiting) < 256:
+        while len(waiting) < 512:
             waiting.append(side.submit(images[len(waiting) % len(images)], name))
-        wait(waiting[:64], LAST_S)
+        wait(waiting[:32], LAST_S)
         left = [f for f in waiting if not f.done()]
         answered += len(waiting) - len(left)
         waiting = left

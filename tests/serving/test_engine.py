@@ -27,6 +27,7 @@ from piggyback.errors import (
 from piggyback.serving.engine import Engine
 from piggyback.serving.options import EngineOptions
 from piggyback.tasks.file import header_of, save
+from piggyback.tasks.routing import confidence
 
 QUIET = {"watch_s": 0.0, "device": "cpu"}
 
@@ -87,10 +88,13 @@ def test_answers_are_those_of_the_model_itself(folder):
     x = torch.randn(5, 4)
     with engine_over(folder) as engine:
         for name in names:
-            want = model(x, task=name).softmax(1).topk(4)
+            logits = model(x, task=name)
+            want = logits.softmax(1).topk(4)
             got = engine.predict(list(x), name, top_k=4)
             found = torch.tensor([answer.probabilities for answer in got])
             torch.testing.assert_close(found, want.values)
+            sure = torch.tensor([answer.confidence for answer in got])
+            torch.testing.assert_close(sure, confidence(logits), atol=1e-5, rtol=1e-4)
 
 
 def test_a_list_gives_a_list_in_its_order(folder):
@@ -216,11 +220,27 @@ def test_a_cancelled_request_is_not_run(folder, monkeypatch):
         assert gate.reached.wait(10)
         dropped, kept = engine.submit(INPUT, "t2"), engine.submit(INPUT, "t2")
         assert dropped.cancel()
+        assert engine.queue_depth == 1
+        assert engine.stats().requests["t2", "cancelled"] == 1
         gate.opened.set()
         running.result(10)
         assert kept.result(10).timing.batch == 1
         with pytest.raises(CancelledError):
             dropped.result(0)
+
+
+def test_requests_that_were_all_cancelled_cost_no_live_copy(folder, monkeypatch):
+    with engine_over(folder, workers=1) as engine:
+        says(engine, "t1")
+        gate = Gate(engine, monkeypatch)
+        running = engine.submit(INPUT, "t1")
+        assert gate.reached.wait(10)
+        waiting = engine.submit(INPUT, "t2")
+        monkeypatch.setattr(engine._desk, "withdraw", lambda request: None)  # its worker is faster
+        waiting.cancel()
+        gate.opened.set()
+        running.result(10)
+        assert engine.predict(INPUT, "t1").tier == "dense"
 
 
 def test_a_bad_image_takes_no_place_in_the_queue(folder):

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "tasks"
 
 
-@pytest.mark.parametrize(("live", "packed"), [(4, 30), (2, 6)], ids=["in memory", "evicted"])
+@pytest.mark.parametrize(("live", "packed"), [(4, 45), (2, 6)], ids=["in memory", "evicted"])
 def test_many_threads_get_the_answers_of_the_tasks_they_ask(folder, live, packed):
     with engine_over(folder, 2**30, workers=2) as engine:
         engine.predict(INPUT, "t0")

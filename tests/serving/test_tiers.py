@@ -39,7 +39,8 @@ def run(tiers: Tiers[str, Packed, str], key: str) -> str:
 def test_a_task_is_on_disk_then_packed_then_dense():
     tiers = tiers_with(1000)
     assert tiers.tier("a") == "disk"
-    assert tiers.acquire("a") is None
+    with pytest.raises(KeyError):
+        tiers.acquire("a")
     put(tiers, "a")
     assert tiers.tier("a") == "packed"
     assert run(tiers, "a") == "disk"  # for whoever waited for it, it was
@@ -88,21 +89,53 @@ def test_a_copy_whose_writing_failed_holds_nothing():
     assert run(tiers, "a") == "packed"
 
 
-def test_bits_push_out_live_copies_down_to_their_share_and_then_other_bits():
-    tiers = tiers_with(400, copies=1)
-    for copy in ("x", "y"):
-        assert tiers.has_room_for_copy
-        tiers.add_copy(copy)
-    put(tiers, *"abc")
-    for key in "abc":
-        run(tiers, key)
-    put(tiers, *(str(i) for i in range(27)))
-    assert tiers.nbytes == {"dense": 100, "packed": 300}
-    assert tiers.evictions == {"dense": 2}
-    put(tiers, "last")
-    assert tiers.evictions == {"dense": 2, "packed": 1}
-    assert tiers.tier("a") == "disk"
-    assert tiers.tier("c") == "dense"
+class Clock:
+    """Tells the seconds that a test says."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def two_copies_and_bits(clock: Clock, *, bits_used: float, copy_used: float) -> Tiers:
+    """A full budget: ``a`` has bits that were used at one moment, ``b`` a copy of 100 bytes, used at another."""
+    tiers = Tiers(240, ["copy"], COPY, clock)
+    clock.now = bits_used
+    put(tiers, "a", nbytes=10)
+    run(tiers, "a")
+    clock.now = copy_used
+    put(tiers, "b", nbytes=10)
+    tiers.add_copy("more")
+    run(tiers, "b")
+    put(tiers, "c", nbytes=20)
+    return tiers
+
+
+def test_a_live_copy_goes_before_bits_that_were_used_nearly_as_lately():
+    clock = Clock()
+    tiers = two_copies_and_bits(clock, bits_used=41.0, copy_used=99.0)
+    clock.now = 100.0  # 59 s x 10 bytes against 6 x 1 s x 100 bytes
+    assert tiers.make_room(20, lambda key: False)
+    assert tiers.evictions == {"dense": 1}
+    assert tiers.memory("a") > 0
+
+
+def test_bits_that_nobody_asked_for_in_long_go_before_a_live_copy():
+    clock = Clock()
+    tiers = two_copies_and_bits(clock, bits_used=39.0, copy_used=99.0)
+    clock.now = 100.0
+    run(tiers, "c")
+    assert tiers.make_room(10, lambda key: False)
+    assert tiers.evictions == {"packed": 1}
+    assert (tiers.memory("a"), tiers.tier("b")) == (0, "dense")
+
+
+def test_the_first_copies_stay_whatever_is_asked_for():
+    tiers = tiers_with(200, copies=1)
+    put(tiers, *(str(i) for i in range(30)))
+    assert tiers.nbytes == {"dense": 100, "packed": 100}
+    assert tiers.evictions == {"packed": 20}
 
 
 def test_bits_that_wait_for_their_first_use_stay():

@@ -128,6 +128,13 @@ class Desk:
                     self._counts.count(request.entry.name, outcome)
             self._moved.notify_all()
 
+    def withdraw(self, request: Request) -> None:
+        """Give up the place of a request that was cancelled."""
+        with self._lock:
+            if self._queues.discard(request.entry.key, request):
+                self._counts.count(request.entry.name, "cancelled")
+                self._moved.notify_all()
+
     def close(self, drain: bool, timeout: float | None) -> None:
         """Take no more, answer what waits if ``drain``, for ``timeout`` seconds at most; the rest gets ClosedError."""
         with self._lock:
@@ -180,19 +187,16 @@ class Desk:
     def _lease(self) -> Lease | None:
         while taken := self._queues.take(time.perf_counter(), self._tiers.is_dense):
             key, batch = taken
-            held = self._tiers.acquire(key)
-            if held is None:  # its bits had to go while it waited
+            if self._tiers.tier(key) == "disk":  # its bits had to go while it waited
                 self._queues.put_back(key, batch)
                 self._want(batch[0].entry)
                 continue
-            copy, tier, write = held
             kept = [r for r in batch if r.future.set_running_or_notify_cancel()]
             if len(kept) < len(batch):
                 self._counts.count(key[0], "cancelled", n=len(batch) - len(kept))
+                self._moved.notify_all()
             if kept:
-                return Lease(key, kept, copy, tier, write)
-            self._tiers.release(key, copy)
-            self._moved.notify_all()
+                return Lease(key, kept, *self._tiers.acquire(key))
         return None
 
     # -- loaders -------------------------------------------------------------------------------

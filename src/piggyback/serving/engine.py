@@ -132,7 +132,11 @@ class Engine:
 
     def submit(self, image: Any, task: str, top_k: int = 5) -> Future[Answer]:
         """Queue an image and return its answer to come; ``cancel`` drops it as long as it waits."""
-        return self._intake.submit([image], [self._folder.entry(task)], top_k)[0].future
+        (request,) = self._intake.submit([image], [self._folder.entry(task)], top_k)
+        request.future.add_done_callback(
+            lambda future: self._desk.withdraw(request) if future.cancelled() else None
+        )
+        return request.future
 
     def predict(
         self, image_or_batch: Any, task: str, top_k: int = 5, timeout: float | None = None

@@ -29,6 +29,9 @@ from piggyback.tasks.task import check_name
 MAX_BYTES = 64 << 20
 """Bytes of a file that is put, unless told otherwise; what is in the store already may be larger."""
 
+MOST_COMPARED = 100
+"""Names that an unknown one is compared with."""
+
 Check = Callable[[bytes, str], TaskHeader]
 """Takes a file's bytes and the task's name; raises PiggybackError for what cannot be served."""
 
@@ -232,10 +235,18 @@ class TaskFolder:
             kept = {file: why for file, why in self.refused.items() if file not in files}
             self.refused = MappingProxyType(kept)
 
+    def _like(self, name: str) -> list[str]:
+        """Names worth comparing with an unknown one: comparing it with thousands would take too long."""
+
+        def unlike(other: str) -> tuple[bool, int]:
+            return other[:1] != name[:1], abs(len(other) - len(name))
+
+        return sorted(self.entries, key=unlike)[:MOST_COMPARED]
+
     def _unknown(self, name: str) -> UnknownTaskError:
         held = f"{len(self.entries)} tasks are served" if self.entries else "no task is served"
         why = self.refused.get(file_name(name))
-        hint = near_misses(name, self.entries) if why is None else f"; its file is refused: {why}"
+        hint = near_misses(name, self._like(name)) if why is None else f"; its file is refused: {why}"
         return UnknownTaskError(f"unknown task {name[:100]!r}: {held}{hint}")
 
 

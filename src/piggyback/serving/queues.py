@@ -59,6 +59,8 @@ class Queues(Generic[Key, Item]):
     def add(self, key: Key, item: Item, *, parked: bool = False) -> None:
         """Put ``item`` behind those of its task; ``parked``: until ``ready`` is called for it."""
         self._count += 1
+        if parked and key in self._waiting:  # its task has left memory since
+            self._parked[key] = self._waiting.pop(key)
         if parked or key in self._parked:
             self._parked.setdefault(key, deque()).append(item)
         elif key in self._waiting:
@@ -91,8 +93,8 @@ class Queues(Generic[Key, Item]):
         self._count -= len(items)
         return items
 
-    def discard(self, key: Key, item: Item) -> None:
-        """Forget one request, if it still waits."""
+    def discard(self, key: Key, item: Item) -> bool:
+        """Forget one request; return whether it was still waiting."""
         for queues in (self._waiting, self._parked):
             items = queues.get(key)
             if items is not None and item in items:
@@ -102,6 +104,8 @@ class Queues(Generic[Key, Item]):
                     del queues[key]
                 elif queues is self._waiting:
                     self._push(key)  # another may be the oldest now
+                return True
+        return False
 
     def take(self, now: float, is_live: Callable[[Key], bool]) -> tuple[Key, list[Item]] | None:
         """Return the next task and its batch, oldest request first; None where none is ready."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from torch import Tensor
 from piggyback.errors import InputError, PiggybackError, UnavailableError
 from piggyback.serving.answers import Answer, Tier, Timing
 from piggyback.serving.folder import TaskEntry
-from piggyback.tasks.routing import confidence
 
 
 @dataclass(eq=False)
@@ -39,21 +39,22 @@ def answer_batch(
 ) -> list[Answer]:
     """Return an answer for each row of ``outputs``, float32 (batch, classes) before the softmax.
 
+    Its confidence is that of ``tasks.routing``, from the probabilities that are needed anyway.
     ``began`` and ``ended`` are when the batch was run. Raises InputError where there is no number.
     """
     classes, entry = outputs.shape[1], batch[0].entry
     names = entry.classes or tuple(map(str, range(classes)))
     chances = outputs.softmax(1)
     values, order = chances.topk(min(max(r.top_k for r in batch), classes), dim=1)
-    if not values.isfinite().all():
-        raise InputError(
-            f"task {entry.name!r}: the network's outputs for this input are no numbers; "
-            "expected finite values in the input"
-        )
-    sure = confidence(outputs).tolist() if classes > 1 else [0.0] * len(batch)
+    entropies = torch.special.entr(chances).sum(1).tolist()
     answers = []
-    rows = zip(batch, values.tolist(), order.tolist(), sure, strict=True)
-    for request, row, best, certain in rows:
+    rows = zip(batch, values.tolist(), order.tolist(), entropies, strict=True)
+    for request, row, best, entropy in rows:
+        if not math.isfinite(row[0]):
+            raise InputError(
+                f"task {entry.name!r}: the network's outputs for this input are no numbers; "
+                "expected finite values in the input"
+            )
         k = request.top_k
         answers.append(
             Answer(
@@ -61,7 +62,7 @@ def answer_batch(
                 version=entry.version,
                 classes=tuple([names[i] for i in best[:k]]),
                 probabilities=tuple(row[:k]),
-                confidence=certain,
+                confidence=max(0.0, 1.0 - entropy / math.log(classes)) if classes > 1 else 0.0,
                 tier=tier,
                 timing=_timing(request, began, ended, len(batch)),
             )

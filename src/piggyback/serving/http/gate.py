@@ -2,7 +2,8 @@
 
     request -> id -> token -> router -> handler -> reply -> counted, logged
 
-An ASGI application around the router: no object is made twice and no task is started for a request.
+An ASGI application around the router. A request that goes well starts no task of its own: that would cost more than
+all the rest here.
 """
 
 from __future__ import annotations
