@@ -13,7 +13,7 @@ from fake_server import FakeServer
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.client import Client
 from piggyback.errors import DataError, InputError
-from piggyback.serving.inputs import prepare
+from piggyback.serving.images.inputs import prepare
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 14, 4), dtype=np.uint8)
 

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from cluster_toys import expected
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +28,11 @@ def seen(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     done = subprocess.run(
-        [sys.executable, str(HERE / "cluster_child.py"), str(folder), str(port)],
+        [sys.executable, str(HELPERS / "cluster_child.py"), str(folder), str(port)],
         capture_output=True,
         text=True,
         timeout=900,
-        env={**os.environ, "PYTHONPATH": str(HERE)},
+        env={**os.environ, "PYTHONPATH": str(HELPERS)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((folder / "seen.json").read_text())

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from telling import INPUT, Telling, expected, telling_tasks, write_tasks
 
 from piggyback.errors import (
     BackboneMismatchError,
@@ -28,6 +27,7 @@ from piggyback.serving.engine import Engine
 from piggyback.serving.options import EngineOptions
 from piggyback.tasks.file import header_of, save
 from piggyback.tasks.routing import confidence
+from telling import INPUT, Telling, expected, telling_tasks, write_tasks
 
 QUIET = {"watch_s": 0.0, "device": "cpu"}
 
@@ -50,7 +50,7 @@ class Gate:
     """Holds every forward pass up until it is opened."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        from piggyback.serving.copies import LiveCopy
+        from piggyback.serving.live.copies import LiveCopy
 
         self.opened, self.reached = threading.Event(), threading.Event()
         run = LiveCopy.run
@@ -297,7 +297,7 @@ def test_all_who_wait_for_a_task_share_one_load(folder, monkeypatch):
 
 
 def test_a_slow_disk_does_not_hold_up_tasks_in_memory(folder, monkeypatch):
-    from piggyback.serving.stores import LocalStore
+    from piggyback.serving.files.stores import LocalStore
 
     with engine_over(folder) as engine:
         says(engine, "t1")
@@ -317,7 +317,7 @@ def test_a_slow_disk_does_not_hold_up_tasks_in_memory(folder, monkeypatch):
 
 
 def test_short_memory_while_loading_fails_those_who_wait_and_nobody_else(folder, monkeypatch):
-    from piggyback.serving.network import Network
+    from piggyback.serving.live.network import Network
 
     with engine_over(folder) as engine:
         says(engine, "t1")

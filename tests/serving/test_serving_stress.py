@@ -18,11 +18,11 @@ from benchmarks.serving_report import markdown, plot, put_into
 from benchmarks.serving_setup import flipped
 from benchmarks.serving_telling import telling_tasks
 from benchmarks.serving_traffic import EngineSide, Seen, arrivals, chances, middle, offer
-from telling import INPUT, Telling, expected, write_tasks
 
+from piggyback.serving.dispatch.queues import Queues
 from piggyback.serving.engine import Engine
 from piggyback.serving.options import EngineOptions
-from piggyback.serving.queues import Queues
+from telling import INPUT, Telling, expected, write_tasks
 
 ROOT = Path(__file__).parents[2]
 THREADS = 16

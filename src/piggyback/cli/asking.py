@@ -10,7 +10,7 @@ import typer
 from piggyback.client import Client
 from piggyback.errors import InputError, TaskNameError
 from piggyback.serving.answers import Answer
-from piggyback.serving.stores import SUFFIX
+from piggyback.serving.files.stores import SUFFIX
 from piggyback.serving.tokens import read_token
 from piggyback.tasks.task import check_name
 

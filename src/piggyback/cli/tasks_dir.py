@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from piggyback.errors import InputError, PiggybackError
-from piggyback.serving.stores import SUFFIX, open_store
+from piggyback.serving.files.stores import SUFFIX, open_store
 from piggyback.tasks.file import header_of
 from piggyback.tasks.header import TaskHeader
 

@@ -2,7 +2,7 @@
 
     predict -> prepare the image as the task says -> queue of the task -> batch -> answer
 
-Nothing here knows of a network between machines: ``http/`` and ``cluster.py`` carry these calls to others.
+Nothing here knows of a network between machines: ``http/`` and ``cluster/`` carry these calls to others.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.load import load_backbone
 from piggyback.errors import UnknownTaskError
 from piggyback.serving.answers import Answer, TaskStatus
-from piggyback.serving.desk import Desk
-from piggyback.serving.folder import TaskEntry, TaskFolder
-from piggyback.serving.inputs import samples
-from piggyback.serving.intake import Intake
-from piggyback.serving.network import Network
+from piggyback.serving.dispatch.desk import Desk
+from piggyback.serving.dispatch.intake import Intake
+from piggyback.serving.dispatch.workers import load, work
+from piggyback.serving.files.folder import TaskEntry, TaskFolder
+from piggyback.serving.files.servable import servable
+from piggyback.serving.files.stores import open_store
+from piggyback.serving.files.watcher import Watcher
+from piggyback.serving.images.inputs import samples
+from piggyback.serving.live.network import Network
+from piggyback.serving.live.packed import PackedTask
 from piggyback.serving.options import EngineOptions, torch_threads
-from piggyback.serving.packed import PackedTask
-from piggyback.serving.servable import servable
 from piggyback.serving.sizes import parse_bytes
 from piggyback.serving.stats import Stats
-from piggyback.serving.stores import open_store
-from piggyback.serving.watcher import Watcher
-from piggyback.serving.workers import load, work
 from piggyback.tasks import file
 
 if TYPE_CHECKING:

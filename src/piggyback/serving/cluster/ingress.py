@@ -31,11 +31,11 @@ from piggyback.serving.cluster.options import ClusterOptions
 from piggyback.serving.cluster.process import begin
 from piggyback.serving.cluster.replica import Report
 from piggyback.serving.engine import Engine
+from piggyback.serving.files.watcher import Watcher
 from piggyback.serving.http.app import Application, create_app
 from piggyback.serving.http.routes import together
 from piggyback.serving.options import EngineOptions
 from piggyback.serving.stats import Stats
-from piggyback.serving.watcher import Watcher
 
 LOOK_S = 1.0
 """Seconds between two looks at the replicas."""

@@ -1,0 +1,1 @@
+"""Requests, the batches made of them, and the threads that answer: one lock, two tables."""

@@ -1,0 +1,1 @@
+"""Images from strangers, to the network's input."""
