@@ -187,6 +187,10 @@ def test_the_folder_above_is_a_near_miss(piggyback: Command, folder: Path) -> No
         (("tasks", "--max-body", "0"), "--max-body '0': expected at least 1 byte"),
         (("tasks", "--token-file", "none"), "token file 'none': cannot be read"),
         (("tasks", "--replicas", "2"), "--replicas: it is for --ray"),
+        (("tasks", "--autoscale", "1:2"), "--autoscale: it is for --ray"),
+        (("tasks", "--ray", "--autoscale", "2:1"), "--autoscale '2:1': expected MIN:MAX"),
+        (("tasks", "--ray", "--autoscale", "many"), "--autoscale 'many': expected MIN:MAX"),
+        (("tasks", "--ray", "--autoscale", "1:2", "--replicas", "2"), "leave one out"),
         (("tasks", "--ray", "--backbone", "a", "--head", "fc"), "--head: with --ray"),
         (("tasks", "--ray", "--backbone", "a", "--port", "0"), "--port 0: with --ray"),
         (("tasks", "--ray", "--backbone", "a", "--log-level", "error"), "--log-level: with --ray"),
@@ -236,7 +240,10 @@ def test_ray_gets_the_same_choices(
     head_only(tmp_path, "signs", "timm:resnet18")
     ran = piggyback("serve", tmp_path, "--ray", "--replicas", "4", "--max-batch", "8")
     assert (ran.code, ran.out) == (0, "ready at http://127.0.0.1:8000\n")
-    ((options, where),) = given
+    ran = piggyback("serve", tmp_path, "--ray", "--autoscale", "2:5")
+    assert ran.code == 0
+    (options, where), (scaled, _) = given
+    assert scaled.autoscale == (2, 5)
     assert where == {"host": "127.0.0.1", "port": 8000}
     assert options == replace(
         cluster.ClusterOptions(str(tmp_path), "timm:resnet18"),

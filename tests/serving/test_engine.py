@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -220,6 +220,7 @@ def test_a_cancelled_request_is_not_run(folder, monkeypatch):
         assert gate.reached.wait(10)
         dropped, kept = engine.submit(INPUT, "t2"), engine.submit(INPUT, "t2")
         assert dropped.cancel()
+        assert wait([dropped], timeout=10).done == {dropped}
         assert engine.queue_depth == 1
         assert engine.stats().requests["t2", "cancelled"] == 1
         gate.opened.set()

@@ -99,6 +99,10 @@ def run(
     replicas: Annotated[
         int | None, typer.Option(min=1, help="With --ray: how many; by default 1.")
     ] = None,
+    autoscale: Annotated[
+        str | None,
+        typer.Option(metavar="MIN:MAX", help="With --ray: as many between these as are needed."),
+    ] = None,
 ) -> None:
     """Answer over HTTP for every task file in a folder, from one network.
 
@@ -118,12 +122,17 @@ def run(
       piggyback serve tasks/ --host 0.0.0.0 --token-file token.txt
       piggyback serve s3://bucket/tasks --backbone efficientnet_lite0
       piggyback serve tasks/ --ray --replicas 4
+      piggyback serve tasks/ --ray --autoscale 1:4
     """
     budget = parse_bytes(memory, "--memory")
     body = parse_bytes(max_body, "--max-body")
     token = read_token(token_file)
-    if not ray and replicas is not None:
-        raise InputError("--replicas: it is for --ray; give that too, or leave it out")
+    between = _between(autoscale)
+    for name, given in (("--replicas", replicas), ("--autoscale", autoscale)):
+        if not ray and given is not None:
+            raise InputError(f"{name}: it is for --ray; give that too, or leave it out")
+    if replicas is not None and between is not None:
+        raise InputError("--replicas and --autoscale: one of the two says how many; leave one out")
     header = first_task(tasks)
     if header is not None:
         spec = spec_of(header, backbone)
@@ -157,6 +166,7 @@ def run(
                 limits=limits,
                 token=token,
                 replicas=replicas or 1,
+                autoscale=between,
             ),
             host=host,
             port=port,
@@ -181,6 +191,16 @@ def run(
         app, host, port, say=lambda line: _tell(line, started[0]), log_level=log_level.value
     )
     raise typer.Exit(code)
+
+
+def _between(autoscale: str | None) -> tuple[int, int] | None:
+    """The fewest and the most replicas."""
+    if autoscale is None:
+        return None
+    low, _, high = autoscale.partition(":")
+    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
+        raise InputError(f"--autoscale {autoscale!r}: expected MIN:MAX, such as 1:4")
+    return int(low), int(high)
 
 
 def _network(

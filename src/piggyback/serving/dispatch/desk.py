@@ -124,16 +124,14 @@ class Desk:
         with self._lock:
             for request in requests:
                 if request.future.cancel():
-                    self._queues.discard(request.entry.key, request)
-                    self._counts.count(request.entry.name, outcome)
+                    self._drop(request, outcome)
             self._moved.notify_all()
 
     def withdraw(self, request: Request) -> None:
         """Give up the place of a request that was cancelled."""
         with self._lock:
-            if self._queues.discard(request.entry.key, request):
-                self._counts.count(request.entry.name, "cancelled")
-                self._moved.notify_all()
+            self._drop(request, "cancelled")
+            self._moved.notify_all()
 
     def close(self, drain: bool, timeout: float | None) -> None:
         """Take no more, answer what waits if ``drain``, for ``timeout`` seconds at most; the rest gets ClosedError."""
@@ -146,6 +144,11 @@ class Desk:
             for condition in (self._work, self._load, self._moved):
                 condition.notify_all()
         fail(left, ClosedError("the engine has stopped before this request's turn"))
+
+    def _drop(self, request: Request, outcome: Literal["timeout", "cancelled"]) -> None:
+        if self._queues.discard(request.entry.key, request):
+            request.future.set_running_or_notify_cancel()  # whoever waits for several of them
+            self._counts.count(request.entry.name, outcome)
 
     # -- workers -------------------------------------------------------------------------------
 
