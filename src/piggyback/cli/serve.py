@@ -148,6 +148,7 @@ def run(
         precision=precision.value,
         compile=compile,
         max_pixels=max_pixels,
+        decode_apart=True,
     )
     if ray:
         _check_for_ray(checkpoint, head, port, log_level)

@@ -23,6 +23,7 @@ from piggyback.serving.answers import Answer, TaskStatus
 from piggyback.serving.dispatch.desk import Desk
 from piggyback.serving.dispatch.intake import Intake
 from piggyback.serving.dispatch.workers import load, work
+from piggyback.serving.files.decoding import Decoder
 from piggyback.serving.files.folder import TaskEntry, TaskFolder
 from piggyback.serving.files.servable import servable
 from piggyback.serving.files.stores import open_store
@@ -80,9 +81,9 @@ class Engine:
                 fold=self.options.fold,
                 compile=self.options.compile,
             )
-            self._folder = TaskFolder(
-                store, servable(self._network.shapes, self._network.fingerprint)
-            )
+            shapes = self._network.shapes
+            self._decoder = Decoder(shapes) if self.options.decode_apart else None
+            self._folder = TaskFolder(store, servable(shapes, self._network.fingerprint))
             copies = [self._network.new_copy() for _ in range(workers)]
             self._desk = Desk(
                 budget,
@@ -239,6 +240,8 @@ class Engine:
         for thread in self._threads:
             thread.join(timeout)
         self._intake.close()
+        if self._decoder is not None:
+            self._decoder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -269,7 +272,9 @@ class Engine:
 
     def _load(self, entry: TaskEntry) -> tuple[TaskEntry, PackedTask]:
         found, data = self._folder.read(entry)
-        return found, self._packed(found.name, data)
+        if self._decoder is None:
+            return found, self._packed(found.name, data)
+        return found, self._network.pack(self._decoder.load(data, found.name))
 
     def _packed(self, name: str, data: bytes) -> PackedTask:
         return self._network.pack(file.load(data, name, expect=self._network.shapes))

@@ -29,6 +29,9 @@ class EngineOptions:
     """Threads that run the network, each on its share of the cores; None: a worker a core, at most 4, one for a GPU."""
     loaders: int = 1
     """Threads that read task files."""
+    decode_apart: bool = False
+    """Whether task files are decoded in a process of its own, so that hot tasks hardly notice cold ones; it takes about
+    300 MB, most of them shared."""
     device: str | None = None
     """None: the first GPU, else the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -6,7 +6,6 @@ shall not notice.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,9 +20,6 @@ from piggyback.serving.dispatch.requests import Request, answer_batch, as_seen, 
 from piggyback.serving.files.folder import TaskEntry
 from piggyback.serving.live.network import Network
 from piggyback.serving.live.packed import PackedTask
-
-LOADER_NICENESS = 10
-"""Loading gives way to answering, where the system lets a thread say so (Linux)."""
 
 
 def use_cores(number: int, started: threading.Barrier) -> None:
@@ -60,8 +56,6 @@ def load(
     task that was replaced while it waited.
     """
     use_cores(1, started)
-    with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADER_NICENESS)
     while (wanted := desk.next_load()) is not None:
         if isinstance(wanted, TaskEntry):
             _bring(desk, wanted, read, again)
