@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from piggyback.serving.answers import Tier
@@ -73,8 +74,7 @@ class Tally:
 
     def histogram(self) -> Histogram:
         """Return what was counted so far."""
-        sums = [sum(self._counts[: i + 1]) for i in range(len(self._counts))]
-        return Histogram(self._bounds, tuple(sums), self._total)
+        return Histogram(self._bounds, tuple(accumulate(self._counts)), self._total)
 
 
 class Counts:

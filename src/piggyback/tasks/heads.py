@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ def new_head(original: nn.Module, classes: int) -> nn.Module:
             f"the backbone's head is a {type(original).__name__}: expected Linear, Conv2d "
             "or SegmentationHead to copy its shape from; pass head=<your module> instead"
         )
-    return _build(shape, original.bias is not None, original)
+    return _build(shape, original.bias is not None, original, _like(original))
 
 
 def load_head(task: Task, original: nn.Module, custom: nn.Module | None = None) -> nn.Module:
@@ -120,9 +120,8 @@ def _from_tensors(task: Task, original: nn.Module) -> nn.Module:
             f"task {task.name!r}: its head takes {weight.shape[1]} features: expected {features} "
             "behind this backbone"
         )
-    # Its random values are overwritten, and it shall be good for gradients wherever it is loaded.
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-        return _build(tuple(weight.shape), "bias" in task.head, original)
+    shape, bias = tuple(weight.shape), "bias" in task.head
+    return _empty(lambda like: _build(shape, bias, original, like), original)
 
 
 def _segmentation_head(task: Task, original: nn.Module) -> nn.Module:
@@ -138,16 +137,25 @@ def _segmentation_head(task: Task, original: nn.Module) -> nn.Module:
             f"task {task.name!r}: head tensors {sorted(task.head)}: expected a weight and a bias "
             f"for each of {len(original.channels)} scales"
         )
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-        return SegmentationHead(original.channels, len(bias), **_like(original))
+    channels, classes = original.channels, len(bias)
+    return _empty(lambda like: SegmentationHead(channels, classes, **like), original)
 
 
-def _build(shape: tuple[int, ...], bias: bool, original: nn.Module) -> nn.Module:
+def _empty(build: Callable[[dict[str, Any]], nn.Module], original: nn.Module) -> nn.Module:
+    """A head without values: to draw some would change the random numbers of whatever else runs."""
+    like = _like(original)
+    with torch.inference_mode(False):  # it shall be good for gradients wherever it is loaded
+        return build({**like, "device": "meta"}).to_empty(device=like["device"])
+
+
+def _build(
+    shape: tuple[int, ...], bias: bool, original: nn.Module, like: dict[str, Any]
+) -> nn.Module:
     outputs, inputs, *kernel = shape
     if not kernel:
-        return nn.Linear(inputs, outputs, bias=bias, **_like(original))
+        return nn.Linear(inputs, outputs, bias=bias, **like)
     size = (kernel[0], kernel[1])
-    return nn.Conv2d(inputs, outputs, size, bias=bias, **_geometry(original), **_like(original))
+    return nn.Conv2d(inputs, outputs, size, bias=bias, **_geometry(original), **like)
 
 
 def _geometry(module: nn.Module) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from piggyback.errors import ClosedError, OverloadError, UnavailableError
+from piggyback.errors import ClosedError, InputError, OverloadError, UnavailableError
 from piggyback.serving.answers import Tier
 from piggyback.serving.dispatch.queues import Queues
 from piggyback.serving.dispatch.requests import Request, fail
@@ -74,6 +74,7 @@ class Desk:
         self._seconds = 0.01  # an image's share of a worker's time: a moving mean
         self._loads: dict[Key, TaskEntry] = {}
         self._loading: set[Key] = set()
+        self._retired: dict[Key, bool] = {}  # versions to drop once nobody waits; is the task gone?
         self._grow = False
         self._closed = self._stopped = False
 
@@ -84,13 +85,22 @@ class Desk:
         """Requests that wait, or whose images are being prepared."""
         return len(self._queues) + self._reserved
 
-    def reserve(self, task: str, n: int) -> None:
-        """Keep room for ``n`` requests in the queue; raises OverloadError, ClosedError."""
+    def reserve(self, tasks: Sequence[str]) -> None:
+        """Keep room in the queue for a request for each of ``tasks``.
+
+        Raises OverloadError, ClosedError, and InputError for more than there ever is room for.
+        """
+        n = len(tasks)
+        if n > self._max_queue:
+            raise InputError(
+                f"{n} requests at once: expected at most {self._max_queue}, which is all that may wait; send less"
+            )
         with self._lock:
             if self._closed:
                 raise ClosedError("the engine is stopping: it takes no more requests")
             if self.depth + n > self._max_queue:
-                self._counts.count(task, "overload", n=n)
+                for task in tasks:
+                    self._counts.count(task, "overload")
                 wait = min(LONGEST_RETRY, self.depth * self._seconds / self._workers)
                 raise OverloadError(
                     f"{self.depth} requests are waiting and {n} more came: expected at most "
@@ -111,8 +121,9 @@ class Desk:
             self._reserved -= len(requests)
             if self._stopped:
                 raise ClosedError("the engine has stopped: it takes no more requests")
+            now = time.perf_counter()
             for request in requests:
-                key = request.entry.key
+                key, request.arrived = request.entry.key, request.arrived or now
                 parked = self._tiers.tier(key) == "disk"
                 if parked:
                     self._want(request.entry)
@@ -179,6 +190,7 @@ class Desk:
                 counts.count(task, "error", n=size - len(latencies))
             counts.hits[lease.tier] += 1
             counts.batch_sizes.add([size])
+            self._drop_retired(lease.key)
             self._seconds += 0.1 * (seconds / size - self._seconds)
             if lease.write is not None:
                 counts.switches += 1
@@ -270,11 +282,19 @@ class Desk:
     def retire(self, entry: TaskEntry, *, gone: bool) -> None:
         """Drop a version that was replaced or, where it is ``gone``, removed, unless requests wait for it."""
         with self._lock:
-            if not self._queues.has(entry.key):
-                self._tiers.forget(entry.key)
-            if gone:
-                self._counts.forget(entry.name)
+            self._retired[entry.key] = gone
+            self._drop_retired(entry.key)
             self._moved.notify_all()
+
+    def _drop_retired(self, key: Key) -> None:
+        """Drop a version that was replaced or removed, once nobody waits for it and no worker runs it."""
+        if (
+            key in self._retired
+            and not self._queues.has(key)
+            and self._tiers.forget(key)
+            and self._retired.pop(key)
+        ):
+            self._counts.forget(key[0])
 
     def _want(self, entry: TaskEntry) -> None:
         key = entry.key

@@ -11,13 +11,12 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
 
 from piggyback.backbones.preprocessing import Preprocessing
-from piggyback.errors import DeadlineError, InputError
+from piggyback.errors import ClosedError, DeadlineError, InputError
 from piggyback.serving.answers import Answer
 from piggyback.serving.dispatch.desk import Desk
 from piggyback.serving.dispatch.requests import Request
@@ -73,7 +72,11 @@ class Intake:
         """Return what ``answers`` does without blocking the event loop; cancelling it drops what waits."""
         until = _end(timeout)
         self._admit(images, entries, top_k)
-        job = self._preparers.submit(self._queue, images, entries, top_k)
+        try:
+            job = self._preparers.submit(self._queue, images, entries, top_k)
+        except RuntimeError as error:  # it was closed just now
+            self._desk.unreserve(len(images))
+            raise ClosedError("the engine has stopped: it takes no more requests") from error
         try:
             requests = await asyncio.wait_for(asyncio.wrap_future(job), _left(until))
         except asyncio.TimeoutError:
@@ -94,8 +97,9 @@ class Intake:
 
     def again(self, request: Request, entry: TaskEntry) -> Request:
         """Return the request made anew, for a version of its task that came after it."""
-        made = prepare(request.source, entry.preprocessing, max_pixels=self._max_pixels)
-        return replace(request, entry=entry, input=made)
+        request.input = prepare(request.source, entry.preprocessing, max_pixels=self._max_pixels)
+        request.entry = entry
+        return request
 
     def close(self) -> None:
         """End the threads once they have no more to do."""
@@ -107,7 +111,7 @@ class Intake:
             raise InputError(f"top_k {top_k!r}: expected a whole number, 1 or more")
         if not images:
             raise InputError("no images: expected one or more")
-        self._desk.reserve(entries[0].name, len(images))
+        self._desk.reserve([entry.name for entry in entries])
         for entry in dict.fromkeys(entries):
             self._desk.want(entry)  # it is read while the images are prepared
 

@@ -3,13 +3,14 @@
     add     -> parked   its task is on disk      -- ready -->  waiting
             -> waiting  its task is in memory
 
-    take    a request has waited longer than ``patience``:   the task with the oldest request
-            none has:                                        a task that is live already, of these
-                                                             the longest queue; else the longest
+    take    a task has waited longer than ``patience``:   the one that has waited longest
+            none has:                                     a task that is live already, of these the
+                                                          longest queue; else the longest
 
-So switches are few while there is time, and nobody starves: a request that has waited for ``patience``
-is passed only by tasks whose oldest request came before it. It waits for at most ``patience``, and one
-batch of each such task for every full batch in front of it in its own queue.
+A task waits from its first request on, or from its last batch, if that left some behind. So switches are few
+while there is time, and nobody starves, however much others ask: from the moment a task has waited for
+``patience``, each other task gets one batch at most before it, and the same again for every full batch in front of
+a request in its own queue.
 """
 
 from __future__ import annotations
@@ -47,9 +48,8 @@ class Queues(Generic[Key, Item]):
         self._max_batch, self._patience = max_batch, patience
         self._waiting: dict[Key, deque[Item]] = {}
         self._parked: dict[Key, deque[Item]] = {}
-        self._oldest: list[
-            tuple[float, int, Key]
-        ] = []  # a heap; what is out of date is passed over
+        self._since: list[tuple[float, int, Key]] = []  # a heap; outdated ones are passed over
+        self._turns: dict[Key, int] = {}  # which entry of it counts
         self._pushed = 0
         self._count = 0
 
@@ -60,27 +60,25 @@ class Queues(Generic[Key, Item]):
         """Put ``item`` behind those of its task; ``parked``: until ``ready`` is called for it."""
         self._count += 1
         if parked and key in self._waiting:  # its task has left memory since
-            self._parked[key] = self._waiting.pop(key)
+            self._parked[key] = self._leave(key)
         if parked or key in self._parked:
             self._parked.setdefault(key, deque()).append(item)
         elif key in self._waiting:
             self._waiting[key].append(item)
         else:
-            self._waiting[key] = deque([item])
-            self._push(key)
+            self._wait(key, deque([item]), item.arrived)
 
     def ready(self, key: Key) -> list[Item]:
         """Let a parked task's requests be taken, and return them: it is in memory now."""
         items = self._parked.pop(key, deque())
         if items:
-            self._waiting[key] = items
-            self._push(key)
+            self._wait(key, items, items[0].arrived)
         return list(items)
 
     def put_back(self, key: Key, batch: list[Item]) -> None:
         """Return a batch that was just taken to its place, parked: its task has left memory."""
         self._count += len(batch)
-        later = self._waiting.pop(key, deque())
+        later = self._leave(key)
         self._parked[key] = deque([*batch, *later, *self._parked.get(key, ())])
 
     def has(self, key: Key) -> bool:
@@ -89,7 +87,7 @@ class Queues(Generic[Key, Item]):
 
     def drop(self, key: Key) -> list[Item]:
         """Return the requests of a task, which wait no longer."""
-        items = [*self._parked.pop(key, ()), *self._waiting.pop(key, ())]
+        items = [*self._parked.pop(key, ()), *self._leave(key)]
         self._count -= len(items)
         return items
 
@@ -101,9 +99,8 @@ class Queues(Generic[Key, Item]):
                 items.remove(item)
                 self._count -= 1
                 if not items:
-                    del queues[key]
-                elif queues is self._waiting:
-                    self._push(key)  # another may be the oldest now
+                    self._parked.pop(key, None)
+                    self._leave(key)
                 return True
         return False
 
@@ -112,13 +109,11 @@ class Queues(Generic[Key, Item]):
         key = self._next(now, is_live)
         if key is None:
             return None
-        items = self._waiting[key]
+        items = self._leave(key)
         batch = [items.popleft() for _ in range(min(len(items), self._max_batch))]
         self._count -= len(batch)
         if items:
-            self._push(key)
-        else:
-            del self._waiting[key]
+            self._wait(key, items, now)
         return key, batch
 
     def keys(self) -> Iterator[Key]:
@@ -127,20 +122,26 @@ class Queues(Generic[Key, Item]):
         yield from self._parked
 
     def _next(self, now: float, is_live: Callable[[Key], bool]) -> Key | None:
-        while self._oldest:
-            arrived, _, key = self._oldest[0]
-            if key in self._waiting and self._waiting[key][0].arrived == arrived:
+        while self._since:
+            since, turn, key = self._since[0]
+            if self._turns.get(key) == turn:
                 break
-            heapq.heappop(self._oldest)
+            heapq.heappop(self._since)
         else:
             return None
-        if now - arrived >= self._patience:
+        if now - since >= self._patience:
             return key
-        # None is older than patience, so there are few: what arrived within it.
+        # None has waited for longer, so there are few: what came within it.
         lengths = {key: len(items) for key, items in self._waiting.items()}
         live = {key: n for key, n in lengths.items() if is_live(key)} or lengths
         return max(live, key=live.__getitem__)
 
-    def _push(self, key: Key) -> None:
+    def _wait(self, key: Key, items: deque[Item], since: float) -> None:
+        self._waiting[key] = items
         self._pushed += 1  # keys need not be comparable
-        heapq.heappush(self._oldest, (self._waiting[key][0].arrived, self._pushed, key))
+        self._turns[key] = self._pushed
+        heapq.heappush(self._since, (since, self._pushed, key))
+
+    def _leave(self, key: Key) -> deque[Item]:
+        self._turns.pop(key, None)
+        return self._waiting.pop(key, deque())

@@ -27,7 +27,9 @@ class Request:
     input: Tensor
     top_k: int
     began: float
-    arrived: float
+    prepared: float
+    """When ``input`` was."""
+    arrived: float = 0.0
     """When it was queued."""
     loaded: float = 0.0
     """When its task came into memory, if it had to wait for that."""
@@ -106,7 +108,7 @@ def as_seen(error: Exception) -> Exception:
 def _timing(request: Request, began: float, ended: float, batch: int) -> Timing:
     load = max(0.0, request.loaded - request.arrived)
     return Timing(
-        prepare=1e3 * (request.arrived - request.began),
+        prepare=1e3 * (request.prepared - request.began),
         queue=1e3 * (began - request.arrived - load),
         load=1e3 * load,
         run=1e3 * (ended - began),

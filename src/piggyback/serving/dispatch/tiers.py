@@ -116,8 +116,11 @@ class Tiers(Generic[Key, Packed, Copy]):
         self._packed_bytes += packed.nbytes
         self._unused.add(key)
 
-    def forget(self, key: Key) -> None:
-        """Drop a task's bits, and what a live copy holds of it unless that is in use."""
+    def forget(self, key: Key) -> bool:
+        """Drop a task's bits, and what a live copy holds of it unless that is in use.
+
+        Returns whether nothing is left.
+        """
         packed = self._packed.pop(key, None)
         self._packed_bytes -= 0 if packed is None else packed.nbytes
         self._unused.discard(key)
@@ -125,6 +128,7 @@ class Tiers(Generic[Key, Packed, Copy]):
         if copy is not None and not self._pins[copy]:
             self._free.append(self._dense.pop(key))
         self._tidy(key)
+        return key not in self._dense
 
     # -- live copies ---------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@ shall not notice.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import torch
 
@@ -31,16 +31,8 @@ def use_cores(number: int, started: threading.Barrier) -> None:
 def work(desk: Desk, threads: int, started: threading.Barrier) -> None:
     """Answer batches until the engine stops, each with ``threads`` cores."""
     use_cores(threads, started)
-    while (lease := desk.lease()) is not None:
-        began = time.perf_counter()
-        answered = _answer(desk, lease, began)
-        times = [a.timing.total / 1e3 for a in answered if isinstance(a, Answer)]
-        desk.done(lease, time.perf_counter() - began, times)
-        for request, answer in zip(lease.batch, answered, strict=True):
-            if isinstance(answer, Answer):
-                request.future.set_result(answer)
-            else:
-                request.future.set_exception(answer)
+    while _work_once(desk):
+        pass
 
 
 def load(
@@ -60,8 +52,27 @@ def load(
         if isinstance(wanted, TaskEntry):
             _bring(desk, wanted, read, again)
         else:
-            with suppress(MemoryError, RuntimeError):  # torch's allocator raises the latter
-                desk.add_copy(network.new_copy())  # else the copies that are there do
+            try:
+                desk.add_copy(network.new_copy())
+            except Exception:  # the copies that are there do
+                logging.getLogger(__name__).warning("no more live copies", exc_info=True)
+
+
+def _work_once(desk: Desk) -> bool:
+    """Answer a batch; a function of its own, so that a worker without work holds on to none."""
+    lease = desk.lease()
+    if lease is None:
+        return False
+    began = time.perf_counter()
+    answered = _answer(desk, lease, began)
+    times = [a.timing.total / 1e3 for a in answered if isinstance(a, Answer)]
+    desk.done(lease, time.perf_counter() - began, times)
+    for request, answer in zip(lease.batch, answered, strict=True):
+        if isinstance(answer, Answer):
+            request.future.set_result(answer)
+        else:
+            request.future.set_exception(answer)
+    return True
 
 
 def _answer(desk: Desk, lease: Lease, began: float) -> Sequence[Answer | Exception]:

@@ -78,7 +78,9 @@ def prepare(source: Any, preprocessing: Preprocessing | None, *, max_pixels: int
     if isinstance(source, (Tensor, np.ndarray)):
         tensor = source.detach().cpu() if isinstance(source, Tensor) else _tensor(source)
         if tensor.is_floating_point():
-            return tensor.float()
+            return tensor.to(
+                torch.float32, copy=True
+            )  # it waits in a queue; the caller's may change
     if preprocessing is None:
         raise InputError(
             "the task's file names no preprocessing: expected the network's input, a floating "
