@@ -8,6 +8,7 @@ import json
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from piggyback.errors import (
     UnknownTaskError,
 )
 from piggyback.serving.engine import Engine
+from piggyback.serving.files.stores import LocalStore
 from piggyback.serving.options import EngineOptions
 from piggyback.tasks.file import header_of, save
 from piggyback.tasks.routing import confidence
@@ -178,6 +180,50 @@ def test_a_bad_input_does_not_spoil_the_batch_it_is_in(folder, monkeypatch):
             assert isinstance(future.exception(10), (InputError, RuntimeError))
 
 
+def test_a_float_input_is_the_one_that_was_given_whatever_becomes_of_it(folder, monkeypatch):
+    with engine_over(folder, workers=1) as engine:
+        gate = Gate(engine, monkeypatch)
+        running = engine.submit(INPUT, "t1")
+        assert gate.reached.wait(10)
+        frame = INPUT.clone()
+        waiting = engine.submit(frame, "t1")
+        frame.neg_()
+        gate.opened.set()
+        running.result(10)
+        assert waiting.result(10).classes[0] == expected("t1")
+
+
+def test_asking_all_tasks_leaves_out_those_that_cannot_answer(folder):
+    with engine_over(folder) as engine:
+        (folder / "t3.safetensors").unlink()
+        assert len(engine.infer(INPUT)) == 11
+        assert len(asyncio.run(engine.infer_async(INPUT))) == 11
+        with pytest.raises(UnknownTaskError):
+            engine.infer(INPUT, ["t1", "t3"])
+
+
+def test_loading_tasks_draws_no_random_numbers(folder):
+    with engine_over(folder) as engine:
+        before = torch.get_rng_state()
+        for i in range(12):
+            says(engine, f"t{i}")
+        assert torch.equal(before, torch.get_rng_state())
+
+
+def test_finished_futures_do_not_keep_their_images(folder):
+    with engine_over(folder) as engine:
+        image = INPUT.numpy().copy()
+        kept, gone = engine.submit(image, "t1"), ref(image)
+        kept.result(10)
+        says(engine, "t2")
+        del image
+        for _ in range(500):
+            if gone() is None:
+                break
+            threading.Event().wait(0.01)
+        assert gone() is None
+
+
 # -- limits ------------------------------------------------------------------------------------
 
 
@@ -244,6 +290,11 @@ def test_requests_that_were_all_cancelled_cost_no_live_copy(folder, monkeypatch)
         assert engine.predict(INPUT, "t1").tier == "dense"
 
 
+def test_more_at_once_than_may_ever_wait_is_not_told_to_come_again(folder):
+    with engine_over(folder, max_queue=3) as engine, pytest.raises(InputError, match="4 requests"):
+        engine.predict([INPUT] * 4, "t1")
+
+
 def test_a_bad_image_takes_no_place_in_the_queue(folder):
     with engine_over(folder, max_queue=2) as engine:
         for _ in range(5):
@@ -298,8 +349,6 @@ def test_all_who_wait_for_a_task_share_one_load(folder, monkeypatch):
 
 
 def test_a_slow_disk_does_not_hold_up_tasks_in_memory(folder, monkeypatch):
-    from piggyback.serving.files.stores import LocalStore
-
     with engine_over(folder) as engine:
         says(engine, "t1")
         release, read = threading.Event(), LocalStore.read
@@ -416,6 +465,28 @@ def test_replacing_under_load_never_mixes_two_versions(folder):
     assert all(versions[version] == answer for version, answer in found)
 
 
+def test_replaced_versions_leave_memory_though_others_were_asking(folder):
+    files = [save(task) for task in telling_tasks(20).values()]
+    with engine_over(folder, workers=2) as engine:
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                engine.predict(INPUT, "t1", timeout=20)
+
+        with ThreadPoolExecutor(3) as pool:
+            asking = [pool.submit(ask) for _ in range(3)]
+            for data in files:
+                version = engine.put_task("t1", data).version
+                while engine.predict(INPUT, "t1").version != version:
+                    pass
+            stop.set()
+            for future in asking:
+                future.result(20)
+        packed = engine.stats().bytes["packed"]
+        assert packed == engine.task("t1").memory_bytes
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "error"),
     [
@@ -500,6 +571,27 @@ def test_closing_answers_what_waits(folder, monkeypatch):
     ]
     with pytest.raises(ClosedError):
         engine.predict(INPUT, "t1")
+
+
+def test_closing_does_not_wait_for_a_disk_that_hangs(folder, monkeypatch):
+    release, reached = threading.Event(), threading.Event()
+
+    def hang(store: LocalStore, name: str) -> bytes:
+        reached.set()
+        release.wait(60)
+        raise UnavailableError("it hung")
+
+    engine = engine_over(folder)
+    monkeypatch.setattr(LocalStore, "read", hang)
+    waiting = engine.submit(INPUT, "t1")
+    assert reached.wait(10)
+    closing = threading.Thread(target=engine.close, kwargs={"drain": False})
+    closing.start()
+    closing.join(30)
+    release.set()
+    assert not closing.is_alive()
+    with pytest.raises(ClosedError):
+        waiting.result(0)
 
 
 def test_closing_at_once_tells_those_who_wait(folder, monkeypatch):

@@ -7,12 +7,14 @@ Nothing here knows of a network between machines: ``http/`` and ``cluster/`` car
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Barrier, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from torch import nn
 
@@ -38,6 +40,10 @@ from piggyback.tasks import file
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing itself from Python 3.11 on
+
+
+LOADER_END_S = 1.0
+"""How long ``close`` waits for a loader that is reading a file."""
 
 
 class Engine:
@@ -93,9 +99,15 @@ class Engine:
                 max_queue=self.options.max_queue,
                 patience=self.options.patience_ms / 1e3,
             )
-            self._threads = self._start(workers, threads)
-        self.rescan()
-        self._watcher = Watcher(self.rescan, self.options.watch_s) if self.options.watch_s else None
+            self._start(workers, threads)
+        self._watcher: Watcher | None = None
+        try:
+            self.rescan()
+            if self.options.watch_s:
+                self._watcher = Watcher(self.rescan, self.options.watch_s)
+        except BaseException:
+            self.close(drain=False)
+            raise
 
     # -- what it is ----------------------------------------------------------------------------
 
@@ -134,9 +146,14 @@ class Engine:
     def submit(self, image: Any, task: str, top_k: int = 5) -> Future[Answer]:
         """Queue an image and return its answer to come; ``cancel`` drops it as long as it waits."""
         (request,) = self._intake.submit([image], [self._folder.entry(task)], top_k)
-        request.future.add_done_callback(
-            lambda future: self._desk.withdraw(request) if future.cancelled() else None
-        )
+        waiting = ref(request)  # who keeps the future shall not keep the image
+
+        def done(future: Future[Answer]) -> None:
+            cancelled = waiting() if future.cancelled() else None
+            if cancelled is not None:
+                self._desk.withdraw(cancelled)
+
+        request.future.add_done_callback(done)
         return request.future
 
     def predict(
@@ -170,10 +187,13 @@ class Engine:
         top_k: int = 5,
         timeout: float | None = None,
     ) -> list[Answer]:
-        """Return the answer of each of ``tasks`` for one image, the surest first; None asks all tasks."""
+        """Return the answer of each of ``tasks`` for one image, the surest first.
+
+        None asks all tasks, and leaves out those that cannot answer now.
+        """
         entries = self._entries(tasks)
         images = [image] * len(entries)
-        return _surest_first(self._intake.answers(images, entries, top_k, timeout))
+        return _surest_first(self._intake.answers(images, entries, top_k, timeout, tasks is None))
 
     async def infer_async(
         self,
@@ -185,7 +205,9 @@ class Engine:
         """Return what ``infer`` does, without blocking the event loop."""
         entries = self._entries(tasks)
         images = [image] * len(entries)
-        return _surest_first(await self._intake.answers_async(images, entries, top_k, timeout))
+        skip = tasks is None
+        answers = await self._intake.answers_async(images, entries, top_k, timeout, skip)
+        return _surest_first(answers)
 
     # -- tasks ---------------------------------------------------------------------------------
 
@@ -208,10 +230,8 @@ class Engine:
         TaskFileError, BackboneMismatchError, InputError for a task that does not classify, UnavailableError where the
         disk does not take it.
         """
-        self._folder.check(name, data)
-        self._packed(name, data)
         old = self._folder.entries.get(name)
-        entry = self._folder.put(name, data)
+        entry = self._folder.put(name, data, decode=self._packed)
         if old is not None and old.version != entry.version:
             self._desk.retire(old, gone=False)
         return self._status(entry)
@@ -236,9 +256,12 @@ class Engine:
         """Stop: answer what is queued if ``drain``, within ``timeout`` seconds; what is left gets ClosedError."""
         if self._watcher is not None:
             self._watcher.stop()
+        until = None if timeout is None else time.monotonic() + timeout
         self._desk.close(drain, timeout)
-        for thread in self._threads:
-            thread.join(timeout)
+        for thread in self._workers:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        for thread in self._loaders:  # one at a disk that hangs may never end
+            thread.join(LOADER_END_S)
         self._intake.close()
         if self._decoder is not None:
             self._decoder.close()
@@ -256,19 +279,19 @@ class Engine:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _start(self, workers: int, cores: int) -> list[Thread]:
+    def _start(self, workers: int, cores: int) -> None:
         """Start all threads; they have told torch how many cores they use when this returns."""
         preparers, loaders = max(2, workers), self.options.loaders
         started = Barrier(workers + loaders + preparers + 1)
         self._intake = Intake(self._desk, self.options.max_pixels, preparers, started)
-        threads = [Thread(target=work, args=(self._desk, cores, started)) for _ in range(workers)]
+        working = (self._desk, cores, started)
+        self._workers = [Thread(target=work, args=working) for _ in range(workers)]
         loading = (self._desk, self._network, self._load, self._intake.again, started)
-        threads += [Thread(target=load, args=loading) for _ in range(loaders)]
-        for thread in threads:
+        self._loaders = [Thread(target=load, args=loading) for _ in range(loaders)]
+        for thread in (*self._workers, *self._loaders):
             thread.daemon = True  # an engine that was not closed does not keep the process alive
             thread.start()
         started.wait()
-        return threads
 
     def _load(self, entry: TaskEntry) -> tuple[TaskEntry, PackedTask]:
         found, data = self._folder.read(entry)

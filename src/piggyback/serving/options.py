@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import TIMEOUT_MAX
 from typing import Literal
 
 import torch
@@ -39,7 +40,7 @@ class EngineOptions:
     fold: bool = True
     """Whether batch norms may be folded into convolutions: the same numbers but for rounding, sooner."""
     compile: bool = False
-    """Whether the network is compiled: minutes at the start, faster batches then."""
+    """Whether the network is compiled: minutes for the first batches, which come after the start; faster ones then."""
     watch_s: float = 1.0
     """Seconds between looks at the folder; 0: only ``rescan`` looks."""
     max_pixels: int = 25_000_000
@@ -57,7 +58,7 @@ class EngineOptions:
             if type(value) is not int or value < 1:
                 raise InputError(f"{name} {value!r}: expected a whole number, 1 or more")
         for name, seconds in (("patience_ms", self.patience_ms), ("watch_s", self.watch_s)):
-            if not seconds >= 0:
+            if not 0 <= seconds <= TIMEOUT_MAX:
                 raise InputError(f"{name} {seconds!r}: expected a number, 0 or more")
 
     @property

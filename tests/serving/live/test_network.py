@@ -147,6 +147,12 @@ def test_what_no_task_changes_is_in_memory_once():
     )  # it takes memory of its own for the table: the first is not touched
     assert close(one.run(tokens), twin(first, tokens), 1e-5)
     assert close(other.run(tokens), twin(own, tokens), 1e-5)
+    head = sum(t.numel() * 4 for t in own.head.values())
+    assert (one.extra_bytes, other.extra_bytes) == (head, head + 50 * 8 * 4)
+    other.write(network.pack(first))  # and gives it back
+    assert other.extra_bytes == head
+    assert close(other.run(tokens), twin(first, tokens), 1e-5)
+    assert close(one.run(tokens), twin(first, tokens), 1e-5)
 
 
 def test_copies_in_threads_never_mix_tasks(x):

@@ -175,8 +175,10 @@ class Desk:
 
     def wrote(self, lease: Lease) -> None:
         """Note that the lease's copy holds its task: others may use it too."""
+        extra = lease.copy.extra_bytes
         with self._lock:
-            self._tiers.wrote(lease.key, lease.copy)
+            self._tiers.wrote(lease.key, lease.copy, extra)
+            self._tiers.make_room(0, self._queues.has)
 
     def done(self, lease: Lease, seconds: float, latencies: Sequence[float]) -> None:
         """Take a lease's copy back; ``latencies`` are of those of its batch that were answered."""

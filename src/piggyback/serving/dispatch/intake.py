@@ -49,11 +49,18 @@ class Intake:
         entries: Sequence[TaskEntry],
         top_k: int,
         timeout: float | None,
+        skip_failed: bool = False,
     ) -> list[Answer]:
-        """Return an answer for each image and its task, blocking for ``timeout`` seconds at most."""
+        """Return an answer for each image and its task, blocking for ``timeout`` seconds at most.
+
+        ``skip_failed``: tasks that cannot answer are left out, unless none can.
+        """
         until = _end(timeout)
         requests = self.submit(images, entries, top_k)
         try:
+            if skip_failed:
+                concurrent.futures.wait([request.future for request in requests], _left(until))
+                requests = _answered(requests)
             return [request.future.result(_left(until)) for request in requests]
         except concurrent.futures.TimeoutError:
             self._desk.forget(requests, "timeout")
@@ -68,6 +75,7 @@ class Intake:
         entries: Sequence[TaskEntry],
         top_k: int,
         timeout: float | None,
+        skip_failed: bool = False,
     ) -> list[Answer]:
         """Return what ``answers`` does without blocking the event loop; cancelling it drops what waits."""
         until = _end(timeout)
@@ -85,9 +93,12 @@ class Intake:
         except asyncio.CancelledError:
             self._abandon(job, len(images), "cancelled")
             raise
-        waiting = asyncio.gather(*[asyncio.wrap_future(r.future) for r in requests])
+        futures = [asyncio.wrap_future(request.future) for request in requests]
+        waiting = asyncio.gather(*futures, return_exceptions=skip_failed)
         try:
-            return await asyncio.wait_for(waiting, _left(until))
+            await asyncio.wait_for(waiting, _left(until))
+            kept = _answered(requests) if skip_failed else requests
+            return [request.future.result() for request in kept]
         except asyncio.TimeoutError:
             self._desk.forget(requests, "timeout")
             raise self._late(entries, timeout) from None
@@ -153,6 +164,12 @@ class Intake:
             f"task {names!r}: no answer within {timeout} s, {self._desk.depth} requests are waiting; "
             "give it more time or send less"
         )
+
+
+def _answered(requests: list[Request]) -> list[Request]:
+    """The requests without those that have failed; all of them if there is no other."""
+    kept = [r for r in requests if not (r.future.done() and r.future.exception())]
+    return kept or requests
 
 
 def _end(timeout: float | None) -> float | None:

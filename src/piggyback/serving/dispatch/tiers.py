@@ -65,6 +65,7 @@ class Tiers(Generic[Key, Packed, Copy]):
         self._dense: OrderedDict[Key, Copy] = OrderedDict()
         self._free: list[Copy] = list(copies)
         self._pins: Counter[Copy] = Counter()
+        self._extra: dict[Copy, int] = {}  # bytes of each beyond ``copy_bytes``
         self._copies = len(copies)
         self.evictions: Counter[Literal["dense", "packed"]] = Counter()
 
@@ -86,12 +87,12 @@ class Tiers(Generic[Key, Packed, Copy]):
     @property
     def nbytes(self) -> dict[Literal["dense", "packed"], int]:
         """Bytes of live copies and of packed tasks."""
-        return {"dense": self._copies * self._copy_bytes, "packed": self._packed_bytes}
+        return {"dense": self._dense_bytes, "packed": self._packed_bytes}
 
     @property
     def has_room_for_copy(self) -> bool:
         """Whether one more live copy fits beside what is in memory."""
-        return (self._copies + 1) * self._copy_bytes + self._packed_bytes <= self.budget
+        return self._dense_bytes + self._copy_bytes + self._packed_bytes <= self.budget
 
     # -- packed tasks --------------------------------------------------------------------------
 
@@ -103,7 +104,7 @@ class Tiers(Generic[Key, Packed, Copy]):
         """
         if self._least * self._copy_bytes + nbytes > self.budget:
             return None
-        while self._copies * self._copy_bytes + self._packed_bytes + nbytes > self.budget:
+        while self._dense_bytes + self._packed_bytes + nbytes > self.budget:
             if not self._give_up(wanted):
                 return False
         return True
@@ -160,8 +161,9 @@ class Tiers(Generic[Key, Packed, Copy]):
         self._pins[copy] += 1
         return copy, "disk" if fresh else "packed", packed
 
-    def wrote(self, key: Key, copy: Copy) -> None:
-        """Note that ``copy`` holds the task now, for others to use as well."""
+    def wrote(self, key: Key, copy: Copy, extra: int = 0) -> None:
+        """Note that ``copy`` holds the task now, for others to use as well; it takes ``extra`` bytes for that."""
+        self._extra[copy] = extra
         self._dense.setdefault(key, copy)
         self._used.setdefault(key, self._clock())  # its bits may have gone meanwhile
 
@@ -178,16 +180,11 @@ class Tiers(Generic[Key, Packed, Copy]):
         self._copies += 1
         self._free.append(copy)
 
-    def counts(self) -> tuple[int, int]:
-        """Return the number of tasks in live copies, and of those that are packed only."""
-        return len(self._dense), sum(key not in self._dense for key in self._packed)
-
     def _give_up(self, wanted: Callable[[Key], bool]) -> bool:
         """Drop the copy or the bits that are missed least; False where none can go."""
         spare = self._copies > self._least
         if spare and self._free:
-            self._free.pop()
-            self._copies -= 1
+            self._drop(self._free.pop())
             return True
         bits = (key for key in self._packed if key not in self._unused or not wanted(key))
         packed, live = next(bits, None), next(self._idle(), None) if spare else None
@@ -200,8 +197,7 @@ class Tiers(Generic[Key, Packed, Copy]):
             else:
                 packed = None
         if live is not None:
-            del self._dense[live]
-            self._copies -= 1
+            self._drop(self._dense.pop(live))
             self.evictions["dense"] += 1
             self._tidy(live)
         elif packed is not None:
@@ -210,6 +206,14 @@ class Tiers(Generic[Key, Packed, Copy]):
             self.evictions["packed"] += 1
             self._tidy(packed)
         return live is not None or packed is not None
+
+    @property
+    def _dense_bytes(self) -> int:
+        return self._copies * self._copy_bytes + sum(self._extra.values())
+
+    def _drop(self, copy: Copy) -> None:
+        self._copies -= 1
+        self._extra.pop(copy, None)
 
     def _idle(self) -> Iterator[Key]:
         """The tasks whose copy nobody runs, the one used longest ago first."""

@@ -29,9 +29,6 @@ from piggyback.tasks.task import check_name
 MAX_BYTES = 64 << 20
 """Bytes of a file that is put, unless told otherwise; what is in the store already may be larger."""
 
-MOST_COMPARED = 100
-"""Names that an unknown one is compared with."""
-
 Check = Callable[[bytes, str], TaskHeader]
 """Takes a file's bytes and the task's name; raises PiggybackError for what cannot be served."""
 
@@ -148,23 +145,24 @@ class TaskFolder:
                 "put a good file in its place"
             ) from error
 
-    def check(self, name: str, data: bytes) -> TaskEntry:
-        """Return the entry that a file would have, or raise what ``put`` does; nothing is changed."""
+    def put(
+        self, name: str, data: bytes, decode: Callable[[str, bytes], object] | None = None
+    ) -> TaskEntry:
+        """Write a task's file and return its entry; a file of that name is replaced at once.
+
+        Everything is checked before a byte is written: TaskNameError, TaskFileError and whatever ``check`` raises, and
+        ``decode`` of name and bytes if it is given.
+        UnavailableError where the file cannot be written; then the old one is still there.
+        """
         check_name(name)
         if len(data) > self._max_bytes:
             raise TaskFileError(
                 f"task {name!r}: a file of {len(data)} bytes: expected at most {self._max_bytes}; "
                 "put it into the tasks directory by hand"
             )
-        return self._checked(name, data)
-
-    def put(self, name: str, data: bytes) -> TaskEntry:
-        """Write a task's file and return its entry; a file of that name is replaced at once.
-
-        Everything is checked before a byte is written: TaskNameError, TaskFileError and whatever ``check`` raises.
-        UnavailableError where the file cannot be written; then the old one is still there.
-        """
-        entry = self.check(name, data)
+        entry = self._checked(name, data)
+        if decode is not None:
+            decode(name, data)
         with self._lock:
             self._store.write(name, data)
             self._hold(entry)
@@ -235,20 +233,10 @@ class TaskFolder:
             kept = {file: why for file, why in self.refused.items() if file not in files}
             self.refused = MappingProxyType(kept)
 
-    def _like(self, name: str) -> list[str]:
-        """Names worth comparing with an unknown one: comparing it with thousands would take too long."""
-
-        def unlike(other: str) -> tuple[bool, int]:
-            return other[:1] != name[:1], abs(len(other) - len(name))
-
-        return sorted(self.entries, key=unlike)[:MOST_COMPARED]
-
     def _unknown(self, name: str) -> UnknownTaskError:
         held = f"{len(self.entries)} tasks are served" if self.entries else "no task is served"
         why = self.refused.get(file_name(name))
-        hint = (
-            near_misses(name, self._like(name)) if why is None else f"; its file is refused: {why}"
-        )
+        hint = near_misses(name, self.entries) if why is None else f"; its file is refused: {why}"
         return UnknownTaskError(f"unknown task {name[:100]!r}: {held}{hint}")
 
 

@@ -121,7 +121,9 @@ class LiveCopy:
             self._ready = False
             if not touched <= self._owned:
                 self._take(touched - self._owned)
-            left = self._changed - touched
+            if len(self._owned) > len(self._prototype.owned):
+                self._give_back(self._owned - self._prototype.owned - touched)
+            left = (self._changed & self._owned) - touched
             self._changed |= touched
             for name in left:
                 self._tensors[name].copy_(base[name])
@@ -131,6 +133,12 @@ class LiveCopy:
             self._write_flat(task)
             self._write_head(task)
             self._changed, self._outputs, self._ready = touched, task.outputs, True
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes that the task takes in this copy beyond the prototype's ``copy_bytes``: head, further weights."""
+        taken = [self._tensors[name] for name in self._owned - self._prototype.owned]
+        return sum(t.numel() * t.element_size() for t in (*self._head, *taken))
 
     def run(self, x: Tensor) -> Tensor:
         """Return the outputs (n, classes) of the task that was written, float32 on the CPU.
@@ -163,6 +171,13 @@ class LiveCopy:
                 tensor = self._tensors[name]
                 tensor.data = tensor.data.clone()
                 self._owned.add(name)
+
+    def _give_back(self, names: Iterable[str]) -> None:
+        """Share some tensors again that a task before had of its own."""
+        for name in names:
+            self._tensors[name].data = self._prototype.base[name].data
+            self._owned.discard(name)
+        self._plans.clear()  # they are views
 
     def _write_masks(self, masks: FlatMasks, task: PackedTask) -> None:
         plain = self._prototype.plain
