@@ -228,18 +228,18 @@ def test_finished_futures_do_not_keep_their_images(folder):
 
 
 def test_a_full_queue_refuses_more_and_goes_on(folder, monkeypatch):
-    with engine_over(folder, workers=1, max_queue=3, max_batch=1) as engine:
+    with engine_over(folder, workers=1, max_queue=6, max_batch=1) as engine:
         gate = Gate(engine, monkeypatch)
         running = engine.submit(INPUT, "t1")
         assert gate.reached.wait(10)
-        waiting = [engine.submit(INPUT, "t2") for _ in range(3)]
-        with pytest.raises(OverloadError, match="3 requests are waiting and 1 more came") as found:
+        waiting = [engine.submit(INPUT, f"t{2 + i % 2}") for i in range(6)]
+        with pytest.raises(OverloadError, match="6 requests are waiting and 1 more came") as found:
             engine.submit(INPUT, "t3")
         assert found.value.retry_after > 0
         with pytest.raises(OverloadError):
             engine.infer(INPUT, ["t1", "t2"])
         gate.opened.set()
-        assert {future.result(10).task for future in (running, *waiting)} == {"t1", "t2"}
+        assert {future.result(10).task for future in (running, *waiting)} == {"t1", "t2", "t3"}
         assert says(engine, "t3") == expected("t3")
         assert engine.stats().requests["t3", "overload"] == 1
 
@@ -291,8 +291,23 @@ def test_requests_that_were_all_cancelled_cost_no_live_copy(folder, monkeypatch)
 
 
 def test_more_at_once_than_may_ever_wait_is_not_told_to_come_again(folder):
-    with engine_over(folder, max_queue=3) as engine, pytest.raises(InputError, match="4 requests"):
-        engine.predict([INPUT] * 4, "t1")
+    with engine_over(folder, max_queue=6) as engine:
+        with pytest.raises(InputError, match="4 requests at once: expected at most 6"):
+            engine.predict([INPUT] * 4, "t1")
+        assert len(engine.predict([INPUT] * 3, "t1")) == 3
+
+
+def test_a_busy_task_leaves_room_in_the_queue_for_others(folder, monkeypatch):
+    with engine_over(folder, workers=1, max_queue=6, max_batch=1) as engine:
+        gate = Gate(engine, monkeypatch)
+        running = engine.submit(INPUT, "t1")
+        assert gate.reached.wait(10)
+        waiting = [engine.submit(INPUT, "t1") for _ in range(3)]
+        with pytest.raises(OverloadError, match="and 3 for one task"):
+            engine.submit(INPUT, "t1")
+        waiting += [engine.submit(INPUT, "t2") for _ in range(3)]
+        gate.opened.set()
+        assert all(future.result(10) for future in (running, *waiting))
 
 
 def test_a_bad_image_takes_no_place_in_the_queue(folder):

@@ -23,7 +23,7 @@ class EngineOptions:
     max_batch: int = 32
     """Images answered together at most."""
     max_queue: int = 1024
-    """Images that may wait; more raise OverloadError."""
+    """Images that may wait, half of them for one task; more raise OverloadError."""
     patience_ms: float = 20.0
     """How long a request may be passed by for the sake of fewer switches: see ``queues.py``."""
     workers: int | None = None

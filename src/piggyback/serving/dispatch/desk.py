@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -85,26 +86,30 @@ class Desk:
         """Requests that wait, or whose images are being prepared."""
         return len(self._queues) + self._reserved
 
-    def reserve(self, tasks: Sequence[str]) -> None:
-        """Keep room in the queue for a request for each of ``tasks``.
+    def reserve(self, entries: Sequence[TaskEntry]) -> None:
+        """Keep room in the queue for a request for each of ``entries``.
 
-        Raises OverloadError, ClosedError, and InputError for more than there ever is room for.
+        No task gets more than half of the queue: others shall find room in it. Raises OverloadError, ClosedError, and
+        InputError for more than there ever is room for.
         """
-        n = len(tasks)
-        if n > self._max_queue:
+        n, asked = len(entries), Counter(entry.key for entry in entries)
+        share = max(1, self._max_queue // 2)
+        if n > self._max_queue or max(asked.values()) > share:
             raise InputError(
-                f"{n} requests at once: expected at most {self._max_queue}, which is all that may wait; send less"
+                f"{n} requests at once: expected at most {self._max_queue}, which is all that may wait, and "
+                f"{share} for one task; send fewer"
             )
         with self._lock:
             if self._closed:
                 raise ClosedError("the engine is stopping: it takes no more requests")
-            if self.depth + n > self._max_queue:
-                for task in tasks:
-                    self._counts.count(task, "overload")
+            full = self.depth + n > self._max_queue
+            if full or any(self._queues.count(k) + m > share for k, m in asked.items()):
+                for entry in entries:
+                    self._counts.count(entry.name, "overload")
                 wait = min(LONGEST_RETRY, self.depth * self._seconds / self._workers)
                 raise OverloadError(
                     f"{self.depth} requests are waiting and {n} more came: expected at most "
-                    f"{self._max_queue} in all; ask again in {wait:.1f} s",
+                    f"{self._max_queue} in all and {share} for one task; ask again in {wait:.1f} s",
                     retry_after=wait,
                 )
             self._reserved += n

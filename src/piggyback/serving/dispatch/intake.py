@@ -122,7 +122,7 @@ class Intake:
             raise InputError(f"top_k {top_k!r}: expected a whole number, 1 or more")
         if not images:
             raise InputError("no images: expected one or more")
-        self._desk.reserve([entry.name for entry in entries])
+        self._desk.reserve(entries)
         for entry in dict.fromkeys(entries):
             self._desk.want(entry)  # it is read while the images are prepared
 

@@ -3,14 +3,14 @@
     add     -> parked   its task is on disk      -- ready -->  waiting
             -> waiting  its task is in memory
 
-    take    a task has waited longer than ``patience``:   the one that has waited longest
-            none has:                                     a task that is live already, of these the
-                                                          longest queue; else the longest
+    take    a request has waited longer than ``patience``:   the task with the oldest request
+            none has:                                        a task that is live already, of these
+                                                             the longest queue; else the longest
 
-A task waits from its first request on, or from its last batch, if that left some behind. So switches are few
-while there is time, and nobody starves, however much others ask: from the moment a task has waited for
-``patience``, each other task gets one batch at most before it, and the same again for every full batch in front of
-a request in its own queue.
+So switches are few while there is time, and nobody starves: once a request has waited for ``patience``, no batch
+is begun before its own but for requests that came before it. These are at most all that may wait,
+and the desk keeps one task from being more than half of them. To let tasks take turns instead was tried: where a few
+tasks have most of the requests, it holds up just those that make full batches.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class Queues(Generic[Key, Item]):
         elif key in self._waiting:
             self._waiting[key].append(item)
         else:
-            self._wait(key, deque([item]), item.arrived)
+            self._wait(key, deque([item]))
 
     def ready(self, key: Key) -> list[Item]:
         """Let a parked task's requests be taken, and return them: it is in memory now."""
         items = self._parked.pop(key, deque())
         if items:
-            self._wait(key, items, items[0].arrived)
+            self._wait(key, items)
         return list(items)
 
     def put_back(self, key: Key, batch: list[Item]) -> None:
@@ -80,6 +80,10 @@ class Queues(Generic[Key, Item]):
         self._count += len(batch)
         later = self._leave(key)
         self._parked[key] = deque([*batch, *later, *self._parked.get(key, ())])
+
+    def count(self, key: Key) -> int:
+        """Return how many requests for the task wait."""
+        return len(self._waiting.get(key, ())) + len(self._parked.get(key, ()))
 
     def has(self, key: Key) -> bool:
         """Return whether requests for the task wait."""
@@ -101,6 +105,8 @@ class Queues(Generic[Key, Item]):
                 if not items:
                     self._parked.pop(key, None)
                     self._leave(key)
+                elif queues is self._waiting:
+                    self._wait(key, items)  # another may be the oldest now
                 return True
         return False
 
@@ -113,7 +119,7 @@ class Queues(Generic[Key, Item]):
         batch = [items.popleft() for _ in range(min(len(items), self._max_batch))]
         self._count -= len(batch)
         if items:
-            self._wait(key, items, now)
+            self._wait(key, items)
         return key, batch
 
     def keys(self) -> Iterator[Key]:
@@ -136,11 +142,11 @@ class Queues(Generic[Key, Item]):
         live = {key: n for key, n in lengths.items() if is_live(key)} or lengths
         return max(live, key=live.__getitem__)
 
-    def _wait(self, key: Key, items: deque[Item], since: float) -> None:
+    def _wait(self, key: Key, items: deque[Item]) -> None:
         self._waiting[key] = items
         self._pushed += 1  # keys need not be comparable
         self._turns[key] = self._pushed
-        heapq.heappush(self._since, (since, self._pushed, key))
+        heapq.heappush(self._since, (items[0].arrived, self._pushed, key))
 
     def _leave(self, key: Key) -> deque[Item]:
         self._turns.pop(key, None)
