@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +21,16 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from piggyback.backbones.load import load_backbone
 from piggyback.cli.app import COMMANDS, load
+from piggyback.model import MultiTaskModel
+from piggyback.tasks.file import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXECUTED = [ROOT / "README.md", ROOT / "docs" / "GUIDE.md"]
+SERVING = ROOT / "docs" / "SERVING.md"
+SERVER = "http://127.0.0.1:8000"
 SHELL = ("bash", "sh", "console")
 MACHINE_PATH = re.compile(
     r"(?<![\w.$}/:~-])/(?:home|root|work|Users|mnt|tmp|data|srv|opt|usr|var|etc)\b|\b[A-Z]:\\"
@@ -99,6 +107,89 @@ def test_python_blocks_run(held, elsewhere, monkeypatch):
         # Line numbers of a traceback are the page's own.
         code = compile("\n" * block.line + block.text, str(block.page), "exec")
         exec(code, module.__dict__)
+
+
+@pytest.fixture
+def photos(elsewhere):
+    """Photographs of a size that real ones have, under the names that the page uses."""
+    pixels = torch.randint(0, 256, (480, 480, 3), dtype=torch.uint8).numpy()
+    for name in ("photo.jpg", "a.jpg", "b.jpg"):
+        Image.fromarray(pixels).save(name, quality=95)
+        assert Path(name).stat().st_size > 200_000
+
+
+@pytest.fixture
+def address(photos, tmp_path):
+    """Of a server with the quick start's tasks by name, on a network that is small."""
+    for module in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
+        pytest.importorskip(module, reason="needs the extra 'serve'")
+    from colour_tasks import Colours, task_file
+    from fake_engine import served
+    from piggyback.serving.engine import Engine
+
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for name in ("digits", "letters"):
+        (folder / f"{name}.safetensors").write_bytes(task_file(name))
+    with Engine(Colours(), folder, "64MiB") as engine, served(engine) as server:
+        yield server.address
+
+
+def of_serving(heading: str, language: str) -> Block:
+    (block,) = [b for b in blocks(SERVING) if (b.heading, b.language) == (heading, language)]
+    return block
+
+
+def executed(block: Block, text: str) -> dict[str, Any]:
+    """Run a page's Python; return its names."""
+    names: dict[str, Any] = {}
+    exec(compile("\n" * block.line + text, str(block.page), "exec"), names)
+    return names
+
+
+def test_the_client_s_block_runs(address):
+    block = of_serving("Client", "python")
+    assert SERVER in block.text
+    names = executed(block, block.text.replace(SERVER, address))
+    assert names["answer"].task == "digits"
+    assert names["names"] == ["digits", "letters"]
+
+
+def test_the_engine_s_block_runs(photos):
+    folder = Path("piggyback-quickstart", "tasks")
+    folder.mkdir(parents=True)
+    backbone = load_backbone("efficientnet_lite0", image_size=64)
+    model = MultiTaskModel(backbone)
+    for name in ("digits", "letters"):
+        model.start_task(name, classes=[f"{name} {number}" for number in range(10)])
+        save_file(model.finish_task(), folder / f"{name}.safetensors")
+    block = of_serving("The engine in Python", "python")
+    names = executed(block, block.text)
+    assert names["answer"].classes[0].startswith("digits")
+    assert {answer.task for answer in names["ranking"]} == {"digits", "letters"}
+
+
+@pytest.mark.skipif(None in map(shutil.which, ("bash", "curl", "base64")), reason="needs curl")
+def test_the_lines_with_curl_are_answered(address, monkeypatch):
+    block = of_serving("HTTP", "bash")
+    assert SERVER in block.text
+    monkeypatch.setenv("IMAGE", "photo.jpg")
+    monkeypatch.setenv("no_proxy", "*")
+    done = subprocess.run(
+        ["bash", "-eu", "-o", "pipefail", "-c", block.text.replace(SERVER, address)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    told, rest = [], done.stdout.strip()
+    while rest:  # one answer after the other
+        one, end = json.JSONDecoder().raw_decode(rest)
+        told.append(one)
+        rest = rest[end:].lstrip()
+    assert len(told) == block.text.count("curl ")
+    counts = [len(one.get("answers", one.get("images", one.get("tasks", ())))) for one in told]
+    assert counts == [1, 2, 1, 1, 1, 2], told
 
 
 def command_lines() -> list[Any]:

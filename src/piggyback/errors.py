@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
+
+MOST_COMPARED = 100
+"""Names that an unknown one is compared with: all of thousands would take too long for a server."""
 
 
 class PiggybackError(Exception):
@@ -129,5 +133,10 @@ def near_misses(name: str, known: Iterable[str]) -> str:
     >>> near_misses("sings", ["signs", "letters"])
     "; did you mean 'signs'?"
     """
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+
+    def unlike(other: str) -> tuple[bool, int]:
+        return other[:1] != name[:1], abs(len(other) - len(name))
+
+    likeliest = heapq.nsmallest(MOST_COMPARED, known, key=unlike)
+    close = difflib.get_close_matches(name, likeliest, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(map(repr, close))}?" if close else ""

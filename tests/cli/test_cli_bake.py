@@ -75,3 +75,11 @@ def test_other_names_are_refused(piggyback: Command, trained: Path, toy: str) ->
         assert ran.code == 1
         assert told in ran.err
     assert trained.read_bytes() == before
+
+
+def test_a_file_s_name_is_no_markup(piggyback: Command, trained: Path, toy: str) -> None:
+    Path("plain[").mkdir()
+    to = Path("plain[") / "old].safetensors"
+    ran = piggyback("bake", trained, "--backbone", f"{toy}:build", "--to", to)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith(f"wrote {to}: ")

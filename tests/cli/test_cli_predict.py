@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,25 @@ def test_several_tasks_answer_all_or_the_surest(
     for one in surest:
         rivals = [other for other in every if other["file"] == one["file"]]
         assert one["confidence"] == max(rival["confidence"] for rival in rivals)
+
+
+def test_names_in_a_table_are_no_markup(
+    piggyback: Command, trained: Path, colours: Path, toy: str
+) -> None:
+    from piggyback.tasks.file import load_file, save_file
+
+    names = ("stop[/x]", "[bold]go", "slow:cat:")
+    task = load_file(trained, "signs")
+    save_file(replace(task, info=replace(task.info, classes=names)), "signs.safetensors")
+    shutil.copytree(colours / "test", "photos[old]")
+    ran = piggyback(
+        *("predict", "photos[old]", "--task", "signs.safetensors", "--backbone", f"{toy}:build"),
+        *("--top", "1"),
+    )
+    assert ran.code == 0, ran.err
+    rows = [line.split() for line in ran.out.splitlines() if "signs" in line]
+    assert len(rows) == 18
+    assert {row[0].rpartition("/")[0] for row in rows} == {
+        f"photos[old]/{colour}" for colour in COLOURS
+    }
+    assert {row[2] for row in rows} == set(names)

@@ -84,7 +84,7 @@ def test_the_defaults(piggyback: Command, seen: Seen, folder: Path, toy: str) ->
     assert "left out: torn.safetensors: it is torn\n" in ran.err
     backbone, tasks, memory, options = seen.engine
     assert backbone.source == f"{toy}:build"
-    assert (tasks, memory, options) == (str(folder), 2 * 2**30, EngineOptions())
+    assert (tasks, memory, options) == (str(folder), 2 * 2**30, EngineOptions(decode_apart=True))
     assert (seen.app.service.limits, seen.app.service.token) == (Limits(), None)
     assert (seen.host, seen.port, seen.log_level) == ("127.0.0.1", 8000, "info")
 
@@ -110,6 +110,7 @@ def test_options_get_where_they_belong(
         precision="bfloat16",
         compile=True,
         max_pixels=1000,
+        decode_apart=True,
     )
     assert seen.app.service.limits == Limits(body_bytes=2**20, timeout_s=2.5)
     assert seen.app.service.token == b"s3cret"
@@ -248,6 +249,6 @@ def test_ray_gets_the_same_choices(
     assert options == replace(
         cluster.ClusterOptions(str(tmp_path), "timm:resnet18"),
         memory=2 * 2**30,
-        engine=EngineOptions(max_batch=8),
+        engine=EngineOptions(max_batch=8, decode_apart=True),
         replicas=4,
     )

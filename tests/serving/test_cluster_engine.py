@@ -208,6 +208,16 @@ class TestClusterEngine:
             asyncio.run(engine.predict_async(b"image", "t1"))
         assert caught.value.retry_after > 0
 
+    def test_full_queues_refuse_a_change(self, made):
+        from ray.serve.exceptions import BackPressureError
+
+        full = BackPressureError(num_queued_requests=9, max_queued_requests=9)
+        engine = made(Handle([report("one", [status("t1")])], [full, full]))
+        for call in (lambda: engine.put_task("new", b"..."), lambda: engine.delete_task("t1")):
+            with pytest.raises(OverloadError, match="all replicas are busy") as caught:
+                call()
+            assert caught.value.retry_after > 0
+
     def test_no_answer_in_time_is_a_deadline(self, made, monkeypatch):
         monkeypatch.setattr("piggyback.serving.cluster.ingress.GRACE_S", 0.01)
         engine = made(Handle([report("one", [status("t1")])], ["never"]))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from piggyback.cli.flags import JsonOption
 from piggyback.cli.options import only
@@ -84,7 +85,7 @@ def list_experiments(data: DataOption = None, json: JsonOption = False) -> None:
         )
         of_paper = f" (paper: {manifest.paper})" if manifest.paper else ""
         table.add_row(
-            f"[bold]{name}[/bold]\n{manifest.title}{of_paper}",
+            Text.assemble((name, "bold"), f"\n{manifest.title}{of_paper}"),
             str(len(manifest.tasks)),
             str(len(manifest.methods)),
             str(len(lacking) or "-"),
@@ -145,7 +146,7 @@ def run_experiment(
         folder,
         workers=workers,
         hear=Show,
-        told=lambda line: notes().print(line, markup=False),
+        told=lambda line: notes().print(line),
     )
     _show(outcome, folder, json, draw(outcome, sources, folder))
     if outcome.failed:
@@ -249,4 +250,4 @@ def _show_costs(manifest: Manifest, sources: Sources, folder: Path, json: bool) 
     total = sum(line.runs for line in lines)
     screen.print(f"{total} trainings on {len(manifest.tasks)} tasks: {', '.join(manifest.tasks)}")
     for lack in lacking.values():
-        screen.print(f"missing: {lack}", soft_wrap=True, markup=False)
+        screen.print(f"missing: {lack}", soft_wrap=True)

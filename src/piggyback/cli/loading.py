@@ -76,7 +76,7 @@ def load_images(root: Path, name: str, skip_bad: bool) -> ImageData:
     with naming_option():
         data = load_folder(root, name, skip_bad=skip_bad)
     for problem in data.skipped:
-        notes().print(f"left out: {problem}", markup=False)
+        notes().print(f"left out: {problem}")
     return data
 
 

@@ -15,13 +15,15 @@ from piggyback.training.events import EpochRow, Listener, Plan, Step
 
 
 def results() -> Console:
-    """Return the console for results."""
-    return Console(highlight=False, quiet=not _first_process())
+    """Return the console for results. What is printed is text: nothing in a name is markup or an emoji."""
+    return Console(highlight=False, markup=False, emoji=False, quiet=not _first_process())
 
 
 def notes() -> Console:
     """Return the console for everything that is not a result, so that results can be piped."""
-    return Console(stderr=True, highlight=False, quiet=not _first_process())
+    return Console(
+        stderr=True, highlight=False, markup=False, emoji=False, quiet=not _first_process()
+    )
 
 
 def write_json(value: Any) -> None:
@@ -48,7 +50,7 @@ class Show(Listener):
     def on_stage(self, text: str) -> None:
         """Say what is going on where it can be wiped out again."""
         if self.console.is_terminal and self.plan is None:
-            self.console.print(f"[dim]{text} ...[/dim]", end="\r")
+            self.console.print(f"{text} ...", style="dim", end="\r")
 
     def on_start(self, plan: Plan) -> None:
         """Begin a bar."""
@@ -62,9 +64,9 @@ class Show(Listener):
         if not self.console.is_terminal:
             return
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[told]}", markup=False),
             console=self.console,
             expand=True,
             transient=True,

@@ -70,7 +70,11 @@ def run(
         Precision, typer.Option(help="Of the network; auto takes what is faster.")
     ] = Precision.AUTO,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the network: starts later, answers sooner.")
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the network: the first batches take minutes, later ones are faster.",
+        ),
     ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that run the network; by default as fits.")
@@ -186,7 +190,7 @@ def run(
     from piggyback.serving.http.app import create_app
     from piggyback.serving.http.server import run as run_server
 
-    notes().print(f"loading {spec} ...", highlight=False)
+    notes().print(f"loading {spec} ...")
     app = create_app(start, token=token, limits=limits)
     code = run_server(
         app, host, port, say=lambda line: _tell(line, started[0]), log_level=log_level.value
@@ -216,7 +220,7 @@ def _network(
 def _tell(line: str, engine: Engine) -> None:
     """Say on standard output that there are answers, and on standard error which files have none."""
     for file, reason in sorted(engine.refused().items()):
-        notes().print(f"left out: {file}: {reason}", markup=False)
+        notes().print(f"left out: {file}: {reason}")
     count = len(engine.tasks())
     typer.echo(f"{line} ({count} task{'s' * (count != 1)}; {engine.source}; {engine.speed})")
 

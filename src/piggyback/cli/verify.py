@@ -57,7 +57,7 @@ def run(
         screen.print(f"expected  {known.fingerprint}")
         screen.print(f"found     {whole}")
         for line in _verdict(same, differing, len(known.weights), held):
-            screen.print(line, markup=False)
+            screen.print(line)
     if not same:
         raise typer.Exit(1)
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from colour_tasks import COLOURS, Colours, picture, task_file
 from PIL import Image
 
+from colour_tasks import COLOURS, Colours, picture, task_file
 from fake_engine import served
 from nets import Tiny
 from piggyback.model import MultiTaskModel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import socket
 import time
 
 import httpx
@@ -30,6 +31,16 @@ def server(request, monkeypatch):
     with served(engine, limits=SLOW) as running:
         running.engine = engine
         yield running
+
+
+def received_until_json_ends(line):
+    """One whole response, on a connection that stays open."""
+    found = b""
+    while True:
+        found += line.recv(4096)
+        with contextlib.suppress(ValueError):
+            told(found)
+            return found
 
 
 def answers_still(server):
@@ -133,6 +144,68 @@ def test_what_is_not_http(server):
         line.sendall(b"\x16\x03\x01\x02\x00 this is TLS\r\n\r\n")
         status, body = told(received(line))
     assert (status, body["error"]["code"]) == (400, "bad_request")
+
+
+def test_what_cannot_be_read_says_what_was_expected(server):
+    with connected(server) as line:
+        line.sendall(head(PREDICT, "Content-Length: 3", "Content-Length: 4") + b"red")
+        status, body = told(received(line))
+    assert (status, body["error"]["code"]) == (400, "bad_request")
+    assert "each length once" in body["error"]["message"]
+
+
+def test_a_client_that_never_reads_is_let_go(server):
+    bound = server.servers[0].sockets[0]
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # as of those that it accepts
+    address = server.address.removeprefix("http://").split(":")
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect((address[0], int(address[1])))
+        line.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+        wait_until(lambda: server.server_state.connections)
+        wait_until(lambda: not server.server_state.connections)
+        wait_until(lambda: not server.service.in_flight)
+    assert answers_still(server)
+
+
+def test_a_client_that_has_read_its_answer_is_kept(server):
+    bound = server.servers[0].sockets[0]
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with connected(server) as line:
+        line.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_until(lambda: server.server_state.connections)
+        found = received_until_json_ends(line)
+        time.sleep(1.5 * SLOW.body_s)
+        line.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert received(line).startswith(b"HTTP/1.1 200")
+    assert told(found)[0] == 200
+
+
+def test_a_body_behind_an_upgrade_is_refused_not_lost(server):
+    with connected(server) as line:
+        lines = ("Upgrade: h2c", "Connection: Upgrade", "Content-Length: 3")
+        line.sendall(head(PREDICT, *lines) + b"red")
+        status, body = told(received(line))
+    assert (status, body["error"]["code"]) == (400, "bad_request")
+    assert "Upgrade" in body["error"]["message"]
+    assert not server.engine.asked
+
+
+def test_what_follows_a_body_does_not_change_its_headers(server):
+    with connected(server) as line:
+        lines = ("Transfer-Encoding: chunked", "X-Request-ID: first", "Connection: close")
+        line.sendall(head(PREDICT, *lines) + b"3\r\nred\r\n0\r\n")
+        line.sendall(b"Content-Type: application/json\r\nX-Request-ID: last\r\n\r\n")
+        response = received(line)
+    assert told(response)[0] == 200
+    assert b"x-request-id: first\r\n" in response
+
+
+def test_of_two_headers_of_a_name_the_first_counts(server):
+    with connected(server) as line:
+        lines = ("X-Request-ID: first", "X-Request-ID: last", "Connection: close")
+        line.sendall(head(PREDICT, *lines, "Content-Length: 3") + b"red")
+        assert b"x-request-id: first\r\n" in received(line)
 
 
 def test_a_crowd_is_sent_away_and_those_inside_are_answered(server):

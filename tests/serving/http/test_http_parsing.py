@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 
 import piggyback.serving.http
 from piggyback.errors import MissingExtraError
+from piggyback.serving.http import forms
 from piggyback.serving.http.calls import parse_query
 from piggyback.serving.http.forms import Part, parse_form
 from piggyback.serving.http.refusals import RefusedError
@@ -66,6 +67,16 @@ def test_forms_come_out_as_they_went_in(fields):
     kept = [Part(name, data) for name, data in fields if b"--X-y.z" not in data]
     body = sent + b"--X-y.z--\r\n"
     assert parse_form(body, 'multipart/form-data; boundary="X-y.z"', 10) == kept
+
+
+@pytest.mark.parametrize("after", [b"y", b"\ry", b"-y", b" ", b" \r\n"])
+def test_a_boundary_inside_a_part_is_refused_before_the_parser_sees_it(monkeypatch, after):
+    monkeypatch.setattr(forms, "MultipartParser", None)
+    start = b'--XX\r\nContent-Disposition: form-data; name="image"\r\n\r\n'
+    body = start + b"\r\n--XX" + after + b"red\r\n--XX--\r\n"
+    with pytest.raises(RefusedError, match="inside a part") as found:
+        parse_form(body, FORM, 4)
+    assert found.value.status == 400
 
 
 @settings(max_examples=50)

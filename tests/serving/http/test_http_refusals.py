@@ -134,6 +134,9 @@ def test_tasks_that_cannot_be_asked(client):
         client.post("/v1/predict", json={"image": RED, "tasks": [1]}), 422, "invalid", "a number"
     )
     refused(
+        client.post("/v1/predict", json={"image": RED, "tasks": []}), 422, "invalid", "one or more"
+    )
+    refused(
         client.post("/v1/predict", json={"image": RED, "tasks": ["signs"] * 3}),
         422,
         "invalid",

@@ -117,6 +117,23 @@ def test_the_list_of_tasks(client):
     assert one == found.tasks[1]
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("/home/someone/models/mine.py:build", "mine.py:build"),
+        ("C:\\models\\mine.py:build", "mine.py:build"),
+        ("transformers:microsoft/resnet-50", "transformers:microsoft/resnet-50"),
+    ],
+)
+def test_a_network_of_a_file_does_not_tell_where_the_file_is(client, server, source, shown):
+    server.engine.source = source
+    try:
+        found = client.get("/v1/tasks").json()["backbone"]["source"]
+    finally:
+        del server.engine.source
+    assert found == shown
+
+
 def test_a_task_is_added_replaced_and_deleted(client):
     added = client.put("/v1/tasks/new", content=b"task 1")
     replaced = client.put("/v1/tasks/new", content=b"task 2")
@@ -141,6 +158,8 @@ def test_openapi_describes_every_route(client):
         for method in operations
     }
     assert found == {(each.method, each.path) for each in DESCRIBED}
+    assert document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    assert document["security"] == [{"token": []}, {}]
     predict = document["paths"]["/v1/tasks/{task}/predict"]["post"]
     assert {"multipart/form-data", "application/json", "image/webp"} <= set(
         predict["requestBody"]["content"]

@@ -114,6 +114,23 @@ def test_stopping_takes_a_bounded_time(twice, monkeypatch):
     assert engine.closed == [False]  # what is queued is given up
 
 
+def test_a_second_signal_does_not_wait_for_the_network():
+    go = threading.Event()
+
+    def start():
+        go.wait(60)
+        return FakeEngine()
+
+    try:
+        with served(start, limits=Limits(stop_s=60.0), ready=False) as server:
+            server.handle_exit(signal.SIGTERM, None)
+            server.handle_exit(signal.SIGTERM, None)
+        # served() has seen the server's thread end
+        assert server.service.status == "stopping"
+    finally:
+        go.set()
+
+
 def test_a_port_that_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -134,7 +151,8 @@ def test_a_host_that_others_reach_wants_a_token():
 
 def test_loggers_are_left_as_they_were():
     def state():
-        loggers = [logging.getLogger(name) for name in ("piggyback", "uvicorn")]
+        names = ("piggyback", "uvicorn", "python_multipart")
+        loggers = [logging.getLogger(name) for name in names]
         return [(one.handlers[:], one.level, one.propagate) for one in loggers]
 
     before = state()

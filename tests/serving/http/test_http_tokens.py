@@ -28,6 +28,8 @@ GUARDED = [
     ("DELETE", "/v1/tasks/colours"),
     ("GET", "/v1/nothing"),
     ("GET", "/metrics"),
+    ("GET", "/metrics%0a"),  # the router takes it for /metrics
+    ("GET", "/nothing"),
 ]
 WRONG = [
     None,

@@ -2,65 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image
-from torch import Tensor, nn
 from visiting import photo, take, until
 
 pytest.importorskip("fastapi", reason="needs the extra 'serve'")
 pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
 
+from colour_tasks import Colours, picture, task_file
 from fake_engine import served
-from piggyback.backbones.preprocessing import Preprocessing
-from piggyback.model import MultiTaskModel
 from piggyback.serving.engine import Engine
 from piggyback.serving.options import EngineOptions
-from piggyback.tasks.file import save
 
 Visit = Callable[..., Any]
-CLASSES = ["red", "green", "blue"]
 
 
-class Colours(nn.Module):
-    """All base weights are 1; the mask says which channel counts for which class."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Conv2d(3, 3, 1, bias=False)
-        self.head = nn.Linear(3, 3)
-        with torch.no_grad():
-            self.body.weight.fill_(1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x).mean((2, 3)))
-
-
-def task_file(name: str, shift: int) -> bytes:
-    """Return a task that names an image's colour, or the colour ``shift`` places on."""
-    model = MultiTaskModel(Colours(), head="head")
-    model.start_task(name, classes=CLASSES)
-    with torch.no_grad():
-        model.backbone.body.weight.copy_(torch.eye(3).roll(shift, 0).reshape(3, 3, 1, 1))
-        model.backbone.head.weight.copy_(4 * torch.eye(3))
-        model.backbone.head.bias.zero_()
-    as_it_is = Preprocessing(8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    task = model.capture()
-    return save(replace(task, info=replace(task.info, preprocessing=as_it_is)))
-
-
-def picture(colour: str) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 10), colour).save(buffer, "PNG")
-    return {"name": f"{colour}.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+def upload(colour: str) -> dict[str, Any]:
+    """A picture as playwright's file inputs take it."""
+    return {"name": f"{colour}.png", "mimeType": "image/png", "buffer": picture(colour)}
 
 
 @pytest.fixture
@@ -90,20 +54,20 @@ def test_answers_errors_and_new_tasks_reach_the_page(
         assert page.locator("#refused dt").inner_text() == "broken.safetensors"
 
         take(page, "shifted")
-        page.set_input_files("#files", picture("red"))
+        page.set_input_files("#files", upload("red"))
         page.wait_for_selector(".bars")
         first = page.locator(".bars li").first
-        assert first.locator("bdi").inner_text() == "green"
+        assert first.locator("bdi").inner_text() == "shifted lime"
         assert first.locator(".number").inner_text() == "96.5%"  # e^4 of e^4 + 2
         version = engine.task("shifted").version
         assert f"Answered by shifted, version {version}" in page.locator(".said").inner_text()
 
         take(page, "colours")
-        until(page, "document.querySelector('.bars bdi')?.textContent === 'red'")
+        until(page, "document.querySelector('.bars bdi')?.textContent === 'colours red'")
 
-        page.set_input_files("#files", [{**photo(), "buffer": b"no image at all"}, picture("blue")])
+        page.set_input_files("#files", [{**photo(), "buffer": b"no image at all"}, upload("blue")])
         page.wait_for_selector(".error")
-        page.wait_for_selector(".bars >> text=blue")
+        page.wait_for_selector(".bars >> text=colours blue")
         assert "\n" not in page.locator(".error").inner_text()
 
         (folder / "late.safetensors").write_bytes(task_file("late", 2))

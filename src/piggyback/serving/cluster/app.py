@@ -18,7 +18,7 @@ from piggyback.serving.cluster.ingress import Ingress
 from piggyback.serving.cluster.loopback import start_ray
 from piggyback.serving.cluster.options import ClusterOptions, from_args
 from piggyback.serving.cluster.replica import EngineReplica
-from piggyback.serving.http.server import is_loopback, listen
+from piggyback.serving.http.server import address_of, is_loopback, listen
 
 NAME = "piggyback"
 ENGINE = "engine"
@@ -111,7 +111,7 @@ def run(
         except RuntimeError as error:
             raise _cause(serve.status(), error) from error
         if say is not None:
-            say(f"ready at http://{host}:{port}")
+            say(f"ready at {address_of(host, port)}")
         _until_told()
         # Ray ends its proxy first, and what that was answering would be lost.
         last = serve.get_app_handle(NAME).broadcast("finish")

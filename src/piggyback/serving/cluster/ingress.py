@@ -207,7 +207,7 @@ class ClusterEngine:
         """Return one task's state; raises UnknownTaskError."""
         known = self._now.tasks
         if name not in known:
-            raise UnknownTaskError(f"unknown task {name!r}{near_misses(name, known)}")
+            raise UnknownTaskError(f"unknown task {name[:100]!r}{near_misses(name, known)}")
         return known[name]
 
     def refused(self) -> dict[str, str]:
@@ -250,6 +250,10 @@ class ClusterEngine:
     def _changed(self, response: Any) -> Any:
         try:
             answer = _given(response.result(timeout_s=CONTROL_S))
+        except self._overload as error:
+            raise OverloadError(
+                "all replicas are busy; ask again later", retry_after=1.0
+            ) from error
         except (*self._dead, TimeoutError) as error:
             raise UnavailableError(
                 "the replica that should change the tasks did not answer; look whether it did, and ask again"

@@ -111,7 +111,7 @@ class LocalStore:
         if found:
             self._device = device
         elif self._device not in (None, device):
-            raise self._unmounted()
+            raise _unmounted(f"tasks directory {self.place}")
         ended, before, stamps = time.monotonic(), self._since, {}
         self._since = {}
         for name, (stamp, changed) in found.items():
@@ -168,19 +168,19 @@ class LocalStore:
         return UnknownTaskError(f"unknown task {name!r}: there is no {name}{SUFFIX}")
 
     def _check_there(self) -> None:
+        """Raises UnavailableError, without the place: the message reaches those who ask a server."""
         try:
             device = self._folder.stat().st_dev
         except OSError as error:
             raise UnavailableError(
-                f"tasks directory {self.place}: cannot be read ({error.strerror}); bring it back"
+                f"the tasks directory cannot be read ({error.strerror}); bring it back"
             ) from error
         if self._device not in (None, device):
-            raise self._unmounted()
+            raise _unmounted("the tasks directory")
 
-    def _unmounted(self) -> UnavailableError:
-        return UnavailableError(
-            f"tasks directory {self.place}: on another disk than its files were; mount that one again"
-        )
+
+def _unmounted(what: str) -> UnavailableError:
+    return UnavailableError(f"{what}: on another disk than its files were; mount that one again")
 
 
 def _look(entry: os.DirEntry[str]) -> tuple[Stamp, float]:

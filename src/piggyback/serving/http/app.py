@@ -56,6 +56,13 @@ class Application(FastAPI):
         self.service = service
         self.counts = metrics.HttpCounts()
 
+    def openapi(self) -> dict[str, Any]:
+        """Return the document, which says that there may be a token."""
+        document = super().openapi()
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"token": []}, {}]
+        return document
+
     def build_middleware_stack(self) -> ASGIApp:
         """Return the gate around the router: it does what FastAPI's middleware would, in our format."""
         return Gate(self.router, self.service, self.counts)

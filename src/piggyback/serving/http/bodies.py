@@ -118,8 +118,12 @@ def _take_json(asked: Asked, body: bytes, limits: Limits, several_tasks: bool) -
         raise invalid("expected either 'image' or 'images'")
     if "top_k" in values:
         asked.set_top_k(values["top_k"])
-    for name in _listed(values.get("tasks", []), "tasks"):
-        asked.add_task(name)
+    if "tasks" in values:
+        names = _listed(values["tasks"], "tasks")
+        if not names:
+            raise invalid("tasks: expected one or more, or no such field")
+        for name in names:
+            asked.add_task(name)
     texts = [values["image"]] if "image" in values else _listed(values["images"], "images")
     if len(texts) > limits.images:
         raise too_large(

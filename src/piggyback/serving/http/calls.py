@@ -36,7 +36,8 @@ class Call:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.query: bytes = scope["query_string"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        # The first of each name: after it may come a second one, or one from behind the body.
+        self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         self.id = self._given_id() or number
         self.names: dict[str, str] = {}
         """The variable parts of the path."""
@@ -62,6 +63,13 @@ class Call:
 
     async def body(self, most: int) -> bytes:
         """Return the whole body. Raises RefusedError: 413 once it is more than ``most`` bytes, 408 when it is slow."""
+        if b"upgrade" in self.headers:
+            # The quicker of uvicorn's parsers takes what follows for another protocol, and the body for empty.
+            raise RefusedError(
+                400,
+                "bad_request",
+                "a body after an Upgrade header cannot be read: ask without it (curl --http1.1)",
+            )
         length = self.header(b"content-length")
         if length.isdecimal() and int(length) > most:
             raise too_large(f"a body of {length} bytes: the server takes {most}; send less at once")

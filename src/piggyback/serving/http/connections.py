@@ -22,9 +22,9 @@ _CHECKS = 4
 def guarded(limits: Limits, ended: Callable[[int], object]) -> type[asyncio.Protocol]:
     """Return the quickest protocol that is installed, which answers and closes what goes beyond ``limits``.
 
-    It bounds how many connections are open, how long and how large a request's head is, and answers what is not
-    HTTP in the format of all errors; ``ended`` is called with the status of each such answer. A request costs two
-    comparisons; time is looked at now and then.
+    It bounds how many connections are open, how long and how large a request's head is and how long an answer may
+    lie there unread, and answers what is not HTTP in the format of all errors; ``ended`` is called with the status
+    of each such answer. A request costs two comparisons; time is looked at now and then.
     """
 
     base: Any = AutoHTTPProtocol
@@ -32,6 +32,10 @@ def guarded(limits: Limits, ended: Callable[[int], object]) -> type[asyncio.Prot
     class Guarded(base):  # type: ignore[misc]
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._stuck: asyncio.TimerHandle | None = None
+            """Ends the connection unless the client reads on."""
+            # Whatever the system does not take at once counts as unread.
+            transport.set_write_buffer_limits(0)
             self._known: Any = None
             """The request that was the newest when someone looked last."""
             self._waiting = 0
@@ -44,7 +48,21 @@ def guarded(limits: Limits, ended: Callable[[int], object]) -> type[asyncio.Prot
 
         def connection_lost(self, error: Exception | None) -> None:
             self._timer.cancel()
+            self._unstick()
             super().connection_lost(error)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stuck = self.loop.call_later(limits.body_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._unstick()
+
+        def _unstick(self) -> None:
+            if self._stuck is not None:
+                self._stuck.cancel()
+                self._stuck = None
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -57,7 +75,11 @@ def guarded(limits: Limits, ended: Callable[[int], object]) -> type[asyncio.Prot
                     self._end(431, "too_large", what)
 
         def send_400_response(self, msg: str) -> None:
-            self._end(400, "bad_request", "this is not HTTP/1.1")
+            what = (
+                "the request's line or headers cannot be read: expected HTTP/1.1, each length once, "
+                "a path of ASCII below 64 KiB"
+            )
+            self._end(400, "bad_request", what)
 
         def _between(self) -> bool:
             """Whether no request is being answered."""

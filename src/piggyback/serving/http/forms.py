@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,9 @@ def parse_form(body: bytes, content_type: str, most_parts: int) -> list[Part]:
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary or len(boundary) > 200:
         raise _broken("its content type names no boundary")
+    # Each of these sends the parser back to look again: seconds, for a large body of nothing else.
+    if re.search(b"\r\n--" + re.escape(boundary) + b"(?!\r\n|--)", body):
+        raise _broken("its boundary is inside a part")
     reader = _Reader(most_parts)
     try:
         MultipartParser(boundary, reader.callbacks()).write(body)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from piggyback.errors import PiggybackError
 from piggyback.serving.http.calls import Call, GoneError
+from piggyback.serving.http.hosts import names_this_machine
 from piggyback.serving.http.metrics import HttpCounts
 from piggyback.serving.http.refusals import RefusedError, refusal
 from piggyback.serving.http.replies import Reply, refused
@@ -29,6 +30,10 @@ from piggyback.serving.http.service import Service
 CALL = "piggyback.call"
 """Where the ASGI scope holds the Call; ``REPLY`` is where a handler puts what it answers."""
 REPLY = "piggyback.reply"
+
+OPEN = ("/", "/health", "/openapi.json")
+"""Paths that want no token, beside the page's files. Every other path wants it: the router may match more
+than it seems to, such as a path that ends with a line break."""
 
 ACCESS = logging.getLogger("piggyback.access")
 LOGGER = logging.getLogger(__name__)
@@ -99,7 +104,13 @@ class Gate:
 
     def _admit(self, call: Call) -> None:
         token, path = self._service.token, call.path
-        if token is None or not (path.startswith("/v1/") or path in ("/v1", "/metrics")):
+        if self._service.only_local and not names_this_machine(call.header(b"host")):
+            raise RefusedError(
+                421,
+                "wrong_host",
+                "this server answers for localhost only; give it a token to use another name",
+            )
+        if token is None or path in OPEN or path.startswith("/page/"):
             return
         kind, _, given = call.header(b"authorization").partition(" ")
         right = hmac.compare_digest(given.strip().encode("latin-1"), token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from piggyback.errors import InputError
+from piggyback.serving.files.folder import MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Limits:
     """Asked about one image; also how many there may be where a request names none."""
     timeout_s: float = 30.0
     """Seconds from a request's last byte to its answer."""
-    upload_bytes: int = 128 * 2**20
+    upload_bytes: int = MAX_BYTES
     """Of a task file."""
     header_s: float = 10.0
     """Seconds that a request's line and headers may take to arrive."""
     body_s: float = 30.0
-    """Seconds that its body may take."""
+    """Seconds that its body may take, and that a client may leave an answer unread."""
     connections: int = 512
     """Open at once."""
     stop_s: float = 30.0

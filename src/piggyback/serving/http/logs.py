@@ -39,7 +39,10 @@ class JsonLines(logging.Formatter):
 
 
 def log_to(stream: TextIO | None = None, level: str = "info") -> logging.Handler:
-    """Write what the library and uvicorn log to ``stream`` (standard error) as lines of JSON; return the handler."""
+    """Write what the library and uvicorn log to ``stream`` (standard error) as lines of JSON; return the handler.
+
+    What the parser of forms has to say is said to the client.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
     # One line a request is ours; uvicorn says in five more that it has started.
@@ -48,13 +51,14 @@ def log_to(stream: TextIO | None = None, level: str = "info") -> logging.Handler
         logger.addHandler(handler)
         logger.setLevel(max(logging.getLevelName(level.upper()), least))
         logger.propagate = False
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     return handler
 
 
 @contextmanager
 def logging_to(stream: TextIO | None = None, level: str = "info") -> Iterator[None]:
     """Do what ``log_to`` does, within the block."""
-    loggers = [logging.getLogger(name) for name in ("piggyback", "uvicorn")]
+    loggers = [logging.getLogger(name) for name in ("piggyback", "uvicorn", "python_multipart")]
     before = [(logger.level, logger.propagate) for logger in loggers]
     handler = log_to(stream, level)
     try:

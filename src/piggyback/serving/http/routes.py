@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from piggyback.backbones.load import runs_code
 from piggyback.serving.answers import Answer
 from piggyback.serving.http.bodies import TOP_K, Asked, read_asked
 from piggyback.serving.http.calls import Call
@@ -64,7 +66,7 @@ async def tasks(call: Call) -> Reply:
     call.queried(())
     return json_reply(
         {
-            "backbone": {"source": engine.source, "fingerprint": engine.fingerprint},
+            "backbone": {"source": _shown(engine.source), "fingerprint": engine.fingerprint},
             "speed": engine.speed,
             "tasks": [status.to_json() for status in engine.tasks()],
             "refused": engine.refused(),
@@ -129,6 +131,11 @@ async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for one in running:
             one.cancel()
+
+
+def _shown(source: str) -> str:
+    """What strangers see of how the network was loaded: of a Python file its name, not where it is."""
+    return re.split(r"[/\\]", source)[-1] if runs_code(source) else source
 
 
 def _inferred(answers: Sequence[Answer], asked: Asked) -> dict[str, Any]:

@@ -40,9 +40,11 @@ def run(
 
     ``say`` (a line on standard output) gets one line with the address once there are answers; ``port`` 0 takes a free
     one. Logs go to standard error as JSON. Raises InputError for a port that cannot be had, and what the start of the
-    engine raised; warns of a host that others can reach where there is no token.
+    engine raised; warns of a host that others can reach where there is no token. Where others cannot reach it and there
+    is no token, only requests for an address or "localhost" are answered.
     """
     bound = listen(host, port)
+    app.service.only_local = app.service.token is None and is_loopback(host)
     if app.service.token is None and not is_loopback(host):
         warnings.warn(
             f"host {host}: everyone who can reach it may ask this server, for it has no token; "

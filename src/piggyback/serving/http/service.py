@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -17,6 +18,9 @@ Status = Literal["starting", "ready", "stopping", "failed"]
 T = TypeVar("T")
 
 LOGGER = logging.getLogger(__name__)
+
+_STEP_S = 0.1
+"""Between looks whether to go on waiting for a start."""
 
 
 class Service:
@@ -31,6 +35,8 @@ class Service:
         """Requests that are being answered."""
         self.held = 0
         """Bytes of their bodies."""
+        self.only_local = False
+        """Whether to answer only those who ask for an address or "localhost"."""
         self._start = start
         self._engine: Engine | None = None
         self._stopping = False
@@ -102,7 +108,9 @@ class Service:
 
     def _close(self) -> None:
         if self._thread is not None:
-            self._thread.join(self.limits.stop_s)
+            until = time.monotonic() + self.limits.stop_s
+            while self._drain and self._thread.is_alive() and time.monotonic() < until:
+                self._thread.join(_STEP_S)
         if self._engine is not None:
             self._engine.close(drain=self._drain, timeout=self.limits.stop_s)
 
