@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fake_server import FakeServer, as_a_server, serving
 
+from fake_server import FakeServer, as_a_server, serving
 from piggyback.client import Client
 
 
