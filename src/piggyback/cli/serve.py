@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ from piggyback.tasks.header import TaskHeader
 
 if TYPE_CHECKING:
     from piggyback.serving.engine import Engine
+    from piggyback.serving.http.limits import Limits
 
 
 class Precision(str, enum.Enum):
@@ -178,24 +180,39 @@ def run(
             say=typer.echo,
         )
         return
-    started: list[Engine] = []
 
     def start() -> Engine:
         from piggyback.serving.engine import Engine
 
-        made = Engine(_network(header, spec, checkpoint, head), tasks, budget, options)
-        started.append(made)
-        return made
+        return Engine(_network(header, spec, checkpoint, head), tasks, budget, options)
 
+    notes().print(f"loading {spec} ...")
+    raise typer.Exit(_serve(start, host, port, token, limits, log_level))
+
+
+def _serve(
+    start: Callable[[], Engine],
+    host: str,
+    port: int,
+    token: str | None,
+    limits: Limits,
+    log_level: LogLevel,
+) -> int:
+    """Answer from this process until it is told to stop; return the exit status."""
     from piggyback.serving.http.app import create_app
     from piggyback.serving.http.server import run as run_server
 
-    notes().print(f"loading {spec} ...")
-    app = create_app(start, token=token, limits=limits)
-    code = run_server(
-        app, host, port, say=lambda line: _tell(line, started[0]), log_level=log_level.value
-    )
-    raise typer.Exit(code)
+    started: list[Engine] = []
+
+    def begin() -> Engine:
+        started.append(start())
+        return started[0]
+
+    def say(line: str) -> None:
+        _tell(line, started[0])
+
+    app = create_app(begin, token=token, limits=limits)
+    return run_server(app, host, port, say=say, log_level=log_level.value)
 
 
 def _between(autoscale: str | None) -> tuple[int, int] | None:

@@ -161,16 +161,16 @@ def test_copies_in_threads_never_mix_tasks(x):
     tasks = [random_task(made, seed, rule) for seed, rule in enumerate(RULES.values())]
     tasks += [random_task(made, 10 + seed, norm="trained") for seed in range(2)]
     wanted = {task.name: twin(task, x) for task in tasks}
-    packed = [network.pack(task) for task in tasks]
+    packed = [(task.name, network.pack(task)) for task in tasks]
     barrier = threading.Barrier(3)
 
     def work(index: int) -> None:
         live = network.new_copy()
         barrier.wait()
         for call in range(60):
-            task = packed[(index + call * (index + 1)) % len(packed)]
+            name, task = packed[(index + call * (index + 1)) % len(packed)]
             live.write(task)
-            assert close(live.run(x), wanted[task.name]), task.name
+            assert close(live.run(x), wanted[name]), name
 
     with ThreadPoolExecutor(3) as pool:
         for future in [pool.submit(work, index) for index in range(3)]:

@@ -55,7 +55,7 @@ def test_a_task_holds_its_bits_its_head_and_what_it_changes_of_norms():
 
 def own_objects(task: PackedTask) -> list[object]:
     """All that a packed task holds and does not share with others."""
-    shared = (task.layout, task.masks.layout, task.head_like, task.preprocessing)
+    shared = (task.layout, task.masks.layout, task.head_like)
     seen = {id(item): item for item in (*shared, True, None)}
     found, waiting = [], [task]
     while waiting:

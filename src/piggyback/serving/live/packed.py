@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from sys import getsizeof
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from piggyback.backbones.fingerprint import IGNORED
-from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.masks.flat import FlatMasks, Layout, Layouts, flat_masks
 from piggyback.masks.forms import formed_weight
 from piggyback.masks.packing import unpack
@@ -47,10 +45,6 @@ class TaskLayout:
 class PackedTask:
     """What a live copy needs to become a task; its tensors are where the network is, and never changed."""
 
-    name: str
-    kind: str
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing | None
     outputs: int | None
     """Of the head, where that is known: one a class."""
     layout: TaskLayout
@@ -73,7 +67,7 @@ class PackedTask:
         found = [*planes, self.affine, self.scales, self.shifts, *self.own, *self.head]
         tensors = [tensor for tensor in found if tensor is not None]
         values = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return values + OBJECT_BYTES * (len(tensors) + 2) + sum(map(getsizeof, self.classes))
+        return values + OBJECT_BYTES * (len(tensors) + 2)
 
 
 class Packer:
@@ -131,10 +125,6 @@ class Packer:
         info = task.info
         outputs = getattr(like, "out_features", getattr(like, "out_channels", None))
         return PackedTask(
-            name=task.name,
-            kind=info.kind,
-            classes=info.classes,
-            preprocessing=info.preprocessing,
             outputs=len(info.classes) or outputs,
             layout=self._layout(masks.layout, scales, shifts, own.values()),
             masks=masks,
