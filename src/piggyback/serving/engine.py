@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+import torch
 from torch import nn
 
 from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.load import load_backbone
-from piggyback.errors import UnknownTaskError
+from piggyback.errors import InputError, UnknownTaskError
 from piggyback.serving.answers import Answer, TaskStatus
 from piggyback.serving.dispatch.desk import Desk
 from piggyback.serving.dispatch.intake import Intake
@@ -76,6 +77,7 @@ class Engine:
         self.options = options or EngineOptions()
         budget = parse_bytes(memory)
         store = open_store(tasks_dir)
+        _check_device(self.options.place)
         workers, threads = self.options.division()
         if isinstance(backbone, str):
             backbone = load_backbone(backbone)
@@ -322,6 +324,16 @@ class Engine:
             tier=tier,
             image_size=entry.preprocessing.image_size if entry.preprocessing else None,
         )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise InputError(
+            f"device {device!r}: expected cpu, or a device that is there, such as cuda:0; leave it out to choose "
+            "by itself"
+        ) from error
 
 
 def _surest_first(answers: list[Answer]) -> list[Answer]:
