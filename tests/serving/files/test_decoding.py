@@ -74,7 +74,7 @@ def test_until_it_is_ready_files_are_decoded_here_and_closing_ends_it():
 
 
 def test_a_process_that_ends_fails_one_task_and_is_started_again(tmp_path, caplog):
-    write_tasks(tmp_path / "tasks", 4)
+    files = write_tasks(tmp_path / "tasks", 4)
     options = EngineOptions(watch_s=0.0, device="cpu", decode_apart=True)
     with Engine(Telling(), tmp_path / "tasks", "64MiB", options) as engine:
         decoder = engine._decoder
@@ -84,7 +84,7 @@ def test_a_process_that_ends_fails_one_task_and_is_started_again(tmp_path, caplo
         first = decoder.pid
         os.kill(first, signal.SIGKILL)
         with pytest.raises(UnavailableError, match="the process that decodes files ended at it"):
-            engine.predict(INPUT, "t1")
+            decoder.load(files["t1"], "t1")
         assert "starting another" in caplog.text
         assert engine.predict(INPUT, "t0").classes[0] == expected("t0")
         assert engine.predict(INPUT, "t1").classes[0] == expected("t1")
