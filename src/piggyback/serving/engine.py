@@ -129,11 +129,6 @@ class Engine:
         return self._network.speed
 
     @property
-    def max_pixels(self) -> int:
-        """The most pixels an image may have."""
-        return self.options.max_pixels
-
-    @property
     def queue_depth(self) -> int:
         """Images that wait."""
         return self._desk.depth

@@ -134,11 +134,6 @@ class ClusterEngine:
         return self._now.stats.queue_depth
 
     @property
-    def max_pixels(self) -> int:
-        """Pixels of an image beyond which the replicas refuse it."""
-        return self.options.max_pixels
-
-    @property
     def problem(self) -> str | None:
         """Why some replica could not look at the tasks last time."""
         return next((r.problem for r in self._now.reports.values() if r.problem), None)
