@@ -4,7 +4,7 @@
 >>> backbone = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 10))
 >>> model = piggyback.MultiTaskModel(backbone)
 >>> model.start_task("parity", classes=2)
->>> optimizer = model.optimizer(torch.optim.Adam, lr=2e-4, head_lr=1e-3)
+>>> optimizer = model.optimizer(steps=1)
 >>> model(torch.randn(16, 4)).sum().backward(); optimizer.step()
 >>> task = model.finish_task()
 """
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from piggyback.masks.packing import PackedMask as PackedMask
     from piggyback.masks.packing import pack as pack
     from piggyback.masks.packing import unpack as unpack
+    from piggyback.masks.rate import mask_lr as mask_lr
+    from piggyback.masks.rate import warmup_cosine as warmup_cosine
     from piggyback.masks.regularize import EntropyPrice as EntropyPrice
     from piggyback.masks.regularize import PullToKeep as PullToKeep
     from piggyback.masks.regularize import TargetDensity as TargetDensity
@@ -49,6 +51,8 @@ _HOMES = {
     "PackedMask": "piggyback.masks.packing",
     "pack": "piggyback.masks.packing",
     "unpack": "piggyback.masks.packing",
+    "mask_lr": "piggyback.masks.rate",
+    "warmup_cosine": "piggyback.masks.rate",
     "EntropyPrice": "piggyback.masks.regularize",
     "PullToKeep": "piggyback.masks.regularize",
     "TargetDensity": "piggyback.masks.regularize",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from piggyback.backbones.frozen import FrozenBackbone
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.backbones.select import Selection
 from piggyback.errors import InputError, TaskNameError, TaskStateError, UnknownTaskError
+from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
+from piggyback.masks.rate import HEAD_LR, mask_lr
 from piggyback.masks.rule import MaskRule
 from piggyback.switched import SwitchedModel, Which
 from piggyback.tasks.file import load_file, save_file
@@ -168,7 +170,8 @@ class MultiTaskModel(SwitchedModel):
         self,
         inner: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
         *,
-        lr: float,
+        steps: int | None = None,
+        lr: float | None = None,
         head_lr: float | None = None,
         norm_lr: float | None = None,
         form_lr: float | None = None,
@@ -176,9 +179,21 @@ class MultiTaskModel(SwitchedModel):
     ) -> MaskOptimizer:
         """Return the ``MaskOptimizer`` of the task in training, with its groups, rule and base weights.
 
-        ``options`` are those of ``MaskOptimizer`` and of ``inner``.
+        ``steps``, the number of steps of the whole run, gives the scores the rate that ``mask_lr`` derives and all
+        else ``HEAD_LR``, peaks of ``warmup_cosine(optimizer, steps)``; ``lr`` gives the rate of the scores, and of
+        all else unless told. ``options`` are those of ``MaskOptimizer`` and of ``inner``.
+
+        Raises InputError where neither or both of ``steps`` and ``lr`` are given.
         """
         learning = self._in_learning()
+        if (steps is None) == (lr is None):
+            raise InputError(
+                f"steps {steps} and lr {lr}: expected one of them: the number of steps of the run, or a rate"
+            )
+        if lr is None:
+            start, threshold = options.get("init") or ScoreInit(), learning.info.rule.threshold
+            lr = mask_lr(cast(int, steps), margin=start.margin(threshold))
+            head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
         return MaskOptimizer(
             learning.groups(lr, head_lr, norm_lr, form_lr),
             inner,

@@ -102,7 +102,9 @@ def train_step(net, optimizer, x, y):
 
 @pytest.mark.parametrize("kind", ["binary", "ternary"])
 @pytest.mark.parametrize(
-    "start", [ScoreInit(), ScoreInit("uniform"), ScoreInit("mean")], ids=lambda i: i.kind
+    "start",
+    [ScoreInit(), ScoreInit("constant"), ScoreInit("uniform"), ScoreInit("mean")],
+    ids=lambda i: i.kind,
 )
 @pytest.mark.parametrize(
     ("inner", "options"),
@@ -187,16 +189,15 @@ def test_gradient_accumulation_is_one_step_on_the_larger_batch():
 
 def test_clipping_bounds_the_live_gradients_before_the_step():
     net, ((x, y),) = net_and_batches(1)
-    optimizer = MaskOptimizer(groups_of(net, lr=1.0), torch.optim.SGD)
+    start = ScoreInit("constant")
+    optimizer = MaskOptimizer(groups_of(net, lr=1.0), torch.optim.SGD, init=start)
     nn.functional.cross_entropy(net(x), y).backward()
     norm = nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
     clipped = net.fc.weight.grad * net.fc.weight
     optimizer.step()
     assert norm > 1e-2
-    torch.testing.assert_close(
-        optimizer.scores(net.fc.weight), ScoreInit().value - clipped.detach()
-    )
-    assert (optimizer.scores(net.fc.weight) - ScoreInit().value).norm() <= 1e-3
+    torch.testing.assert_close(optimizer.scores(net.fc.weight), start.value - clipped.detach())
+    assert (optimizer.scores(net.fc.weight) - start.value).norm() <= 1e-3
 
 
 def test_schedulers_reach_the_scores():

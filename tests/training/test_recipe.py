@@ -14,8 +14,8 @@ from piggyback.errors import InputError
 from piggyback.masks.init import ScoreInit
 from piggyback.masks.regularize import TargetDensity
 from piggyback.masks.rule import MaskRule
-from piggyback.training import Augment, Recipe, derive_mask_lr
-from piggyback.training.schedule import lr_factor
+from piggyback.training import Augment, Recipe
+from piggyback.training.recipe import default_epochs
 
 
 @pytest.mark.parametrize("kind", [Recipe, Augment])
@@ -66,6 +66,7 @@ def test_a_regulariser_that_no_file_can_name() -> None:
         ("batch_size", 1.5),
         ("accumulate", -1),
         ("mask_lr", 0.0),
+        ("mask_lr", float("inf")),
         ("head_lr", float("nan")),
         ("clip", -1.0),
         ("warmup", 1.0),
@@ -88,21 +89,13 @@ def test_identity_leaves_out_how_a_run_goes_about() -> None:
     assert Recipe(seed=1).identity() != Recipe(seed=2).identity()
 
 
-def test_the_mask_rate_is_highest_for_runs_of_about_a_thousand_steps() -> None:
-    rates = [derive_mask_lr(steps) for steps in (1, 30, 300, 1000, 5000, 10**6)]
-    assert rates[:4] == sorted(rates[:4])
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert all(0 < rate <= 2.5e-4 for rate in rates)
-
-
-def test_schedules_start_peak_and_end_where_they_say() -> None:
-    cosine = [lr_factor("cosine", step, 100, 0.1) for step in range(100)]
-    assert cosine[0] == pytest.approx(0.04)
-    assert cosine[10] == 1.0 == max(cosine)
-    assert cosine[:11] == sorted(cosine[:11])
-    assert cosine[10:] == sorted(cosine[10:], reverse=True)
-    assert 0 < cosine[-1] < 0.01
-    assert lr_factor("cosine", 0, 1, 0.0) == 1.0
-    assert {lr_factor("step", step, 30, 0.1) for step in range(15)} == {1.0}
-    assert {lr_factor("step", step, 30, 0.1) for step in range(15, 30)} == {0.1}
-    assert lr_factor("constant", 99, 100, 0.1) == 1.0
+@pytest.mark.parametrize(
+    ("images", "epochs"), [(8, 240), (32, 240), (256, 30), (800, 30), (3770, 9), (50_000, 5)]
+)
+def test_a_run_is_as_long_as_its_images_ask_for(images: int, epochs: int) -> None:
+    assert default_epochs(images, 32) == epochs
+    steps = epochs * max(images // 32, 1)
+    assert steps >= 240
+    assert steps <= 1100 or epochs == 5
+    assert Recipe().epochs_for(images) == epochs
+    assert Recipe(epochs=2).epochs_for(images) == 2

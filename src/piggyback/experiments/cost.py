@@ -73,10 +73,11 @@ def _passes(job: Job, sources: Sources) -> tuple[int, int]:
     images = pixels = 0
     for task in job.tasks:
         recipe = job.recipes[task]
-        epochs = recipe.epochs
+        count = sources.train_images(task)
+        epochs = recipe.epochs_for(count)
         if job.method.method == PACKNET and task != job.tasks[-1]:  # which is not pruned
-            epochs += epochs_after_pruning(recipe)
-        seen = epochs * sources.train_images(task)
+            epochs += epochs_after_pruning(recipe, count)
+        seen = epochs * count
         images += seen
         pixels += seen * (recipe.image_size or 224) ** 2
     return images, pixels

@@ -81,6 +81,8 @@ class MaskOptimizer(torch.optim.Optimizer):
         self.init = init or ScoreInit()
         self.grad_scale = grad_scale
         self.regularizers = tuple(regularizers)
+        if self.init.kind == "magnitude":
+            self.init.margin(self.rule.threshold)  # refused here, not at the first step
         self._base_of = base
         self._coefficients_of = None if self.rule.form == "plain" else coefficients
         self._check_form()
@@ -112,7 +114,7 @@ class MaskOptimizer(torch.optim.Optimizer):
             position += masked
             if masked and "scores" not in self.state.get(param, {}):
                 base = self._base_of(param) if self._base_of else param.detach().clone()
-                scores = initial_scores(base, self.init, position)
+                scores = initial_scores(base, self.init, position, self.rule.threshold)
                 self.state[param] = self._new_state(param, scores, base)
                 slots[index] = scores
                 self._write_live(param)

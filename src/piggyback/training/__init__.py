@@ -11,7 +11,7 @@ from piggyback.training.evaluate import Measured, Prediction, evaluate, predict
 from piggyback.training.events import EpochRow, Listener, Plan, Step
 from piggyback.training.lora import load_lora
 from piggyback.training.methods import METHODS
-from piggyback.training.recipe import Recipe, derive_mask_lr
+from piggyback.training.recipe import Recipe
 from piggyback.training.result import TrainResult
 from piggyback.training.segmenting import segment
 from piggyback.training.train import train
@@ -30,7 +30,6 @@ __all__ = [
     "SegmentationSet",
     "Step",
     "TrainResult",
-    "derive_mask_lr",
     "evaluate",
     "from_tensors",
     "load_camvid_layout",

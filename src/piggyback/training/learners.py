@@ -20,13 +20,14 @@ from piggyback.backbones.norm import norm_modules, norm_tensors
 from piggyback.backbones.select import find_head
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.packing import PackedMask
+from piggyback.masks.rate import MARGIN, mask_lr
 from piggyback.model import MultiTaskModel
 from piggyback.tasks.heads import new_head
 from piggyback.tasks.task import Task
 from piggyback.training.checkpoint import load_live
 from piggyback.training.hashing import seed_of
 from piggyback.training.methods import Product, Setup, register
-from piggyback.training.recipe import Recipe, derive_mask_lr
+from piggyback.training.recipe import Recipe
 
 HEAD_STREAM = 0x4EAD
 """Where the random numbers of a new head come from: a seed gives the same head to every method."""
@@ -65,7 +66,7 @@ class TaskLearner:
         recipe = setup.recipe
         optimizer = self.model.optimizer(
             torch.optim.AdamW,
-            lr=recipe.mask_lr or derive_mask_lr(setup.steps),
+            lr=recipe.mask_lr or self._mask_lr(setup),
             head_lr=recipe.head_lr,
             norm_lr=recipe.norm_lr,
             form_lr=recipe.form_lr,
@@ -79,6 +80,14 @@ class TaskLearner:
             group["peak_lr"] = group["lr"]
         optimizer.initialize()
         return optimizer
+
+    @staticmethod
+    def _mask_lr(setup: Setup) -> float:
+        recipe = setup.recipe
+        # Starts that have no margin above the threshold get the paper's.
+        even = recipe.init.kind in ("magnitude", "constant")
+        margin = recipe.init.margin(recipe.rule.threshold) if even else MARGIN
+        return mask_lr(setup.steps, recipe.schedule, recipe.warmup, margin=margin)
 
     def mode(self, training: bool) -> None:
         """Set training or evaluation mode; frozen normalisation stays in evaluation mode."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.backbones.images import normalise
+from piggyback.masks.rate import lr_factor
 from piggyback.training.data.batches import Batch, serve
 from piggyback.training.evaluate import class_of_each, logits_of, measure
 from piggyback.training.events import EpochRow, Plan, Step
@@ -20,7 +21,6 @@ from piggyback.training.hashing import seed_of
 from piggyback.training.processes import agree_, processes, summed
 from piggyback.training.recipe import Recipe
 from piggyback.training.run import Run, diverged, save
-from piggyback.training.schedule import lr_factor
 
 READ_EVERY = 10
 """Steps between two looks at the loss on an accelerator, where each look waits for it."""
@@ -36,7 +36,7 @@ def fit(run: Run) -> None:
     steps = len(run.batches(0))
     network = _wrapped(run.learner.network, recipe)
     run.listener.on_start(_plan(run, steps))
-    for epoch in range(progress.epoch, recipe.epochs):
+    for epoch in range(progress.epoch, run.epochs):
         if progress.stopped:
             break
         _epoch(run, network, epoch, steps)
@@ -60,7 +60,7 @@ def _epoch(run: Run, network: Callable[[Tensor], Any], epoch: int, steps: int) -
     clock = time.perf_counter()
     for batch in served:
         at = epoch * steps + progress.step
-        factor = lr_factor(recipe.schedule, at, recipe.epochs * steps, recipe.warmup)
+        factor = lr_factor(recipe.schedule, at, run.epochs * steps, recipe.warmup)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         # Dropout's random numbers are a function of the step too, so none have to be saved.
@@ -183,7 +183,7 @@ def _told(run: Run, epoch: int, steps: int, loss: float) -> Step:
         loss=loss,
         lr=run.learner.optimizer.param_groups[0]["lr"],
         images_per_second=progress.images / max(progress.epoch_seconds, 1e-9),
-        seconds_left=per_step * (run.recipe.epochs * steps - done),
+        seconds_left=per_step * (run.epochs * steps - done),
     )
 
 
@@ -191,7 +191,7 @@ def _plan(run: Run, steps: int) -> Plan:
     return Plan(
         name=run.name,
         method=run.recipe.method,
-        epochs=run.recipe.epochs,
+        epochs=run.epochs,
         steps=steps,
         batch_size=run.recipe.batch_size,
         done_epochs=run.progress.epoch,

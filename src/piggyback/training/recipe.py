@@ -14,11 +14,14 @@ from typing import Any, Literal, get_args
 from piggyback.errors import InputError
 from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import GradScale
+from piggyback.masks.rate import HEAD_LR
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, Regularizer, TargetDensity
 from piggyback.masks.rule import MaskRule
 from piggyback.tasks.learning import NormPolicy
 from piggyback.training.data.augment import Augment
 
+SHORTEST, LONG = 240, 1000
+"""Steps of a run of few images, and of one of many: shorter ones lose accuracy, longer ones cost time."""
 HOW = ("workers", "checkpoint_minutes", "tensorboard")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""
 
@@ -34,8 +37,9 @@ class Recipe:
     method: str = "masks"
     """masks: which weights to keep, one bit each; head: the classifier only; finetune: every
     weight, a full copy; lora: low-rank adapters (needs the extra peft)."""
-    epochs: int = 10
-    """Passes over the training images."""
+    epochs: int | None = None
+    """Passes over the training images; by default as many as make about 1000 steps, but 5 to 30, and 240 steps
+    or more."""
     batch_size: int = 32
     """Images per step, over all processes together."""
     image_size: int | None = None
@@ -48,10 +52,10 @@ class Recipe:
     """Decides the head's start, the order of the images, augmentation and dropout."""
 
     mask_lr: float | None = None
-    """Peak learning rate of the mask scores (Adam); by default derived from the number of steps."""
-    head_lr: float = 2e-3
+    """Peak learning rate of the mask scores (Adam); by default what follows from the number of steps."""
+    head_lr: float = HEAD_LR
     """Peak learning rate of the classifier, for the methods masks, head and lora."""
-    norm_lr: float = 2e-3
+    norm_lr: float = HEAD_LR
     """Peak learning rate of normalisation layers, where masks or adapters train them too."""
     finetune_lr: float = 1e-3
     """Peak learning rate of all weights in the method finetune."""
@@ -123,15 +127,17 @@ class Recipe:
     """Write TensorBoard logs beside the CSV and JSON ones."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
+        for name in ("batch_size", "accumulate"):
             value = getattr(self, name)
             _check(name, value, isinstance(value, int) and value >= 1, "an integer from 1")
         for name in ("head_lr", "norm_lr", "finetune_lr", "form_lr", "lora_lr"):
-            _check(name, getattr(self, name), getattr(self, name) > 0, "a number above 0")
+            value = getattr(self, name)
+            _check(name, value, 0 < value < math.inf, "a finite number above 0")
         for name in ("mask_lr", "clip"):
             value = getattr(self, name)
-            _check(name, value, value is None or value > 0, "a number above 0, or none")
-        for name in ("lora_rank", "lora_bytes", "prune_epochs"):
+            good = value is None or 0 < value < math.inf
+            _check(name, value, good, "a finite number above 0, or none")
+        for name in ("epochs", "lora_rank", "lora_bytes", "prune_epochs"):
             value = getattr(self, name)
             good = value is None or (isinstance(value, int) and value >= 1)
             _check(name, value, good, "an integer from 1, or none")
@@ -145,6 +151,14 @@ class Recipe:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             _check(name, value, value in choices, f"one of {', '.join(choices)}")
+
+    def epochs_for(self, images: int) -> int:
+        """Return the passes over ``images`` training images.
+
+        >>> Recipe().epochs_for(256), Recipe(epochs=3).epochs_for(256)
+        (30, 3)
+        """
+        return self.epochs or default_epochs(images, self.batch_size)
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values; a regulariser has its class name as ``kind``."""
@@ -192,21 +206,15 @@ _REGULARIZERS: dict[str, type] = {
 }
 
 
-def derive_mask_lr(steps: int) -> float:
-    """Return the peak learning rate of the scores for a run of ``steps`` steps.
+def default_epochs(images: int, batch_size: int) -> int:
+    """Return the passes over ``images`` training images where a recipe does not say: see docs/RECIPES.md.
 
-    Adam moves a score by about its learning rate a step, whatever the gradient's size. In a long run the rate
-    decides how many weights are masked out, hence bits: it falls with the steps so that these stay near 0.3 a
-    weight. A short run has little data and no time to repair a weight dropped by chance: it gets a lower rate too.
-    Measured in docs/RECIPES.md.
-
-    >>> derive_mask_lr(1000)
-    0.00025
-    >>> round(derive_mask_lr(250), 6)
-    0.000177
+    >>> [default_epochs(images, 32) for images in (32, 256, 1000, 4000, 50_000)]
+    [240, 30, 30, 8, 5]
     """
-    share = max(steps, 1) / 1000
-    return 2.5e-4 * min(math.pow(share, 0.25), math.pow(share, -0.4))
+    steps = max(images // batch_size, 1)
+    wanted = min(max(30 * steps, SHORTEST), LONG)
+    return max(-(-wanted // steps), 5)
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:

@@ -86,6 +86,11 @@ class Run:
     saved_at: float = field(default_factory=time.perf_counter)
 
     @property
+    def epochs(self) -> int:
+        """Passes over the training images."""
+        return self.recipe.epochs_for(len(self.data.train))
+
+    @property
     def checkpoint(self) -> Path | None:
         """Where checkpoints go."""
         return None if self.folder is None else self.folder / CHECKPOINT

@@ -54,6 +54,7 @@ def train(
     cannot be decoded.
     """
     recipe = recipe or Recipe()
+    recipe = replace(recipe, epochs=recipe.epochs_for(len(data.train)))
     check_name(name)
     prepare = method_of(recipe.method) if method is None else method
     state = processes()
@@ -74,7 +75,8 @@ def train(
     preprocessing = preprocessing_of(backbone, recipe)
     heard.on_stage("reading images")
     cached = data.in_memory(preprocessing, source_view(preprocessing, recipe.augment))
-    steps = recipe.epochs * steps_in_epoch(data.train, recipe.batch_size, state.num_processes)
+    epoch = steps_in_epoch(data.train, recipe.batch_size, state.num_processes)
+    steps = recipe.epochs_for(len(data.train)) * epoch
 
     def start(on: Backbone, speed: Speed) -> Run:
         setup = Setup(

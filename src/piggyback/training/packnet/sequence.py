@@ -128,13 +128,13 @@ def train_packnet(
     return PackNetResult(tuple(results), network, None if folder is None else folder / FILE)
 
 
-def epochs_after_pruning(recipe: Recipe) -> int:
-    """Return how long a task that is pruned trains on.
+def epochs_after_pruning(recipe: Recipe, images: int) -> int:
+    """Return how long a task of ``images`` training images that is pruned trains on.
 
-    >>> epochs_after_pruning(Recipe(epochs=5))
+    >>> epochs_after_pruning(Recipe(epochs=5), 100)
     3
     """
-    return recipe.prune_epochs or -(-recipe.epochs // 2)
+    return recipe.prune_epochs or -(-recipe.epochs_for(images) // 2)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class _Sequence:
         network = network.pruned(recipe.prune)
         again = replace(
             recipe,
-            epochs=epochs_after_pruning(recipe),
+            epochs=epochs_after_pruning(recipe, len(images.train)),
             finetune_lr=PRUNED_RATE * recipe.finetune_lr,
         )
         pruned = stage(network, again, len(network.tasks), STAGES[1])
