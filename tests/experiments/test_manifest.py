@@ -82,7 +82,11 @@ def test_who_overrides_whom() -> None:
             r"published method of 'head' 'mask'; did you mean 'masks'",
         ),
         ("tasks: {cubs:", "tasks: {cubz: {}, cubs:", r"data set 'cubz'; did you mean 'cubs'"),
-        ("epochs: 2,", "epochs: two,", r"recipe: epochs: expected a number, found 'two'"),
+        (
+            "epochs: 2,",
+            "epochs: two,",
+            r"recipe: epochs: expected a number, a list or null, found 'two'",
+        ),
         ("epochs: 2,", "head_lr: null,", r"recipe: head_lr: expected a number, found None"),
         ("epochs: 2,", "amp: no,", r"amp: expected a word, in quotes .*, found False"),
         ("flip: true", "flip: maybe", r"augment.flip: expected true or false, found 'maybe'"),

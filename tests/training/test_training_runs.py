@@ -30,7 +30,7 @@ from piggyback.training import (
     loop,
     train,
 )
-from piggyback.training.run import CHECKPOINT
+from piggyback.training.run import CHECKPOINT, Progress
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -193,7 +193,12 @@ def test_listener_and_logs_tell_the_same(
 ) -> None:
     heard = Recorder()
     result = train(backbone, data, "a", recipe(tensorboard=True), tmp_path, listener=heard)
-    assert heard.stages == ["reading images", "measuring speed", "measuring on test"]
+    assert heard.stages == [
+        "reading images",
+        "measuring speed",
+        "training the head alone",
+        "measuring on test",
+    ]
     assert heard.ended == 1
     steps = heard.plans[0].steps
     assert [(s.epoch, s.step) for s in heard.steps] == [
@@ -220,7 +225,7 @@ def test_the_best_epoch_is_kept_not_the_last(
     falling = iter([30.0, 80.0, 20.0])
 
     class Fake:
-        loss = 1.0
+        loss, count = 1.0, 1000
 
         def __init__(self, accuracy: float) -> None:
             self.accuracy = accuracy
@@ -238,6 +243,29 @@ def test_the_best_epoch_is_kept_not_the_last(
     for name, tensor in captured[1].items():
         assert torch.equal(result.state[name], tensor)
     assert not torch.equal(captured[1]["0.weight"], captured[2]["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("count", "accuracies", "best"),
+    [
+        (1000, [80.0, 82.0, 78.0], 2),  # a standard error is 1.2 points: the last is worse
+        (1000, [80.0, 82.0, 81.5], 3),
+        (25, [80.0, 84.0, 80.0], 3),  # 7.3 points: nobody can tell
+        (25, [80.0, 84.0, 60.0], 2),
+        (1, [100.0, 100.0, 0.0], 2),
+    ],
+)
+def test_of_epochs_that_val_cannot_tell_apart_the_last_is_kept(
+    count: int, accuracies: list[float], best: int
+) -> None:
+    progress = Progress()
+    for epoch, accuracy in enumerate(accuracies, 1):
+        flag = progress.is_best(accuracy, count)
+        progress.history.append(
+            EpochRow(epoch, 1.0, 50.0, 1.0, accuracy, None, 1e-3, 1.0, 1.0, flag)
+        )
+    assert progress.best is not None
+    assert progress.best.epoch == best
 
 
 def test_patience_ends_a_run_that_gets_no_better(

@@ -98,6 +98,10 @@ class Show(Listener):
             f"val {row.val_accuracy:.1f}%{kept}, {row.images_per_second:.0f} images/s"
         )
 
+    def on_notice(self, text: str) -> None:
+        """Print it."""
+        self.console.print(f"{self.label}: {text}", soft_wrap=True)
+
     def on_end(self) -> None:
         """Take the bar away."""
         if self.progress is not None:

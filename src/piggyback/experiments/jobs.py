@@ -90,4 +90,5 @@ def _row(job: Job, result: TrainResult) -> CellRow:
         density=task.density if task is not None and task.masks else None,
         trials=len(job.method.trials),
         chosen=settings,
+        verdict=result.verdict,
     )

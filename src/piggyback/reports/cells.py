@@ -41,6 +41,8 @@ class CellRow:
     """Settings that were tried for this cell."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """The settings of the trial that was best on val, plain JSON."""
+    verdict: str = ""
+    """As ``Row.verdict``."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name, plain JSON."""
@@ -146,7 +148,7 @@ def _read(kind: type[_Cell], values: object) -> _Cell:
                 f"expected {', '.join(names)}"
             )
     for name in names:
-        if name not in values:
+        if name not in values and name != "verdict":  # which cells of before 2026-11 do not have
             raise InputError(f"cell: expected {name!r}, found only {', '.join(map(str, values))}")
         _check(name, values[name])
     return kind(**values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from statistics import mean, stdev
 from typing import Any
 
@@ -27,13 +27,15 @@ class Row:
     """Of the task file, or of the fine-tuned copy."""
     seconds: float
     """Training and choosing the epoch."""
+    verdict: str = field(default="", kw_only=True)
+    """Of masks that masked nothing or collapsed: a line that says so and what to do."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name."""
         return asdict(self)
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = tuple(column.name for column in fields(Row))
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Mean:
     bits_per_weight: float | None
     bytes: float
     seconds: float
+    verdicts: tuple[str, ...] = field(default=(), kw_only=True)
+    """Of its runs, each once."""
 
 
 def row_of(result: TrainResult) -> Row:
@@ -63,6 +67,7 @@ def row_of(result: TrainResult) -> Row:
         bits_per_weight=None if bits is None else round(bits, 5),
         bytes=result.bytes,
         seconds=round(result.seconds, 2),
+        verdict=result.verdict,
     )
 
 
@@ -91,4 +96,5 @@ def _mean(rows: Sequence[Row]) -> Mean:
         bits_per_weight=mean(bits) if bits else None,
         bytes=mean(row.bytes for row in rows),
         seconds=mean(row.seconds for row in rows),
+        verdicts=tuple(dict.fromkeys(row.verdict for row in rows if row.verdict)),
     )

@@ -17,7 +17,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     """Return a header and a line a row; an empty cell where there are no masks.
 
     >>> print(to_csv([Row("signs", "head", 0, 50.5, 51.0, None, 1200, 3.5)]).split()[1])
-    signs,head,0,50.5,51.0,,1200,3.5
+    signs,head,0,50.5,51.0,,1200,3.5,
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -42,7 +42,19 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """
     lines = [f"| {' | '.join(_TITLES)} |", "|---|---|" + "--:|" * (len(_TITLES) - 2)]
     lines += [f"| {' | '.join(cells)} |" for cells in _cells(rows)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(f"\n{line}" for line in verdicts(rows))]) + "\n"
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each task and method whose masks did not learn, and what to do.
+
+    >>> row = Row("signs", "masks", 0, 50.5, 51.0, 0.0, 1200, 3.5, verdict="masked nothing: ...")
+    >>> verdicts([row])
+    ['signs masks: masked nothing: ...']
+    """
+    return [
+        f"{mean.task} {mean.method}: {verdict}" for mean in means(rows) for verdict in mean.verdicts
+    ]
 
 
 def to_screen(rows: Sequence[Row], title: str | None = None) -> Table:
@@ -56,6 +68,8 @@ def to_screen(rows: Sequence[Row], title: str | None = None) -> Table:
             table.add_section()
         table.add_row(*cells)
         last = cells[0]
+    table.caption = "\n".join(verdicts(rows)) or None
+    table.caption_justify = "left"
     return table
 
 

@@ -61,7 +61,7 @@ class EpochRow:
     seconds: float
     """Since the run began, over all resumes."""
     best: bool
-    """Whether it is the best so far, by val accuracy; of equals the later."""
+    """Whether it is the best so far: no earlier one's val accuracy is more than a standard error higher."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -87,6 +87,9 @@ class Listener:
 
     def on_epoch(self, row: EpochRow) -> None:
         """An epoch has ended and was measured on val."""
+
+    def on_notice(self, text: str) -> None:
+        """Something happened that a person should know, in one line."""
 
     def on_end(self) -> None:
         """The run is over, also by an error."""
@@ -117,6 +120,11 @@ class Broadcast(Listener):
         """Pass it on."""
         for listener in self.listeners:
             listener.on_epoch(row)
+
+    def on_notice(self, text: str) -> None:
+        """Pass it on."""
+        for listener in self.listeners:
+            listener.on_notice(text)
 
     def on_end(self) -> None:
         """Pass it on."""

@@ -59,6 +59,7 @@ class TaskLearner:
             self.optimizer: torch.optim.Optimizer = self._optimizer(setup)
             self._undo = undo.pop_all()
         self.network = self.model.backbone
+        self.head: nn.Module | None = self.network.get_submodule(self.model.head_name)
         self.fingerprint = self.model.fingerprint
         self._name = setup.name
 
@@ -145,6 +146,7 @@ class CopyLearner(abc.ABC):
     """Trains something of a copy of the backbone; what it leaves are all tensors that ``live`` names."""
 
     network: nn.Module
+    head: nn.Module | None = None
     optimizer: torch.optim.Optimizer
     fingerprint: str
     notes: Mapping[str, Any] = {}

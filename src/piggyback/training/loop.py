@@ -17,6 +17,7 @@ from piggyback.masks.rate import lr_factor
 from piggyback.training.data.batches import Batch, serve
 from piggyback.training.evaluate import class_of_each, logits_of, measure
 from piggyback.training.events import EpochRow, Plan, Step
+from piggyback.training.guard import guard_of
 from piggyback.training.hashing import seed_of
 from piggyback.training.processes import agree_, processes, summed
 from piggyback.training.recipe import Recipe
@@ -34,6 +35,11 @@ def fit(run: Run) -> None:
     """
     recipe, progress = run.recipe, run.progress
     steps = len(run.batches(0))
+    if not (progress.epoch or progress.step):
+        run.listener.on_stage("training the head alone")
+        run.guard = guard_of(
+            run.learner, run.data.train, run.preprocessing, recipe, run.epochs * steps, run.speed
+        )
     network = _wrapped(run.learner.network, recipe)
     run.listener.on_start(_plan(run, steps))
     for epoch in range(progress.epoch, run.epochs):
@@ -69,7 +75,17 @@ def _epoch(run: Run, network: Callable[[Tensor], Any], epoch: int, steps: int) -
         progress.step += 1
         if progress.step % read_every and progress.step < steps:
             continue
+        before = progress.loss, progress.seen
         loss = _read(run, unread, epoch)
+        if run.guard is not None:
+            news = run.guard.watch(
+                run.learner,
+                progress.loss - before[0],
+                progress.seen - before[1],
+                (epoch * steps + progress.step) / (run.epochs * steps),
+            )
+            if news is not None:
+                run.listener.on_notice(news)
         now = time.perf_counter()
         progress.train_seconds += now - clock
         progress.epoch_seconds += now - clock
@@ -125,8 +141,7 @@ def _end_epoch(run: Run, epoch: int, steps: int) -> EpochRow:
         workers=recipe.workers,
         speed=run.speed,
     )
-    best = progress.best
-    better = best is None or val.accuracy >= best.val_accuracy
+    better = progress.is_best(val.accuracy, val.count)
     captured = run.learner.capture()
     if better:
         run.best = captured

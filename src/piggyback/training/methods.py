@@ -48,6 +48,8 @@ class Learner(Protocol):
 
     network: nn.Module
     """Called with images (n, 3, s, s), it gives the task's logits."""
+    head: nn.Module | None
+    """The classifier in training, where the rest of the network may learn nothing at all; else None."""
     optimizer: torch.optim.Optimizer
     """Its groups carry ``peak_lr``, which the schedule scales."""
     fingerprint: str

@@ -22,6 +22,7 @@ from piggyback.tasks.task import Task
 from piggyback.training import checkpoint
 from piggyback.training.evaluate import measure
 from piggyback.training.events import EpochRow
+from piggyback.training.guard import verdict_of
 from piggyback.training.logs import write_text
 from piggyback.training.processes import processes
 from piggyback.training.run import Run
@@ -50,7 +51,9 @@ class TrainResult:
     bits_per_weight: float | None
     """Bytes of masks and their form's coefficients in the task file * 8 / masked weights; None for methods
     without masks."""
-    images_per_second: float
+    verdict: str = ""
+    """Of masks that masked nothing or collapsed: a line that says so and what to do."""
+    images_per_second: float = 0.0
     """Trained, evaluation and checkpoints not counted."""
     task: Task | None = None
     """For the methods masks and head."""
@@ -72,6 +75,7 @@ class TrainResult:
             "bits_per_weight": self.bits_per_weight,
             "bytes": self.bytes,
             "seconds": self.seconds,
+            "verdict": self.verdict,
         }
 
 
@@ -91,6 +95,14 @@ def finish(run: Run) -> TrainResult:
         speed=Speed(channels_last=run.speed.channels_last),
     )
     provenance = _provenance(run, test.accuracy)
+    verdict = ""
+    if run.guard is not None and isinstance(product, Task):
+        verdict = run.guard.verdict(product.density)
+    elif isinstance(product, Task) and product.masks:
+        verdict = verdict_of(product.density)
+    if verdict:
+        provenance["verdict"] = verdict
+        run.listener.on_notice(verdict)
     progress = run.progress
     result = TrainResult(
         name=run.name,
@@ -101,6 +113,7 @@ def finish(run: Run) -> TrainResult:
         seconds=progress.history[-1].seconds,
         bytes=0,
         bits_per_weight=None,
+        verdict=verdict,
         images_per_second=provenance["images_per_second"],
         history=tuple(progress.history),
         provenance=provenance,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from piggyback.training import checkpoint
 from piggyback.training.data.batches import TrainBatches
 from piggyback.training.data.sets import ImageData
 from piggyback.training.events import EpochRow, Listener
+from piggyback.training.guard import Guard
 from piggyback.training.logs import write_history
 from piggyback.training.methods import Learner, Product
 from piggyback.training.processes import processes
@@ -51,8 +53,18 @@ class Progress:
 
     @property
     def best(self) -> EpochRow | None:
-        """The best epoch so far; of equals the later."""
-        return max(self.history, key=lambda row: (row.val_accuracy, row.epoch), default=None)
+        """The best epoch so far: the last that was one when it ended."""
+        return next((row for row in reversed(self.history) if row.best), None)
+
+    def is_best(self, accuracy: float, count: int) -> bool:
+        """Return whether an epoch with this val accuracy (percent) on ``count`` labels is the best so far.
+
+        It is unless an earlier one was better by more than a standard error: few val images tell epochs apart by
+        chance, and the last ones, at the lowest rates, are the better ones otherwise.
+        """
+        top = max((row.val_accuracy for row in self.history), default=accuracy) / 100
+        error = math.sqrt(top * (1 - top) / max(count, 1))
+        return accuracy / 100 >= top - error
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -81,6 +93,8 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     best: Product | None = None
     """What the best epoch left."""
+    guard: Guard | None = None
+    """Of masks; None for other methods."""
     resumed_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     saved_at: float = field(default_factory=time.perf_counter)
@@ -130,6 +144,9 @@ def save(run: Run) -> None:
         tensors |= {f"best/{name}": t for name, t in run.learner.flatten(run.best).items()}
     run.progress.seconds = run.elapsed()
     values = {**run.progress.to_json(), "speed": asdict(run.speed)}
+    if run.guard is not None:
+        values["guard"] = run.guard.to_json()
+        tensors |= {f"good/{name}": tensor for name, tensor in run.guard.good.items()}
     checkpoint.write(place, checkpoint.Checkpoint(run.identity, values, tensors))
     if not run.progress.step:
         write_history(place.parent, run.progress.history)
@@ -137,14 +154,17 @@ def save(run: Run) -> None:
 
 def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
     """Put a run where ``saved`` was made; raises CheckpointError where tensors do not fit."""
-    parts: dict[str, dict[str, Tensor]] = {"live": {}, "optimizer": {}, "best": {}}
+    parts: dict[str, dict[str, Tensor]] = {"live": {}, "optimizer": {}, "best": {}, "good": {}}
     for name, tensor in saved.tensors.items():
         part, rest = name.split("/", 1)
         parts[part][rest] = tensor
     checkpoint.load_live(run.learner.live(), parts["live"])
     checkpoint.load_optimizer(run.learner.optimizer, parts["optimizer"])
-    values = {key: value for key, value in saved.progress.items() if key != "speed"}
+    values = {k: v for k, v in saved.progress.items() if k not in ("speed", "guard")}
     run.progress = Progress.from_json(values)
+    if (guard := saved.progress.get("guard")) is not None:
+        run.guard = Guard(**guard, good=parts["good"])
+        run.guard.slow_down(run.learner, run.guard.halved)
     run.resumed_seconds = run.progress.seconds
     if parts["best"]:
         run.best = run.learner.unflatten(parts["best"])
