@@ -31,6 +31,10 @@ def other():
     return build(1)
 
 
+def large():
+    return build()[0], Preprocessing(224)
+
+
 def nudged():
     net, preprocessing = build()
     net[1].bias.data += 1

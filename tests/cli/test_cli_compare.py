@@ -9,6 +9,8 @@ from pathlib import Path
 from cli_toys import FAST, Command
 from PIL import Image
 
+from piggyback.tasks.file import load_file
+
 KEYS = [
     *("task", "method", "seed", "accuracy", "val_accuracy"),
     *("bits_per_weight", "bytes", "seconds", "verdict"),
@@ -79,3 +81,25 @@ def test_wrong_choices_are_refused_before_anything_is_trained(
         assert told in ran.err
         assert ran.err.count("\n") == 1
     assert not Path("out").exists()
+
+
+def test_all_methods_see_a_task_s_images_at_the_task_s_own_size(
+    piggyback: Command, toy: str, colours: Path
+) -> None:
+    for file in colours.rglob("*.png"):
+        larger = Path("larger") / file.relative_to(colours)
+        larger.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).resize((100, 120)).save(larger)
+    ran = piggyback(
+        *("compare", "--data", f"a={colours}", "--data", "b=larger", "--methods", "head,masks"),
+        *("--backbone", f"{toy}:large", *FAST, "--epochs", "1", "--out", "out"),
+    )
+    assert ran.code == 0, ran.err
+    assert "4 tasks: each as accurate as when it was trained" in ran.out
+    for task, side in (("a", 64), ("b", 96)):
+        for method in ("head", "masks"):
+            kept = json.loads(Path(f"out/runs/{task}/{method}-seed0/result.json").read_text())
+            assert kept["identity"]["recipe"]["image_size"] == side
+        held = load_file(f"out/tasks/{task}.safetensors").info.preprocessing
+        assert held is not None
+        assert held.image_size == side

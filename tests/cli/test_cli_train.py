@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import timm
 from cli_toys import COLOURS, FAST, Command
+from safetensors.torch import save_file as save_tensors
 
+from piggyback.backbones.load import load_backbone, refusal
+from piggyback.cli.loading import load_images, load_sized
 from piggyback.tasks.file import load_file
+from piggyback.training.data.size import choose_size
 
 
 def test_a_trained_task_file_holds_classes_backbone_and_scores(trained: Path, toy: str) -> None:
@@ -83,3 +88,32 @@ def test_out_may_name_the_task_file(piggyback: Command, toy: str, colours: Path)
     assert "wrote tasks/squares.safetensors" in ran.out
     assert load_file("tasks/squares.safetensors").name == "squares"
     assert Path("runs/squares/metrics.csv").exists()
+
+
+def test_train_says_first_what_it_will_do_and_how_long(
+    piggyback: Command, toy: str, colours: Path
+) -> None:
+    ran = piggyback("train", "--data", colours, "--backbone", f"{toy}:build", *FAST)
+    told = " ".join(ran.err.split())
+    assert told.startswith(
+        "colours masks: 54 train, 6 val, 18 test images; 16 px (the files hold 20); "
+        "3 epochs of 3 steps (9), batch 16 "
+    )
+    assert told.count("colours masks: about 1 s") == 1
+    assert told.index("about 1 s") < told.index("colours masks 2/3")
+
+
+def test_a_network_for_one_size_is_built_again_for_the_images_where_it_can_be(
+    colours: Path, tmp_path: Path
+) -> None:
+    images = load_images(colours, "colours", skip_bad=False)
+    weights = tmp_path / "weights.safetensors"
+    for name, sides in (("vit_tiny_patch16_224", (64, 224)), ("vit_small_patch14_dinov2", (518,))):
+        module = timm.create_model(name, pretrained=False, num_classes=2)
+        save_tensors(module.state_dict(), weights)
+        backbone = load_sized(f"timm:{name}", [images], None, weights, None)
+        assert (
+            backbone.preprocessing == load_backbone(f"timm:{name}", pretrained=False).preprocessing
+        )
+        assert choose_size(backbone, images.train).side == sides[0]
+        assert all(refusal(backbone.module, side) is None for side in sides)

@@ -19,7 +19,8 @@ def test_a_pipe_gets_one_line_an_epoch_and_nothing_else(
     train(backbone, data, "colours", recipe(), listener=ProgressBar(Console(file=text, width=80)))
     lines = text.getvalue().splitlines()
     assert len(lines) == 4
-    assert lines[0] == "colours · masks: 108 images, 3 epochs of 3 steps, float32"
+    size = "16 px (the images hold 16)"
+    assert lines[0] == f"colours · masks: 108 images, {size}, 3 epochs of 3 steps, float32"
     for number, line in enumerate(lines[1:], 1):
         assert line.startswith(f"  epoch {number}/3  loss ")
         assert "img/s" in line

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,19 @@ import torch
 from safetensors.torch import load_file as load_tensors
 
 from piggyback.backbones.backbone import Backbone
+from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import CheckpointError
 from piggyback.tasks.file import load_file
-from piggyback.training import EpochRow, ImageData, Listener, Recipe, train
+from piggyback.training import (
+    EpochRow,
+    ImageData,
+    Listener,
+    Recipe,
+    checkpoint,
+    from_tensors,
+    train,
+)
+from piggyback.training.result import RESULT
 from piggyback.training.run import CHECKPOINT
 
 DRIVER = Path(__file__).with_name("resume_driver.py")
@@ -142,3 +154,42 @@ def test_resume_without_a_checkpoint_starts(
     backbone: Backbone, data: ImageData, recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     assert len(train(backbone, data, "a", recipe(), tmp_path, resume=True).history) == 3
+
+
+def made_of(side: int, count: int = 40) -> ImageData:
+    values = torch.arange(count * 3 * side * side) % 251
+    images = values.to(torch.uint8).view(count, 3, side, side)
+    return from_tensors("noise", ["a", "b"], (images, torch.arange(count) % 2))
+
+
+def large(backbone: Backbone) -> Backbone:
+    return replace(backbone, preprocessing=Preprocessing(224))
+
+
+def test_a_resumed_run_keeps_the_size_that_its_images_gave(
+    backbone: Backbone, recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    data = made_of(70)
+    stopped(large(backbone), data, recipe("head"), tmp_path)
+    saved = checkpoint.read(tmp_path / CHECKPOINT)
+    assert saved.identity["recipe"]["image_size"] == 64
+    with pytest.raises(CheckpointError, match=r"recipe\.image_size is 64 there, 96 now"):
+        train(large(backbone), data, "a", recipe("head", image_size=96), tmp_path, resume=True)
+    result = train(large(backbone), data, "a", recipe("head"), tmp_path, resume=True)
+    assert result.task is not None
+    assert result.task.info.preprocessing == Preprocessing(64)
+    assert result.provenance["recipe"]["image_size"] == 64
+    assert len(result.history) == 3
+
+
+def test_a_result_from_before_runs_chose_their_size_is_still_read(
+    backbone: Backbone, recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    first = train(backbone, made_of(16), "a", recipe("head"), tmp_path)
+    place = tmp_path / RESULT
+    saved = json.loads(place.read_text())
+    saved["identity"]["recipe"]["image_size"] = None
+    saved["result"]["provenance"]["recipe"]["image_size"] = None
+    place.write_text(json.dumps(saved))
+    again = train(backbone, made_of(16), "a", recipe("head"), tmp_path, resume=True)
+    assert again.history == first.history

@@ -281,7 +281,7 @@ def test_provenance_travels_in_the_file(
     result = train(backbone, data, "a", recipe(), tmp_path)
     assert result.path is not None
     found = load_file(result.path).info.provenance
-    assert Recipe.from_json(found["recipe"]) == recipe()
+    assert Recipe.from_json(found["recipe"]) == recipe(image_size=16)
     assert found["data"]["counts"] == {"train": 108, "val": 12, "test": 30}
     assert found["test_accuracy"] == result.accuracy
     assert found["val_accuracy"] == result.val_accuracy

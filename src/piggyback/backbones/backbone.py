@@ -21,3 +21,5 @@ class Backbone:
     """None only where a file's factory gave none."""
     head: str
     """Dotted name of the classifier."""
+    size_given: bool = False
+    """Whether the caller chose the image size in ``preprocessing``; training then keeps it."""

@@ -79,8 +79,12 @@ def load_backbone(
     native = None if preprocessing is None else preprocessing.image_size
     if image_size is not None and image_size != native:
         preprocessing = replace(preprocessing or Preprocessing(), image_size=image_size)
-        _check_takes(module, image_size, spec)
-    return Backbone(module, source, preprocessing, head)
+        if (why := refusal(module, image_size)) is not None:
+            raise BackboneError(
+                f"backbone {spec!r} takes no images of {image_size} x {image_size} pixels ({why}); "
+                "choose a larger size, or a multiple of its patch size"
+            )
+    return Backbone(module, source, preprocessing, head, size_given=image_size is not None)
 
 
 def runs_code(spec: str) -> bool:
@@ -90,6 +94,27 @@ def runs_code(spec: str) -> bool:
     (True, False)
     """
     return spec.rpartition(":")[0].endswith(".py")
+
+
+@torch.no_grad()
+def refusal(module: nn.Module, image_size: int) -> str | None:
+    """Return why ``module``, in eval mode, takes no images of this size; None where it does.
+
+    One empty image runs through, since only that tells. Modes are put back.
+
+    >>> refusal(nn.Sequential(nn.Flatten(), nn.Linear(12, 1)), 2) is None
+    True
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        module(next(module.parameters()).new_zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        return first_line(error)
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    return None
 
 
 def _from(
@@ -126,15 +151,3 @@ def _fit_head(module: nn.Module, head: str, state: Mapping[str, Tensor]) -> None
     if layer.bias is not None:
         layer.bias = nn.Parameter(torch.empty(len(weight), dtype=layer.bias.dtype))
     setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(weight))
-
-
-@torch.no_grad()
-def _check_takes(module: nn.Module, image_size: int, spec: str) -> None:
-    """Run one empty image through, since only that tells whether a network takes a size."""
-    try:
-        module(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        raise BackboneError(
-            f"backbone {spec!r} takes no images of {image_size} x {image_size} pixels "
-            f"({first_line(error)}); choose a larger size, or a multiple of its patch size"
-        ) from error

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from piggyback.backbones.load import load_backbone
 from piggyback.cli.flags import (
     BackboneOption,
     CheckpointOption,
@@ -16,7 +15,7 @@ from piggyback.cli.flags import (
     JsonOption,
     SkipBadOption,
 )
-from piggyback.cli.loading import load_images
+from piggyback.cli.loading import load_images, load_sized
 from piggyback.cli.options import only, takes_recipe
 from piggyback.cli.screen import Show, notes, results, write_json
 from piggyback.datasets import DATASETS
@@ -64,7 +63,7 @@ def run(
 
     \b
     Examples:
-      piggyback compare --data signs=photos/signs --image-size 64
+      piggyback compare --data signs=photos/signs
       piggyback compare --data a=A --data b=B --methods head,masks --seed 1
       piggyback compare --data signs=photos/signs --json > rows.json
     """
@@ -73,9 +72,7 @@ def run(
     if len(folders) != len(data):
         raise InputError(f"--data {' '.join(data)}: expected a different NAME for each")
     images = {name: load_images(folder, name, skip_bad) for name, folder in folders.items()}
-    network = load_backbone(
-        backbone, checkpoint=checkpoint, head=head, image_size=recipe.image_size
-    )
+    network = load_sized(backbone, images.values(), recipe.image_size, checkpoint, head)
     compared = compare(
         network,
         images,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
 
 from piggyback.backbones.backbone import Backbone
-from piggyback.backbones.load import load_backbone, runs_code
+from piggyback.backbones.load import load_backbone, refusal, runs_code
 from piggyback.cli.screen import notes
 from piggyback.datasets import DATASETS, load
 from piggyback.errors import BackboneError, DataError, near_misses
@@ -20,6 +20,7 @@ from piggyback.tasks.header import TaskHeader
 from piggyback.training.data.folder import load_folder
 from piggyback.training.data.segmentation import is_segmentation_folder, load_camvid_layout
 from piggyback.training.data.sets import ImageData
+from piggyback.training.data.size import held_side, native_side, side_for
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,35 @@ def backbone_of(
     """Return the backbone that a task file names, or the one given as ``spec``; errors as ``spec_of``."""
     size = header.info.preprocessing.image_size if header.info.preprocessing else None
     return load_backbone(spec_of(header, spec), checkpoint=checkpoint, image_size=size, head=head)
+
+
+def load_sized(
+    spec: str,
+    data: Iterable[ImageData],
+    image_size: int | None,
+    checkpoint: Path | None,
+    head: str | None,
+) -> Backbone:
+    """Return the backbone to train on ``data`` with; without ``image_size``, one that takes the images' own.
+
+    Some networks take only the size they were built for: these are built again, where they can be.
+    """
+    backbone = load_backbone(spec, checkpoint=checkpoint, head=head, image_size=image_size)
+    if image_size is not None:
+        return backbone
+    sides = {side_for(held_side(images.train), native_side(backbone)) for images in data}
+    if _takes(backbone, sides - {native_side(backbone)}):
+        return backbone
+    with suppress(BackboneError):
+        built = load_backbone(spec, checkpoint=checkpoint, head=head, image_size=min(sides))
+        if _takes(built, sides):
+            # Each task's size is chosen in training, between its images' and the network's own.
+            return replace(built, preprocessing=backbone.preprocessing, size_given=False)
+    return backbone
+
+
+def _takes(backbone: Backbone, sides: Iterable[int]) -> bool:
+    return all(refusal(backbone.module, side) is None for side in sides)
 
 
 def load_tasks(

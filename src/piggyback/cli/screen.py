@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -37,8 +38,12 @@ def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+FIRST_STEPS = 3
+"""Steps by whose time that of the whole run is told; one before them warms up."""
+
+
 class Show(Listener):
-    """Shows a run: a line an epoch and, in a terminal, a bar with images/s and time left."""
+    """Shows a run: what it will be, how long, a line an epoch and, in a terminal, a bar."""
 
     def __init__(self, label: str = "") -> None:
         self.console = notes()
@@ -46,6 +51,8 @@ class Show(Listener):
         self.plan: Plan | None = None
         self.progress: Progress | None = None
         self.bar = TaskID(0)
+        self.begun: tuple[int, float] | None = None
+        self.timed = False
 
     def on_stage(self, text: str) -> None:
         """Say what is going on where it can be wiped out again."""
@@ -53,10 +60,16 @@ class Show(Listener):
             self.console.print(f"{text} ...", style="dim", end="\r")
 
     def on_start(self, plan: Plan) -> None:
-        """Begin a bar."""
-        self.plan = plan
+        """Say what will be done, and begin a bar."""
+        self.plan, self.begun, self.timed = plan, None, False
         if not self.label:
             self.label = f"{plan.name} {plan.method}"
+        counts = ", ".join(f"{count} {split}" for split, count in plan.counts.items())
+        self.console.print(
+            f"{self.label}: {counts} images; {plan.image_size} px ({plan.size_reason}); "
+            f"{plan.epochs} epochs of {plan.steps} steps ({plan.epochs * plan.steps}), "
+            f"batch {plan.batch_size}"
+        )
         if plan.done_epochs or plan.done_steps:
             self.console.print(
                 f"{self.label}: going on after epoch {plan.done_epochs}, step {plan.done_steps}"
@@ -78,16 +91,31 @@ class Show(Listener):
         self.progress.start()
 
     def on_step(self, step: Step) -> None:
-        """Move the bar."""
-        if self.progress is None or self.plan is None:
+        """Move the bar; after the first steps, say once how long all will take."""
+        if self.plan is None:
+            return
+        done = (step.epoch - 1) * self.plan.steps + step.step
+        if not self.timed:
+            self._time(done, self.plan.epochs * self.plan.steps)
+        if self.progress is None:
             return
         left = timedelta(seconds=round(step.seconds_left))
         epoch = f"epoch {step.epoch}/{self.plan.epochs}"
         self.progress.update(
             self.bar,
-            completed=(step.epoch - 1) * self.plan.steps + step.step,
+            completed=done,
             told=f"{epoch}, {step.images_per_second:.0f} images/s, {left}",
         )
+
+    def _time(self, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if self.begun is None:
+            self.begun = done, now
+        first, since = self.begun
+        if done - first >= FIRST_STEPS:
+            seconds = (now - since) / (done - first) * (total - first)
+            self.console.print(f"{self.label}: {about(seconds)}")
+            self.timed = True
 
     def on_epoch(self, row: EpochRow) -> None:
         """Print the epoch's line."""
@@ -106,3 +134,14 @@ class Show(Listener):
         """Take the bar away."""
         if self.progress is not None:
             self.progress.stop()
+
+
+def about(seconds: float) -> str:
+    """Return a duration in words, roughly.
+
+    >>> about(4.2), about(80), about(9000)
+    ('about 4 s', 'about 1 min', 'about 2.5 h')
+    """
+    if seconds < 60:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 3600 else f"about {seconds / 3600:.1f} h"

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from piggyback.backbones.load import load_backbone
 from piggyback.cli.flags import (
     BackboneOption,
     CheckpointOption,
@@ -16,7 +15,7 @@ from piggyback.cli.flags import (
     JsonOption,
     SkipBadOption,
 )
-from piggyback.cli.loading import load_images
+from piggyback.cli.loading import load_images, load_sized
 from piggyback.cli.options import takes_recipe
 from piggyback.cli.screen import Show, results, write_json
 from piggyback.reports.rows import row_of
@@ -65,7 +64,7 @@ def run(
 
     \b
     Examples:
-      piggyback train --data photos/signs --image-size 64
+      piggyback train --data photos/signs
       piggyback train --data photos/signs --backbone timm:resnet50 --epochs 30
       piggyback train --data photos/signs --out tasks/signs.safetensors
       piggyback train --data photos/signs --resume
@@ -75,9 +74,7 @@ def run(
     task = check_name(name or (file.stem if file else data.resolve().name))
     folder = Path("runs") / task if out is None or file else out
     images = load_images(data, task, skip_bad)
-    network = load_backbone(
-        backbone, checkpoint=checkpoint, head=head, image_size=recipe.image_size
-    )
+    network = load_sized(backbone, [images], recipe.image_size, checkpoint, head)
     result = train(network, images, task, recipe, folder, resume=resume, listener=Show())
     place = result.path
     if file is not None and result.path is not None:

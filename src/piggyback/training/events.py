@@ -23,6 +23,10 @@ class Plan:
     """Steps of the next epoch that a checkpoint had already."""
     amp: str
     channels_last: bool
+    image_size: int
+    """Side of the square the network sees, in pixels."""
+    size_reason: str
+    """Why that size, in a few words: ``the files hold 64``."""
     counts: Mapping[str, int]
     """Images by split."""
 

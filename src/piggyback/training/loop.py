@@ -213,5 +213,7 @@ def _plan(run: Run, steps: int) -> Plan:
         done_steps=run.progress.step,
         amp=run.speed.amp,
         channels_last=run.speed.channels_last,
+        image_size=run.preprocessing.image_size,
+        size_reason=run.size_reason,
         counts={split: len(images) for split, images in run.data.splits().items()},
     )

@@ -33,7 +33,8 @@ class ProgressBar(Listener):
         layout = ", channels last" if plan.channels_last else ""
         again = f", going on from epoch {plan.done_epochs + 1}" if _resumed(plan) else ""
         self._line(
-            f"{plan.name} · {plan.method}: {plan.counts['train']} images, {plan.epochs} epochs of "
+            f"{plan.name} · {plan.method}: {plan.counts['train']} images, "
+            f"{plan.image_size} px ({plan.size_reason}), {plan.epochs} epochs of "
             f"{plan.steps} steps, {arithmetic}{layout}{again}"
         )
         total = plan.epochs * plan.steps

@@ -43,8 +43,8 @@ class Recipe:
     batch_size: int = 32
     """Images per step, over all processes together."""
     image_size: int | None = None
-    """Side of the square the network sees, in pixels; by default what the backbone was trained
-    on."""
+    """Side of the square the network sees, in pixels; by default the images' own, a multiple of 32
+    from 64 to what the backbone was trained on."""
     crop_pct: float = 1.0
     """1.0 squeezes the whole image into the square; below, that part of its shorter side is cut
     from the centre."""

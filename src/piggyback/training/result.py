@@ -138,6 +138,9 @@ def finished(folder: Path, identity: Mapping[str, Any]) -> TrainResult | None:
         values = {**saved["result"], "path": folder / saved["file"]}
         values["history"] = tuple(EpochRow(**row) for row in values["history"])
         result = TrainResult(**values)
+        recipe = saved["identity"]["recipe"]
+        if recipe.get("image_size") is None:  # from before runs wrote down the size they took
+            recipe["image_size"] = identity["recipe"]["image_size"]
         checkpoint.check_identity(place, saved["identity"], identity)
         if saved.get("state", result.method == "finetune"):  # absent before other methods had one
             return replace(result, state=load_tensors(folder / saved["file"]))

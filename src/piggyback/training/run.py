@@ -90,6 +90,8 @@ class Run:
     identity: dict[str, Any]
     listener: Listener
     folder: Path | None = None
+    size_reason: str = ""
+    """Why images have the size that ``preprocessing`` gives them."""
     progress: Progress = field(default_factory=Progress)
     best: Product | None = None
     """What the best epoch left."""

@@ -20,6 +20,7 @@ from piggyback.tasks.task import check_name
 from piggyback.training import checkpoint
 from piggyback.training.data.batches import source_view, steps_in_epoch
 from piggyback.training.data.sets import ImageData
+from piggyback.training.data.size import choose_size
 from piggyback.training.events import Broadcast, Listener
 from piggyback.training.logs import TensorBoard
 from piggyback.training.loop import fit, one_step
@@ -61,6 +62,8 @@ def train(
     _check_batch(recipe, data, state.num_processes)
     folder = None if out is None else Path(out)
     heard = Broadcast([] if listener is None else [listener])
+    size = choose_size(backbone, data.train, recipe.image_size)
+    recipe = replace(recipe, image_size=size.side)
     identity = {
         "name": name,
         "recipe": recipe.identity(),
@@ -105,7 +108,7 @@ def train(
         if folder is not None and saved is None and state.is_main_process:
             _clear(folder)
         run = start(backbone, speed)
-        run.folder = folder
+        run.folder, run.size_reason = folder, size.reason
         try:
             if saved is not None:
                 restore(run, saved)

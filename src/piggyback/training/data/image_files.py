@@ -139,6 +139,16 @@ def upright_size(path: Path) -> tuple[int, int]:
     return (height, width) if sideways else (width, height)
 
 
+def stored_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) as ``path`` stores them, from its header; DataError, naming the file."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except DECODE_ERRORS as error:
+        raise DataError(f"image {str(path)!r} cannot be read: {one_line(error)}") from error
+    return width, height
+
+
 def load_fitted(path: Path, preprocessing: Preprocessing, box: Box | None = None) -> Tensor:
     """Return the file's image, or its part in ``box``, as the network sees it, uint8 (3, s, s).
 

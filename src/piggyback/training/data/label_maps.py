@@ -17,7 +17,7 @@ from torch import Tensor
 from piggyback.backbones.images import DECODE_ERRORS, fit
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
-from piggyback.training.data.image_files import load_fitted
+from piggyback.training.data.image_files import load_fitted, stored_size
 
 VOID = 255
 """The value of pixels that belong to no class; they count neither in the loss nor in a score."""
@@ -80,6 +80,12 @@ class SegmentationSet:
         if self.images is None:
             return load_fitted(self.files[index], preprocessing)
         return fit(self.images[index], preprocessing)
+
+    def shorter_side(self, index: int) -> int:
+        """Return the shorter side of image ``index``, in pixels; nothing is decoded."""
+        if self.images is not None:
+            return min(self.images.shape[-2:])
+        return min(stored_size(self.files[index]))
 
     def load_map(self, index: int, preprocessing: Preprocessing) -> Tensor:
         """Return the label map of image ``index``, uint8 (s, s): cut as its image, nearest pixels."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from piggyback.backbones.images import fit
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.errors import DataError
-from piggyback.training.data.image_files import as_box, crop, load_fitted
+from piggyback.training.data.image_files import as_box, crop, load_fitted, stored_size
 from piggyback.training.data.label_maps import SegmentationSet
 
 CACHE_BYTES = 1 << 30
@@ -99,6 +99,15 @@ class ImageSet:
         if box is not None:
             image = crop(image, box, f"number {index}")
         return fit(image, preprocessing).expand(3, -1, -1)
+
+    def shorter_side(self, index: int) -> int:
+        """Return the shorter side of image ``index``, or of its box, in pixels; nothing is decoded."""
+        if self.boxes is not None:
+            left, top, right, bottom = as_box(self.boxes[index])
+            return min(right - left, bottom - top)
+        if self.images is not None:
+            return min(self.images.shape[-2:])
+        return min(stored_size(self.files[index]))
 
     def targets(self, indices: Tensor, preprocessing: Preprocessing) -> Tensor:
         """Return the labels at ``indices``, int64 (n,)."""

@@ -24,6 +24,7 @@ from piggyback.backbones.backbone import Backbone
 from piggyback.errors import CheckpointError, InputError
 from piggyback.tasks.task import check_name
 from piggyback.training.data.sets import ImageData
+from piggyback.training.data.size import choose_size
 from piggyback.training.events import Listener
 from piggyback.training.packnet import file as packnet_file
 from piggyback.training.packnet.learner import PackNetLearner
@@ -164,7 +165,9 @@ class _Sequence:
         recipe = replace(recipe, method=METHOD)
         if not first:
             recipe = replace(recipe, finetune_norm="frozen")
-        task = PackedTask(name, images.classes, preprocessing_of(self.backbone, recipe), {})
+        side = choose_size(self.backbone, images.train, recipe.image_size).side
+        seen = preprocessing_of(self.backbone, replace(recipe, image_size=side))
+        task = PackedTask(name, images.classes, seen, {})
 
         def stage(network: PackedNetwork, recipe: Recipe, owner: int, part: str) -> TrainResult:
             """Train the weights of ``owner``."""
