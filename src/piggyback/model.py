@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast, get_args
 
@@ -15,7 +16,13 @@ from piggyback.backbones.fingerprint import BackboneInfo
 from piggyback.backbones.frozen import FrozenBackbone
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.backbones.select import Selection
-from piggyback.errors import InputError, TaskNameError, TaskStateError, UnknownTaskError
+from piggyback.errors import (
+    InputError,
+    PiggybackWarning,
+    TaskNameError,
+    TaskStateError,
+    UnknownTaskError,
+)
 from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rate import HEAD_LR, mask_lr
@@ -25,7 +32,7 @@ from piggyback.tasks.file import load_file, save_file
 from piggyback.tasks.heads import check_classes, class_names, head_kind, load_head, new_head
 from piggyback.tasks.learning import Learning, NormPolicy
 from piggyback.tasks.routing import TaskInference, confidence
-from piggyback.tasks.summary import Summary, summarize
+from piggyback.tasks.summary import Summary, masks_verdict, summarize
 from piggyback.tasks.task import Task, TaskInfo
 
 
@@ -224,10 +231,15 @@ class MultiTaskModel(SwitchedModel):
             return self._in_learning().capture(provenance)
 
     def finish_task(self, task: Task | None = None) -> Task:
-        """Leave training and hold the task, captured now unless given; it becomes the active one."""
+        """Leave training and hold the task, captured now unless given; it becomes the active one.
+
+        Warns where masks were trained and mask nothing: what was learned is the head alone.
+        """
         with self._lock:
             learning = self._in_learning()
             done = learning.capture({}) if task is None else task
+            if task is None and learning.trained and (verdict := masks_verdict(done.density)):
+                warnings.warn(f"task {done.name!r}: {verdict}", PiggybackWarning, stacklevel=2)
             if done.name != learning.name:
                 raise TaskNameError(
                     f"task {done.name!r} given, but {learning.name!r} is in training: "

@@ -79,6 +79,11 @@ class Learning:
         ]
         return [group for group in groups if group["params"]]
 
+    @property
+    def trained(self) -> bool:
+        """Whether masked weights have had gradients."""
+        return any(self.backbone.live.params[name].grad is not None for name in self._names())
+
     def capture(self, provenance: Mapping[str, Any]) -> Task:
         """Return the task as it stands, its masks read off the live weights.
 

@@ -9,6 +9,20 @@ from dataclasses import dataclass, field
 from piggyback.masks.packing import PackedMask
 from piggyback.tasks.task import Task
 
+NOTHING = 1e-4
+"""Masks that drop a smaller share of the weights mask nothing."""
+
+
+def masks_verdict(density: float) -> str:
+    """Return what is wrong with masks that keep this share of the weights; empty where they mask something.
+
+    >>> masks_verdict(0.9), masks_verdict(1.0)[:14]
+    ('', 'masked nothing')
+    """
+    if 1 - density >= NOTHING:
+        return ""
+    return "masked nothing: this is the head alone; train for more steps or at a higher mask rate"
+
 
 def mask_entropy(mask: PackedMask) -> float:
     """Return the bits per weight of a mask by its values' frequencies: H(density) for a binary one.
@@ -49,6 +63,8 @@ class Summary:
     nbytes: Mapping[str, int]
     forms: Mapping[str, str] = field(default_factory=dict)
     """The form of a task's mask rule, where it is not the plain one."""
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    """What training said of masks that did not learn, by task."""
 
     def __str__(self) -> str:
         wide = max([len("weight"), *(len(row.weight) for row in self.rows)])
@@ -63,6 +79,8 @@ class Summary:
                 f"task {task}: {len(rows)} masked tensors, {total:,} weights, density {density:.4f}, "
                 f"{form}{nbytes:,} bytes in memory"
             )
+            if verdict := self.verdicts.get(task) or (masks_verdict(density) if rows else ""):
+                lines.append(f"  {verdict}")
             if rows:
                 lines.append(f"  {'weight':<{wide}} {'shape':>18} {'weights':>10} density  bits")
             lines += [
@@ -81,4 +99,6 @@ def summarize(tasks: Mapping[str, Task]) -> Summary:
         for name, mask in task.masks.items()
     )
     forms = {n: t.info.rule.form for n, t in tasks.items() if t.info.rule.form != "plain"}
-    return Summary(rows, {name: task.nbytes for name, task in tasks.items()}, forms)
+    told = {name: task.info.provenance.get("verdict") for name, task in tasks.items()}
+    verdicts = {name: text for name, text in told.items() if isinstance(text, str)}
+    return Summary(rows, {name: task.nbytes for name, task in tasks.items()}, forms, verdicts)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from piggyback.backbones.images import normalise
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.masks.rate import lr_factor
+from piggyback.tasks.summary import masks_verdict
 from piggyback.training.checkpoint import load_live, load_optimizer, optimizer_tensors
 from piggyback.training.data.batches import EvalBatches, serve
 from piggyback.training.data.sets import ImageSet, Split
@@ -44,8 +45,6 @@ MOST_IMAGES = 4096
 """Training images whose features are cached for the head; of more, so many drawn by the seed."""
 FEW = 0.01
 """Masks that drop a smaller share of the weights cannot be what a high loss comes from."""
-NOTHING = 1e-4
-"""Masks that drop a smaller share of the weights mask nothing."""
 
 
 @dataclass
@@ -126,16 +125,7 @@ class Guard:
                 f"collapsed: the training loss ended at {self.last:.2f}, the head's alone at "
                 f"{self.head_loss[-1]:.2f}; try a lower --mask-lr, or leave it out"
             )
-        return verdict_of(density)
-
-
-def verdict_of(density: float) -> str:
-    """Return what the share of kept weights says of a task's masks: empty where they mask something."""
-    if 1 - density < NOTHING:
-        return (
-            "masked nothing: this is the head alone; train for more steps or at a higher mask rate"
-        )
-    return ""
+        return masks_verdict(density)
 
 
 def guard_of(
@@ -225,7 +215,8 @@ def _head_losses(
 def _masked_out(learner: Learner) -> float:
     """The share of masked weights whose live weight is 0."""
     held = [p for g in learner.optimizer.param_groups if g.get("masked") for p in g["params"]]
-    return sum(int((p == 0).sum()) for p in held) / max(sum(p.numel() for p in held), 1)
+    dropped = sum(int((p == 0).sum()) for p in held)
+    return dropped / max(sum(int(p.numel()) for p in held), 1)
 
 
 def _state(learner: Learner) -> dict[str, Tensor]:

@@ -18,11 +18,11 @@ from torch import Tensor
 from piggyback.errors import CheckpointError
 from piggyback.tasks import container
 from piggyback.tasks.file import FORM, MASKS, load, save
+from piggyback.tasks.summary import masks_verdict
 from piggyback.tasks.task import Task
 from piggyback.training import checkpoint
 from piggyback.training.evaluate import measure
 from piggyback.training.events import EpochRow
-from piggyback.training.guard import verdict_of
 from piggyback.training.logs import write_text
 from piggyback.training.processes import processes
 from piggyback.training.run import Run
@@ -99,7 +99,7 @@ def finish(run: Run) -> TrainResult:
     if run.guard is not None and isinstance(product, Task):
         verdict = run.guard.verdict(product.density)
     elif isinstance(product, Task) and product.masks:
-        verdict = verdict_of(product.density)
+        verdict = masks_verdict(product.density)
     if verdict:
         provenance["verdict"] = verdict
         run.listener.on_notice(verdict)
