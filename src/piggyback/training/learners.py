@@ -67,7 +67,7 @@ class TaskLearner:
         recipe = setup.recipe
         optimizer = self.model.optimizer(
             torch.optim.AdamW,
-            lr=recipe.mask_lr or self._mask_lr(setup),
+            lr=recipe.mask_lr or derived_mask_lr(recipe, setup.steps),
             head_lr=recipe.head_lr,
             norm_lr=recipe.norm_lr,
             form_lr=recipe.form_lr,
@@ -81,14 +81,6 @@ class TaskLearner:
             group["peak_lr"] = group["lr"]
         optimizer.initialize()
         return optimizer
-
-    @staticmethod
-    def _mask_lr(setup: Setup) -> float:
-        recipe = setup.recipe
-        # Starts that have no margin above the threshold get the paper's.
-        even = recipe.init.kind in ("magnitude", "constant")
-        margin = recipe.init.margin(recipe.rule.threshold) if even else MARGIN
-        return mask_lr(setup.steps, recipe.schedule, recipe.warmup, margin=margin)
 
     def mode(self, training: bool) -> None:
         """Set training or evaluation mode; frozen normalisation stays in evaluation mode."""
@@ -235,6 +227,14 @@ def head(backbone: Backbone, setup: Setup) -> TaskLearner:
 def finetune(backbone: Backbone, setup: Setup) -> FinetuneLearner:
     """Return a learner of all weights: the individual networks that masks are compared with."""
     return FinetuneLearner(backbone, setup)
+
+
+def derived_mask_lr(recipe: Recipe, steps: int) -> float:
+    """Return the peak rate of the scores where the recipe gives none, for a run of ``steps`` steps."""
+    # Starts that have no margin above the threshold get the paper's.
+    even = recipe.init.kind in ("magnitude", "constant")
+    margin = recipe.init.margin(recipe.rule.threshold) if even else MARGIN
+    return mask_lr(steps, recipe.schedule, recipe.warmup, margin=margin)
 
 
 def move(module: nn.Module, setup: Setup) -> None:

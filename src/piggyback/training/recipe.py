@@ -88,6 +88,8 @@ class Recipe:
     """Largest norm of the gradient; larger ones are scaled down to it."""
     accumulate: int = 1
     """Pieces a batch is cut into, to save memory; the gradient is the same but for rounding."""
+    tune: bool = False
+    """Choose the rate, and for masks the start, by short trainings on val first: twice the steps in all."""
     patience: int | None = None
     """Stop after this many epochs without a better val accuracy; by default never."""
 

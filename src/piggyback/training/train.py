@@ -30,6 +30,7 @@ from piggyback.training.recipe import Recipe
 from piggyback.training.result import RESULT, TrainResult, finish, finished
 from piggyback.training.run import CHECKPOINT, Run, restore
 from piggyback.training.speed import Speed, candidates, choose
+from piggyback.training.tune import tune
 
 
 def train(
@@ -49,18 +50,25 @@ def train(
     weights), logs and ``result.json``; None keeps nothing. ``resume`` goes on from the checkpoint
     there, or returns the result where the run has ended; otherwise the run starts anew. ``method``
     stands in for the one that the recipe names. The backbone's module comes back bit for bit.
+    A recipe with ``tune`` has its settings chosen first, see ``tune.py``.
 
     Raises TrainingError when the loss is no longer a number; CheckpointError for a checkpoint that
     is damaged or of another run, or when ``out`` cannot be written; DataError for images that
     cannot be decoded.
     """
     recipe = recipe or Recipe()
-    recipe = replace(recipe, epochs=recipe.epochs_for(len(data.train)))
     check_name(name)
+    folder = None if out is None else Path(out)
+    if recipe.tune:
+
+        def attempt(part: ImageData, trial: Recipe, place: Path | None) -> TrainResult:
+            return train(backbone, part, name, trial, place, resume=resume, method=method)
+
+        recipe = tune(recipe, data, attempt, folder, listener)
+    recipe = replace(recipe, epochs=recipe.epochs_for(len(data.train)))
     prepare = method_of(recipe.method) if method is None else method
     state = processes()
     _check_batch(recipe, data, state.num_processes)
-    folder = None if out is None else Path(out)
     heard = Broadcast([] if listener is None else [listener])
     size = choose_size(backbone, data.train, recipe.image_size)
     recipe = replace(recipe, image_size=size.side)
