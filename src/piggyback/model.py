@@ -17,7 +17,7 @@ from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.backbones.select import Selection
 from piggyback.errors import InputError, TaskNameError, TaskStateError, UnknownTaskError
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rule import MaskRule
+from piggyback.masks.rule import MaskRule, check_learnable
 from piggyback.switched import SwitchedModel, Which
 from piggyback.tasks.file import load_file, save_file
 from piggyback.tasks.heads import check_classes, class_names, head_kind, load_head, new_head
@@ -126,8 +126,10 @@ class MultiTaskModel(SwitchedModel):
 
         ``norm="affine"`` lets the task have its own scale and shift in normalisation layers, ``norm="trained"``
         batch norm's statistics too. ``masks=False`` learns a head only. ``head`` replaces the default one, a new
-        layer like the backbone's own classifier.
+        layer like the backbone's own classifier. Raises InputError for a ``rule`` with a form.
         """
+        rule = rule or MaskRule()
+        check_learnable(rule)
         with self._lock:
             self._not_learning("start another")
             self._new_name(name)
@@ -142,7 +144,7 @@ class MultiTaskModel(SwitchedModel):
             info = TaskInfo(
                 kind=kind,
                 classes=names,
-                rule=rule or MaskRule(),
+                rule=rule,
                 head_kind=head_kind(module, original),
                 preprocessing=preprocessing or self.preprocessing,
                 backbone=BackboneInfo(self.source, self.fingerprint, digests),
@@ -154,15 +156,10 @@ class MultiTaskModel(SwitchedModel):
             self.train(self.training)
 
     def parameter_groups(
-        self,
-        lr: float,
-        head_lr: float | None = None,
-        norm_lr: float | None = None,
-        form_lr: float | None = None,
+        self, lr: float, head_lr: float | None = None, norm_lr: float | None = None
     ) -> list[dict[str, Any]]:
-        """Return the groups for a ``MaskOptimizer``, each where it is trained: masked weights, head, normalisation,
-        the coefficients of the mask rule's form."""
-        return self._in_learning().groups(lr, head_lr, norm_lr, form_lr)
+        """Return the groups for a ``MaskOptimizer``, each where it is trained: masked weights, head, normalisation."""
+        return self._in_learning().groups(lr, head_lr, norm_lr)
 
     def optimizer(
         self,
@@ -171,7 +168,6 @@ class MultiTaskModel(SwitchedModel):
         lr: float,
         head_lr: float | None = None,
         norm_lr: float | None = None,
-        form_lr: float | None = None,
         **options: Any,
     ) -> MaskOptimizer:
         """Return the ``MaskOptimizer`` of the task in training, with its groups, rule and base weights.
@@ -180,11 +176,10 @@ class MultiTaskModel(SwitchedModel):
         """
         learning = self._in_learning()
         return MaskOptimizer(
-            learning.groups(lr, head_lr, norm_lr, form_lr),
+            learning.groups(lr, head_lr, norm_lr),
             inner,
             rule=learning.info.rule,
             base=self.base_of,
-            coefficients=self.coefficients_of,
             **options,
         )
 
@@ -195,10 +190,6 @@ class MultiTaskModel(SwitchedModel):
     def base_of(self, param: Tensor) -> Tensor:
         """Return the base weight behind a live parameter, for ``MaskOptimizer(..., base=model.base_of)``."""
         return self._frozen.live.base_of(param)
-
-    def coefficients_of(self, param: Tensor) -> Tensor:
-        """Return the coefficients of a live parameter of the task in training, whose mask rule has a form with some."""
-        return self._in_learning().coefficients_of(param)
 
     def capture(self, **provenance: Any) -> Task:
         """Return the task in training as it stands: its masks are read off the live weights.
