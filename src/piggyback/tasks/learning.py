@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from piggyback.backbones.frozen import FrozenBackbone
 from piggyback.backbones.norm import norm_modules
 from piggyback.errors import PiggybackWarning
-from piggyback.masks.packing import PackedMask
 from piggyback.tasks.task import Task, TaskInfo
 
 NormPolicy: TypeAlias = Literal["frozen", "affine", "trained"]
@@ -63,7 +62,7 @@ class Learning:
 
         Warns where training changed a buffer that the task does not bring, so that it will not run as it did.
         """
-        norms = self._norms()
+        live, norms = self.backbone.live, self._norms()
         if changed := [name for name in self.backbone.changed_buffers() if name not in norms]:
             warnings.warn(
                 f"task {self.name!r}: {len(changed)} buffers changed in training that the task does not bring, "
@@ -74,16 +73,11 @@ class Learning:
             )
         return Task(
             name=self.name,
-            masks=self.masks(),
+            masks=live.logical(live.capture(self._names(), self.info.rule)),
             head=_copies(self.head.state_dict()),
             norm=_copies(norms),
             info=replace(self.info, provenance=dict(provenance)),
         )
-
-    def masks(self) -> dict[str, PackedMask]:
-        """Return the masks, in C order, that the live weights tell."""
-        live = self.backbone.live
-        return live.logical(live.capture(self._names(), self.info.rule))
 
     def set_mode(self, training: bool) -> None:
         """Set normalisation layers to learn their statistics, where the task trains them."""
