@@ -1,4 +1,4 @@
-"""MultiTaskModel with tasks whose mask rule has a form: learned, switched, baked, moved, copied, kept in files."""
+"""MultiTaskModel with tasks whose mask rule has a form: switched, baked, moved, copied, kept in files; not learned."""
 
 from __future__ import annotations
 
@@ -8,23 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
-from nets import (
-    CASES,
-    Convolutions,
-    Tiny,
-    assert_same_state,
-    learn,
-    same_bits,
-    seeded,
-    state_of,
-)
-from piggyback.errors import InputError, TaskStateError
-from piggyback.masks.forms import formed_weight
-from piggyback.masks.init import ScoreInit
-from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.packing import unpack
+from nets import CASES, Convolutions, Tiny, assert_same_state, learn, same_bits, seeded, state_of
+from piggyback.errors import InputError
+from piggyback.masks.forms import coefficient_shape, formed_weight
+from piggyback.masks.packing import pack, unpack
 from piggyback.masks.rule import MaskRule, mask_of
 from piggyback.model import MultiTaskModel
 
@@ -37,41 +25,26 @@ RULES = {
 FORMS = [name for name in RULES if name != "plain"]
 
 
-def train(model, name, x, steps=3, rule=None, **options):
-    """Start a task with the rule of its name, and make some steps; it is not finished."""
-    model.start_task(name, 3, rule=rule or RULES[name], **options)
-    model.train()
-    start = ScoreInit("uniform", seed=len(model.tasks))
-    optimizer = model.optimizer(
-        lr=1e-3,
-        head_lr=1e-2,
-        form_lr=2e-2,
-        init=start,
-        eps=1e-4,  # float16 has no 1e-8, and the head is in the backbone's dtype
-    )
-    optimizer.initialize()
-    for _ in range(steps):
-        step(model, optimizer, x)
-    model.eval()
-    return optimizer
-
-
-def step(model, optimizer, x):
-    torch.manual_seed(len(x))  # for dropout
-    optimizer.zero_grad()
-    nn.functional.cross_entropy(model(x).float(), torch.arange(len(x)) % 3).backward()
-    optimizer.step()
+def made(model, name, rule=None, **options):
+    """A task of the rule of its name on the model's backbone, its masks and coefficients drawn at random."""
+    rule = rule or RULES[name]
+    torch.manual_seed(len(name))
+    model.start_task(name, 3, rule=MaskRule(rule.kind), **options)
+    task = model.capture()
+    model.cancel_task()
+    masks = {n: pack(mask_of(torch.randint(-1, 2, m.shape), rule)) for n, m in task.masks.items()}
+    shapes = {n: coefficient_shape(rule.form, m.shape) for n, m in task.masks.items()}
+    numbers = {n: 0.5 + torch.rand(shape) for n, shape in shapes.items() if shape is not None}
+    return replace(task, masks=masks, coefficients=numbers, info=replace(task.info, rule=rule))
 
 
 def with_all(case, dtype=torch.float32):
     """A model with a task of every form, and its inputs."""
     model = MultiTaskModel(seeded(case.make).to(dtype), select=case.select)
     x = case.inputs()
-    x = x.to(dtype) if x.is_floating_point() else x
     for name in RULES:
-        train(model, name, x)
-        model.finish_task()
-    return model, x
+        model.add_task(made(model, name))
+    return model, x.to(dtype) if x.is_floating_point() else x
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -92,53 +65,12 @@ def test_tasks_of_all_forms_live_on_one_backbone(case, tmp_path):
         assert_same_state(baked, state_of(model.backbone))
         for weight, numbers in task.coefficients.items():
             base = model.base_of(model.backbone.get_parameter(weight))
-            made = formed_weight(base, unpack(task.masks[weight]), numbers, RULES[name].form)
-            assert same_bits(model.backbone.get_parameter(weight), made)
+            wanted = formed_weight(base, unpack(task.masks[weight]), numbers, RULES[name].form)
+            assert same_bits(model.backbone.get_parameter(weight), wanted)
     for name in [*RULES, *reversed(RULES)]:
         assert same_bits(model(x, task=name), answers[name])
     model.set_task(None)
     assert_same_state(model.backbone, state_of(seeded(case.make)))
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_capture_agrees_with_the_scores_and_a_finished_task_answers_as_in_training(name):
-    model = MultiTaskModel(seeded(Convolutions))
-    x = torch.randn(4, 3, 8, 8)
-    optimizer = train(model, name, x)
-    answer, task = model(x), model.capture()
-    for weight in model.masked_names:
-        param = model.backbone.get_parameter(weight)
-        wanted = mask_of(optimizer.scores(param), RULES[name])
-        found = unpack(task.masks[weight])
-        differ = found != wanted  # only where a mask makes no difference, which counts as kept
-        made = [
-            formed_weight(model.base_of(param), m, task.coefficients[weight], RULES[name].form)
-            for m in (found, wanted)
-        ]
-        assert torch.equal(*made)
-        assert differ.float().mean() < 0.01
-        assert task.coefficients[weight] is not model.coefficients_of(param)
-        assert torch.equal(task.coefficients[weight], model.coefficients_of(param))
-    before = {n: k.clone() for n, k in task.coefficients.items()}
-    step(model.train(), optimizer, x)
-    model.eval()
-    assert all(torch.equal(task.coefficients[n], k) for n, k in before.items())
-    model.finish_task(task)
-    assert same_bits(model(x), answer)
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_a_task_captured_before_its_first_step_is_the_backbone(name):
-    net = seeded(Convolutions)
-    with torch.no_grad():
-        net.neck.weight[0, :2] = torch.tensor([0.0, -0.0])
-    model = MultiTaskModel(net)
-    x = torch.randn(4, 3, 8, 8)
-    model.start_task(name, 3, rule=RULES[name])
-    answer = model(x)
-    task = model.finish_task()
-    assert task.density == 1
-    assert torch.equal(model(x), answer)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -163,23 +95,6 @@ def test_dtypes_from_the_start_and_later(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize(
-    "move", [{"dtype": torch.bfloat16}, {"memory_format": torch.channels_last}]
-)
-def test_moving_in_mid_training_keeps_what_was_learned(name, move):
-    model = MultiTaskModel(seeded(Convolutions))
-    x = torch.randn(4, 3, 8, 8)
-    train(model, name, x)
-    task = model.capture()
-    model.to(**move)
-    done = model.finish_task()
-    for weight, mask in task.masks.items():
-        same = unpack(done.masks[weight]) == unpack(mask)
-        assert same.float().mean() > (0.97 if "dtype" in move else 0.9999), weight
-        assert torch.equal(done.coefficients[weight], task.coefficients[weight])
-
-
-@pytest.mark.parametrize("name", FORMS)
 def test_a_task_in_place_is_that_of_the_new_dtype_after_a_move(name):
     model, _ = with_all(CASES["convolutions"])
     model.set_task(name)
@@ -190,81 +105,47 @@ def test_a_task_in_place_is_that_of_the_new_dtype_after_a_move(name):
     assert_same_state(model.backbone, moved)
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_training_goes_on_in_another_dtype(name):
-    model = MultiTaskModel(seeded(Convolutions))
-    x = torch.randn(4, 3, 8, 8)
-    model.start_task(name, 3, rule=RULES[name])
-    optimizer = model.optimizer(torch.optim.SGD, lr=1e-2, form_lr=0.1)
-    step(model, optimizer, x)
-    model.to(torch.bfloat16)
-    step(model, optimizer, x.bfloat16())
-    assert model.capture().coefficients.keys() == set(model.masked_names)
-
-
-@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_go_on_for_themselves(name, copied):
-    model = MultiTaskModel(seeded(Convolutions))
-    x = torch.randn(4, 3, 8, 8)
-    optimizer = train(model, name, x)
-    other, others = copied((model, optimizer))
-    state = state_of(model.backbone)
-    step(other.train(), others, x)
-    assert_same_state(model.backbone, state)
-    step(model.train(), optimizer, x)
-    one, two = model.finish_task(), other.finish_task()
-    for weight, numbers in one.coefficients.items():
-        assert same_bits(numbers, two.coefficients[weight])
-    assert same_bits(model.eval()(x), other.eval()(x))
+def test_copies_answer_for_themselves(copied):
+    model, x = with_all(CASES["convolutions"])
+    other = copied(model)
+    for name in RULES:
+        assert same_bits(other(x, task=name), model(x, task=name))
+    before = state_of(model.backbone)
+    other.set_task(None)
+    assert_same_state(model.backbone, before)
 
 
-def test_the_groups_have_the_coefficients_with_their_own_rate_and_no_decay():
-    model = MultiTaskModel(seeded(Convolutions))
-    model.start_task("a", 3, rule=RULES["affine"])
-    *_, group = model.parameter_groups(lr=1.0, form_lr=0.5)
-    assert [tuple(p.shape) for p in group["params"]] == [(4,)] * 5
-    optimizer = model.optimizer(torch.optim.AdamW, lr=1.0, form_lr=0.5, weight_decay=0.1)
-    *_, group = optimizer.param_groups
-    assert (group["lr"], group["weight_decay"], group["masked"]) == (0.5, 0.0, False)
-    model.cancel_task()
-    model.start_task("b", 3)
-    assert len(model.parameter_groups(lr=1.0)) == 2
+def test_a_task_is_learned_beside_them_and_moved_meanwhile():
+    model, x = with_all(CASES["convolutions"])
+    answers = {name: model(x, task=name) for name in FORMS}
+    model.set_task("affine")
+    learn(model, "new", x, finish=False)
+    model.to(memory_format=torch.channels_last).to(memory_format=torch.contiguous_format)
+    assert model.finish_task().coefficients == {}
+    for name in FORMS:
+        assert same_bits(model(x, task=name), answers[name])
 
 
 def test_a_head_alone_has_no_coefficients_whatever_the_rule(tmp_path):
     model = MultiTaskModel(seeded(Tiny))
     x = torch.randn(4, 6)
-    train(model, "a", x, rule=RULES["channel"], masks=False)
-    assert model.finish_task().coefficients == {}
+    model.add_task(made(model, "a", RULES["channel"], masks=False))
     model.save_task("a", tmp_path / "a")
     fresh = MultiTaskModel(seeded(Tiny))
     fresh.load_task(tmp_path / "a")
+    assert fresh.get_task("a").coefficients == {}
     assert same_bits(fresh(x, task="a"), model(x, task="a"))
 
 
-def test_coefficients_changed_behind_the_optimizers_back_are_refused():
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("masks", [True, False])
+def test_no_form_is_learned(name, masks):
     model = MultiTaskModel(seeded(Tiny))
-    train(model, "channel", torch.randn(4, 6))
-    with torch.no_grad():
-        model.coefficients_of(model.backbone.body.weight).add_(1)
-    with pytest.raises(TaskStateError, match=r"'body.weight': \d+ of 96 values"):
-        model.capture()
-    model.cancel_task()
+    with pytest.raises(InputError, match=f"form '{RULES[name].form}': expected 'plain'; forms can"):
+        model.start_task(name, 3, rule=RULES[name], masks=masks)
     assert_same_state(model.backbone, state_of(seeded(Tiny)))
-
-
-def test_an_optimizer_whose_rule_is_not_the_tasks_is_refused():
-    model = MultiTaskModel(seeded(Tiny))
-    model.start_task("a", 3)
-    optimizer = MaskOptimizer(
-        model.parameter_groups(lr=1e-3),
-        rule=RULES["affine"],
-        base=model.base_of,
-        coefficients=model.coefficients_of,
-    )
-    with pytest.raises(InputError, match=r"'body.weight' has no coefficients.*'a'.*'plain'"):
-        optimizer.initialize()
+    model.start_task(name, 3)
 
 
 @pytest.mark.parametrize(
@@ -277,9 +158,7 @@ def test_an_optimizer_whose_rule_is_not_the_tasks_is_refused():
     ],
 )
 def test_a_task_with_wrong_coefficients_is_refused_and_changes_nothing(change, message):
-    model = MultiTaskModel(seeded(Tiny))
-    train(model, "affine", torch.randn(4, 6))
-    task = model.finish_task()
+    task = made(MultiTaskModel(seeded(Tiny)), "affine")
     fresh = MultiTaskModel(seeded(Tiny))
     wrong = replace(task, coefficients=change(task.coefficients["body.weight"]))
     with pytest.raises(InputError, match=message):
@@ -288,7 +167,7 @@ def test_a_task_with_wrong_coefficients_is_refused_and_changes_nothing(change, m
 
 
 def test_a_plain_task_with_coefficients_is_refused():
-    task = learn(MultiTaskModel(seeded(Tiny)), "a", torch.randn(4, 6))
+    task = made(MultiTaskModel(seeded(Tiny)), "plain")
     with pytest.raises(InputError, match="form 'plain' has coefficients for 1 weights"):
         MultiTaskModel(seeded(Tiny)).add_task(
             replace(task, coefficients={"body.weight": torch.ones(16)})
@@ -296,11 +175,7 @@ def test_a_plain_task_with_coefficients_is_refused():
 
 
 def test_the_summary_names_the_form_and_counts_its_bytes():
-    model = MultiTaskModel(seeded(Tiny))
-    x = torch.randn(4, 6)
-    for name in ("plain", "channel"):
-        train(model, name, x)
-        model.finish_task()
+    model, _ = with_all(CASES["tiny"])
     plain, channel = str(model.summary("plain")), str(model.summary("channel"))
     assert "form" not in plain
     assert "channel form" in channel
@@ -321,8 +196,6 @@ def test_a_gpu_makes_the_same_live_weights():
         model.set_task(name)
         for key in model.masked_names:
             assert same_bits(model.backbone.get_parameter(key), states[name][key])
-    train(model, "d", torch.randn(4, 3, 8, 8).cuda(), rule=RULES["affine"])
-    model.finish_task()
     model.set_task(None)
     model.cpu()
     assert_same_state(model.backbone, state_of(seeded(Convolutions)))

@@ -26,7 +26,7 @@ from piggyback.errors import (
 from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rate import HEAD_LR, mask_lr
-from piggyback.masks.rule import MaskRule
+from piggyback.masks.rule import MaskRule, check_learnable
 from piggyback.switched import SwitchedModel, Which
 from piggyback.tasks.file import load_file, save_file
 from piggyback.tasks.heads import check_classes, class_names, head_kind, load_head, new_head
@@ -135,8 +135,10 @@ class MultiTaskModel(SwitchedModel):
 
         ``norm="affine"`` lets the task have its own scale and shift in normalisation layers, ``norm="trained"``
         batch norm's statistics too. ``masks=False`` learns a head only. ``head`` replaces the default one, a new
-        layer like the backbone's own classifier.
+        layer like the backbone's own classifier. Raises InputError for a ``rule`` with a form.
         """
+        rule = rule or MaskRule()
+        check_learnable(rule)
         with self._lock:
             self._not_learning("start another")
             self._new_name(name)
@@ -151,7 +153,7 @@ class MultiTaskModel(SwitchedModel):
             info = TaskInfo(
                 kind=kind,
                 classes=names,
-                rule=rule or MaskRule(),
+                rule=rule,
                 head_kind=head_kind(module, original),
                 preprocessing=preprocessing or self.preprocessing,
                 backbone=BackboneInfo(self.source, self.fingerprint, digests),
@@ -163,15 +165,10 @@ class MultiTaskModel(SwitchedModel):
             self.train(self.training)
 
     def parameter_groups(
-        self,
-        lr: float,
-        head_lr: float | None = None,
-        norm_lr: float | None = None,
-        form_lr: float | None = None,
+        self, lr: float, head_lr: float | None = None, norm_lr: float | None = None
     ) -> list[dict[str, Any]]:
-        """Return the groups for a ``MaskOptimizer``, each where it is trained: masked weights, head, normalisation,
-        the coefficients of the mask rule's form."""
-        return self._in_learning().groups(lr, head_lr, norm_lr, form_lr)
+        """Return the groups for a ``MaskOptimizer``, each where it is trained: masked weights, head, normalisation."""
+        return self._in_learning().groups(lr, head_lr, norm_lr)
 
     def optimizer(
         self,
@@ -181,7 +178,6 @@ class MultiTaskModel(SwitchedModel):
         lr: float | None = None,
         head_lr: float | None = None,
         norm_lr: float | None = None,
-        form_lr: float | None = None,
         **options: Any,
     ) -> MaskOptimizer:
         """Return the ``MaskOptimizer`` of the task in training, with its groups, rule and base weights.
@@ -202,11 +198,10 @@ class MultiTaskModel(SwitchedModel):
             lr = mask_lr(cast(int, steps), margin=start.margin(threshold))
             head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
         return MaskOptimizer(
-            learning.groups(lr, head_lr, norm_lr, form_lr),
+            learning.groups(lr, head_lr, norm_lr),
             inner,
             rule=learning.info.rule,
             base=self.base_of,
-            coefficients=self.coefficients_of,
             **options,
         )
 
@@ -217,10 +212,6 @@ class MultiTaskModel(SwitchedModel):
     def base_of(self, param: Tensor) -> Tensor:
         """Return the base weight behind a live parameter, for ``MaskOptimizer(..., base=model.base_of)``."""
         return self._frozen.live.base_of(param)
-
-    def coefficients_of(self, param: Tensor) -> Tensor:
-        """Return the coefficients of a live parameter of the task in training, whose mask rule has a form with some."""
-        return self._in_learning().coefficients_of(param)
 
     def capture(self, **provenance: Any) -> Task:
         """Return the task in training as it stands: its masks are read off the live weights.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +29,7 @@ from piggyback.errors import (
 from piggyback.tasks.choice import TaskChoice
 from piggyback.tasks.fit import check_fits
 from piggyback.tasks.heads import load_head
-from piggyback.tasks.learning import Learning, follow
+from piggyback.tasks.learning import Learning
 from piggyback.tasks.routing import run_grouped
 from piggyback.tasks.task import Task, check_name
 
@@ -171,10 +171,8 @@ class SwitchedModel(nn.Module):
         with self._lock:
             live = self._frozen.live
             logical = {name: live.logical(task.masks) for name, task in self._tasks.items()}
-            moving = nullcontext() if self._learning is None else self._learning.moving(fn)
-            with moving:
-                super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-                self._frozen.apply(fn)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self._frozen.apply(fn)
             for head in self._heads.values():
                 head._apply(fn)  # type: ignore[no-untyped-call]
             for name, task in self._tasks.items():
@@ -183,7 +181,10 @@ class SwitchedModel(nn.Module):
                     masks=live.lay_out(logical[name]),
                     norm={key: fn(tensor) for key, tensor in task.norm.items()},
                     head=self._heads[name].state_dict(),
-                    coefficients={k: follow(fn, v) for k, v in task.coefficients.items()},
+                    coefficients={
+                        k: v.to(live.base[k].device)  # float32 in whatever dtype
+                        for k, v in task.coefficients.items()
+                    },
                 )
             placed = self._in_place
             if isinstance(placed, str) and self._tasks[placed].coefficients:

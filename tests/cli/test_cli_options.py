@@ -85,5 +85,6 @@ def test_a_wrong_value_is_refused_by_the_recipe(piggyback: Command) -> None:
 def test_every_field_has_an_option_and_a_help_text() -> None:
     choices = list(choices_of(Recipe))
     assert {choice.path[0] for choice in choices} == set(Recipe.__dataclass_fields__)
+    assert {choice.name for choice in choices} >= {"rule_kind", "rule_threshold"}
     assert all(choice.help for choice in choices)
     assert field_docs(Recipe)["epochs"] == "Passes over the training images."

@@ -103,6 +103,7 @@ def test_who_overrides_whom() -> None:
         ),
         ("head: {}", "head: {max_bits: few}", r"max_bits: expected a number above 0, found 'few'"),
         ('"timm:resnet18"', "{spec: a, pretrained: never}", r"pretrained: expected true or false"),
+        ("rule.kind: ternary", "rule.form: channel", r"recipe field 'rule\.form'"),
         ("head: {}", "head: {trials: {}}", r"trials: expected a list of settings, found {}"),
         ('"timm:resnet18"', "{checkpoint: a}", r"backbone 'small': spec: expected a text"),
     ],

@@ -99,9 +99,10 @@ def test_another_run_is_named_by_the_field_that_differs() -> None:
     check_identity(Path("run"), CONTENT.identity, dict(CONTENT.identity))
 
 
-def test_a_run_from_before_a_field_was_added_is_still_the_same_run() -> None:
+def test_a_run_from_before_a_field_was_added_or_removed_is_still_the_same_run() -> None:
     saved, now = ({"recipe": Recipe().identity()} for _ in range(2))
     del saved["recipe"]["grad_scale"], saved["recipe"]["augment"]["flip"]
+    saved["recipe"]["form_lr"] = 2e-3  # one that was removed
     check_identity(Path("run"), saved, now)
     now["recipe"]["augment"]["flip"] = True
     with pytest.raises(CheckpointError, match=r"augment\.flip is False there, True now"):

@@ -44,6 +44,13 @@ def test_json_round_trip_of_everything() -> None:
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
+def test_recipes_of_older_versions_are_read() -> None:
+    values = {**Recipe().to_json(), "form_lr": 2e-3}
+    assert Recipe.from_json(values) == Recipe()
+    values["rule"]["form"] = "channel"
+    assert Recipe.from_json(values).rule == MaskRule(form="channel")
+
+
 def test_unknown_fields_are_refused() -> None:
     with pytest.raises(InputError, match="learning_rate"):
         Recipe.from_json({**Recipe().to_json(), "learning_rate": 1})

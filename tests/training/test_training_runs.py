@@ -168,6 +168,14 @@ def test_ternary_uniform_and_selected(
     assert task.masks["3.weight"].negative is not None
 
 
+@pytest.mark.parametrize("method", ["masks", "head"])
+def test_a_rule_with_a_form_is_refused_when_training_starts(
+    method: str, backbone: Backbone, data: ImageData, recipe: MakeRecipe
+) -> None:
+    with pytest.raises(InputError, match="form 'channel': expected 'plain'"):
+        train(backbone, data, "a", recipe(method, rule=MaskRule(form="channel")))
+
+
 def test_bfloat16_trains(backbone: Backbone, data: ImageData, recipe: MakeRecipe) -> None:
     result = train(backbone, data, "a", recipe(amp="bf16", channels_last="yes", epochs=8))
     assert result.accuracy > 60

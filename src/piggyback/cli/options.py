@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from piggyback.errors import InputError
-from piggyback.training.recipe import Recipe
+from piggyback.training.recipe import READ_ONLY, Recipe
 
 REGULARIZERS = "regularizers"
 
@@ -90,6 +90,8 @@ def choices_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Choice]:
     docs = field_docs(kind)
     for field in dataclasses.fields(kind):
         hint, here = hints[field.name], (*path, field.name)
+        if ".".join(here) in READ_ONLY:
+            continue
         if dataclasses.is_dataclass(hint):
             yield from choices_of(typing.cast(type, hint), here)
             continue

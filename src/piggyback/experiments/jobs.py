@@ -14,6 +14,7 @@ from piggyback.reports.cells import CellRow
 from piggyback.training import Listener, TrainResult, train
 from piggyback.training.logs import write_text
 from piggyback.training.packnet import train_packnet
+from piggyback.training.recipe import current
 
 CELL = "cell.json"
 """The file in a job's folder that says it is finished, and with what."""
@@ -60,7 +61,9 @@ def finished(job: Job, out: Path) -> list[CellRow] | None:
     """Return the rows of a job that ended below ``out``, None where it has not or was another."""
     try:
         content = json.loads((out / job.folder / CELL).read_text(encoding="utf-8"))
-        if content["identity"] != job.identity():
+        identity = content["identity"]
+        recipes = {task: current(recipe) for task, recipe in identity["recipes"].items()}
+        if {**identity, "recipes": recipes} != job.identity():
             return None
         return [_named(job, CellRow.from_json(row)) for row in content["rows"]]
     except (OSError, ValueError, KeyError, TypeError):

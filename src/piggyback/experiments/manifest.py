@@ -29,6 +29,7 @@ from piggyback.errors import ManifestError, near_misses
 from piggyback.experiments.published import PUBLISHED
 from piggyback.experiments.strict_yaml import read_yaml
 from piggyback.training import METHODS, Recipe
+from piggyback.training.recipe import READ_ONLY
 
 PACKNET = "packnet"
 """The one method that learns several tasks in turn, and so is no training method of one task."""
@@ -224,7 +225,9 @@ def _seeds(name: str, seeds: Any) -> tuple[int, ...]:
 
 
 def _fields() -> dict[str, Any]:
-    return {key: value for key, value in _flat(Recipe().to_json()) if key not in _DECIDED}
+    return {
+        key: value for key, value in _flat(Recipe().to_json()) if key not in (*_DECIDED, *READ_ONLY)
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -53,16 +53,12 @@ class LiveWeights:
                 self.params[name] = param
                 self.base[name] = param.detach().clone()
 
-    def name_of(self, param: Tensor) -> str:
-        """Return the name of a live parameter."""
-        for name, live in self.params.items():
-            if live is param:
-                return name
-        raise InputError(f"a {tuple(param.shape)} tensor is not one of the masked weights")
-
     def base_of(self, param: Tensor) -> Tensor:
         """Return the base weight of a live parameter."""
-        return self.base[self.name_of(param)]
+        for name, live in self.params.items():
+            if live is param:
+                return self.base[name]
+        raise InputError(f"a {tuple(param.shape)} tensor is not one of the masked weights")
 
     @torch.no_grad()
     def write_(
@@ -95,28 +91,21 @@ class LiveWeights:
             self.params[name].copy_(formed_weight(base, mask, numbers, form))
 
     @torch.no_grad()
-    def capture(
-        self,
-        names: Iterable[str],
-        rule: MaskRule,
-        coefficients: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, PackedMask]:
+    def capture(self, names: Iterable[str], rule: MaskRule) -> dict[str, PackedMask]:
         """Return the masks, in order of memory, that turn the base weights into what the modules hold now.
 
         A weight that is the same kept or not, such as 0, counts as kept. Raises TaskStateError where a live weight
-        is not what the rule makes of W, the coefficients and any m: something else than a MaskOptimizer has
-        changed it.
+        is not W times any m of the rule: something else than a MaskOptimizer has changed it.
         """
         self._check_layout()
         masks = {}
         for name in names:
-            live, kept, dropped, negated = self._compared(
-                name, rule, (coefficients or {}).get(name)
-            )
-            mask = live == kept
-            known = mask | (live == dropped)
+            live, base = words(self.params[name]), words(self.base[name])
+            mask = live == base
+            known = mask | (live == 0)
             if rule.kind == "ternary":
-                negative = (live == negated) & ~mask
+                sign = torch.iinfo(base.dtype).min
+                negative = (live == base ^ sign) & ~mask
                 known |= negative
                 mask = mask.to(torch.int8) - negative.to(torch.int8)
             if not known.all():
@@ -128,23 +117,6 @@ class LiveWeights:
             packed = pack(mask)
             masks[name] = PackedMask(tuple(self.base[name].shape), packed.keep, packed.negative)
         return masks
-
-    def _compared(
-        self, name: str, rule: MaskRule, coefficients: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | int, Tensor | int]:
-        """Words of a live weight, and what they are where a weight is kept, dropped, and negated."""
-        base, ternary = self.base[name], rule.kind == "ternary"
-        if coefficients is None:
-            plain = words(base)
-            opposite = plain ^ torch.iinfo(plain.dtype).min if ternary else 0
-            return words(self.params[name]), plain, 0, opposite
-        keep, numbers = torch.ones_like(base, dtype=torch.int8), coefficients.detach()
-        values = (1, 0, -1) if ternary else (1, 0)
-        made = [formed_weight(base, keep * m, numbers, rule.form) for m in values]
-        # A base weight of -0.0 is +0.0 after the first step of an affine form: adding 0 makes them one.
-        like = [torch.empty_like(base).copy_(w + 0.0) for w in (self.params[name], *made)]
-        live, kept, dropped, *negated = map(words, like)
-        return live, kept, dropped, negated[0] if ternary else 0
 
     def lay_out(self, masks: Mapping[str, PackedMask]) -> FlatMasks:
         """Return C-order masks on the weights' device, in their order of memory."""

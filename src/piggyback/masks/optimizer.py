@@ -15,22 +15,20 @@ Nothing else touches the module, so any training loop works as it is.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from piggyback.errors import CheckpointError, InputError
-from piggyback.masks.forms import coefficient_gradient, formed_weight, mask_slope
-from piggyback.masks.groups import Group, as_groups, hand_over
 from piggyback.masks.init import ScoreInit, initial_scores
 from piggyback.masks.regularize import Regularizer
-from piggyback.masks.rule import MaskRule, keep_above_, mask_of, masked_weight
-from piggyback.masks.saved import checked_base, placed
+from piggyback.masks.rule import MaskRule, check_learnable, keep_above_, mask_of, masked_weight
 
 GradScale = Literal["none", "mean", "weight"]
-_OWN = ("scores", "base", "coefficients")
+Group = dict[str, Any]
+_OWN = ("scores", "base")
 """What ``state`` has of a masked weight besides the inner optimizer's state of its scores."""
 
 
@@ -42,16 +40,13 @@ class MaskOptimizer(torch.optim.Optimizer):
     whatever the weights' dtype. State is made at the first step, or by ``initialize``: until then the live weights
     are the base weights. ``step`` uses up the gradients of float32 masked weights: afterwards ``p.grad`` is dL/ds.
     Masked groups get no weight decay unless they set it themselves: decay would pull scores below the threshold.
-    ``state`` has a masked weight's ``scores``, ``base`` and ``coefficients``, if the rule's form has any;
-    ``state_dict`` adds the inner state of its scores.
+    ``state`` has a masked weight's ``scores`` and ``base``; ``state_dict`` adds the inner state of its scores.
 
     ``grad_scale`` divides dL/ds by the layer's mean |W| (``"mean"``) or by each |W| (``"weight"``: dL/dW' * sign W).
     ``base`` gives a parameter's base weight where the caller holds it already; by default it is cloned.
 
-    A rule with another form than plain (see ``forms.py``) needs ``coefficients``, which gives a masked weight's. They
-    belong into an ordinary group: ``step`` fills in their gradients. ``MultiTaskModel.optimizer`` sees to both.
-
-    Raises InputError for a parameter that is not floating point, has sparse gradients, or for an unknown option.
+    Raises InputError for a parameter that is not floating point, has sparse gradients, for an unknown option, or for
+    a rule with a form.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> groups = [{"params": [net[0].weight], "masked": True, "lr": 2e-4}, {"params": net[2].parameters()}]
@@ -70,7 +65,6 @@ class MaskOptimizer(torch.optim.Optimizer):
         grad_scale: GradScale = "none",
         regularizers: Sequence[Regularizer] = (),
         base: Callable[[Tensor], Tensor] | None = None,
-        coefficients: Callable[[Tensor], Tensor] | None = None,
         **inner_options: Any,
     ) -> None:
         if grad_scale not in get_args(GradScale):
@@ -84,9 +78,8 @@ class MaskOptimizer(torch.optim.Optimizer):
         if self.init.kind == "magnitude":
             self.init.margin(self.rule.threshold)  # refused here, not at the first step
         self._base_of = base
-        self._coefficients_of = None if self.rule.form == "plain" else coefficients
-        self._check_form()
-        groups = as_groups(list(params))
+        check_learnable(self.rule)
+        groups = _as_groups(list(params))
         self._built = False
         self.inner = inner([dict(group) for group in groups], **inner_options)
         # The inner optimizer has filled in each group's options; these groups are the user's view of them.
@@ -115,7 +108,7 @@ class MaskOptimizer(torch.optim.Optimizer):
             if masked and "scores" not in self.state.get(param, {}):
                 base = self._base_of(param) if self._base_of else param.detach().clone()
                 scores = initial_scores(base, self.init, position, self.rule.threshold)
-                self.state[param] = self._new_state(param, scores, base)
+                self.state[param] = {"scores": scores, "base": base}
                 slots[index] = scores
                 self._write_live(param)
 
@@ -127,16 +120,14 @@ class MaskOptimizer(torch.optim.Optimizer):
                 loss = closure()
         self.initialize()
         with torch.no_grad():
-            hand_over(self.param_groups, self.inner.param_groups)
+            _hand_over(self.param_groups, self.inner.param_groups)
             masked = [p for p in self._masked() if p.grad is not None]
             self._to_score_gradients_(masked)
             self.inner.step()
             for param in masked:
                 self.state[param]["scores"].grad = None
-                if "coefficients" in self.state[param]:
-                    self.state[param]["coefficients"].grad = None
                 self._write_live(param)
-            hand_over(self.inner.param_groups, self.param_groups)  # some keep counters there
+            _hand_over(self.inner.param_groups, self.param_groups)  # some keep counters there
             self._show_ordinary_state()
         return loss
 
@@ -171,20 +162,15 @@ class MaskOptimizer(torch.optim.Optimizer):
         entries = [state_dict["state"].get(key, {}) for key in keys]
         places = list(self._places())
         bases = [
-            checked_base(
-                f"optimizer state of tensor {position}",
-                param,
-                entry,
-                masked=masked,
-                form=self.rule.form,
-                base_of=self._base_of,
+            _checked_base(
+                f"optimizer state of tensor {position}", param, entry, masked, self._base_of
             )
             for position, ((_, _, param, masked), entry) in enumerate(
                 zip(places, entries, strict=True)
             )
         ]
-        hand_over(saved, self.param_groups)
-        hand_over(saved, self.inner.param_groups)
+        _hand_over(saved, self.param_groups)
+        _hand_over(saved, self.inner.param_groups)
         options = [group for group in saved for _ in group["params"]]
         for (slots, index, param, _), entry, base, group in zip(
             places, entries, bases, options, strict=True
@@ -194,14 +180,12 @@ class MaskOptimizer(torch.optim.Optimizer):
             slots[index] = param
             if base is not None:
                 slots[index] = entry["scores"].to(param.device, torch.float32, copy=True)
-                self.state[param] = self._new_state(param, slots[index], base)
-                if "coefficients" in entry:
-                    self.state[param]["coefficients"].copy_(entry["coefficients"])
+                self.state[param] = {"scores": slots[index], "base": base}
                 self._write_live(param)
             inner = {k: v for k, v in entry.items() if k not in _OWN}
             if inner:
                 self.inner.state[slots[index]] = {
-                    k: placed(k, v, slots[index], group) for k, v in inner.items()
+                    k: _placed(k, v, slots[index], group) for k, v in inner.items()
                 }
         self._show_ordinary_state()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -209,15 +193,14 @@ class MaskOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, masked or not, also in mid-training; ``masked`` defaults to False."""
-        (group,) = as_groups([param_group])
+        (group,) = _as_groups([param_group])
         super().add_param_group(group)
         if self._built:
             self.inner.add_param_group(dict(self.param_groups[-1]))
 
     def __getstate__(self) -> dict[str, Any]:
         # What torch's own keeps, and what only this class has; never what others patched onto the instance.
-        asked = ("_base_of", "_coefficients_of")
-        own = (*asked, "inner", "rule", "init", "grad_scale", "regularizers", "_built")
+        own = ("_base_of", "inner", "rule", "init", "grad_scale", "regularizers", "_built")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def _places(self) -> Iterator[tuple[list[Tensor], int, Tensor, bool]]:
@@ -238,11 +221,7 @@ class MaskOptimizer(torch.optim.Optimizer):
     def _write_live(self, param: Tensor) -> None:
         scores, base = self.state[param]["scores"], self.state[param]["base"]
         plain = type(param.data) is Tensor and param.dtype == scores.dtype
-        if "coefficients" in self.state[param]:
-            coefficients, mask = self.state[param]["coefficients"], mask_of(scores, self.rule)
-            # A model moved since has its base weights in the new dtype, and capture computes from these.
-            param.copy_(formed_weight(base.to(param), mask, coefficients, self.rule.form))
-        elif plain and self.rule.kind == "binary":
+        if plain and self.rule.kind == "binary":
             keep_above_(param, base, scores, self.rule.threshold)
         else:
             param.copy_(masked_weight(base, mask_of(scores, self.rule)))
@@ -259,40 +238,86 @@ class MaskOptimizer(torch.optim.Optimizer):
             state = self.state[param]
             base, scores = state["base"], state["scores"]
             grad = cast(Tensor, param.grad).float()
-            weight = base.sign() if self.grad_scale == "weight" else base
-            if (coefficients := state.get("coefficients")) is not None:
-                mask = mask_of(scores, self.rule)
-                coefficients.grad = coefficient_gradient(grad, base, mask, self.rule.form)
-                weight = mask_slope(weight, coefficients, self.rule.form)
-            grad.mul_(weight)
+            grad.mul_(base.sign() if self.grad_scale == "weight" else base)
             if self.grad_scale == "mean":
                 grad.div_(base.float().abs().mean().clamp_min(torch.finfo(torch.float32).tiny))
             for regularizer in self.regularizers:
                 regularizer.add_(grad, scores, self.rule)
             scores.grad = grad
 
-    def _check_form(self) -> None:
-        """Raise InputError where the rule's form cannot be learned with these options."""
-        form = self.rule.form
-        if form != "plain" and self._coefficients_of is None:
-            raise InputError(
-                f"a rule of form {form!r} without coefficients: expected coefficients=model.coefficients_of; "
-                "or make the optimizer with model.optimizer()"
-            )
-        if form == "affine" and self.grad_scale == "weight":
-            raise InputError(
-                "grad_scale 'weight' with form 'affine': expected none or mean, since dW'/dm = k2 + k3 W does not "
-                "fall with W and has no bound when divided by it"
-            )
 
-    def _new_state(self, param: Tensor, scores: Tensor, base: Tensor) -> dict[str, Tensor]:
-        """A masked weight's entry in ``state``; its coefficients are the very tensor that the caller holds."""
-        state = {"scores": scores, "base": base}
-        if self._coefficients_of is not None:
-            if type(param.data) is not Tensor:
+def _hand_over(groups: list[Group], others: list[Group]) -> None:
+    """Give ``others`` the hyperparameters of ``groups``; each keeps its own tensors."""
+    for group, other in zip(groups, others, strict=True):
+        other.update({key: value for key, value in group.items() if key != "params"})
+
+
+def _as_groups(items: list[Any]) -> list[Group]:
+    """Return parameter groups as lists with an explicit ``masked``; bare parameters are one masked group.
+
+    Masked groups get no weight decay unless they set it themselves.
+    """
+    if not items:
+        raise InputError(
+            "MaskOptimizer got no parameters: pass parameter groups, masked ones first"
+        )
+    masked_group = {"params": items, "masked": True}
+    groups: list[Group] = items if isinstance(items[0], dict) else [masked_group]
+    made = []
+    for group in groups:
+        held = group["params"]
+        held = [held] if isinstance(held, Tensor) else list(held)
+        masked = bool(group.get("masked", False))
+        decay = {"weight_decay": 0.0} if masked else {}
+        made.append({**decay, **group, "params": held, "masked": masked})
+        for named in held:
+            param = named[1] if isinstance(named, tuple) else named
+            if not param.is_floating_point():
                 raise InputError(
-                    f"a {tuple(param.shape)} weight held as {type(param.data).__name__} with form "
-                    f"{self.rule.form!r}: expected a whole tensor; use form 'plain', or do not shard it"
+                    f"a {tuple(param.shape)} tensor of dtype {param.dtype}: expected floating point"
                 )
-            state["coefficients"] = self._coefficients_of(param)
-        return state
+    return made
+
+
+def _checked_base(
+    what: str,
+    param: Tensor,
+    entry: Mapping[str, Any],
+    masked: bool,
+    base_of: Callable[[Tensor], Tensor] | None,
+) -> Tensor | None:
+    """Return the base weight that goes with a loaded entry's scores; None for an entry without.
+
+    Raises CheckpointError where kind, shapes or base weights are not those of ``param``.
+    """
+    scores = entry.get("scores")
+    if entry and (scores is not None) != masked:
+        raise CheckpointError(f"{what}: masked in one, not in the other")
+    if scores is None:
+        return None
+    saved = entry.get("base")
+    if saved is None and base_of is None:
+        raise CheckpointError(f"{what}: scores without base weights; build it with base=")
+    for tensor in (scores, *(() if saved is None else (saved,))):
+        if tensor.shape != param.shape:
+            raise CheckpointError(
+                f"{what}: expected shape {tuple(param.shape)}, found {tuple(tensor.shape)}"
+            )
+    if base_of is None:
+        return cast(Tensor, saved).to(param.device, param.dtype, copy=True)
+    base = base_of(param)
+    if saved is not None and not torch.equal(saved.to(base), base):
+        raise CheckpointError(
+            f"{what}: its base weights are not this backbone's; load the backbone it was saved with"
+        )
+    return base
+
+
+def _placed(key: str, value: Any, target: Tensor, group: Mapping[str, Any]) -> Any:
+    """Return a loaded piece of inner state where the inner optimizer expects it, by torch's rules for its own."""
+    if not isinstance(value, Tensor):
+        return value
+    if key == "step" and not (group.get("capturable") or group.get("fused")):
+        return value.clone()
+    dtype = target.dtype if value.is_floating_point() and value.shape == target.shape else None
+    return value.to(target.device, dtype or value.dtype, copy=True)

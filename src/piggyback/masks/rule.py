@@ -12,7 +12,7 @@ from torch import Tensor
 from piggyback.errors import InputError
 
 Form: TypeAlias = Literal["plain", "channel", "affine"]
-"""What a live weight is made of besides W and m: see ``forms.py``."""
+"""What a live weight is made of besides W and m: see ``forms.py``. Only the plain one is learned."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class MaskRule:
     threshold: float = 5e-3
     """tau, in units of the scores; the paper's value."""
     form: Form = "plain"
-    """plain: W' = W m; channel: a learned scale for each output channel too; affine:
-    W' = k0 W + k1 + k2 m + k3 W m, with four learned numbers a layer."""
+    """plain: W' = W m; channel, affine: with numbers besides the mask, as task files may have it."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("binary", "ternary"):
@@ -42,7 +41,7 @@ class MaskRule:
         if self.form == "affine" and self.kind == "ternary":
             raise InputError(
                 "mask form 'affine' with a ternary rule: expected a binary one, since its four numbers say what "
-                "m = 0 and m = 1 do to a weight and nothing is left to say it of m = -1; use form 'channel'"
+                "m = 0 and m = 1 do to a weight and nothing is left to say it of m = -1"
             )
         if not math.isfinite(self.threshold):
             raise InputError(f"threshold {self.threshold}: expected a finite number")
@@ -50,6 +49,14 @@ class MaskRule:
             raise InputError(
                 f"ternary threshold {self.threshold}: expected >= 0, since -1 begins below 0"
             )
+
+
+def check_learnable(rule: MaskRule) -> None:
+    """Raise InputError for a rule with a form: task files may have one, but none is learned any more."""
+    if rule.form != "plain":
+        raise InputError(
+            f"a mask rule of form {rule.form!r}: expected 'plain'; forms can be read from task files, not learned"
+        )
 
 
 def mask_of(scores: Tensor, rule: MaskRule) -> Tensor:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
 from piggyback.backbones.frozen import FrozenBackbone
 from piggyback.backbones.norm import norm_modules
-from piggyback.errors import InputError, PiggybackWarning
-from piggyback.masks.forms import initial_coefficients
-from piggyback.masks.packing import PackedMask
+from piggyback.errors import PiggybackWarning
 from piggyback.tasks.task import Task, TaskInfo
 
 NormPolicy: TypeAlias = Literal["frozen", "affine", "trained"]
@@ -31,16 +28,6 @@ class Learning:
     head: nn.Module
     norm: NormPolicy
     masked: bool
-    coefficients: Mapping[str, nn.Parameter] = field(init=False)
-    """By masked weight; empty for a rule of the plain form."""
-
-    def __post_init__(self) -> None:
-        form, base = self.info.rule.form, self.backbone.live.base
-        made = {
-            name: nn.Parameter(initial_coefficients(form, base[name]))
-            for name in (() if form == "plain" else self._names())
-        }
-        object.__setattr__(self, "coefficients", made)
 
     def begin(self) -> None:
         """Put the head in place and make the task's parameters trainable."""
@@ -58,11 +45,7 @@ class Learning:
                 param.grad = None
 
     def groups(
-        self,
-        lr: float,
-        head_lr: float | None = None,
-        norm_lr: float | None = None,
-        form_lr: float | None = None,
+        self, lr: float, head_lr: float | None = None, norm_lr: float | None = None
     ) -> list[dict[str, Any]]:
         """Return the parameter groups of a ``MaskOptimizer``; learning rates not given are ``lr``."""
         masked = [self.backbone.live.params[name] for name in self._names()]
@@ -71,11 +54,6 @@ class Learning:
             {"params": masked, "masked": True, "lr": lr},
             {"params": list(self.head.parameters()), "lr": lr if head_lr is None else head_lr},
             {"params": norms, "lr": lr if norm_lr is None else norm_lr},
-            {
-                "params": list(self.coefficients.values()),
-                "lr": lr if form_lr is None else form_lr,
-                "weight_decay": 0.0,  # it would pull scales away from 1
-            },
         ]
         return [group for group in groups if group["params"]]
 
@@ -89,7 +67,7 @@ class Learning:
 
         Warns where training changed a buffer that the task does not bring, so that it will not run as it did.
         """
-        norms = self._norms()
+        live, norms = self.backbone.live, self._norms()
         if changed := [name for name in self.backbone.changed_buffers() if name not in norms]:
             warnings.warn(
                 f"task {self.name!r}: {len(changed)} buffers changed in training that the task does not bring, "
@@ -100,41 +78,11 @@ class Learning:
             )
         return Task(
             name=self.name,
-            masks=self.masks(),
+            masks=live.logical(live.capture(self._names(), self.info.rule)),
             head=_copies(self.head.state_dict()),
             norm=_copies(norms),
             info=replace(self.info, provenance=dict(provenance)),
-            coefficients=_copies(self.coefficients),
         )
-
-    def masks(self) -> dict[str, PackedMask]:
-        """Return the masks, in C order, that the live weights and the coefficients tell."""
-        live = self.backbone.live
-        return live.logical(live.capture(self._names(), self.info.rule, self.coefficients))
-
-    @contextmanager
-    def moving(self, move: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Keep what was learned while the backbone is moved.
-
-        In another dtype a form makes other live weights of the same mask: they are computed anew.
-        """
-        masks = self.masks() if self.coefficients else {}
-        yield
-        if self.coefficients:
-            for numbers in self.coefficients.values():
-                numbers.data = follow(move, numbers.data)
-            live = self.backbone.live
-            live.write_(live.lay_out(masks), self.coefficients, self.info.rule.form)
-
-    def coefficients_of(self, param: Tensor) -> nn.Parameter:
-        """Return the coefficients of a live weight; raises InputError where it has none."""
-        name = self.backbone.live.name_of(param)
-        if name not in self.coefficients:
-            raise InputError(
-                f"weight {name!r} has no coefficients: the mask rule of task {self.name!r} has the form "
-                f"{self.info.rule.form!r}; give the optimizer the same rule"
-            )
-        return self.coefficients[name]
 
     def set_mode(self, training: bool) -> None:
         """Set normalisation layers to learn their statistics, where the task trains them."""
@@ -155,11 +103,6 @@ class Learning:
             if name not in self._names()
             and (self.norm == "trained" or isinstance(tensor, nn.Parameter))
         }
-
-
-def follow(move: Callable[[Tensor], Tensor], coefficients: Tensor) -> Tensor:
-    """Return coefficients where ``move`` takes a model's tensors; they stay float32 in whatever dtype."""
-    return coefficients.to(move(coefficients).device)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

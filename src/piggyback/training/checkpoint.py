@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from piggyback.errors import CheckpointError
-from piggyback.training.recipe import Recipe
+from piggyback.training.recipe import Recipe, current
 
 VERSION = 1
 _KEY = "piggyback_checkpoint"
@@ -82,7 +82,7 @@ def read(path: Path) -> Checkpoint:
 def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise CheckpointError, naming the first field that differs, unless both are the same run.
 
-    A recipe from before a field was added counts as having that field's default.
+    A recipe from before a field was added counts as having that field's default; one removed since does not count.
     """
     plain = json.loads(json.dumps(wanted))
     for field, found, now in _differences(_completed(saved), _completed(plain), ""):
@@ -93,9 +93,9 @@ def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
 
 
 def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """``saved`` with the fields that recipes have got since, at their defaults."""
+    """``saved`` with the fields that recipes have got since, at their defaults, and without those they have lost."""
     recipe = json.loads(json.dumps(Recipe().identity()))
-    for name, value in dict(saved.get("recipe", {})).items():
+    for name, value in current(saved.get("recipe", {})).items():
         inside = isinstance(value, dict) and isinstance(recipe.get(name), dict)
         recipe[name] = {**recipe[name], **value} if inside else value
     return {**saved, "recipe": recipe}

@@ -70,7 +70,6 @@ class TaskLearner:
             lr=recipe.mask_lr or derived_mask_lr(recipe, setup.steps),
             head_lr=recipe.head_lr,
             norm_lr=recipe.norm_lr,
-            form_lr=recipe.form_lr,
             init=recipe.init,
             grad_scale=recipe.grad_scale,
             regularizers=recipe.regularizers,
@@ -87,8 +86,7 @@ class TaskLearner:
         self.model.train(training)
 
     def live(self) -> dict[str, Tensor]:
-        """Return head and normalisation; the optimizer's state has scores and a form's coefficients, and the masked
-        weights follow from these."""
+        """Return head and normalisation; the optimizer's state has scores, and the masked weights follow from these."""
         head = self.network.get_submodule(self.model.head_name).state_dict()
         norms = norm_tensors(self.network, self.model.head_name, counters=True)
         return {
@@ -107,7 +105,6 @@ class TaskLearner:
         for name, mask in task.masks.items():
             if mask.negative is not None:
                 tensors[f"negative/{name}"] = mask.negative
-        tensors |= {f"form/{name}": tensor for name, tensor in task.coefficients.items()}
         tensors |= {f"head/{name}": tensor for name, tensor in task.head.items()}
         return tensors | {f"norm/{name}": tensor for name, tensor in task.norm.items()}
 
@@ -120,8 +117,7 @@ class TaskLearner:
         }
         head = {name: tensors[f"head/{name}"] for name in like.head}
         norm = {name: tensors[f"norm/{name}"] for name in like.norm}
-        coefficients = {name: tensors[f"form/{name}"] for name in like.coefficients}
-        return replace(like, masks=masks, head=head, norm=norm, coefficients=coefficients)
+        return replace(like, masks=masks, head=head, norm=norm)
 
     def deploy(self, product: Product) -> nn.Module:
         """Hold the task in the multi-task model as a user would, and return its network."""

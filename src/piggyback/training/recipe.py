@@ -24,6 +24,8 @@ SHORTEST, LONG = 240, 1000
 """Steps of a run of few images, and of one of many: shorter ones lose accuracy, longer ones cost time."""
 HOW = ("workers", "checkpoint_minutes", "tensorboard")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""
+READ_ONLY = ("rule.form",)
+"""Fields that recipes in files may have set, but nobody can choose any more: they get no option."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,6 @@ class Recipe:
     """Peak learning rate of all weights in the method finetune."""
     finetune_optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd: with momentum 0.9, as the paper's fine-tuning has it (rate 1e-3, schedule step, 30 epochs)."""
-    form_lr: float = 1e-3
-    """Peak learning rate of the coefficients of a mask form: one scale a channel, or the four affine ones a layer."""
     lora_rank: int | None = None
     """Rank of the method lora; by default the largest whose adapters fit into lora_bytes."""
     lora_bytes: int | None = None
@@ -132,7 +132,7 @@ class Recipe:
         for name in ("batch_size", "accumulate"):
             value = getattr(self, name)
             _check(name, value, isinstance(value, int) and value >= 1, "an integer from 1")
-        for name in ("head_lr", "norm_lr", "finetune_lr", "form_lr", "lora_lr"):
+        for name in ("head_lr", "norm_lr", "finetune_lr", "lora_lr"):
             value = getattr(self, name)
             _check(name, value, 0 < value < math.inf, "a finite number above 0")
         for name in ("mask_lr", "clip"):
@@ -171,13 +171,13 @@ class Recipe:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Recipe:
-        """Return the recipe that ``to_json`` wrote; raises InputError for unknown or wrong fields.
+        """Return the recipe that ``to_json`` wrote, of an older version too; raises InputError for wrong fields.
 
         >>> Recipe.from_json(Recipe(epochs=2).to_json()) == Recipe(epochs=2)
         True
         """
         try:
-            made = dict(values)
+            made = current(values)
             made["rule"] = MaskRule(**made["rule"])
             made["init"] = ScoreInit(**made["init"])
             made["augment"] = Augment(**made["augment"])
@@ -190,6 +190,11 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the result, as JSON: what makes two runs different ones."""
         return {name: value for name, value in self.to_json().items() if name not in HOW}
+
+
+def current(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's JSON without the fields that older versions wrote and this one has no more."""
+    return {key: value for key, value in values.items() if key != "form_lr"}  # of mask forms
 
 
 CHOICES: dict[str, tuple[str, ...]] = {

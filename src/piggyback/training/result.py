@@ -17,7 +17,7 @@ from torch import Tensor
 
 from piggyback.errors import CheckpointError
 from piggyback.tasks import container
-from piggyback.tasks.file import FORM, MASKS, load, save
+from piggyback.tasks.file import MASKS, load, save
 from piggyback.tasks.summary import masks_verdict
 from piggyback.tasks.task import Task
 from piggyback.training import checkpoint
@@ -49,8 +49,7 @@ class TrainResult:
     bytes: int
     """Of the task file, or of the file with the fine-tuned weights or the adapters."""
     bits_per_weight: float | None
-    """Bytes of masks and their form's coefficients in the task file * 8 / masked weights; None for methods
-    without masks."""
+    """Bytes of masks in the task file * 8 / masked weights; None for methods without masks."""
     verdict: str = ""
     """Of masks that masked nothing or collapsed: a line that says so and what to do."""
     images_per_second: float = 0.0
@@ -188,10 +187,10 @@ def _keep(run: Run, result: TrainResult, data: bytes) -> None:
 
 
 def mask_bytes(data: bytes) -> int:
-    """Return the bytes of masks and their form's coefficients in the task file ``data``, with all that decodes them."""
+    """Return the bytes of masks in the task file ``data``, with all that decodes them."""
     length = container.header_length(data[:8], len(data))
     entries = container.parse_header(data[8 : 8 + length], len(data))[1]
-    return sum(e.nbytes for name, e in entries.items() if name == MASKS or name.startswith(FORM))
+    return entries[MASKS].nbytes
 
 
 def _put(path: Path, data: bytes) -> None:
