@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from piggyback.errors import InputError
-from piggyback.masks.rate import lr_factor, mask_lr, warmup_cosine
+from piggyback.masks.rate import Z, lr_factor, mask_lr, warmup_cosine
 
 
 def test_schedules_start_peak_and_end_where_they_say() -> None:
@@ -42,10 +42,10 @@ def test_noise_masks_out_the_share_that_z_says(schedule: str, steps: int) -> Non
 
 def test_the_rate_is_the_rule_of_the_formula_for_long_runs() -> None:
     for steps in (100, 1000, 20_000):
-        assert mask_lr(steps) == pytest.approx(5e-3 / math.sqrt(3 * steps / 8), rel=0.01)
-        assert mask_lr(steps, z=2.0) == pytest.approx(mask_lr(steps) / 2)
+        assert mask_lr(steps, z=1.0) == pytest.approx(5e-3 / math.sqrt(3 * steps / 8), rel=0.01)
+        assert mask_lr(steps) == pytest.approx(mask_lr(steps, z=1.0) / Z)
         assert mask_lr(steps, margin=1e-2) == pytest.approx(mask_lr(steps) * 2)
-        assert mask_lr(steps, "constant") == pytest.approx(5e-3 / math.sqrt(steps))
+        assert mask_lr(steps, "constant", z=1.0) == pytest.approx(5e-3 / math.sqrt(steps))
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5])

@@ -106,7 +106,7 @@ def field_docs(kind: type) -> dict[str, str]:
     """Return the text below each field of a class, in one line each.
 
     >>> field_docs(Recipe)["epochs"]
-    'Passes over the training images; by default as many as make about 1000 steps, but 5 to 30, and 240 steps or more.'
+    'Passes over the training images; by default as many as make about 800 steps, but 5 to 60, and 480 steps or more.'
     """
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     body = typing.cast(ast.ClassDef, tree).body

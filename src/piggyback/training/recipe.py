@@ -20,7 +20,7 @@ from piggyback.masks.rule import MaskRule
 from piggyback.tasks.learning import NormPolicy
 from piggyback.training.data.augment import Augment
 
-SHORTEST, LONG = 240, 1000
+SHORTEST, LONG, MOST_EPOCHS = 480, 800, 60
 """Steps of a run of few images, and of one of many: shorter ones lose accuracy, longer ones cost time."""
 HOW = ("workers", "checkpoint_minutes", "tensorboard")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""
@@ -40,7 +40,7 @@ class Recipe:
     """masks: which weights to keep, one bit each; head: the classifier only; finetune: every
     weight, a full copy; lora: low-rank adapters (needs the extra peft)."""
     epochs: int | None = None
-    """Passes over the training images; by default as many as make about 1000 steps, but 5 to 30, and 240 steps
+    """Passes over the training images; by default as many as make about 800 steps, but 5 to 60, and 480 steps
     or more."""
     batch_size: int = 32
     """Images per step, over all processes together."""
@@ -158,7 +158,7 @@ class Recipe:
         """Return the passes over ``images`` training images.
 
         >>> Recipe().epochs_for(256), Recipe(epochs=3).epochs_for(256)
-        (30, 3)
+        (60, 3)
         """
         return self.epochs or default_epochs(images, self.batch_size)
 
@@ -217,10 +217,10 @@ def default_epochs(images: int, batch_size: int) -> int:
     """Return the passes over ``images`` training images where a recipe does not say: see docs/RECIPES.md.
 
     >>> [default_epochs(images, 32) for images in (32, 256, 1000, 4000, 50_000)]
-    [240, 30, 30, 8, 5]
+    [480, 60, 26, 7, 5]
     """
     steps = max(images // batch_size, 1)
-    wanted = min(max(30 * steps, SHORTEST), LONG)
+    wanted = min(max(MOST_EPOCHS * steps, SHORTEST), LONG)
     return max(-(-wanted // steps), 5)
 
 
