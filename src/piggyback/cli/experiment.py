@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +72,7 @@ def list_experiments(data: DataOption = None, json: JsonOption = False) -> None:
     rows = []
     for name in shipped():
         manifest = load_manifest(name)
-        lacking = list(sources.missing(manifest))
+        lacking = list(replace(sources, folders=manifest.sources).missing(manifest))
         rows.append(
             {
                 "name": name,
@@ -213,7 +214,8 @@ def _chosen(
     folder = out or Path("experiments", whole.name + ("-toy" if toy_size else ""))
     if toy_size:
         return toy(manifest), Toy(), folder
-    return manifest, _sources(data, download), folder
+    sources = replace(_sources(data, download), folders=manifest.sources)
+    return manifest, sources, folder
 
 
 def _show(outcome: Outcome, folder: Path, json: bool, drawn: Sequence[Path] = ()) -> None:

@@ -2,7 +2,8 @@
 
     title, paper        what it shows; where the paper has it
     backbones           NAME: SPEC, or NAME: {spec, checkpoint, pretrained}
-    tasks               names of data sets, each with recipe fields of its own
+    tasks               names of data sets or sources, each with recipe fields of its own
+    sources             NAME: FOLDER of class folders, or NAME: {folder, classes, train_per_class}
     recipe              recipe fields of all cells
     methods             LABEL: {method, recipe, trials, choose, max_bits, order, published}
     seeds               each cell is repeated with each of them
@@ -28,6 +29,7 @@ from piggyback.datasets import DATASETS
 from piggyback.errors import ManifestError, near_misses
 from piggyback.experiments.published import PUBLISHED
 from piggyback.experiments.strict_yaml import read_yaml
+from piggyback.tasks.task import check_name
 from piggyback.training import METHODS, Recipe
 from piggyback.training.recipe import READ_ONLY
 
@@ -72,6 +74,18 @@ class MethodChoice:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A folder of class folders that a task's images come from, as ``load_folder`` reads it."""
+
+    folder: str
+    """Below one of the folders with data sets, or there as FOLDER.tar; or anywhere."""
+    classes: tuple[str, ...] | int | None = None
+    """Only these, or so many of the first."""
+    train_per_class: int | None = None
+    """At most so many training images of each class, the first by name."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One experiment: every cell is a backbone, a task, a method and a seed."""
 
@@ -80,6 +94,7 @@ class Manifest:
     backbones: tuple[BackboneChoice, ...]
     tasks: Mapping[str, Mapping[str, Any]]
     methods: tuple[MethodChoice, ...]
+    sources: Mapping[str, Source] = field(default_factory=dict)
     paper: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
@@ -164,6 +179,7 @@ def parse_manifest(text: str, name: str) -> Manifest:
     made = Manifest(
         name=name,
         title=str(content["title"]),
+        sources=_sources(name, content.get("sources") or {}),
         paper=str(content.get("paper", "")),
         backbones=tuple(_backbones(name, content["backbones"])),
         tasks=tasks,
@@ -175,7 +191,7 @@ def parse_manifest(text: str, name: str) -> Manifest:
         score=content.get("score"),
     )
     labels = [method.label for method in methods]
-    _known(name, "data set", tasks, DATASETS)
+    _known(name, "data set or source", tasks, [*made.sources, *DATASETS])
     _known(name, "reference", [made.reference] if made.reference else [], labels)
     _known(name, "score", [made.score] if made.score else [], ["decathlon"])
     _known(name, "published table", [made.published] if made.published else [], list(PUBLISHED))
@@ -248,6 +264,27 @@ def _backbones(name: str, content: Any) -> Iterator[BackboneChoice]:
             if type(value) is not kind:
                 raise _wrong(name, f"backbone {short!r}: {key}", words, value)
         yield BackboneChoice(str(short), **options)
+
+
+def _sources(name: str, content: Any) -> dict[str, Source]:
+    found = {}
+    for task, value in _mapping(name, "sources", content).items():
+        where = f"source {task!r}"
+        options = dict(
+            _mapping(name, where, {"folder": value} if isinstance(value, str) else value)
+        )
+        _known(name, f"{where}: key", options, [f.name for f in dataclasses.fields(Source)])
+        if type(options.get("folder")) is not str:
+            raise _wrong(name, f"{where}: folder", "a text", options.get("folder"))
+        classes, most = options.get("classes"), options.get("train_per_class")
+        if isinstance(classes, list) and classes and all(type(one) is str for one in classes):
+            options["classes"] = tuple(classes)
+        elif classes is not None and not (type(classes) is int and classes > 1):
+            raise _wrong(name, f"{where}: classes", "a list of names, or a number from 2", classes)
+        if most is not None and not (type(most) is int and most > 0):
+            raise _wrong(name, f"{where}: train_per_class", "a number from 1", most)
+        found[check_name(str(task))] = Source(**options)
+    return found
 
 
 def _method(name: str, label: str, values: Any, tasks: Sequence[str]) -> MethodChoice:

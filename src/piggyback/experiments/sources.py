@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from piggyback.backbones.backbone import Backbone
 from piggyback.backbones.load import load_backbone
 from piggyback.datasets import dataset, load, locate, missing
+from piggyback.datasets.unpack import unpacked
 from piggyback.errors import DataError
-from piggyback.experiments.manifest import BackboneChoice, Manifest
-from piggyback.training import ImageData
+from piggyback.experiments.manifest import BackboneChoice, Manifest, Source
+from piggyback.training import ImageData, load_folder
 
 
 class Sources(Protocol):
@@ -36,10 +37,12 @@ class Sources(Protocol):
 
 @dataclass(frozen=True)
 class FromDisk:
-    """Data sets of the registry below ``roots``; backbones by name."""
+    """Data sets of the registry, and folders, below ``roots``; backbones by name."""
 
     roots: tuple[Path, ...]
     download: bool = False
+    folders: Mapping[str, Source] = field(default_factory=dict)
+    """Of tasks whose images are no data set of the registry."""
 
     def backbone(self, choice: BackboneChoice, image_size: int | None) -> Backbone:
         """Return a backbone; raises DataError where its checkpoint is missing."""
@@ -54,11 +57,22 @@ class FromDisk:
         )
 
     def data(self, task: str) -> ImageData:
-        """Return a data set; raises DataError where it is missing or damaged."""
+        """Return a data set or a folder's images; raises DataError where they are missing or damaged."""
+        if (source := self.folders.get(task)) is not None:
+            place = self._folder(source)
+            if place is None:
+                raise DataError(self._no_folder(task, source))
+            if not place.is_dir():
+                place = unpacked(place, (source.folder,))
+            return load_folder(
+                place, task, classes=source.classes, train_per_class=source.train_per_class
+            )
         return load(task, self.roots, download=self.download)
 
     def prepared(self, task: str) -> Mapping[str, Any]:
-        """Return size, crop and flip as the paper has them for this set."""
+        """Return size, crop and flip as the paper has them for this set; nothing for a folder."""
+        if task in self.folders:
+            return {}
         info = dataset(task)
         return {
             "image_size": info.image_size,
@@ -67,13 +81,20 @@ class FromDisk:
         }
 
     def train_images(self, task: str) -> int:
-        """Return the published number."""
+        """Return the published number; of a folder, that of its files."""
+        if (source := self.folders.get(task)) is not None:
+            place = self._folder(source)
+            return 0 if place is None or not place.is_dir() else len(self.data(task).train)
         return int(dataset(task).counts["train"])
 
     def missing(self, manifest: Manifest) -> dict[str, str]:
         """Return a line for each data set and checkpoint that is not there."""
         lines = {}
         for task in manifest.tasks:
+            if (source := self.folders.get(task)) is not None:
+                if self._folder(source) is None:
+                    lines[task] = self._no_folder(task, source)
+                continue
             can_get = self.download and dataset(task).download is not None
             if locate(task, self.roots) is None and not can_get:
                 lines[task] = missing(task, self.roots)
@@ -81,6 +102,18 @@ class FromDisk:
             if choice.checkpoint is not None and self._checkpoint(choice.checkpoint) is None:
                 lines[choice.name] = self._no_checkpoint(choice)
         return lines
+
+    def _folder(self, source: Source) -> Path | None:
+        """Where a source lies: its folder, or its .tar."""
+        places = [root / name for root in (*self.roots, Path()) for name in _packed(source.folder)]
+        return next((place for place in places if place.exists()), None)
+
+    def _no_folder(self, task: str, source: Source) -> str:
+        places = ", ".join(str(root) for root in (*self.roots, Path()))
+        return (
+            f"source {task!r}: no folder {source.folder!r} in {places}; "
+            "put it there as <split>/<class>/<file>, or give --data"
+        )
 
     def _checkpoint(self, name: str) -> Path | None:
         places: Sequence[Path] = (Path(), *self.roots)
@@ -92,3 +125,7 @@ class FromDisk:
             f"backbone {choice.name!r}: no file {choice.checkpoint!r} in {places}; "
             f"put the weights of {choice.spec} there"
         )
+
+
+def _packed(folder: str) -> tuple[str, str]:
+    return folder, f"{folder}.tar"

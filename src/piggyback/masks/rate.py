@@ -18,7 +18,7 @@ from piggyback.errors import InputError
 Schedule = Literal["cosine", "step", "constant"]
 MARGIN = 5e-3
 """The paper's: scores from 1e-2, threshold 5e-3."""
-Z = 0.8
+Z = 0.7
 """The margin in standard deviations of what noise does to a score: see docs/RECIPES.md."""
 HEAD_LR = 2e-3
 """Peak rate of the classifier, and of normalisation where a task trains it."""
@@ -41,9 +41,9 @@ def mask_lr(
     Raises InputError for steps below 1, and for a margin or z that is not finite and above 0.
 
     >>> [round(mask_lr(steps), 6) for steps in (240, 1000, 5000)]
-    [0.000657, 0.000322, 0.000144]
+    [0.00075, 0.000367, 0.000164]
     >>> round(mask_lr(240, "constant"), 6)
-    0.000403
+    0.000461
     """
     if not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps {steps!r}: expected a whole number from 1")

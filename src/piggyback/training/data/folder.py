@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from piggyback.errors import DataError
+from piggyback.errors import DataError, near_misses
 from piggyback.training.data.image_files import SUFFIXES, check_image, is_image_name
 from piggyback.training.data.sets import ImageData, ImageSet
 from piggyback.training.data.splits import cut
@@ -30,13 +30,16 @@ def load_folder(
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     seed: int = 0,
+    classes: Sequence[str] | int | None = None,
+    train_per_class: int | None = None,
 ) -> ImageData:
     """Return the images under ``root``, checked; class names sorted, labels in that order.
 
     ``root`` holds train/, and val/ and test/ or not; or class folders directly, which are all taken
     as train. ``skip_bad``: leave unreadable images out (every image is decoded once to find them)
     and list them in ``skipped``; otherwise the first one raises. ``seed``: of the cut, so that it
-    stays the same over runs.
+    stays the same over runs. ``classes``: only these, or so many of the first ones; ``train_per_class``:
+    of each at most so many training images, the first by name.
 
     Raises DataError for a folder that is missing or empty, a class without images, one class only,
     splits with different classes, a corrupt or truncated image.
@@ -48,7 +51,8 @@ def load_folder(
     sets: dict[str, ImageSet] = {}
     skipped: list[str] = []
     for split, folder in folders.items():
-        sets[split], bad = _read_split(folder, skip_bad)
+        most = train_per_class if split == "train" else None
+        sets[split], bad = _read_split(folder, skip_bad, classes, most)
         skipped += bad
     return cut(
         name or root.resolve().name,
@@ -94,16 +98,27 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return found or {"train": root}
 
 
-def _read_split(folder: Path, skip_bad: bool) -> tuple[ImageSet, list[str]]:
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not classes:
+def _read_split(
+    folder: Path,
+    skip_bad: bool,
+    wanted: Sequence[str] | int | None = None,
+    most: int | None = None,
+) -> tuple[ImageSet, list[str]]:
+    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not found:
         raise DataError(
             f"image folder {str(folder)!r} holds no class folders: expected <class>/<file> in it"
         )
+    classes = found[:wanted] if isinstance(wanted, int) else sorted(wanted or found)
+    for name in classes:
+        if name not in found:
+            raise DataError(
+                f"image folder {str(folder)!r} holds no class {name!r}{near_misses(name, found)}"
+            )
     files: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
-        inside = list_images(folder / class_name)
+        inside = list_images(folder / class_name)[:most]
         if not inside:
             raise DataError(
                 f"class folder {str(folder / class_name)!r} holds no images: expected one or more "
