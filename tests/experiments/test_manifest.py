@@ -81,7 +81,7 @@ def test_who_overrides_whom() -> None:
             "published: released\nmethods:\n  head: {published: mask}",
             r"published method of 'head' 'mask'; did you mean 'masks'",
         ),
-        ("tasks: {cubs:", "tasks: {cubz: {}, cubs:", r"data set 'cubz'; did you mean 'cubs'"),
+        ("tasks: {cubs:", "tasks: {cubz: {}, cubs:", r"source 'cubz'; did you mean 'cubs'"),
         (
             "epochs: 2,",
             "epochs: two,",
