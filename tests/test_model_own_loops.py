@@ -1,0 +1,83 @@
+"""Loops of one's own: rates and schedule from the number of steps, and a word where masks learned nothing."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from nets import Convolutions, seeded
+from piggyback import MultiTaskModel, ScoreInit, mask_lr, warmup_cosine
+from piggyback.errors import InputError, PiggybackWarning
+from piggyback.masks.rate import HEAD_LR
+
+
+def started(**options) -> MultiTaskModel:
+    model = MultiTaskModel(seeded(Convolutions))
+    model.start_task("a", 3, **options)
+    return model.train()
+
+
+def step(model: MultiTaskModel, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    images, labels = torch.randn(6, 3, 8, 8), torch.arange(6) % 3
+    nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+
+def test_steps_give_every_group_its_rate() -> None:
+    optimizer = started(norm="affine").optimizer(steps=500)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == [mask_lr(500), HEAD_LR, HEAD_LR]
+    assert optimizer.init == ScoreInit()
+
+
+def test_the_rate_follows_the_margin_of_the_start() -> None:
+    wide = started().optimizer(steps=500, init=ScoreInit(value=2.5e-2))
+    assert wide.param_groups[0]["lr"] == pytest.approx(4 * mask_lr(500))
+
+
+def test_rates_that_are_given_count() -> None:
+    optimizer = started().optimizer(torch.optim.SGD, steps=100, head_lr=0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [mask_lr(100), 0.5]
+    optimizer = started().optimizer(lr=0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 10, "lr": 0.1}, {"steps": 0}])
+def test_steps_or_a_rate_are_needed(options) -> None:
+    with pytest.raises(InputError, match="steps"):
+        started().optimizer(**options)
+
+
+def test_a_loop_of_as_many_steps_as_it_said_masks_something() -> None:
+    model = started()
+    optimizer = model.optimizer(steps=20)
+    schedule = warmup_cosine(optimizer, steps=20)
+    for _ in range(20):
+        step(model, optimizer)
+        schedule.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task = model.finish_task()
+    assert 0.3 < task.density < 0.99
+
+
+def test_masks_that_were_trained_and_mask_nothing_are_told() -> None:
+    model = started()
+    optimizer = model.optimizer(lr=1e-9)
+    step(model, optimizer)
+    with pytest.warns(PiggybackWarning, match="'a'.*masked nothing"):
+        model.finish_task()
+    assert "masked nothing" in str(model.summary())
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_task_that_was_not_trained_is_not_told(masks) -> None:
+    model = started(masks=masks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isclose(model.finish_task().density, 1.0)
