@@ -1,6 +1,6 @@
 """Draws docs/scores.png: scores that gradients push, and scores that noise moves, towards the threshold.
 
-    python docs/scores.py
+python docs/scores.py
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def main() -> None:
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for axes, steps in zip(panels, (120, 960), strict=True):
-        for mean, colour, label in ((0.0, "0.6", "noise alone"), (0.15, "tab:blue", "a signal of 0.15")):
+        for mean, colour, label in (
+            (0.0, "0.6", "noise alone"),
+            (0.15, "tab:blue", "a signal of 0.15"),
+        ):
             scores = walk(steps, mean, 4000, seed=0)
             axes.plot(scores[:, :12], color=colour, linewidth=0.7, alpha=0.8)
             dropped = 100 * (scores[-1] <= THRESHOLD).mean()

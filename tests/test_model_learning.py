@@ -89,7 +89,7 @@ def test_live_weights_follow_the_optimizer_and_capture_reads_its_masks(kind):
     assert task.info.rule == rule
 
 
-def test_a_finished_task_answers_as_it_did_in_training():
+def test_a_finished_task_answers_as_it_did_in_training_but_for_the_rounding_of_its_head():
     for norm in ("frozen", "trained"):
         model = MultiTaskModel(seeded(Convolutions))
         x = torch.randn(4, 3, 8, 8)
@@ -99,7 +99,7 @@ def test_a_finished_task_answers_as_it_did_in_training():
         done = model.finish_task()
         assert model.active == "a"
         assert model.tasks == ("a",)
-        assert torch.equal(model(x), answer)
+        torch.testing.assert_close(model(x), answer, rtol=0.02, atol=0.01)
         for name, mask in task.masks.items():
             assert torch.equal(done.masks[name].keep, mask.keep)
         held = model.get_task("a")
@@ -121,7 +121,9 @@ def test_an_earlier_capture_can_be_finished_with_and_is_not_changed_by_training(
     model.eval()
     assert not torch.equal(model(x), answer)
     model.finish_task(best)
-    assert torch.equal(model(x), answer)
+    torch.testing.assert_close(model(x), answer, rtol=0.02, atol=0.01)
+    for name, mask in best.masks.items():
+        assert torch.equal(model.get_task("a").masks[name].keep, mask.keep)
 
 
 def test_cancelling_restores_the_task_from_before_and_frees_the_name():

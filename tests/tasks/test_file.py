@@ -193,7 +193,8 @@ def test_file_round_trip_and_header(tmp_path: Path) -> None:
     assert [layer.shape for layer in header.layers] == [(20, 30), (20, 1, 3, 3)]
     assert [layer.kept for layer in header.layers] == [m.kept for m in task.masks.values()]
     assert header.bytes_head == 4 * (14 + 2)
-    assert header.bytes_norm == 12
+    assert header.bytes_norm == 6  # in float16, which holds these values
+    assert header.version == 3
     assert header.bytes_total == path.stat().st_size
     assert sum(layer.bits for layer in header.layers) == 8 * header.bytes_masks
     assert header.bits_per_weight == pytest.approx(8 * header.bytes_masks / task.weights)
@@ -349,8 +350,8 @@ def test_rebuilt_files_are_right_when_nothing_is_changed() -> None:
 
 
 def test_newer_version_says_upgrade() -> None:
-    newer = rebuilt(save(small()), lambda h, t: h["__metadata__"].update(version="3"))
-    with pytest.raises(TaskFileError, match=r"version 3.*upgrade"):
+    newer = rebuilt(save(small()), lambda h, t: h["__metadata__"].update(version="4"))
+    with pytest.raises(TaskFileError, match=r"version 4.*upgrade"):
         load(newer)
 
 

@@ -89,6 +89,41 @@ def check_form(header: TaskHeader, entries: Mapping[str, Entry]) -> None:
             )
 
 
+def check_short(entries: Mapping[str, Entry], head: str, scale: str, norm: str, half: str) -> None:
+    """Raise TaskFileError where a file's short tensors do not fit what they stand for, or it has none.
+
+    The prefixes are those of head tensors, their scales, normalisation, and normalisation in float16.
+    """
+    short = [name for name in entries if name.startswith((scale, half))]
+    if not short:
+        raise TaskFileError("version 3 without a tensor in a short form: expected a lower one")
+    for name in short:
+        entry, plain = entries[name], name.removeprefix(scale).removeprefix(half)
+        if name.startswith(half):
+            if entry.dtype != "F16" or norm + plain in entries:
+                raise TaskFileError(
+                    f"tensor {name!r}: {entry.dtype}: expected F16 and no {norm + plain!r}; it is damaged"
+                )
+            continue
+        codes = entries.get(head + plain)
+        if codes is None or codes.dtype != "I8" or len(codes.shape) < 2:
+            raise TaskFileError(f"tensor {name!r} without an I8 {head + plain!r}; it is damaged")
+        if (entry.dtype, entry.shape) != ("F32", codes.shape[:1]):
+            raise TaskFileError(
+                f"tensor {name!r}: {entry.dtype} {entry.shape}: expected F32 {codes.shape[:1]}, "
+                "a scale for each row; it is damaged"
+            )
+
+
+def check_scales(scales: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
+    """Raise TaskFileError for scales that are not finite and from 0, or codes of -128."""
+    for name, values in scales.items():
+        if not bool((values.isfinite() & (values >= 0)).all()) or bool((head[name] == -128).any()):
+            raise TaskFileError(
+                f"the head's {name!r}: expected finite scales from 0 and codes from -127; it is damaged"
+            )
+
+
 def _first_of(names: Iterable[str]) -> str:
     return f"; the first that differs is {min(names)[:80]!r}"
 

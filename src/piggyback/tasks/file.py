@@ -19,7 +19,9 @@ from piggyback.tasks import container
 from piggyback.tasks.checks import (
     Shapes,
     check_form,
+    check_scales,
     check_shapes,
+    check_short,
     check_size,
     checked_coefficients,
     checked_mask,
@@ -32,12 +34,14 @@ from piggyback.tasks.header import (
     TaskHeader,
     from_metadata,
     to_metadata,
-    version_of,
 )
+from piggyback.tasks.rounding import int8_to_rows, rows_to_int8, to_half
 from piggyback.tasks.task import Task, check_name
 
 MASKS, DIGESTS = "masks", "digests"
 HEAD, NORM, FORM = "head.", "norm.", "form."
+SCALE, HALF = "scale.", "half."
+"""Of version 3: the scales of head rows that are int8, and normalisation in float16."""
 
 
 def save(task: Task) -> bytes:
@@ -60,9 +64,9 @@ def save(task: Task) -> bytes:
     if task.info.backbone.weights:
         tensors[DIGESTS] = digest_rows(task)
     tensors |= {FORM + name: tensor for name, tensor in checked_coefficients(task).items()}
-    tensors |= {HEAD + name: tensor for name, tensor in task.head.items()}
-    tensors |= {NORM + name: tensor for name, tensor in task.norm.items()}
-    data = container.build(tensors, to_metadata(task.name, task.info, layers))
+    tensors |= _short_head(task) | _short_norm(task)
+    short = any(name.startswith((SCALE, HALF)) for name in tensors)
+    data = container.build(tensors, to_metadata(task.name, task.info, layers, short))
     shapes = {name: mask.shape for name, mask in task.masks.items()}
     _parse(memoryview(data), shapes)  # what is written here is what a reader accepts
     return data
@@ -89,6 +93,8 @@ def load(data: bytes, name: str | None = None, expect: Shapes | None = None) -> 
         kept = [layer.kept for layer in header.layers]
         decoded = codec.decode(stream, shapes, ternary=ternary, kept=kept)
         masks = {layer.name: m for layer, m in zip(header.layers, decoded, strict=True)}
+    scales = _tensors(view, entries, SCALE)
+    check_scales(scales, _tensors(view, entries, HEAD))
     info = header.info
     if DIGESTS in entries:
         rows = container.read_tensor(view, entries[DIGESTS]).numpy()
@@ -97,8 +103,11 @@ def load(data: bytes, name: str | None = None, expect: Shapes | None = None) -> 
     task = Task(
         name=header.name if name is None else name,
         masks=masks,
-        head=_tensors(view, entries, HEAD),
-        norm=_tensors(view, entries, NORM),
+        head=_whole_head(_tensors(view, entries, HEAD), scales),
+        norm={
+            **_tensors(view, entries, NORM),
+            **{name: half.float() for name, half in _tensors(view, entries, HALF).items()},
+        },
         info=info,
         coefficients=_tensors(view, entries, FORM),
     )
@@ -157,7 +166,10 @@ def _parse(data: memoryview, expect: Shapes | None) -> tuple[TaskHeader, dict[st
     metadata, entries = container.parse_header(bytes(data[8 : 8 + length]), len(data))
     name, info, layers = from_metadata(metadata)
     container.check_digest(data, entries)
+    version = int(metadata["version"])
     sizes = {"masks": 0, "form": 0, "head": 0, "norm": 0}
+    if version > 2:
+        sizes |= {"scale": 0, "half": 0}
     for key, entry in entries.items():
         part = key.partition(".")[0]
         if key in (DIGESTS, container.CHECKSUM):
@@ -169,21 +181,46 @@ def _parse(data: memoryview, expect: Shapes | None) -> tuple[TaskHeader, dict[st
         name=name,
         info=info,
         layers=layers,
-        version=version_of(info),
+        version=version,
         bytes_masks=sizes["masks"],
         bytes_form=sizes["form"],
-        bytes_head=sizes["head"],
-        bytes_norm=sizes["norm"],
+        bytes_head=sizes["head"] + sizes.get("scale", 0),
+        bytes_norm=sizes["norm"] + sizes.get("half", 0),
         bytes_header=len(data) - sum(sizes.values()),
     )
     _check_tensor(entries, MASKS, len(layers) > 0, (sizes["masks"],))
     _check_tensor(entries, DIGESTS, DIGESTS in entries, (len(layers), container.DIGEST_BYTES))
+    if version > 2:
+        check_short(entries, HEAD, SCALE, NORM, HALF)
     check_form(header, {k.removeprefix(FORM): e for k, e in entries.items() if k.startswith(FORM)})
     if expect is None:
         check_size(header)
     else:
         check_shapes(header, expect)
     return header, entries
+
+
+def _short_head(task: Task) -> dict[str, Tensor]:
+    """The head's tensors, those that ``round_rows`` made as int8 and scales; a custom head as it is."""
+    tensors = {}
+    for name, tensor in task.head.items():
+        found = None if task.info.head_kind not in ("linear", "conv") else rows_to_int8(tensor)
+        if found is None:
+            tensors[HEAD + name] = tensor
+        else:
+            tensors[HEAD + name], tensors[SCALE + name] = found
+    return tensors
+
+
+def _whole_head(head: dict[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: int8_to_rows(t, scales[n]) if n in scales else t for n, t in head.items()}
+
+
+def _short_norm(task: Task) -> dict[str, Tensor]:
+    """Normalisation, in float16 where that is the same to the bit."""
+    halves = {name: to_half(tensor) for name, tensor in task.norm.items()}
+    plain = {NORM + name: task.norm[name] for name, half in halves.items() if half is None}
+    return plain | {HALF + name: half for name, half in halves.items() if half is not None}
 
 
 def _check_tensor(

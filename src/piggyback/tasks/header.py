@@ -17,7 +17,7 @@ from piggyback.tasks.container import check_shape, strict_json
 from piggyback.tasks.task import TaskInfo, check_name
 
 FORMAT = "piggyback-task"
-VERSION = 2
+VERSION = 3
 """The newest that this library reads; a task is written in the lowest that can hold it."""
 SEGMENTATION = "segmentation"
 """The head kind that came with version 2."""
@@ -100,22 +100,27 @@ class TaskHeader:
         return 8 * (self.bytes_masks + self.bytes_form) / self.weights if self.weights else 0.0
 
 
-def version_of(info: TaskInfo) -> int:
-    """Return the format version of a task's file: 2 for a mask rule with a form or a head that scores pixels, else 1.
+def version_of(info: TaskInfo, short: bool = False) -> int:
+    """Return the format version of a task's file: 3 with tensors in a short form; else 2 for a mask rule with a form
+    or a head that scores pixels; else 1.
 
-    >>> version_of(TaskInfo()), version_of(TaskInfo(rule=MaskRule(form="channel")))
-    (1, 2)
+    >>> version_of(TaskInfo()), version_of(TaskInfo(rule=MaskRule(form="channel"))), version_of(TaskInfo(), True)
+    (1, 2, 3)
     """
+    if short:
+        return 3
     return 1 if info.rule.form == "plain" and info.head_kind != SEGMENTATION else 2
 
 
-def to_metadata(name: str, info: TaskInfo, layers: tuple[LayerHeader, ...]) -> dict[str, str]:
-    """Return the container's metadata; ``from_metadata`` reads it back.
+def to_metadata(
+    name: str, info: TaskInfo, layers: tuple[LayerHeader, ...], short: bool = False
+) -> dict[str, str]:
+    """Return the container's metadata; ``from_metadata`` reads it back. ``short`` as for ``version_of``.
 
     >>> sorted(to_metadata("signs", TaskInfo(), ()))
     ['format', 'task', 'version']
     """
-    rule, version = asdict(info.rule), version_of(info)
+    rule, version = asdict(info.rule), version_of(info, short)
     if version == 1:
         del rule["form"]
     values = {
@@ -150,7 +155,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     _expect(isinstance(values, dict) and values.keys() == _FIELDS, "fields", sorted(_FIELDS))
     backbone, rule, provenance = values["backbone"], values["rule"], values["provenance"]
     _expect(_strings(backbone, "source", "fingerprint"), "backbone", "source and fingerprint")
-    _check_rule(rule, version, values["head"] == SEGMENTATION)
+    _check_rule(rule, version, version > 2 or values["head"] == SEGMENTATION)
     _expect(isinstance(provenance, dict), "provenance", "an object")
     _expect(_strings(values, "name", "kind", "head", exactly=False), "name, kind, head", "text")
     _expect(version > 1 or values["head"] != SEGMENTATION, "head", "one that version 1 has")
@@ -193,7 +198,7 @@ def check_format(metadata: Mapping[str, str]) -> int:
 
 
 def _check_rule(rule: Any, version: int, plain: bool) -> None:
-    """Check the fields of a mask rule: a form belongs to version 2, ``plain`` only if the head needs that version."""
+    """Check the fields of a mask rule: forms came with version 2, ``plain`` only if something else needs it."""
     fields = {"kind", "threshold"} if version == 1 else {"kind", "threshold", "form"}
     _expect(isinstance(rule, dict) and rule.keys() == fields, "rule", "a mask rule")
     _expect(type(rule["threshold"]) in (int, float), "rule", "a number as threshold")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from piggyback.backbones.frozen import FrozenBackbone
 from piggyback.backbones.norm import norm_modules
 from piggyback.errors import PiggybackWarning
+from piggyback.tasks.rounding import round_half, round_rows
 from piggyback.tasks.task import Task, TaskInfo
 
 NormPolicy: TypeAlias = Literal["frozen", "affine", "trained"]
@@ -79,8 +80,8 @@ class Learning:
         return Task(
             name=self.name,
             masks=live.logical(live.capture(self._names(), self.info.rule)),
-            head=_copies(self.head.state_dict()),
-            norm=_copies(norms),
+            head=_rounded_head(self.head.state_dict(), self.info.head_kind),
+            norm={name: round_half(tensor) for name, tensor in _copies(norms).items()},
             info=replace(self.info, provenance=dict(provenance)),
         )
 
@@ -107,3 +108,11 @@ class Learning:
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _rounded_head(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Copies with the values that a file keeps; a custom head's are its own affair."""
+    copies = _copies(tensors)
+    if kind not in ("linear", "conv"):
+        return copies
+    return {name: round_rows(tensor) for name, tensor in copies.items()}
