@@ -16,6 +16,7 @@ from piggyback.reports.experiment_plots import (
     density_per_task,
     error_per_task,
     experiment_accuracy_against_bytes,
+    learning_curves,
 )
 from piggyback.reports.experiment_table import ExperimentTable, Names, experiment_table
 from piggyback.reports.experiment_tables import (
@@ -26,6 +27,7 @@ from piggyback.reports.experiment_tables import (
 from piggyback.reports.plots import save_png
 from piggyback.tasks.file import read_header
 from piggyback.training.logs import write_text
+from piggyback.training.result import RESULT
 
 
 def table_of(outcome: Outcome) -> ExperimentTable:
@@ -56,7 +58,11 @@ def write(outcome: Outcome, out: Path) -> tuple[Path, ...]:
     for name, text in texts.items():
         write_text(out / name, text)
     figures = {}
-    kinds = {dataset(task).kind for task in outcome.manifest.tasks}
+    sources = outcome.manifest.sources
+    kinds = {
+        "classification" if task in sources else dataset(task).kind
+        for task in outcome.manifest.tasks
+    }
     measure = "mean IoU" if kinds == {"segmentation"} else "accuracy"
     if outcome.rows:
         figures["error.png"] = error_per_task(table, measure)
@@ -65,6 +71,8 @@ def write(outcome: Outcome, out: Path) -> tuple[Path, ...]:
         figures["density-per-task.png"] = density_per_task(table)
     if layers := _layers(outcome, out):
         figures["density-per-layer.png"] = density_per_layer_by_method(layers)
+    if curves := _curves(outcome, out):
+        figures["curves.png"] = learning_curves(curves, measure)
     for name, figure in figures.items():
         save_png(figure, out / name)
     return tuple(out / name for name in (*texts, *figures))
@@ -82,6 +90,23 @@ def _published(outcome: Outcome) -> dict[Names, float]:
             value = published(manifest.published, backbone, task, method.published)
         if value is not None:
             found[backbone, task, label] = value
+    return found
+
+
+def _curves(outcome: Outcome, out: Path) -> Mapping[tuple[str, str], Mapping[int, float]]:
+    """Val accuracy by steps of each task and method, of the first seed."""
+    found = {}
+    for job in outcome.chosen:
+        place = out / job.folder / RESULT
+        if job.seed != outcome.manifest.seeds[0] or len(job.tasks) > 1 or not place.exists():
+            continue
+        result = json.loads(place.read_text(encoding="utf-8"))["result"]
+        steps = result["provenance"]["steps_per_epoch"]
+        several = len(outcome.manifest.backbones) > 1
+        task = f"{job.backbone.name}, {job.tasks[0]}" if several else job.tasks[0]
+        found[task, job.method.label] = {
+            row["epoch"] * steps: row["val_accuracy"] for row in result["history"]
+        }
     return found
 
 

@@ -123,6 +123,31 @@ def density_per_layer_by_method(
     return figure
 
 
+def learning_curves(
+    curves: Mapping[tuple[str, str], Mapping[int, float]], measure: str = "accuracy"
+) -> Figure:
+    """Return a figure with a panel a task and a line a method: val accuracy, epoch by epoch.
+
+    ``curves`` gives percent by (task, label), then by the number of training steps made.
+
+    >>> learning_curves({("cubs", "masks"): {10: 20.0, 20: 41.5}}).axes[0].get_title()
+    'cubs'
+    """
+    tasks = list(dict.fromkeys(task for task, _ in curves))
+    labels = list(dict.fromkeys(label for _, label in curves))
+    figure, grid = _panels(len(tasks))
+    for axes, task in zip(grid, tasks, strict=True):
+        for (own, label), found in curves.items():
+            if own == task:
+                style = _marker(labels.index(label)) | {"marker": None}
+                axes.plot(list(found), list(found.values()), linewidth=1.2, label=label, **style)
+        axes.grid(alpha=0.3)
+        axes.set_title(task)
+    _edges(figure, grid, "training steps", f"val {measure} (%)")
+    _legend(figure, labels)
+    return figure
+
+
 def _bars(
     table: ExperimentTable, value: Callable[[TableCell], float | None], *, errors: bool
 ) -> Figure:

@@ -65,7 +65,7 @@ class EpochRow:
     seconds: float
     """Since the run began, over all resumes."""
     best: bool
-    """Whether it is the best so far: no earlier one's val accuracy is more than a standard error higher."""
+    """Whether it is the best so far: no earlier one's val accuracy is clearly higher, see ``Progress.is_best``."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name."""

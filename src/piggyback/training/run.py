@@ -59,12 +59,13 @@ class Progress:
     def is_best(self, accuracy: float, count: int) -> bool:
         """Return whether an epoch with this val accuracy (percent) on ``count`` labels is the best so far.
 
-        It is unless an earlier one was better by more than a standard error: few val images tell epochs apart by
-        chance, and the last ones, at the lowest rates, are the better ones otherwise.
+        It is unless an earlier one was better by more than two standard errors of their difference: few val images
+        tell epochs apart by chance, and the last ones, at the lowest rates, are the better ones otherwise.
         """
         top = max((row.val_accuracy for row in self.history), default=accuracy) / 100
-        error = math.sqrt(top * (1 - top) / max(count, 1))
-        return accuracy / 100 >= top - error
+        share = (top * count + 1) / (count + 2)  # of all images right is no proof of certainty
+        error = math.sqrt(2 * share * (1 - share) / max(count, 1))
+        return accuracy / 100 >= top - 2 * error
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
