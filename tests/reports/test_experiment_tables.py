@@ -65,6 +65,19 @@ def test_nothing_is_summed_up_while_a_task_is_missing() -> None:
     assert line == "| lite0 | finetune | 89.00 ± 1.41 | - | - | - | - | - |"
 
 
+def test_the_mean_has_the_spread_of_each_seeds_mean() -> None:
+    # One seed is 2 better on one task and 2 worse on the other: the mean of the tasks does not move.
+    apart = [replace(r, accuracy=r.accuracy + 4 * (r.task == "signs") * r.seed) for r in cells()]
+    line = line_of(experiment_table(apart), "masks")
+    assert line.spread == 0
+    assert [cell.mean and cell.mean.spread for cell in line.cells] == [pytest.approx(2**0.5)] * 2
+    assert line_of(experiment_table(cells(seeds=[0])), "masks").spread is None
+    lost = [row for row in cells() if (row.task, row.seed) != ("letters", 1)]
+    table = experiment_table(lost)
+    assert line_of(table, "masks").spread is None
+    assert "| 88.00 ± 1.41 | 79.00 | 83.50 |" in experiment_markdown(table).replace("*", "")
+
+
 def test_planned_cells_set_the_order_and_are_shown_as_missing() -> None:
     planned = [
         ("lite0", task, label) for task in ("letters", "signs") for label in ("lora", "masks")
@@ -81,7 +94,9 @@ def test_markdown_marks_the_best_of_each_column() -> None:
     lines = experiment_markdown(experiment_table(cells())).splitlines()
     assert len(lines) == 2 + len(METHODS)
     assert len({line.count("|") for line in lines}) == 1
-    ternary = "| **90.00** ± 1.41 | **80.00** ± 1.41 | **85.00** | +1.00 | 0.600 | 2,201,000 |"
+    ternary = (
+        "| **90.00** ± 1.41 | **80.00** ± 1.41 | **85.00** ± 1.41 | +1.00 | 0.600 | 2,201,000 |"
+    )
     assert f"| lite0 | masks ternary {ternary}" in lines
     assert sum("**" in line for line in lines) == 1
 
@@ -116,7 +131,7 @@ def test_published_numbers_stand_beside_the_measured_ones() -> None:
     assert masks.published == 83.0
     text = experiment_markdown(table)
     assert "88.00 ± 1.41<br>published 88.50 (-0.50)" in text
-    assert "83.00<br>published 83.00 (+0.00)" in text
+    assert "83.00 ± 1.41<br>published 83.00 (+0.00)" in text
     assert "-<br>published 70.00 |" in text  # what was published and is not measured yet
     assert "(88.50 -0.50)" in on_screen(table, 100)
     assert "In brackets" in on_screen(table, 100)
@@ -152,6 +167,7 @@ def test_json_holds_the_same() -> None:
     assert (lora["label"], lora["accuracy"]) == ("lora", None)
     assert lora["cells"][1]["errors"] == ["out of | memory"]
     assert read["lines"][2]["cells"][0]["accuracy"] == 88.0
+    assert read["lines"][2]["spread"] == pytest.approx(2**0.5)
 
 
 @pytest.mark.parametrize("width", [60, 80, 150])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import mean
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
 
 from piggyback.reports.cells import ONE_FILE, CellMean, CellRow, FailedCell, cell_means
 
@@ -41,6 +41,8 @@ class TableLine:
     difference: float | None
     """Mean accuracy minus the reference line's with the same backbone, in points."""
     score: float | None
+    spread: float | None
+    """Standard deviation over seeds of the mean accuracy; None while a seed lacks a task, and for one seed."""
 
     @property
     def accuracy(self) -> float | None:
@@ -108,6 +110,7 @@ def experiment_table(
     >>> table.lines[0].cells[0].difference
     -0.25
     """
+    rows = list(rows)
     means = {(cell.backbone, cell.task, cell.label): cell for cell in cell_means(rows)}
     errors: dict[Names, list[str]] = {}
     for cell in failed:
@@ -128,22 +131,29 @@ def experiment_table(
                 for task in tasks
             )
             score = (scores or {}).get((own, label))
-            lines.append(TableLine(own, label, cells, None, score))
+            mine = [row for row in rows if (row.backbone, row.label) == (own, label)]
+            lines.append(TableLine(own, label, cells, None, score, _spread(mine, len(tasks))))
     return ExperimentTable(tasks, _with_differences(lines, reference), reference)
 
 
 def _with_differences(lines: Sequence[TableLine], reference: str) -> tuple[TableLine, ...]:
     base = {line.backbone: line.accuracy for line in lines if line.label == reference}
     return tuple(
-        TableLine(
-            line.backbone,
-            line.label,
-            line.cells,
-            None if line.label == reference else _minus(line.accuracy, base.get(line.backbone)),
-            line.score,
-        )
+        line
+        if line.label == reference
+        else replace(line, difference=_minus(line.accuracy, base.get(line.backbone)))
         for line in lines
     )
+
+
+def _spread(rows: Sequence[CellRow], tasks: int) -> float | None:
+    """Of the mean over the tasks, which must all be there with every seed: means of fewer differ more."""
+    seeds: dict[int, list[float]] = {}
+    for row in rows:
+        seeds.setdefault(row.seed, []).append(row.accuracy)
+    if len(seeds) < 2 or any(len(found) < tasks for found in seeds.values()):
+        return None
+    return stdev(mean(found) for found in seeds.values())
 
 
 def _minus(value: float | None, other: float | None) -> float | None:

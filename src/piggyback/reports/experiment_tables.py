@@ -48,6 +48,7 @@ def experiment_json(table: ExperimentTable) -> str:
             "backbone": line.backbone,
             "label": line.label,
             "accuracy": line.accuracy,
+            "spread": line.spread,
             "difference": line.difference,
             "published": line.published,
             "score": line.score,
@@ -192,11 +193,13 @@ def _grid(
         marked = [value is not None and value == top for value, top in columns]
         cells = [_entry(cell, mark) for cell, mark in zip(line.cells, marked[:-2], strict=True)]
         score = _Entry(_number(line.score, ".0f"), best=marked[-1])
+        spread = "" if line.spread is None else f"± {line.spread:.2f}"
+        beside = _beside(line.published, line.accuracy)
         yield [
             _Entry(line.backbone),
             _Entry(line.label),
             *cells,
-            _Entry(_number(line.accuracy), "", *_beside(line.published, line.accuracy), marked[-2]),
+            _Entry(_number(line.accuracy), spread, *beside, marked[-2]),
             _Entry("-" if line.difference is None else _signed(line.difference)),
             *([score] if _scored(table) else []),
             _Entry(_number(line.bits_per_weight, ".3f")),
