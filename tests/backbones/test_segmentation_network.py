@@ -15,6 +15,7 @@ from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.backbones.segmentation import SegmentationHead, SegmentationNetwork
 from piggyback.backbones.select import find_head, select_weights
 from piggyback.errors import BackboneError, BackboneMismatchError, InputError, TaskFileError
+from piggyback.masks.init import ScoreInit
 from piggyback.tasks.file import load, save
 from piggyback.tasks.heads import new_head
 
@@ -142,7 +143,7 @@ def test_the_head_is_found_and_the_rest_is_masked():
 def learned(model: MultiTaskModel, name: str = "streets") -> None:
     """A task with masks that drop some weights and a head that says something."""
     model.start_task(name, ["road", "sky", "tree"], kind="segmentation")
-    optimizer = model.optimizer(torch.optim.SGD, lr=1.0)
+    optimizer = model.optimizer(torch.optim.SGD, lr=1.0, init=ScoreInit("uniform"))
     optimizer.initialize()
     model.backbone(images()).square().mean().backward()
     with torch.no_grad():

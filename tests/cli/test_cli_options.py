@@ -79,7 +79,7 @@ def test_a_wrong_regularizer_says_what_is_right(piggyback: Command, text: str) -
 
 def test_a_wrong_value_is_refused_by_the_recipe(piggyback: Command) -> None:
     ran = piggyback("train", "--data", "x", "--epochs", "0")
-    assert (ran.code, ran.err) == (1, "error: epochs 0: expected an integer from 1\n")
+    assert (ran.code, ran.err) == (1, "error: epochs 0: expected an integer from 1, or none\n")
 
 
 def test_every_field_has_an_option_and_a_help_text() -> None:
@@ -87,4 +87,5 @@ def test_every_field_has_an_option_and_a_help_text() -> None:
     assert {choice.path[0] for choice in choices} == set(Recipe.__dataclass_fields__)
     assert {choice.name for choice in choices} >= {"rule_kind", "rule_threshold"}
     assert all(choice.help for choice in choices)
-    assert field_docs(Recipe)["epochs"] == "Passes over the training images."
+    assert field_docs(Recipe)["epochs"].startswith("Passes over the training images; by default")
+    assert field_docs(Recipe)["batch_size"] == "Images per step, over all processes together."

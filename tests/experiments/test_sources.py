@@ -12,6 +12,7 @@ from PIL import Image
 from piggyback.errors import DataError, ManifestError
 from piggyback.experiments import runner
 from piggyback.experiments.manifest import load_manifest, parse_manifest
+from piggyback.experiments.plan import trials
 from piggyback.experiments.sources import FromDisk
 from piggyback.experiments.toy import Toy
 from piggyback.training import ImageData
@@ -93,6 +94,15 @@ def test_what_is_missing_is_told_before_anything_trains(root: Path) -> None:
     assert not (root / "out").exists()
     with pytest.raises(DataError, match="no class 'dogs'; did you mean 'dog'"):
         sources(root, "{pets: {folder: pets, classes: [cat, dogs]}}").data("pets")
+
+
+def test_a_training_is_known_by_its_selection_too(root: Path) -> None:
+    def identity(text: str) -> object:
+        (job,) = trials(parse_manifest(TEXT.replace("{SOURCES}", text), "mine"), {})
+        return job.identity()
+
+    assert identity("{pets: pets}") == identity("{pets: {folder: pets}}")
+    assert identity("{pets: pets}") != identity("{pets: {folder: pets, train_per_class: 3}}")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from piggyback.reports.experiment_plots import (
     density_per_task,
     error_per_task,
     experiment_accuracy_against_bytes,
+    learning_curves,
 )
 from piggyback.reports.experiment_table import experiment_table
 from piggyback.reports.plots import save_png
@@ -126,6 +127,18 @@ def test_density_per_layer_has_a_panel_a_task_and_a_line_a_method() -> None:
     assert list(masks.get_ydata()) == pytest.approx([100 - 2 * i for i in range(30)])
     assert (list(ternary.get_xdata()), list(ternary.get_ydata())) == ([4], [50.0])
     assert legend(figure) == ["masks", "ternary"]
+
+
+def test_learning_curves_have_a_panel_a_task_and_a_line_a_method() -> None:
+    curves = {("signs", "masks"): {10: 50.0, 20: 60.0}, ("signs", "head"): {10: 30.0}}
+    figure = learning_curves({**curves, ("letters", "masks"): {5: 70.0}})
+    signs, letters = figure.axes
+    assert (signs.get_title(), letters.get_title()) == ("signs", "letters")
+    assert list(signs.lines[0].get_xdata()) == [10, 20]
+    assert list(signs.lines[0].get_ydata()) == [50.0, 60.0]
+    assert signs.lines[0].get_color() == letters.lines[0].get_color()
+    assert signs.lines[1].get_color() != signs.lines[0].get_color()
+    assert legend(figure) == ["masks", "head"]
 
 
 def test_the_legend_lies_above_the_panels_and_within_the_figure() -> None:

@@ -14,6 +14,7 @@ from piggyback.errors import TaskFileError
 from piggyback.masks.packing import pack, unpack
 from piggyback.masks.rule import MaskRule
 from piggyback.tasks.file import load, save
+from piggyback.tasks.rounding import round_rows
 from piggyback.tasks.task import Task, TaskInfo
 
 TABLES = 1 << 20
@@ -40,6 +41,12 @@ def formed() -> Task:
     numbers = {name: torch.rand(mask.shape[0]) for name, mask in task.masks.items()}
     rule = MaskRule("ternary", form="channel")
     return replace(task, info=replace(task.info, rule=rule), coefficients=numbers)
+
+
+def short() -> Task:
+    """A file of version 3, with an int8 head and float16 normalisation."""
+    head = {"weight": round_rows(torch.randn(4, 20, generator=torch.Generator().manual_seed(1)))}
+    return replace(original(ternary=False), head=head, norm={"bn.weight": torch.ones(5)})
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
@@ -79,16 +86,16 @@ def sealed(bad: bytes, header: int, rng: np.random.Generator) -> bytes:
 
 def run(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    tasks = [original(False), original(True), formed()]
+    tasks = [original(False), original(True), formed(), short()]
     files = [save(task) for task in tasks]
     texts = [int.from_bytes(data[:8], "little") for data in files]
     refused = 0
     tracemalloc.start()
     needs = [need(data) for data in files]
     for step in range(count):
-        which = step % 3
+        which = step % len(files)
         bad = mutate(files[which], rng)
-        honest = step % 6 < 3
+        honest = step % (2 * len(files)) < len(files)
         if not honest:
             bad = sealed(bad, texts[which] + len(bad) - len(files[which]), rng)
         found, peak = measured(bad)
@@ -105,6 +112,7 @@ def run(count: int, seed: int) -> None:
             assert again.keep.equal(mask.keep), name
             assert mask.kept <= mask.numel
         assert all(numbers.isfinite().all() for numbers in found.coefficients.values())
+        assert which < 3 or all(tensor.isfinite().all() for tensor in found.head.values())
     tracemalloc.stop()
     assert refused > 0.9 * count
 

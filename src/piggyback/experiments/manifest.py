@@ -102,6 +102,10 @@ class Manifest:
     published: str | None = None
     score: str | None = None
 
+    def kind(self, task: str) -> str:
+        """Return what a task is: "classification" or "segmentation"."""
+        return "classification" if task in self.sources else DATASETS[task].kind
+
     def only(
         self,
         tasks: Collection[str] | None = None,

@@ -21,18 +21,18 @@ def draw(outcome: Outcome, sources: Sources, out: Path) -> tuple[Path, ...]:
     """
     cells: dict[tuple[str, str], dict[str, list[TrainResult]]] = {}
     for job in outcome.chosen:
-        if len(job.tasks) == 1 and job.method.method in _DRAWN:
-            runs = cells.setdefault((job.backbone.name, job.tasks[0]), {})
+        task, *more = job.tasks
+        drawn = not more and job.method.method in _DRAWN
+        if drawn and outcome.manifest.kind(task) == "segmentation":
+            runs = cells.setdefault((job.backbone.name, task), {})
             runs.setdefault(job.method.label, []).append(result_in(out / job.folder))
     written: list[Path] = []
     for (name, task), runs in cells.items():
         data = sources.data(task)
-        if data.kind != "segmentation":
-            continue
         job = next(
             job for job in outcome.chosen if (job.backbone.name, job.tasks[0]) == (name, task)
         )
         backbone = sources.backbone(job.backbone, job.recipes[task].image_size)
-        drawn = compare_segmentation(backbone, data, runs, out / job.folder.parents[2])
-        written += [drawn.table, drawn.picture]
+        made = compare_segmentation(backbone, data, runs, out / job.folder.parents[2])
+        written += [made.table, made.picture]
     return tuple(written)

@@ -10,12 +10,18 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from piggyback.errors import ManifestError
-from piggyback.experiments.manifest import PACKNET, BackboneChoice, Manifest, MethodChoice
+from piggyback.experiments.manifest import (
+    PACKNET,
+    BackboneChoice,
+    Manifest,
+    MethodChoice,
+    Source,
+)
 from piggyback.reports.cells import CellRow
 from piggyback.training import Recipe
 
@@ -32,6 +38,8 @@ class Job:
     seed: int
     recipes: Mapping[str, Recipe]
     """By task."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Of those of its tasks whose images are a folder's."""
 
     @property
     def title(self) -> str:
@@ -67,6 +75,8 @@ class Job:
             "recipes": {task: recipe.identity() for task, recipe in self.recipes.items()},
             "order": list(self.tasks),
         }
+        if self.sources:
+            values["sources"] = {task: asdict(source) for task, source in self.sources.items()}
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
@@ -175,7 +185,8 @@ def _job(
         raise ManifestError(
             f"experiment {manifest.name!r}: method {method.label!r}: {error}"
         ) from error
-    return Job(backbone, method, tasks, trial, seed, recipes)
+    sources = {task: manifest.sources[task] for task in tasks if task in manifest.sources}
+    return Job(backbone, method, tasks, trial, seed, recipes, sources)
 
 
 def _slug(value: str | Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from piggyback.datasets import dataset
 from piggyback.experiments.decathlon import decathlon_scores
 from piggyback.experiments.published import published
 from piggyback.experiments.runner import Outcome
@@ -58,11 +57,7 @@ def write(outcome: Outcome, out: Path) -> tuple[Path, ...]:
     for name, text in texts.items():
         write_text(out / name, text)
     figures = {}
-    sources = outcome.manifest.sources
-    kinds = {
-        "classification" if task in sources else dataset(task).kind
-        for task in outcome.manifest.tasks
-    }
+    kinds = {outcome.manifest.kind(task) for task in outcome.manifest.tasks}
     measure = "mean IoU" if kinds == {"segmentation"} else "accuracy"
     if outcome.rows:
         figures["error.png"] = error_per_task(table, measure)

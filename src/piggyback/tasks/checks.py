@@ -118,7 +118,8 @@ def check_short(entries: Mapping[str, Entry], head: str, scale: str, norm: str, 
 def check_scales(scales: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
     """Raise TaskFileError for scales that are not finite and from 0, or codes of -128."""
     for name, values in scales.items():
-        if not bool((values.isfinite() & (values >= 0)).all()) or bool((head[name] == -128).any()):
+        good = (127 * values).isfinite() & (values >= 0)
+        if not bool(good.all()) or bool((head[name] == -128).any()):
             raise TaskFileError(
                 f"the head's {name!r}: expected finite scales from 0 and codes from -127; it is damaged"
             )
