@@ -47,10 +47,28 @@ def test_rates_that_are_given_count() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 10, "lr": 0.1}, {"steps": 0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"steps": 10, "lr": 0.1}, {"steps": 0}, {"lr": 0.1, "batches": []}]
+)
 def test_steps_or_a_rate_are_needed(options) -> None:
     with pytest.raises(InputError, match="steps"):
         started().optimizer(**options)
+
+
+def test_batches_tell_how_far_the_task_is() -> None:
+    model = started()
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    near = torch.randn(60, 3, 8, 8) + 5 * nn.functional.one_hot(labels)[:, :, None, None]
+    rates = []
+    for images in (near, torch.randn(60, 3, 8, 8)):
+        pairs = list(zip(images.split(20), labels.split(20), strict=True))
+        rates.append(model.optimizer(steps=100, batches=pairs).param_groups[0]["lr"])
+    assert mask_lr(100, z=1.0) <= rates[0] < 0.8 * rates[1]
+    assert rates[1] <= mask_lr(100, z=0.5)
+    assert model.training
+    with pytest.raises(InputError, match="batches"):
+        model.optimizer(steps=100, batches=[])
 
 
 def test_a_loop_of_as_many_steps_as_it_said_masks_something() -> None:

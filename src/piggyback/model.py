@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast, get_args
 
 import torch
@@ -25,9 +25,10 @@ from piggyback.errors import (
 )
 from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rate import HEAD_LR, mask_lr
+from piggyback.masks.rate import HEAD_LR, Z, mask_lr, z_for
 from piggyback.masks.rule import MaskRule, check_learnable
 from piggyback.switched import SwitchedModel, Which
+from piggyback.tasks.distance import MOST, feature_skill
 from piggyback.tasks.file import load_file, save_file
 from piggyback.tasks.heads import check_classes, class_names, head_kind, load_head, new_head
 from piggyback.tasks.learning import Learning, NormPolicy
@@ -175,6 +176,7 @@ class MultiTaskModel(SwitchedModel):
         inner: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
         *,
         steps: int | None = None,
+        batches: Iterable[Any] | None = None,
         lr: float | None = None,
         head_lr: float | None = None,
         norm_lr: float | None = None,
@@ -184,18 +186,22 @@ class MultiTaskModel(SwitchedModel):
 
         ``steps``, the number of steps of the whole run, gives the scores the rate that ``mask_lr`` derives and all
         else ``HEAD_LR``, peaks of ``warmup_cosine(optimizer, steps)``; ``lr`` gives the rate of the scores, and of
-        all else unless told. ``options`` are those of ``MaskOptimizer`` and of ``inner``.
+        all else unless told. ``batches``, of inputs and class labels as in the loop, are run through once to see how
+        far the task is from the backbone, as ``train`` does: a far one gets a higher rate. ``options`` are those of
+        ``MaskOptimizer`` and of ``inner``.
 
-        Raises InputError where neither or both of ``steps`` and ``lr`` are given.
+        Raises InputError where neither or both of ``steps`` and ``lr`` are given, or ``batches`` with ``lr``.
         """
         learning = self._in_learning()
-        if (steps is None) == (lr is None):
+        if (steps is None) == (lr is None) or (batches is not None and lr is not None):
             raise InputError(
-                f"steps {steps} and lr {lr}: expected one of them: the number of steps of the run, or a rate"
+                f"steps {steps} and lr {lr}: expected one of them: the number of steps of the run, with batches or "
+                "without, or a rate"
             )
         if lr is None:
             start, threshold = options.get("init") or ScoreInit(), learning.info.rule.threshold
-            lr = mask_lr(cast(int, steps), margin=start.margin(threshold))
+            z = Z if batches is None else z_for(self._skill(batches))
+            lr = mask_lr(cast(int, steps), margin=start.margin(threshold), z=z)
             head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
         return MaskOptimizer(
             learning.groups(lr, head_lr, norm_lr),
@@ -204,6 +210,31 @@ class MultiTaskModel(SwitchedModel):
             base=self.base_of,
             **options,
         )
+
+    @torch.no_grad()
+    def _skill(self, batches: Iterable[Any]) -> float:
+        """How well what reaches the head tells the classes of ``batches`` apart."""
+        found: list[Any] = []
+        labels: list[Tensor] = []
+        training = self.training
+        head = self.backbone.get_submodule(self.head_name)
+        hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        self.eval()
+        try:
+            for inputs, truth in batches:
+                self(inputs)
+                labels.append(truth)
+                if sum(map(len, labels)) >= MOST:
+                    break
+        finally:
+            hook.remove()
+            self.train(training)
+        if not labels or [len(x) for x in found] != [len(y) for y in labels]:
+            raise InputError(
+                "batches: expected pairs of inputs and class labels, for each of which the head is called once; leave "
+                "batches out"
+            )
+        return feature_skill(torch.cat(found), torch.cat(labels))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the backbone's forward pass in place; a switch of tasks rewrites weights and compiles nothing."""

@@ -72,7 +72,7 @@ def test_masks_that_masked_nothing_say_so_everywhere(
     notices = Notices()
     result = train(backbone, easy, "a", recipe(mask_lr=1e-7), tmp_path, listener=notices)
     assert result.verdict.startswith("masked nothing")
-    assert notices.told == [result.verdict]
+    assert notices.told[-1] == result.verdict
     assert result.row()["verdict"] == result.verdict
     assert result.path is not None
     assert read_header(result.path).info.provenance["verdict"] == result.verdict
@@ -121,6 +121,24 @@ def test_a_kill_around_a_step_back_resumes_to_the_same_bits(
         assert torch.equal(mask.keep, other.masks[name].keep), name
     for name, tensor in one.head.items():
         assert torch.equal(tensor, other.head[name])
+
+
+def test_a_far_task_gets_a_higher_rate_than_a_near_one(
+    backbone: Backbone, easy: ImageData, recipe: MakeRecipe
+) -> None:
+    near = train(backbone, easy, "a", recipe(mask_lr=None)).provenance
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, 3, (240,), generator=generator)
+    noise = (torch.rand(240, 3, 16, 16, generator=generator) * 255).byte()
+    random = from_tensors("noise", easy.classes, (noise, labels))
+    notices = Notices()
+    far = train(backbone, random, "a", recipe(mask_lr=None), listener=notices).provenance
+    halved = sum("half the rate" in line for line in notices.told)
+    assert near["feature_skill"] > 0.9
+    assert far["feature_skill"] < 0.2
+    assert far["peak_lr"][0] == pytest.approx(2 * 0.5**halved * near["peak_lr"][0])
+    given = train(backbone, easy, "a", recipe(mask_lr=1e-3)).provenance
+    assert given["peak_lr"][0] == 1e-3
 
 
 class Still:

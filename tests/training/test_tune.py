@@ -15,7 +15,6 @@ from piggyback.backbones.backbone import Backbone
 from piggyback.errors import InputError
 from piggyback.training import ImageData, Recipe, from_tensors, train
 from piggyback.training.data.batches import steps_in_epoch
-from piggyback.training.learners import derived_mask_lr
 from piggyback.training.tune import FEWEST, TUNE, settings_of, tune
 
 MakeRecipe = Callable[..., Recipe]
@@ -59,14 +58,13 @@ def test_trials_take_at_most_the_steps_of_the_training(large: ImageData, method:
     assert chosen.epochs_for(len(large.train)) == 40
 
 
-def test_rates_of_trials_follow_from_their_own_length(large: ImageData) -> None:
-    trials = Trials(lambda r: 1.0 if r.mask_lr is None else abs(r.mask_lr))
-    chosen = tune(Recipe("masks", tune=True, epochs=40), large, trials)
-    data, third = trials.asked[1]
-    steps = third.epochs_for(len(data.train)) * steps_in_epoch(data.train, 32)
-    assert third.mask_lr == pytest.approx(derived_mask_lr(third, steps) / 3)
-    whole = 40 * steps_in_epoch(large.train, 32)
-    assert chosen.mask_lr == pytest.approx(derived_mask_lr(chosen, whole) / 3)
+def test_rates_are_tried_as_factors_of_what_follows_from_the_run(large: ImageData) -> None:
+    trials = Trials(lambda r: r.mask_rate)
+    chosen = tune(Recipe("masks", tune=True, epochs=40, mask_rate=1.5), large, trials)
+    assert [r.mask_rate for _, r in trials.asked[:3]] == [1.5, 0.5, 3.0]
+    assert (chosen.mask_rate, chosen.mask_lr) == (0.5, None)
+    given = tune(Recipe("masks", tune=True, mask_lr=3e-4), large, Trials(lambda r: r.mask_lr or 1))
+    assert given.mask_lr == pytest.approx(1e-4)
 
 
 def test_the_head_alone_may_win(large: ImageData) -> None:

@@ -48,8 +48,13 @@ def table_of(outcome: Outcome) -> ExperimentTable:
 def write(outcome: Outcome, out: Path) -> tuple[Path, ...]:
     """Return the tables and plots of an experiment after writing them into ``out``."""
     table = table_of(outcome)
+    told = [
+        f"\n{row.task} {row.label} seed {row.seed}: {row.verdict}\n"
+        for row in outcome.rows
+        if row.verdict
+    ]
     texts = {
-        "table.md": f"# {outcome.manifest.title}\n\n{experiment_markdown(table)}",
+        "table.md": f"# {outcome.manifest.title}\n\n{experiment_markdown(table)}{''.join(told)}",
         "table.csv": experiment_csv(table),
         "table.json": experiment_json(table),
         "trials.json": json.dumps([row.to_json() for row in outcome.tried], indent=1) + "\n",

@@ -19,7 +19,8 @@ Schedule = Literal["cosine", "step", "constant"]
 MARGIN = 5e-3
 """The paper's: scores from 1e-2, threshold 5e-3."""
 Z = 0.7
-"""The margin in standard deviations of what noise does to a score: see docs/RECIPES.md."""
+"""The margin in standard deviations of what noise does to a score, where nothing is known of the task: see
+docs/RECIPES.md."""
 HEAD_LR = 2e-3
 """Peak rate of the classifier, and of normalisation where a task trains it."""
 
@@ -52,6 +53,17 @@ def mask_lr(
             raise InputError(f"{name} {value!r}: expected a finite number above 0")
     squares = math.fsum(lr_factor(schedule, t, steps, warmup) ** 2 for t in range(steps))
     return margin / (z * math.sqrt(squares))
+
+
+def z_for(skill: float) -> float:
+    """Return the z for a task whose classes the frozen features tell apart by ``skill``, from 0 to 1.
+
+    ``feature_skill`` measures it. Where it is low, more movement learns more; where it is high, it only harms.
+
+    >>> [round(z_for(skill), 2) for skill in (0.1, 0.55, 0.66, 1.0)]
+    [0.5, 0.7, 0.81, 1.0]
+    """
+    return min(max(0.15 + skill, 0.5), 1.0)
 
 
 def lr_factor(schedule: str, step: int, steps: int, warmup: float) -> float:

@@ -1,6 +1,8 @@
 """A guard over masks while they learn: they should not fall behind the head that learns alone.
 
-    first        a head is trained on the frozen network's features, which are computed once
+    first        the frozen network's features of the training images are computed, once
+                 they tell how far the task is from the backbone, and with that the masks' rate
+                 a head is trained on them alone
     marks        twenty in a run: the mean training loss since the last is compared with that head's
     collapse     two marks in a row nearer to guessing than to the head: the scores of the last good
                  mark come back, the rate is halved; at most twice
@@ -23,7 +25,8 @@ from torch import Tensor, nn
 
 from piggyback.backbones.images import normalise
 from piggyback.backbones.preprocessing import Preprocessing
-from piggyback.masks.rate import lr_factor
+from piggyback.masks.rate import Z, lr_factor, z_for
+from piggyback.tasks.distance import feature_skill
 from piggyback.tasks.summary import masks_verdict
 from piggyback.training.checkpoint import load_live, load_optimizer, optimizer_tensors
 from piggyback.training.data.batches import EvalBatches, serve
@@ -55,6 +58,10 @@ class Guard:
     """Mean training loss of the head alone up to each mark, from the one before."""
     guess: float
     """Loss of guessing: log of the number of classes."""
+    skill: float = 0.0
+    """How well the features tell the classes apart, see ``feature_skill``."""
+    rate: float = 1.0
+    """Factor of the masks' rate that follows from it."""
     loss: float = 0.0
     """Sum over the labels since the last mark."""
     seen: int = 0
@@ -101,18 +108,15 @@ class Guard:
         self.behind = 0
         self.halved += 1
         _put_back(learner, self.good)
-        self.slow_down(learner)
+        _scale_rate(learner, 0.5)
         return (
             f"masks collapsed (training loss {self.last:.2f}, the head alone {self.head_loss[self.mark - 1]:.2f}): "
             f"back to the last good state with half the rate ({self.halved} of at most {TRIES} times)"
         )
 
-    @staticmethod
-    def slow_down(learner: Learner, times: int = 1) -> None:
-        """Halve the masks' peak rate."""
-        for group in learner.optimizer.param_groups:
-            if group.get("masked"):
-                group["peak_lr"] *= 0.5**times
+    def resume(self, learner: Learner) -> None:
+        """Give a fresh learner the masks' rate that this guard's has."""
+        _scale_rate(learner, self.rate * 0.5**self.halved)
 
     def verdict(self, density: float) -> str:
         """Return what a run has to say of its masks at the end: empty where they learned.
@@ -148,10 +152,14 @@ def guard_of(
     if found is None:
         return None
     losses = _head_losses(learner.head, *found, recipe, steps)
-    agree_([losses])
+    skill = torch.tensor(feature_skill(*found), device=losses.device)
+    agree_([losses, skill])
+    rate = Z / z_for(float(skill)) if recipe.mask_lr is None else 1.0
+    _scale_rate(learner, rate)
     ends = [-(-steps * (mark + 1) // MARKS) for mark in range(MARKS)]
     parts = [losses[max(end - max(steps // MARKS, 1), 0) : end] for end in ends]
-    return Guard([float(part.mean()) for part in parts], math.log(len(images.classes)))
+    means = [float(part.mean()) for part in parts]
+    return Guard(means, math.log(len(images.classes)), float(skill), rate)
 
 
 @torch.no_grad()
@@ -210,6 +218,12 @@ def _head_losses(
         optimizer.step()
         losses[step] = loss.detach()
     return losses
+
+
+def _scale_rate(learner: Learner, factor: float) -> None:
+    for group in learner.optimizer.param_groups:
+        if group.get("masked"):
+            group["peak_lr"] *= factor
 
 
 def _masked_out(learner: Learner) -> float:

@@ -226,11 +226,14 @@ def finetune(backbone: Backbone, setup: Setup) -> FinetuneLearner:
 
 
 def derived_mask_lr(recipe: Recipe, steps: int) -> float:
-    """Return the peak rate of the scores where the recipe gives none, for a run of ``steps`` steps."""
+    """Return the peak rate of the scores where the recipe gives none, for a run of ``steps`` steps.
+
+    The guard, which looks at the task's features, brings it from ``Z`` to the z of the task.
+    """
     # Starts that have no margin above the threshold get the paper's.
     even = recipe.init.kind in ("magnitude", "constant")
     margin = recipe.init.margin(recipe.rule.threshold) if even else MARGIN
-    return mask_lr(steps, recipe.schedule, recipe.warmup, margin=margin)
+    return recipe.mask_rate * mask_lr(steps, recipe.schedule, recipe.warmup, margin=margin)
 
 
 def move(module: nn.Module, setup: Setup) -> None:

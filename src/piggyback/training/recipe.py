@@ -55,6 +55,8 @@ class Recipe:
 
     mask_lr: float | None = None
     """Peak learning rate of the mask scores (Adam); by default what follows from the number of steps."""
+    mask_rate: float = 1.0
+    """Factor of the derived mask rate: above 1 more weights are masked out, below fewer."""
     head_lr: float = HEAD_LR
     """Peak learning rate of the classifier, for the methods masks, head and lora."""
     norm_lr: float = HEAD_LR
@@ -132,7 +134,7 @@ class Recipe:
         for name in ("batch_size", "accumulate"):
             value = getattr(self, name)
             _check(name, value, isinstance(value, int) and value >= 1, "an integer from 1")
-        for name in ("head_lr", "norm_lr", "finetune_lr", "lora_lr"):
+        for name in ("mask_rate", "head_lr", "norm_lr", "finetune_lr", "lora_lr"):
             value = getattr(self, name)
             _check(name, value, 0 < value < math.inf, "a finite number above 0")
         for name in ("mask_lr", "clip"):

@@ -95,6 +95,8 @@ def finish(run: Run) -> TrainResult:
     )
     provenance = _provenance(run, test.accuracy)
     verdict = ""
+    if run.guard is not None:
+        provenance["feature_skill"] = round(run.guard.skill, 4)
     if run.guard is not None and isinstance(product, Task):
         verdict = run.guard.verdict(product.density)
     elif isinstance(product, Task) and product.masks:

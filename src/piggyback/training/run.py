@@ -167,7 +167,7 @@ def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
     run.progress = Progress.from_json(values)
     if (guard := saved.progress.get("guard")) is not None:
         run.guard = Guard(**guard, good=parts["good"])
-        run.guard.slow_down(run.learner, run.guard.halved)
+        run.guard.resume(run.learner)
     run.resumed_seconds = run.progress.seconds
     if parts["best"]:
         run.best = run.learner.unflatten(parts["best"])

@@ -26,7 +26,6 @@ from piggyback.training.data.batches import steps_in_epoch
 from piggyback.training.data.sets import ImageData, ImageSet
 from piggyback.training.events import Listener
 from piggyback.training.hashing import shuffled
-from piggyback.training.learners import derived_mask_lr
 from piggyback.training.logs import write_text
 from piggyback.training.processes import processes
 from piggyback.training.recipe import Recipe
@@ -48,8 +47,6 @@ class Setting:
     label: str
     fields: Mapping[str, Any]
     """Recipe fields."""
-    rate: float = 1.0
-    """Factor of the derived mask rate."""
 
 
 def settings_of(recipe: Recipe) -> list[Setting]:
@@ -61,10 +58,12 @@ def settings_of(recipe: Recipe) -> list[Setting]:
     [{'head_lr': 0.002}, {'head_lr': 0.0006666666666666666}, {'head_lr': 0.006}, {'head_lr': 0.02}]
     """
     if recipe.method == "masks":
+        name = "mask_rate" if recipe.mask_lr is None else "mask_lr"
+        rate = getattr(recipe, name)
         return [
             Setting("derived rate", {}),
-            Setting("a third of the rate", {}, 1 / 3),
-            Setting("twice the rate", {}, 2.0),
+            Setting("a third of the rate", {name: rate / 3}),
+            Setting("twice the rate", {name: 2 * rate}),
             Setting("start with floor 1", {"init": ScoreInit(floor=1.0)}),
             Setting("head alone", {"method": "head"}),
         ]
@@ -102,7 +101,8 @@ def tune(
             for fold, part in enumerate(parts):
                 steps = max(round(whole * share / len(parts)), 1)
                 place = f"round-{number}-{setting.label.replace(' ', '-')}-{fold}"
-                trial = _set(plain, setting, steps, part)
+                epochs = max(round(steps / _epoch(part, plain)), 1)
+                trial = replace(plain, **setting.fields, epochs=epochs)
                 result = train(part, trial, None if folder is None else folder / "tune" / place)
                 loss += result.history[-1].val_loss / len(parts)
             losses.append(loss)
@@ -115,25 +115,7 @@ def tune(
     if folder is not None and processes().is_main_process:
         text = {"chosen": best.label, "tried": told}
         write_text(folder / TUNE, json.dumps(text, indent=1) + "\n")
-    return _set(plain, best, whole, data, exact=True)
-
-
-def _set(
-    recipe: Recipe, setting: Setting, steps: int, data: ImageData, exact: bool = False
-) -> Recipe:
-    """The recipe with a setting, for a run of about ``steps`` steps; ``exact`` leaves the epochs as they are."""
-    per_epoch = _epoch(data, recipe)
-    epochs = recipe.epochs_for(len(data.train)) if exact else max(round(steps / per_epoch), 1)
-    made = replace(recipe, **setting.fields, epochs=epochs)
-    if made.method != "masks" or (setting.rate == 1 and recipe.mask_lr is None):
-        return made
-    derived = derived_mask_lr(made, epochs * per_epoch)
-    asked = 1.0
-    if recipe.mask_lr is not None:  # as far from the derived rate as the whole run was asked to be
-        asked = recipe.mask_lr / derived_mask_lr(
-            recipe, recipe.epochs_for(len(data.train)) * per_epoch
-        )
-    return replace(made, mask_lr=setting.rate * asked * derived)
+    return replace(plain, **best.fields)
 
 
 def _epoch(data: ImageData, recipe: Recipe) -> int:
