@@ -200,8 +200,9 @@ class MultiTaskModel(SwitchedModel):
             )
         if lr is None:
             start, threshold = options.get("init") or ScoreInit(), learning.info.rule.threshold
-            z = Z if batches is None else z_for(self._skill(batches))
-            lr = mask_lr(cast(int, steps), margin=start.margin(threshold), z=z)
+            steps = cast(int, steps)
+            z = Z if batches is None else z_for(self._skill(batches), steps)
+            lr = mask_lr(steps, margin=start.margin(threshold), z=z)
             head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
         return MaskOptimizer(
             learning.groups(lr, head_lr, norm_lr),

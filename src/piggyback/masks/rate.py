@@ -55,15 +55,19 @@ def mask_lr(
     return margin / (z * math.sqrt(squares))
 
 
-def z_for(skill: float) -> float:
+def z_for(skill: float, steps: int) -> float:
     """Return the z for a task whose classes the frozen features tell apart by ``skill``, from 0 to 1.
 
-    ``feature_skill`` measures it. Where it is low, more movement learns more; where it is high, it only harms.
+    ``feature_skill`` measures it. Where it is low, a run of few steps learns more with more movement, and longer ones
+    learn enough with less; where it is high, movement only harms.
 
-    >>> [round(z_for(skill), 2) for skill in (0.1, 0.55, 0.66, 1.0)]
+    >>> [round(z_for(skill, 480), 2) for skill in (0.1, 0.55, 0.66, 1.0)]
     [0.5, 0.7, 0.81, 1.0]
+    >>> [round(z_for(0.3, steps), 2) for steps in (480, 650, 5000)]
+    [0.5, 0.6, 0.7]
     """
-    return min(max(0.15 + skill, 0.5), 1.0)
+    least = 0.5 + 0.2 * min(max((steps - 500) / 300, 0.0), 1.0)
+    return min(max(0.15 + skill, least), 1.0)
 
 
 def lr_factor(schedule: str, step: int, steps: int, warmup: float) -> float:

@@ -154,7 +154,7 @@ def guard_of(
     losses = _head_losses(learner.head, *found, recipe, steps)
     skill = torch.tensor(feature_skill(*found), device=losses.device)
     agree_([losses, skill])
-    rate = Z / z_for(float(skill)) if recipe.mask_lr is None else 1.0
+    rate = Z / z_for(float(skill), steps) if recipe.mask_lr is None else 1.0
     _scale_rate(learner, rate)
     ends = [-(-steps * (mark + 1) // MARKS) for mark in range(MARKS)]
     parts = [losses[max(end - max(steps // MARKS, 1), 0) : end] for end in ends]
