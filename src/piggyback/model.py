@@ -217,13 +217,13 @@ class MultiTaskModel(SwitchedModel):
         """How well what reaches the head tells the classes of ``batches`` apart."""
         found: list[Any] = []
         labels: list[Tensor] = []
-        training = self.training
+        training, device = self.training, next(self.parameters()).device
         head = self.backbone.get_submodule(self.head_name)
         hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         self.eval()
         try:
             for inputs, truth in batches:
-                self(inputs)
+                self(inputs.to(device) if isinstance(inputs, Tensor) else inputs)
                 labels.append(truth)
                 if sum(map(len, labels)) >= MOST:
                     break
