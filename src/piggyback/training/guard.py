@@ -46,6 +46,8 @@ SLACK = 0.5
 TRIES = 2
 MOST_IMAGES = 4096
 """Training images whose features are cached for the head; of more, so many drawn by the seed."""
+MOST_STEPS = 2000
+"""Steps of the head alone; in a longer run they stand for all, since a head gains nothing by more."""
 FEW = 0.01
 """Masks that drop a smaller share of the weights cannot be what a high loss comes from."""
 
@@ -151,13 +153,14 @@ def guard_of(
     found = features_of(learner.network, learner.head, images, preprocessing, recipe, speed)
     if found is None:
         return None
-    losses = _head_losses(learner.head, *found, recipe, steps)
+    made = min(steps, MOST_STEPS)
+    losses = _head_losses(learner.head, *found, recipe, made)
     skill = torch.tensor(feature_skill(*found), device=losses.device)
     agree_([losses, skill])
     rate = Z / z_for(float(skill), steps) if recipe.mask_lr is None else 1.0
     _scale_rate(learner, rate)
-    ends = [-(-steps * (mark + 1) // MARKS) for mark in range(MARKS)]
-    parts = [losses[max(end - max(steps // MARKS, 1), 0) : end] for end in ends]
+    ends = [-(-made * (mark + 1) // MARKS) for mark in range(MARKS)]
+    parts = [losses[max(end - max(made // MARKS, 1), 0) : end] for end in ends]
     means = [float(part.mean()) for part in parts]
     return Guard(means, math.log(len(images.classes)), float(skill), rate)
 
