@@ -40,13 +40,13 @@ def fit(run: Run) -> None:
         run.guard = guard_of(
             run.learner, run.data.train, run.preprocessing, recipe, run.epochs * steps, run.speed
         )
-        if run.guard is not None and recipe.mask_lr is None:
-            run.listener.on_notice(
-                f"the backbone's features tell the classes apart by {100 * run.guard.skill:.0f} of 100: "
-                f"mask rate {run.learner.optimizer.param_groups[0]['peak_lr']:.2g}"
-            )
     network = _wrapped(run.learner.network, recipe)
     run.listener.on_start(_plan(run, steps))
+    if run.guard is not None and recipe.mask_lr is None and not (progress.epoch or progress.step):
+        run.listener.on_notice(
+            f"the backbone's features tell the classes apart by {100 * run.guard.skill:.0f} of 100: "
+            f"mask rate {run.learner.optimizer.param_groups[0]['peak_lr']:.2g}"
+        )
     for epoch in range(progress.epoch, run.epochs):
         if progress.stopped:
             break
