@@ -71,6 +71,26 @@ def test_batches_tell_how_far_the_task_is() -> None:
         model.optimizer(steps=100, batches=[])
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.randn(6, 3, 8, 8),
+        (torch.randn(6, 3, 8, 8), [0, 1, 2, 0, 1, 2]),
+        (torch.randn(6, 3, 8, 8), torch.rand(6)),
+        (torch.randn(6, 3, 8, 8), torch.randint(0, 2, (6, 3))),
+        (torch.randn(6, 3, 8, 8), torch.tensor([-1, 0, 1, 0, 1, 0])),
+        (torch.randn(6, 3, 8, 8), torch.arange(5)),
+        (torch.full((6, 3, 8, 8), math.nan), torch.arange(6) % 3),
+    ],
+    ids=["no pair", "list", "floats", "multi-hot", "negative", "another number", "nan"],
+)
+def test_batches_that_have_no_classes_are_refused(batch) -> None:
+    model = started()
+    with pytest.raises(InputError, match="batches"):
+        model.optimizer(steps=100, batches=[batch])
+    assert model.training
+
+
 def test_a_loop_of_as_many_steps_as_it_said_masks_something() -> None:
     model = started()
     optimizer = model.optimizer(steps=20)

@@ -28,7 +28,7 @@ from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rate import HEAD_LR, Z, mask_lr, z_for
 from piggyback.masks.rule import MaskRule, check_learnable
 from piggyback.switched import SwitchedModel, Which
-from piggyback.tasks.distance import MOST, feature_skill
+from piggyback.tasks.distance import MOST, feature_skill, head_inputs, one_each
 from piggyback.tasks.file import load_file, save_file
 from piggyback.tasks.heads import check_classes, class_names, head_kind, load_head, new_head
 from piggyback.tasks.learning import Learning, NormPolicy
@@ -215,26 +215,26 @@ class MultiTaskModel(SwitchedModel):
     @torch.no_grad()
     def _skill(self, batches: Iterable[Any]) -> float:
         """How well what reaches the head tells the classes of ``batches`` apart."""
-        found: list[Any] = []
         labels: list[Tensor] = []
         training, device = self.training, next(self.parameters()).device
-        head = self.backbone.get_submodule(self.head_name)
-        hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
         self.eval()
         try:
-            for inputs, truth in batches:
-                self(inputs.to(device) if isinstance(inputs, Tensor) else inputs)
-                labels.append(truth)
-                if sum(map(len, labels)) >= MOST:
-                    break
+            with head_inputs(self.backbone.get_submodule(self.head_name)) as found:
+                for batch in batches:
+                    inputs, truth = _pair(batch)
+                    self(inputs.to(device) if isinstance(inputs, Tensor) else inputs)
+                    labels.append(truth)
+                    if sum(map(len, labels)) >= MOST:
+                        break
         finally:
-            hook.remove()
             self.train(training)
-        if not labels or [len(x) for x in found] != [len(y) for y in labels]:
+        if not labels or not one_each(found, labels):
             raise InputError(
-                "batches: expected pairs of inputs and class labels, for each of which the head is called once; leave "
-                "batches out"
+                f"batches: the head was called {len(found)} times for {len(labels)} batches: expected one or more, "
+                "and once each with a row for every label; leave batches out"
             )
+        if not all(bool(part.isfinite().all()) for part in found):
+            raise InputError("batches: what reaches the head is not finite; look at the inputs")
         return feature_skill(torch.cat(found), torch.cat(labels))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -287,3 +287,20 @@ class MultiTaskModel(SwitchedModel):
         if self._learning is None:
             raise TaskStateError("no task is in training: call start_task() first")
         return self._learning
+
+
+def _pair(batch: Any) -> tuple[Any, Tensor]:
+    """A batch as inputs and labels, an int64 tensor of classes; raises InputError for anything else."""
+    found = type(batch).__name__
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, labels = batch
+        found = f"labels of type {type(labels).__name__}"
+        if isinstance(labels, Tensor):
+            found = f"labels {labels.dtype} {tuple(labels.shape)}"
+            whole = labels.ndim == 1 and labels.dtype == torch.int64
+            if whole and not bool((labels < 0).any()):
+                return inputs, labels
+    raise InputError(
+        f"batches: expected pairs of inputs and labels, int64 (n,) from 0, found {found}; "
+        "leave batches out where labels are no classes"
+    )

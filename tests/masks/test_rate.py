@@ -61,6 +61,12 @@ def test_a_margin_or_z_that_is_not_finite_and_positive_is_refused(name, value) -
         mask_lr(100, **{name: value})
 
 
+@pytest.mark.parametrize("warmup", [-0.1, 1.0, math.nan])
+def test_a_warmup_that_is_no_part_of_the_run_is_refused(warmup) -> None:
+    with pytest.raises(InputError, match="warmup"):
+        mask_lr(10, warmup=warmup)
+
+
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(InputError, match="linear"):
         mask_lr(10, "linear")

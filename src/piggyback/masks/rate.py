@@ -39,7 +39,7 @@ def mask_lr(
     what noise does to a score in the whole run; a smaller one moves more weights. Use the same ``schedule`` and
     ``warmup`` as in ``warmup_cosine`` or ``lr_factor``; "constant" is for a loop without a scheduler.
 
-    Raises InputError for steps below 1, and for a margin or z that is not finite and above 0.
+    Raises InputError for steps below 1, a warmup outside 0 to 1, and for a margin or z that is not finite and above 0.
 
     >>> [round(mask_lr(steps), 6) for steps in (240, 1000, 5000)]
     [0.00075, 0.000367, 0.000164]
@@ -48,6 +48,8 @@ def mask_lr(
     """
     if not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps {steps!r}: expected a whole number from 1")
+    if not 0 <= warmup < 1:
+        raise InputError(f"warmup {warmup!r}: expected from 0 to below 1")
     for name, value in (("margin", margin), ("z", z)):
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{name} {value!r}: expected a finite number above 0")

@@ -8,12 +8,40 @@ Lippert 2007), so one inverse tells, in a second, without a split.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 MOST = 1024
 """Samples that are looked at; more tell little more and cost their third power."""
+
+
+@contextmanager
+def head_inputs(head: nn.Module) -> Iterator[list[Any]]:
+    """Give a ``with`` block a list that gets what ``head`` is called with, in the order of the calls.
+
+    >>> head = nn.Linear(2, 1)
+    >>> with head_inputs(head) as seen:
+    ...     _ = head(torch.ones(3, 2))
+    >>> seen[0].shape
+    torch.Size([3, 2])
+    """
+    seen: list[Any] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def one_each(seen: list[Any], labels: list[Tensor]) -> bool:
+    """Return whether a head was called once for every batch of labels, with a tensor of as many rows."""
+    rows = [len(part) if isinstance(part, Tensor) else -1 for part in seen]
+    return rows == [len(part) for part in labels]
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from piggyback.backbones.images import normalise
 from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.masks.rate import Z, lr_factor, z_for
-from piggyback.tasks.distance import feature_skill
+from piggyback.tasks.distance import feature_skill, head_inputs, one_each
 from piggyback.tasks.summary import masks_verdict
 from piggyback.training.checkpoint import load_live, load_optimizer, optimizer_tensors
 from piggyback.training.data.batches import EvalBatches, serve
@@ -178,12 +178,10 @@ def features_of(
 
     None where the head is not called once a batch with a tensor of that batch.
     """
-    seen: list[Any] = []
     labels: list[Tensor] = []
     device = next(network.parameters()).device
-    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        batches = EvalBatches(images, preprocessing, batch_size=recipe.batch_size)
+    batches = EvalBatches(images, preprocessing, batch_size=recipe.batch_size)
+    with head_inputs(head) as seen:
         for pixels, truth in serve(batches, workers=recipe.workers):
             x = normalise(pixels.to(device), preprocessing)
             if speed.channels_last:
@@ -191,9 +189,7 @@ def features_of(
             with torch.autocast(device.type, speed.dtype, enabled=speed.amp != "no"):
                 network(x)
             labels.append(truth)
-    finally:
-        hook.remove()
-    if [len(part) if isinstance(part, Tensor) else -1 for part in seen] != [len(y) for y in labels]:
+    if not one_each(seen, labels):
         return None
     return torch.cat(seen).float(), torch.cat(labels).to(device)
 
