@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.command import main
 from benchmarks.measure import Row, Settings, compare
 from benchmarks.networks import Side, batch, finetune_side, masks_side, network
-from piggyback.training.recipe import Recipe
-from piggyback.training.speed import Speed, candidates, choose
+from piggyback.train.recipe import Recipe
+from piggyback.train.speed import Speed, candidates, choose
 
 AIM = 2.5
 

@@ -16,7 +16,7 @@ from benchmarks.serving_plain import PlainServer, from_disk, reloading, whole
 from benchmarks.serving_setup import Bench, bring, engine_of, folder, inputs, names, say
 from benchmarks.serving_traffic import EngineSide, Kind, Seen, Side, capacity, middle, offer
 from piggyback import MultiTaskModel
-from piggyback.serving.sizes import parse_bytes, show_bytes
+from piggyback.serve.sizes import parse_bytes, show_bytes
 
 AIM = 10.0
 B_DISK, B_MEMORY = "(b) load_state_dict from disk", "(b) load_state_dict from memory"

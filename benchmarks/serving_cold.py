@@ -13,7 +13,7 @@ from benchmarks.measure import Row
 from benchmarks.serving_parts import Part, traffic_row
 from benchmarks.serving_setup import Bench, engine_of, folder, inputs, names, say, sizes
 from benchmarks.serving_traffic import EngineSide, Seen, capacity, middle, offer
-from piggyback.serving.engine import Engine
+from piggyback.serve.engine import Engine
 
 AIM = 1.2
 STARTING_S = 8.0

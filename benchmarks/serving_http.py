@@ -184,8 +184,8 @@ def serving(bench: Bench, source: Path) -> Iterator[tuple[int, int]]:
 
 
 def _serve(bench: Bench, source: Path, say_to: Any) -> None:
-    from piggyback.serving.http.app import create_app  # only the server's process needs it
-    from piggyback.serving.http.server import run
+    from piggyback.serve.http.app import create_app  # only the server's process needs it
+    from piggyback.serve.http.server import run
 
     sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     run(create_app(lambda: engine_of(bench, source)), port=0, say=say_to.send)

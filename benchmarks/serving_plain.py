@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.errors import OverloadError
-from piggyback.serving.dispatch.queues import Queues
-from piggyback.serving.options import EngineOptions
+from piggyback.serve.options import EngineOptions
+from piggyback.serve.scheduler.queues import Queues
 
 Discipline = Literal["grouped", "fifo"]
 State = Mapping[str, Tensor]

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from benchmarks.networks import add_task
 from piggyback import MultiTaskModel, PackedMask, Task
-from piggyback.backbones.backbone import Backbone
-from piggyback.backbones.load import load_backbone
-from piggyback.serving.engine import Engine
-from piggyback.serving.options import EngineOptions
-from piggyback.tasks.file import load_file, read_header, save
+from piggyback.network.backbone import Backbone
+from piggyback.serve.engine import Engine
+from piggyback.serve.options import EngineOptions
+from piggyback.taskfile.file import load_file, read_header, save
+from piggyback.zoo.load import load_backbone
 
 FLIPPED = 0.01
 """Of a mask's bits, in each task made from another."""

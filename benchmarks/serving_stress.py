@@ -16,8 +16,8 @@ from benchmarks.measure import Row
 from benchmarks.serving_parts import Part
 from benchmarks.serving_setup import Bench, apart, engine_of, folder, inputs, names, rss, say, sizes
 from benchmarks.serving_telling import INPUT, Telling, expected, write_tasks
-from piggyback.serving.engine import Engine
-from piggyback.serving.options import EngineOptions
+from piggyback.serve.engine import Engine
+from piggyback.serve.options import EngineOptions
 
 THREADS, TASKS = 16, 50
 IN_MEMORY, PACKED = TASKS + TASKS // 3 + 2, 25

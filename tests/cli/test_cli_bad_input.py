@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli_toys import FAST, Command, Ran
+
+from support.cli_toys import FAST, Command, Ran
 
 
 def refused(ran: Ran, *told: str) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_toys import COLOURS, Command
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from piggyback.backbones.load import load_backbone
-from piggyback.model import MultiTaskModel
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.zoo.load import load_backbone
+from support.cli_toys import COLOURS, Command
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import csv
 import json
 from pathlib import Path
 
-from cli_toys import FAST, Command
 from PIL import Image
 
-from piggyback.tasks.file import load_file
+from piggyback.taskfile.file import load_file
+from support.cli_toys import FAST, Command
 
 KEYS = [
     *("task", "method", "seed", "accuracy", "val_accuracy"),

@@ -7,12 +7,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-from cli_toys import FAST, Command
 from torchvision import datasets as torchvision_sets
 
-import toy_sets
-from piggyback.datasets import DATASETS, dataset, missing
 from piggyback.errors import PiggybackWarning
+from piggyback.lab.datasets import DATASETS, dataset, missing
+from support import toy_sets
+from support.cli_toys import FAST, Command
 
 
 @pytest.fixture(autouse=True)

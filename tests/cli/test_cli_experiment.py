@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from cli_toys import Command
 
-from piggyback.experiments.manifest import shipped
+from piggyback.lab.experiments.manifest import shipped
+from support.cli_toys import Command
 
 TOY = ("gtsrb-lite0", "--toy", "--tasks", "dtd", "--methods", "head;masks, ternary")
 

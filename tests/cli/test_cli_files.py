@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_toys import COLOURS, Command
 from safetensors.torch import save_file
 
-from piggyback.backbones.load import load_backbone
-from piggyback.tasks.file import load_file
+from piggyback.taskfile.file import load_file
+from piggyback.zoo.load import load_backbone
+from support.cli_toys import COLOURS, Command
 
 
 def test_evaluate_repeats_the_test_accuracy(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_toys import FAST, Command
 from safetensors.torch import load_file as load_tensors
 
-from piggyback.masks.packing import unpack
-from piggyback.tasks.file import load_file, save_file
+from piggyback.masks.bits import unpack
+from piggyback.taskfile.file import load_file, save_file
+from support.cli_toys import FAST, Command
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from cli_toys import Command
 
-from official_packs import made_pack
-from old_torch import save_old
-from piggyback.masks.packing import unpack
-from piggyback.tasks.file import load_file
-from piggyback.tasks.official.network import shared_weights
+from piggyback.lab.official.network import shared_weights
+from piggyback.masks.bits import unpack
+from piggyback.taskfile.file import load_file
+from support.cli_toys import Command
+from support.official_packs import made_pack
+from support.old_torch import save_old
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_toys import Command
 
 from piggyback.cli.options import choices_of, field_docs
 from piggyback.masks.regularize import EntropyPrice, TargetDensity
-from piggyback.training import Recipe
-from piggyback.training.data.augment import Augment
+from piggyback.train import Recipe
+from piggyback.train.data.augment import Augment
+from support.cli_toys import Command
 
 
 class StopError(Exception):

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli_toys import COLOURS, Command
+
+from support.cli_toys import COLOURS, Command
 
 
 @pytest.fixture
 def second(trained: Path, tmp_path: Path) -> Path:
     """The same task under another name."""
-    from piggyback.tasks.file import load_file, save_file
+    from piggyback.taskfile.file import load_file, save_file
 
     save_file(load_file(trained, "twin"), tmp_path / "twin.safetensors")
     return tmp_path / "twin.safetensors"
@@ -76,7 +77,7 @@ def test_several_tasks_answer_all_or_the_surest(
 def test_names_in_a_table_are_no_markup(
     piggyback: Command, trained: Path, colours: Path, toy: str
 ) -> None:
-    from piggyback.tasks.file import load_file, save_file
+    from piggyback.taskfile.file import load_file, save_file
 
     names = ("stop[/x]", "[bold]go", "slow:cat:")
     task = load_file(trained, "signs")

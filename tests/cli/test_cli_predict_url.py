@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_toys import Command
 from PIL import Image
 
-from fake_server import Asked, FakeServer, Told, answer, as_a_server, refusal, serving
+from support.cli_toys import Command
+from support.fake_server import Asked, FakeServer, Told, answer, as_a_server, refusal, serving
 
 
 def behave(asked: Asked) -> Told:

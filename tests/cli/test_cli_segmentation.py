@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_toys import Command
 from PIL import Image
 
 from piggyback.cli import main
+from support.cli_toys import Command
 
 NETWORK = """
 import torch
 from torch import nn
 
-from piggyback.backbones.preprocessing import Preprocessing
-from piggyback.backbones.segmentation import SegmentationNetwork
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.network.segmentation import SegmentationNetwork
 
 
 class Features(nn.Module):

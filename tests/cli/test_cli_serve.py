@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from cli_toys import Command
 
-from piggyback.backbones.fingerprint import BackboneInfo
-from piggyback.backbones.preprocessing import Preprocessing
-from piggyback.serving.http import server
-from piggyback.serving.http.limits import Limits
-from piggyback.serving.options import EngineOptions
-from piggyback.tasks.file import save_file
-from piggyback.tasks.task import Task, TaskInfo
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.network.fingerprint import BackboneInfo
+from piggyback.serve.http import server
+from piggyback.serve.http.limits import Limits
+from piggyback.serve.options import EngineOptions
+from piggyback.taskfile.file import save_file
+from piggyback.taskfile.task import Task, TaskInfo
+from support.cli_toys import Command
 
 
 @dataclass
@@ -52,7 +52,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         say(f"ready at http://{host}:{port}")
         return 0
 
-    monkeypatch.setattr("piggyback.serving.engine.Engine", engine)
+    monkeypatch.setattr("piggyback.serve.engine.Engine", engine)
     monkeypatch.setattr(server, "run", run)
     return found
 
@@ -212,7 +212,7 @@ def test_bad_input_is_one_line_before_anything_starts(
 def test_a_missing_extra_is_named(
     piggyback: Command, folder: Path, toy: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("piggyback.serving.http")]:
+    for name in [name for name in sys.modules if name.startswith("piggyback.serve.http")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     ran = piggyback("serve", folder, "--backbone", f"{toy}:build")
@@ -230,7 +230,7 @@ def test_help_shows_the_limits_own_defaults(piggyback: Command) -> None:
 def test_ray_gets_the_same_choices(
     piggyback: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = pytest.importorskip("piggyback.serving.cluster")
+    cluster = pytest.importorskip("piggyback.serve.cluster")
     given: list[Any] = []
 
     def run(options: Any, *, say: Callable[[str], object], **where: Any) -> None:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cli_toys import COLOURS, Command
 from PIL import Image
 
 from piggyback.client import Client
 from piggyback.errors import AccessError, ClosedError, DataError, ServerError, UnknownTaskError
-from piggyback.serving.answers import Answer
+from piggyback.serve.answers import Answer
+from support.cli_toys import COLOURS, Command
 
 TOKEN = "a-token-of-the-test"
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import timm
-from cli_toys import COLOURS, FAST, Command
 from safetensors.torch import save_file as save_tensors
 
-from piggyback.backbones.load import load_backbone, refusal
 from piggyback.cli.loading import load_images, load_sized
-from piggyback.tasks.file import load_file
-from piggyback.training.data.size import choose_size
+from piggyback.taskfile.file import load_file
+from piggyback.train.data.size import choose_size
+from piggyback.zoo.load import load_backbone, refusal
+from support.cli_toys import COLOURS, FAST, Command
 
 
 def test_a_trained_task_file_holds_classes_backbone_and_scores(trained: Path, toy: str) -> None:

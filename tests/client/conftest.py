@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from fake_server import FakeServer, as_a_server, serving
 from piggyback.client import Client
+from support.fake_server import FakeServer, as_a_server, serving
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fake_server import STATUS, FakeServer, answer
 from piggyback.client import Client
 from piggyback.client.client import IMAGES_A_REQUEST
 from piggyback.errors import ClosedError, DataError, InputError, TaskFileError
-from piggyback.tasks.file import save, save_file
-from piggyback.tasks.task import Task
+from piggyback.taskfile.file import save, save_file
+from piggyback.taskfile.task import Task
+from support.fake_server import STATUS, FakeServer, answer
 
 
 def test_an_image_goes_out_as_it_is_and_its_answer_comes_back(

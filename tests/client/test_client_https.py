@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fake_server import FakeServer, Told, answer, as_a_server, serving
 from piggyback.client import Client
 from piggyback.errors import ServerError
+from support.fake_server import FakeServer, Told, answer, as_a_server, serving
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 

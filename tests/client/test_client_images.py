@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fake_server import FakeServer
-from piggyback.backbones.preprocessing import Preprocessing
 from piggyback.client import Client
 from piggyback.errors import DataError, InputError
-from piggyback.serving.images.inputs import prepare
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.serve.inputs import prepare
+from support.fake_server import FakeServer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 14, 4), dtype=np.uint8)
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from fake_server import FakeServer, Told, answer, refusal
 from piggyback.client import Client
 from piggyback.client.address import parse_url
 from piggyback.errors import (
@@ -28,6 +27,7 @@ from piggyback.errors import (
     UnavailableError,
     UnknownTaskError,
 )
+from support.fake_server import FakeServer, Told, answer, refusal
 
 BUSY = refusal(429, "overload", "1024 images are waiting", Retry_After="0")
 STARTING = refusal(503, "starting", "the server is starting", Retry_After="0")

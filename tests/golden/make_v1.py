@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from piggyback.backbones.fingerprint import BackboneInfo
-from piggyback.backbones.preprocessing import Preprocessing
-from piggyback.masks.packing import pack
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.masks.bits import pack
 from piggyback.masks.rule import MaskRule
-from piggyback.tasks.file import save
-from piggyback.tasks.task import Task, TaskInfo
+from piggyback.network.fingerprint import BackboneInfo
+from piggyback.taskfile.file import save
+from piggyback.taskfile.task import Task, TaskInfo
 
 FOLDER = Path(__file__).parent
 SHAPES = {

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from piggyback.backbones.fingerprint import BackboneInfo
-from piggyback.masks.packing import pack
+from piggyback.masks.bits import pack
 from piggyback.masks.rule import Form, MaskRule
-from piggyback.tasks.file import save
-from piggyback.tasks.task import Task, TaskInfo
+from piggyback.network.fingerprint import BackboneInfo
+from piggyback.taskfile.file import save
+from piggyback.taskfile.task import Task, TaskInfo
 
 FOLDER = Path(__file__).parent
 SHAPES = {"stem.weight": (4, 3, 3, 3), "block.depthwise.weight": (6, 1, 3, 3), "fc.weight": (5, 7)}

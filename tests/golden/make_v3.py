@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from piggyback.backbones.fingerprint import BackboneInfo
-from piggyback.masks.packing import pack
-from piggyback.tasks.file import save
-from piggyback.tasks.task import Task, TaskInfo
+from piggyback.masks.bits import pack
+from piggyback.network.fingerprint import BackboneInfo
+from piggyback.taskfile.file import save
+from piggyback.taskfile.task import Task, TaskInfo
 
 PLACE = Path(__file__).parent / "v3-short.safetensors"
 SHAPES = {"stem.weight": (4, 3, 3, 3), "fc.weight": (5, 7)}

@@ -14,11 +14,11 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from nets import Tiny, seeded
 from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rule import MaskRule
-from piggyback.model import MultiTaskModel
+from piggyback.model.multitask import MultiTaskModel
+from support.nets import Tiny, seeded
 
 WORLD = 2
 STEPS = 3

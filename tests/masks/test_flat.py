@@ -7,9 +7,9 @@ import pickle
 
 import torch
 
-from nets import same_bits
+from piggyback.masks.bits import logical_order, pack
 from piggyback.masks.flat import ALIGNED, Layouts, flat_masks
-from piggyback.masks.packing import logical_order, pack
+from support.nets import same_bits
 
 BASES = {
     "a": torch.randn(3, 5),

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from nets import Convolutions, assert_same_state, seeded, state_of
 from piggyback.errors import InputError
+from piggyback.masks.bits import pack
 from piggyback.masks.forms import coefficient_shape, formed_weight
 from piggyback.masks.live import LiveWeights
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.packing import pack
 from piggyback.masks.rule import MaskRule, mask_of
+from support.nets import Convolutions, assert_same_state, seeded, state_of
 
 RULES = [MaskRule(form="channel"), MaskRule("ternary", form="channel"), MaskRule(form="affine")]
 MASKED = [

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.model import MultiTaskModel
+from piggyback.model.multitask import MultiTaskModel
 
 EPOCHS = 4
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from nets import Convolutions, assert_same_state, seeded, state_of
 from piggyback.errors import InputError, TaskStateError
+from piggyback.masks.bits import PackedMask, pack, unpack
 from piggyback.masks.live import LiveWeights
-from piggyback.masks.packing import PackedMask, pack, unpack
 from piggyback.masks.rule import MaskRule, masked_weight
+from support.nets import Convolutions, assert_same_state, seeded, state_of
 
 NAMES = ["stem.0.weight", "body.depthwise.weight", "neck.weight"]
 

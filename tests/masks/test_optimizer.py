@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from piggyback.errors import CheckpointError, InputError
+from piggyback.masks.bits import pack
 from piggyback.masks.init import ScoreInit, initial_scores
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.packing import pack
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, TargetDensity
 from piggyback.masks.rule import MaskRule, mask_of
 

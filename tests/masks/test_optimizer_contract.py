@@ -14,10 +14,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from nets import Tiny, seeded
 from piggyback.errors import CheckpointError, InputError
 from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
+from support.nets import Tiny, seeded
 
 
 def built(net=None, inner=torch.optim.Adam, masked=True, **options):

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nets import same_bits
 from piggyback.errors import InputError
-from piggyback.masks.packing import (
+from piggyback.masks.bits import (
     PackedMask,
     is_dense,
     logical_order,
@@ -22,6 +21,7 @@ from piggyback.masks.packing import (
 )
 from piggyback.masks.rule import masked_weight
 from piggyback.masks.switch import write_masked_
+from support.nets import same_bits
 
 SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)
 KINDS = st.sampled_from(["binary", "ternary"])

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nets import same_bits
 from piggyback.masks import switch
+from piggyback.masks.bits import pack
 from piggyback.masks.live import LiveWeights
-from piggyback.masks.packing import pack
 from piggyback.masks.rule import masked_weight
+from support.nets import same_bits
 
 SIZES = [1, 7, 64, 65, 300, 9, 4096, 1001]
 

@@ -9,10 +9,10 @@ import typer
 
 from piggyback.client import Client
 from piggyback.errors import InputError, TaskNameError
-from piggyback.serving.answers import Answer
-from piggyback.serving.files.stores import SUFFIX
-from piggyback.serving.tokens import read_token
-from piggyback.tasks.task import check_name
+from piggyback.serve.answers import Answer
+from piggyback.serve.store.stores import SUFFIX
+from piggyback.serve.tokens import read_token
+from piggyback.taskfile.task import check_name
 
 
 def ask(

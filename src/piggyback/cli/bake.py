@@ -17,8 +17,8 @@ from piggyback.cli.flags import CheckpointOption, HeadOption, OtherBackboneOptio
 from piggyback.cli.loading import load_tasks
 from piggyback.cli.screen import results
 from piggyback.errors import InputError, PiggybackError, require
-from piggyback.tasks.header import TaskHeader
-from piggyback.training.checkpoint import write_atomically
+from piggyback.taskfile.header import TaskHeader
+from piggyback.train.checkpoint import write_atomically
 
 TOLERANCE = 1e-3
 """Largest difference of a logit between ONNX Runtime and torch, of logits around 1 to 10."""

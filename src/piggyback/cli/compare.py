@@ -18,12 +18,12 @@ from piggyback.cli.flags import (
 from piggyback.cli.loading import load_images, load_sized
 from piggyback.cli.options import only, takes_recipe
 from piggyback.cli.screen import Show, notes, results, write_json
-from piggyback.datasets import DATASETS
 from piggyback.errors import InputError
-from piggyback.reports.compare import Proof, compare
-from piggyback.reports.tables import to_screen
-from piggyback.tasks.task import check_name
-from piggyback.training import METHODS, Recipe
+from piggyback.lab.datasets import DATASETS
+from piggyback.lab.tables.compare import Proof, compare
+from piggyback.lab.tables.tables import to_screen
+from piggyback.taskfile.task import check_name
+from piggyback.train import METHODS, Recipe
 
 
 @takes_recipe("method", "seed")

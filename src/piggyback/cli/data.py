@@ -12,9 +12,9 @@ from rich.text import Text
 
 from piggyback.cli.flags import JsonOption
 from piggyback.cli.screen import notes, results, write_json
-from piggyback.datasets import DATASETS, DatasetInfo, dataset, default_roots, locate
-from piggyback.datasets.find import fetch
 from piggyback.errors import InputError
+from piggyback.lab.datasets import DATASETS, DatasetInfo, dataset, default_roots, locate
+from piggyback.lab.datasets.find import fetch
 
 SPLITS = ("train", "val", "test")
 

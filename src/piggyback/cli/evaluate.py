@@ -18,12 +18,12 @@ from piggyback.cli.flags import (
 )
 from piggyback.cli.loading import is_data_set, load_tasks, naming_option, refuse_skip_bad
 from piggyback.cli.screen import results, write_json
-from piggyback.datasets import load
 from piggyback.errors import DataError
-from piggyback.training.data.folder import SPLITS, load_split
-from piggyback.training.data.segmentation import is_segmentation_folder, load_segmentation_split
-from piggyback.training.data.sets import Split
-from piggyback.training.evaluate import Measured, evaluate
+from piggyback.lab.datasets import load
+from piggyback.train.data.folder import SPLITS, load_split
+from piggyback.train.data.segmentation import is_segmentation_folder, load_segmentation_split
+from piggyback.train.data.sets import Split
+from piggyback.train.evaluate import Measured, evaluate
 
 
 def run(

@@ -15,17 +15,17 @@ from rich.text import Text
 from piggyback.cli.flags import JsonOption
 from piggyback.cli.options import only
 from piggyback.cli.screen import Show, notes, results, write_json
-from piggyback.datasets import default_roots
 from piggyback.errors import InputError, TrainingError
-from piggyback.experiments import runner
-from piggyback.experiments.cost import costs
-from piggyback.experiments.manifest import Manifest, load_manifest, shipped
-from piggyback.experiments.pictures import draw
-from piggyback.experiments.results import table_of, write
-from piggyback.experiments.runner import Outcome
-from piggyback.experiments.sources import FromDisk, Sources
-from piggyback.experiments.toy import Toy, toy
-from piggyback.reports.experiment_tables import experiment_screen
+from piggyback.lab.datasets import default_roots
+from piggyback.lab.experiments import runner
+from piggyback.lab.experiments.cost import costs
+from piggyback.lab.experiments.manifest import Manifest, load_manifest, shipped
+from piggyback.lab.experiments.pictures import draw
+from piggyback.lab.experiments.results import table_of, write
+from piggyback.lab.experiments.runner import Outcome
+from piggyback.lab.experiments.sources import FromDisk, Sources
+from piggyback.lab.experiments.toy import Toy, toy
+from piggyback.lab.tables.experiment_tables import experiment_screen
 
 NameArgument = Annotated[
     str,

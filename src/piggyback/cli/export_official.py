@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from piggyback.cli.screen import results
-from piggyback.tasks.file import load_file
-from piggyback.tasks.official import export_official, save_official
-from piggyback.tasks.official.network import architecture_of
+from piggyback.lab.official import export_official, save_official
+from piggyback.lab.official.network import architecture_of
+from piggyback.taskfile.file import load_file
 
 
 def run(

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from piggyback.backbones.load import load_backbone
 from piggyback.cli.flags import CheckpointOption
 from piggyback.cli.screen import results
-from piggyback.tasks.file import save_file
-from piggyback.tasks.official import check_pack, import_official
-from piggyback.tasks.official.network import SPECS
+from piggyback.lab.official import check_pack, import_official
+from piggyback.lab.official.network import SPECS
+from piggyback.taskfile.file import save_file
+from piggyback.zoo.load import load_backbone
 
 Architecture = enum.Enum("Architecture", {name: name for name in SPECS})  # type: ignore[misc]
 

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from piggyback.cli.flags import JsonOption
 from piggyback.cli.screen import results, write_json
-from piggyback.reports.card import task_card
-from piggyback.reports.plots import human_bytes
-from piggyback.tasks.file import read_header
-from piggyback.tasks.header import TaskHeader
+from piggyback.lab.tables.card import task_card
+from piggyback.lab.tables.plots import human_bytes
+from piggyback.taskfile.file import read_header
+from piggyback.taskfile.header import TaskHeader
 
 
 def run(

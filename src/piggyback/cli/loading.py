@@ -9,18 +9,18 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from piggyback.backbones.backbone import Backbone
-from piggyback.backbones.load import load_backbone, refusal, runs_code
 from piggyback.cli.screen import notes
-from piggyback.datasets import DATASETS, load
 from piggyback.errors import BackboneError, DataError, near_misses
-from piggyback.model import MultiTaskModel
-from piggyback.tasks.file import read_header
-from piggyback.tasks.header import TaskHeader
-from piggyback.training.data.folder import load_folder
-from piggyback.training.data.segmentation import is_segmentation_folder, load_camvid_layout
-from piggyback.training.data.sets import ImageData
-from piggyback.training.data.size import held_side, native_side, side_for
+from piggyback.lab.datasets import DATASETS, load
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.network.backbone import Backbone
+from piggyback.taskfile.file import read_header
+from piggyback.taskfile.header import TaskHeader
+from piggyback.train.data.folder import load_folder
+from piggyback.train.data.segmentation import is_segmentation_folder, load_camvid_layout
+from piggyback.train.data.sets import ImageData
+from piggyback.train.data.size import held_side, native_side, side_for
+from piggyback.zoo.load import load_backbone, refusal, runs_code
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from piggyback.errors import InputError
-from piggyback.training.recipe import READ_ONLY, Recipe
+from piggyback.train.recipe import READ_ONLY, Recipe
 
 REGULARIZERS = "regularizers"
 

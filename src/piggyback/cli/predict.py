@@ -25,9 +25,9 @@ from piggyback.cli.flags import (
 from piggyback.cli.loading import Loaded, load_tasks
 from piggyback.cli.screen import results, write_json
 from piggyback.errors import InputError
-from piggyback.tasks.routing import confidence
-from piggyback.training.evaluate import Prediction, find_images, predict
-from piggyback.training.segmenting import Segmented, colours_of, save_label_map, segment
+from piggyback.model.routing import confidence
+from piggyback.train.evaluate import Prediction, find_images, predict
+from piggyback.train.segmenting import Segmented, colours_of, save_label_map, segment
 
 
 class Format(str, enum.Enum):

@@ -14,8 +14,8 @@ from piggyback.cli.compare import show_proof
 from piggyback.cli.flags import JsonOption
 from piggyback.cli.screen import Show, notes, results, write_json
 from piggyback.errors import require
-from piggyback.quickstart.run import Answered, load_data, quickstart
-from piggyback.reports.tables import to_screen
+from piggyback.lab.quickstart.run import Answered, load_data, quickstart
+from piggyback.lab.tables.tables import to_screen
 
 
 def run(

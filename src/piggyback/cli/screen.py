@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from piggyback.training.events import EpochRow, Listener, Plan, Step
+from piggyback.train.events import EpochRow, Listener, Plan, Step
 
 
 def results() -> Console:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from piggyback.backbones.backbone import Backbone
-from piggyback.backbones.load import load_backbone
 from piggyback.cli.flags import CheckpointOption, HeadOption, TokenFileOption
 from piggyback.cli.loading import backbone_of, spec_of
 from piggyback.cli.screen import notes
 from piggyback.cli.tasks_dir import first_task, no_tasks
 from piggyback.errors import InputError
-from piggyback.serving.options import EngineOptions
-from piggyback.serving.sizes import parse_bytes
-from piggyback.serving.tokens import read_token
-from piggyback.tasks.header import TaskHeader
+from piggyback.network.backbone import Backbone
+from piggyback.serve.options import EngineOptions
+from piggyback.serve.sizes import parse_bytes
+from piggyback.serve.tokens import read_token
+from piggyback.taskfile.header import TaskHeader
+from piggyback.zoo.load import load_backbone
 
 if TYPE_CHECKING:
-    from piggyback.serving.engine import Engine
-    from piggyback.serving.http.limits import Limits
+    from piggyback.serve.engine import Engine
+    from piggyback.serve.http.limits import Limits
 
 
 class Precision(str, enum.Enum):
@@ -158,11 +158,11 @@ def run(
     )
     if ray:
         _check_for_ray(checkpoint, head, port, log_level)
-    from piggyback.serving.http.limits import Limits  # says which extra is missing
+    from piggyback.serve.http.limits import Limits  # says which extra is missing
 
     limits = Limits(body_bytes=body, timeout_s=timeout)
     if ray:
-        from piggyback.serving import cluster
+        from piggyback.serve import cluster
 
         cluster.run(
             cluster.ClusterOptions(
@@ -182,7 +182,7 @@ def run(
         return
 
     def start() -> Engine:
-        from piggyback.serving.engine import Engine
+        from piggyback.serve.engine import Engine
 
         return Engine(_network(header, spec, checkpoint, head), tasks, budget, options)
 
@@ -199,8 +199,8 @@ def _serve(
     log_level: LogLevel,
 ) -> int:
     """Answer from this process until it is told to stop; return the exit status."""
-    from piggyback.serving.http.app import create_app
-    from piggyback.serving.http.server import run as run_server
+    from piggyback.serve.http.app import create_app
+    from piggyback.serve.http.server import run as run_server
 
     started: list[Engine] = []
 

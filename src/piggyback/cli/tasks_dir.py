@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from piggyback.errors import InputError, PiggybackError
-from piggyback.serving.files.stores import SUFFIX, open_store
-from piggyback.tasks.file import header_of
-from piggyback.tasks.header import TaskHeader
+from piggyback.serve.store.stores import SUFFIX, open_store
+from piggyback.taskfile.file import header_of
+from piggyback.taskfile.header import TaskHeader
 
 
 def first_task(place: str) -> TaskHeader | None:

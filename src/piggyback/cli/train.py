@@ -18,11 +18,11 @@ from piggyback.cli.flags import (
 from piggyback.cli.loading import load_images, load_sized
 from piggyback.cli.options import takes_recipe
 from piggyback.cli.screen import Show, results, write_json
-from piggyback.reports.rows import row_of
-from piggyback.reports.tables import to_screen
-from piggyback.tasks.task import check_name
-from piggyback.training import Recipe, train
-from piggyback.training.checkpoint import write_atomically
+from piggyback.lab.tables.rows import row_of
+from piggyback.lab.tables.tables import to_screen
+from piggyback.taskfile.task import check_name
+from piggyback.train import Recipe, train
+from piggyback.train.checkpoint import write_atomically
 
 
 @takes_recipe()

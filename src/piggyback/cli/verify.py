@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from piggyback.backbones.fingerprint import fingerprint
 from piggyback.cli.flags import CheckpointOption, HeadOption, JsonOption, OtherBackboneOption
 from piggyback.cli.loading import backbone_of
 from piggyback.cli.screen import results, write_json
-from piggyback.tasks.file import load_file, read_header
+from piggyback.network.fingerprint import fingerprint
+from piggyback.taskfile.file import load_file, read_header
 
 _SHOWN = 10
 

@@ -22,10 +22,10 @@ from piggyback.errors import (
     UnavailableError,
     UnknownTaskError,
 )
-from piggyback.serving.answers import Answer, TaskStatus
-from piggyback.serving.tokens import is_token
-from piggyback.tasks.disk import naming, read_whole
-from piggyback.tasks.task import check_name
+from piggyback.serve.answers import Answer, TaskStatus
+from piggyback.serve.tokens import is_token
+from piggyback.taskfile.disk import naming, read_whole
+from piggyback.taskfile.task import check_name
 
 T = TypeVar("T")
 

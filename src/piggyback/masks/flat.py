@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from piggyback.masks.packing import PackedMask, memory_order
+from piggyback.masks.bits import PackedMask, memory_order
 
 ALIGNED = 8
 """Bytes: each layer's bits begin at a multiple, which is a whole number of words of any width."""
@@ -122,7 +122,7 @@ def flat_masks(
 ) -> FlatMasks:
     """Return C-order masks on their base weights' devices, in those weights' order of memory.
 
-    >>> from piggyback.masks.packing import pack
+    >>> from piggyback.masks.bits import pack
     >>> weight = torch.ones(1, 2, 1, 2).to(memory_format=torch.channels_last)
     >>> mask = pack(torch.tensor([True, False, True, True]).view(1, 2, 1, 2))
     >>> mask.keep, flat_masks({"w": mask}, {"w": weight})["w"].keep

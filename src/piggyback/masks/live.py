@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.errors import InputError, TaskStateError
-from piggyback.masks.flat import FlatMasks, Layouts, flat_masks
-from piggyback.masks.forms import formed_weight
-from piggyback.masks.packing import (
+from piggyback.masks.bits import (
     PackedMask,
     is_dense,
     logical_order,
@@ -19,6 +17,8 @@ from piggyback.masks.packing import (
     unpack,
     words,
 )
+from piggyback.masks.flat import FlatMasks, Layouts, flat_masks
+from piggyback.masks.forms import formed_weight
 from piggyback.masks.rule import Form, MaskRule
 from piggyback.masks.switch import Scratch, SwitchPlan
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from piggyback.errors import InputError
+from piggyback.masks.bits import PackedMask, words
 from piggyback.masks.flat import FlatBits, FlatMasks, Layout, padded
-from piggyback.masks.packing import PackedMask, words
 
 BLOCK = {"cpu": 1 << 19, "cuda": 1 << 23}
 """Weights expanded at once: 2 MiB of float32 words per thread; a GPU wants fewer, larger calls."""
@@ -107,7 +107,7 @@ def write_masked_(live: Tensor, base: Tensor, packed: PackedMask) -> Tensor:
 
     ``live`` and ``base`` share dtype, device and a dense layout; the bits are in that layout's order of memory.
 
-    >>> from piggyback.masks.packing import pack
+    >>> from piggyback.masks.bits import pack
     >>> base = torch.tensor([-2.0, 3.0, 4.0])
     >>> write_masked_(torch.empty(3), base, pack(torch.tensor([False, True, True])))
     tensor([0., 3., 4.])

@@ -1,0 +1,1 @@
+"""One reader of images for training, serving and client."""

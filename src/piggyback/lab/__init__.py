@@ -1,0 +1,1 @@
+"""Comparisons: experiments, tables, other methods, the paper's sets."""

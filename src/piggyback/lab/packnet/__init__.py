@@ -1,0 +1,14 @@
+"""PackNet: several tasks in one network, one after the other (Mallya & Lazebnik, CVPR 2018).
+
+Reading order: sequence.py, prune.py, learner.py, network.py, file.py.
+"""
+
+from piggyback.lab.packnet.sequence import (
+    FILE,
+    STAGES,
+    PackNetResult,
+    epochs_after_pruning,
+    train_packnet,
+)
+
+__all__ = ["FILE", "STAGES", "PackNetResult", "epochs_after_pruning", "train_packnet"]

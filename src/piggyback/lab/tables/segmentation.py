@@ -1,0 +1,232 @@
+"""Segmentation side by side: a table with a row a class, and pictures of what methods make of it.
+
+measured = {"masks": [of seed 0, ...], ...} -> ``iou_table``    Markdown, mean over seeds
+images, label maps by title                 -> ``side_by_side`` figure
+runs of ``train`` by label                  -> ``compare_segmentation`` both, in a folder
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor, nn
+
+from piggyback.errors import InputError
+from piggyback.images.label_maps import VOID
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.images.tensors import normalise
+from piggyback.lab.tables.networks import network_of
+from piggyback.lab.tables.plots import save_png
+from piggyback.network.backbone import Backbone
+from piggyback.train.checkpoint import write_atomically
+from piggyback.train.data.sets import ImageData, Split
+from piggyback.train.evaluate import Measured, measure
+from piggyback.train.recipe import Recipe
+from piggyback.train.result import TrainResult
+from piggyback.train.segmenting import Colour, colours_of
+from piggyback.train.train import preprocessing_of
+
+TABLE, PICTURE, NUMBERS = "per-class.md", "side-by-side.png", "per-class.json"
+"""What ``compare_segmentation`` writes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentations:
+    """What ``compare_segmentation`` made."""
+
+    measured: Mapping[str, tuple[Measured, ...]]
+    """On test, by label, a value a run."""
+    table: Path
+    picture: Path
+
+
+def compare_segmentation(
+    backbone: Backbone,
+    data: ImageData,
+    runs: Mapping[str, Sequence[TrainResult]],
+    folder: Path,
+    *,
+    images: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> Segmentations:
+    """Write the table of all ``runs`` on test, and pictures by the first run of each label.
+
+    ``runs``: results of the methods masks, head and finetune on ``data``, a list for each label.
+    ``images``: which test images are drawn; by default four from evenly over the set. All runs must
+    have the same preprocessing, since pictures show what the networks see. Raises InputError where
+    runs do not go together.
+    """
+    if not runs or not all(runs.values()):
+        raise InputError("runs: expected one or more results for each label")
+    prepared = {
+        preprocessing_of(backbone, Recipe.from_json(one.provenance["recipe"]))
+        for results in runs.values()
+        for one in results
+    }
+    if len(prepared) > 1:
+        sizes = sorted(one.image_size for one in prepared)
+        raise InputError(f"runs with images of {sizes} pixels: expected the same preprocessing")
+    (preprocessing,) = prepared
+    chosen = _evenly(len(data.test), 4) if images is None else list(images)
+    shown = data.test.subset(torch.tensor(chosen)).in_memory(preprocessing)
+    measured: dict[str, tuple[Measured, ...]] = {}
+    maps: dict[str, Tensor] = {"truth": _maps(shown, preprocessing)}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for label, results in runs.items():
+        found = []
+        for number, result in enumerate(results):
+            network = network_of(backbone, result).to(device)
+            found.append(
+                measure(network, data.test, preprocessing, device=device, batch_size=batch_size)
+            )
+            if number == 0:
+                maps[label] = _answers(network, shown, preprocessing, device)
+        measured[label] = tuple(found)
+    pictures = torch.stack([shown.load(i, preprocessing) for i in range(len(shown))])
+    figure = side_by_side(pictures, maps, data.classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / TABLE, iou_table(measured))
+    _write(folder / NUMBERS, json.dumps(_numbers(measured), indent=1) + "\n")
+    save_png(figure, folder / PICTURE)
+    return Segmentations(measured, folder / TABLE, folder / PICTURE)
+
+
+def iou_table(measured: Mapping[str, Sequence[Measured]]) -> str:
+    """Return the IoU of each class in Markdown, a column a label, and the means; in percent.
+
+    Several measurements give their mean, and for the last rows the standard deviation too.
+
+    >>> found = Measured(("sky", "road"), torch.tensor([[3, 1], [0, 4]]), 0.1, "segmentation")
+    >>> print(iou_table({"masks": [found]}))
+    | class | masks |
+    |---|--:|
+    | sky | 75.0 |
+    | road | 80.0 |
+    | mean IoU | 77.50 |
+    | pixels right | 87.50 |
+    <BLANKLINE>
+    """
+    lines = [f"| class | {' | '.join(measured)} |", f"|---|{'--:|' * len(measured)}"]
+    classes = next(iter(measured.values()))[0].classes
+    for name in classes:
+        cells = []
+        for column in measured.values():
+            found = [iou for one in column if (iou := one.per_class_iou()[name]) is not None]
+            cells.append(f"{mean(found):.1f}" if found else "-")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for title, values in (
+        ("mean IoU", [[one.mean_iou for one in column] for column in measured.values()]),
+        ("pixels right", [[one.right for one in column] for column in measured.values()]),
+    ):
+        lines.append(f"| {title} | {' | '.join(_with_spread(column) for column in values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def side_by_side(
+    images: Tensor,
+    maps: Mapping[str, Tensor],
+    classes: Sequence[str],
+    colours: Sequence[Colour] | None = None,
+) -> Figure:
+    """Return a figure with a row an image: itself, then its label maps under their titles.
+
+    ``images`` uint8 (n, 3, h, w), ``maps`` uint8 (n, h, w) each; void is white. Below, the colour of
+    each class that occurs. Raises InputError for maps of another size.
+
+    >>> images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    >>> maps = {"truth": torch.zeros(1, 8, 8, dtype=torch.uint8)}
+    >>> [axes.get_title() for axes in side_by_side(images, maps, ["sky"]).axes]
+    ['image', 'truth']
+    """
+    wanted = (len(images), *images.shape[-2:])
+    for title, found in maps.items():
+        if tuple(found.shape) != wanted:
+            raise InputError(f"label maps {title!r} {tuple(found.shape)}: expected {wanted}")
+    table = torch.full((256, 3), 255, dtype=torch.uint8)
+    table[: len(classes)] = torch.tensor(colours or colours_of(classes), dtype=torch.uint8)
+    columns = {"image": images.permute(0, 2, 3, 1)}
+    columns |= {title: table[found.long()] for title, found in maps.items()}
+    shape = images.shape[-2] / images.shape[-1]
+    figure = Figure(
+        figsize=(2.1 * len(columns), 2.1 * shape * len(images) + 0.9), layout="constrained"
+    )
+    panels = figure.subplots(len(images), len(columns), squeeze=False)
+    for column, (title, pictures) in enumerate(columns.items()):
+        for row, picture in enumerate(pictures):
+            axes = panels[row, column]
+            axes.imshow(picture.numpy(), interpolation="nearest")
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(title)
+    shown = torch.cat([found.flatten() for found in maps.values()])
+    counted = torch.bincount(shown, minlength=len(table))
+    handles = [
+        Patch(
+            facecolor=_unit(colour),
+            edgecolor="#888888",
+            label="void" if label == VOID else classes[label],
+        )
+        for label, (colour, count) in enumerate(zip(table, counted, strict=True))
+        if count
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    return figure
+
+
+@torch.inference_mode()
+def _answers(
+    network: nn.Module, images: Split, preprocessing: Preprocessing, device: torch.device
+) -> Tensor:
+    x = torch.stack([images.load(i, preprocessing) for i in range(len(images))])
+    logits: Tensor = network(normalise(x.to(device), preprocessing))
+    return logits.argmax(1).byte().cpu()
+
+
+def _maps(images: Split, preprocessing: Preprocessing) -> Tensor:
+    if images.kind != "segmentation":
+        raise InputError("the images have one class each: expected label maps")
+    return images.targets(torch.arange(len(images)), preprocessing)
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    taken = min(count, most)
+    return [(2 * i + 1) * count // (2 * taken) for i in range(taken)]
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread}"
+
+
+def _numbers(measured: Mapping[str, Sequence[Measured]]) -> dict[str, list[dict[str, object]]]:
+    return {
+        label: [
+            {
+                "mean_iou": one.mean_iou,
+                "pixels_right": one.right,
+                "classes": one.per_class_iou(),
+                "confusion": one.confusion.tolist(),
+            }
+            for one in found
+        ]
+        for label, found in measured.items()
+    }
+
+
+def _unit(colour: Tensor) -> tuple[float, ...]:
+    return tuple(value / 255 for value in colour.tolist())
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: _put(temporary, text))
+
+
+def _put(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

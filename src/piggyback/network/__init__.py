@@ -1,0 +1,1 @@
+"""What of a network is masked, held, and told apart."""

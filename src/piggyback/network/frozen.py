@@ -1,0 +1,166 @@
+"""A backbone held still: frozen, fingerprinted, and with all that is needed to put it back as it came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from piggyback.errors import SelectionError, near_misses
+from piggyback.masks.bits import PackedMask
+from piggyback.masks.live import LiveWeights
+from piggyback.masks.rule import Form
+from piggyback.network.fingerprint import IGNORED, fingerprint
+from piggyback.network.head import find_head
+from piggyback.network.norm import norm_tensors
+from piggyback.network.select import Selection, select_weights
+
+
+class FrozenBackbone:
+    """A module whose masked weights, normalisation and classifier can be exchanged, and put back bit for bit.
+
+    Raises SelectionError, before the module is changed, where weights or classifier cannot be chosen.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10))
+    >>> frozen = FrozenBackbone(net)
+    >>> frozen.head_name, frozen.masked_names
+    ('2', ('0.weight',))
+    """
+
+    def __init__(
+        self, module: nn.Module, select: Selection = None, head: str | None = None
+    ) -> None:
+        self.head_name = find_head(module) if head is None else _known_module(module, head)
+        self.masked_names = tuple(select_weights(module, select, head=self.head_name))
+        self.fingerprint, self.digests = fingerprint(module, self.masked_names, self.head_name)
+        # All that can fail has been done: from here on the module changes.
+        self.module = module
+        self.head = module.get_submodule(self.head_name)
+        self._modes = [(m, m.training) for m in module.modules()]
+        self._required = {name: p.requires_grad for name, p in module.named_parameters()}
+        self._shapes = {
+            name: tuple(p.shape)
+            for name, p in module.named_parameters()
+            if not name.startswith(f"{self.head_name}.")
+        }
+        module.requires_grad_(False)
+        self.live = LiveWeights(module, self.masked_names)
+        self.base_state = {name: tensor.detach().clone() for name, tensor in self.state().items()}
+        self._seen: list[tuple[dict[str, Any], str, Tensor, int]] = []
+
+    def norms(self) -> dict[str, Tensor]:
+        """Return the normalisation tensors that a task may bring, as they are now, not copied."""
+        return norm_tensors(self.module, self.head_name)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that training may change besides weights: normalisation and saved buffers; not copied."""
+        found = norm_tensors(self.module, self.head_name, counters=True)
+        for path, child in self.module.named_modules():
+            for key, buffer in child._buffers.items():
+                name = f"{path}.{key}" if path else key
+                kept = key not in child._non_persistent_buffers_set
+                if kept and buffer is not None and not name.startswith(f"{self.head_name}."):
+                    found[name] = buffer
+        return found
+
+    def changed_buffers(self) -> list[str]:
+        """Return the names of saved buffers that no longer hold what came; batch norm's counters do not count."""
+        return [
+            name
+            for name, tensor in self.state().items()
+            if not isinstance(tensor, nn.Parameter)
+            and not name.endswith(IGNORED)
+            and not torch.equal(tensor, self.base_state[name])
+        ]
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every parameter that a task may mask: all but the classifier's."""
+        return self._shapes
+
+    @torch.no_grad()
+    def write_(
+        self,
+        masks: Mapping[str, PackedMask],
+        norm: Mapping[str, Tensor],
+        head: nn.Module,
+        coefficients: Mapping[str, Tensor] | None = None,
+        form: Form = "plain",
+    ) -> None:
+        """Put a task in place: what it does not bring becomes the base value.
+
+        Raises TaskStateError, before anything is changed, where weights were moved behind the base weights' back.
+        """
+        self.live.write_(masks, coefficients, form)
+        if norm or not self._holds_base_state():
+            values = {**self.base_state, **norm}
+            for name, tensor in self.state().items():
+                if name not in masks:
+                    tensor.copy_(values[name])
+            self._seen = [] if norm else self._sight()
+        self.put_head(head)
+
+    def distrust_state(self) -> None:
+        """Let the next ``write_`` write all of the state: it may change in ways that torch does not count."""
+        self._seen = []
+
+    def _holds_base_state(self) -> bool:
+        """Whether the state was left alone since its base values were written, so that they need not be again."""
+        return bool(self._seen) and all(
+            owner[key] is tensor and tensor._version == version
+            for owner, key, tensor, version in self._seen
+        )
+
+    def _sight(self) -> list[tuple[dict[str, Any], str, Tensor, int]]:
+        """Where each tensor of the state stands, itself, and torch's count of the changes to it."""
+        seen: list[tuple[dict[str, Any], str, Tensor, int]] = []
+        for name, tensor in self.state().items():
+            if tensor.is_inference():
+                return []  # not counted
+            if name not in self.live.base:
+                path, _, key = name.rpartition(".")
+                owner = self.module.get_submodule(path)
+                place = owner._buffers if key in owner._buffers else owner._parameters
+                seen.append((place, key, tensor, tensor._version))
+        return seen
+
+    def put_head(self, head: nn.Module) -> None:
+        """Put ``head`` where the classifier stands."""
+        replace_module(self.module, self.head_name, head)
+
+    def give_back(self) -> nn.Module:
+        """Return the module as it came: weights, statistics, classifier, what was trainable, and modes."""
+        self.write_({}, {}, self.head)
+        for name, param in self.module.named_parameters():
+            param.requires_grad_(self._required[name])
+        for module, mode in self._modes:
+            module.training = mode
+        return self.module
+
+    def apply(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Follow the module after ``nn.Module._apply`` moved it."""
+        self.live.apply(move)
+        self.distrust_state()
+        self.base_state = {name: move(tensor) for name, tensor in self.base_state.items()}
+
+
+def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put ``module`` at the dotted ``path`` below ``root``.
+
+    >>> net = nn.Sequential(nn.Identity())
+    >>> replace_module(net, "0", nn.ReLU()); net[0]
+    ReLU()
+    """
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def _known_module(module: nn.Module, name: str) -> str:
+    names = [known for known, _ in module.named_modules() if known]
+    if name not in names:
+        raise SelectionError(
+            f"head {name!r}: expected the name of a module in {type(module).__name__}"
+            f"{near_misses(str(name), names)}"
+        )
+    return name

@@ -1,0 +1,104 @@
+"""Where a network's classifier is: the layer that every task has its own copy of."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from piggyback.errors import SelectionError
+from piggyback.network.segmentation import SegmentationNetwork
+from piggyback.network.two_heads import FollowHead
+
+_USUAL = ("fc", "classifier", "head", "heads", "last_linear", "logits", "output", "out", "score")
+"""What classifiers are called in torchvision, transformers and most code, in order of trust."""
+
+_SECOND = ("head_dist", "aux_head", "distillation_classifier", "classifier_distill")
+"""Second classifiers whose outputs are mixed with the first's, even in eval mode."""
+
+
+def find_head(module: nn.Module) -> str:
+    """Return the name of the classifier: an nn.Linear, or an nn.Conv2d with a 1 x 1 kernel.
+
+    Asked in this order: timm's ``get_classifier()``; attributes with the usual names (``fc``,
+    ``classifier``, ``head``, ...), of which the last linear layer or 1 x 1 convolution counts;
+    else the last layer with weights. Raises SelectionError with the candidates when that is
+    neither, or when the outputs of two classifiers are mixed.
+
+    >>> find_head(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 5)))
+    '2'
+    """
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        raise SelectionError(
+            f"the model is a single {type(module).__name__}: expected layers before the "
+            "classifier; wrap it in nn.Sequential"
+        )
+    if isinstance(module, SegmentationNetwork):
+        return "head"
+    _refuse_two_heads(module)
+    if name := _timm_head(module) or _usual_head(module):
+        return name
+    layers = [(name, m) for name, m in _products(module) if not name.endswith("out_proj")]
+    if layers and _can_be_head(layers[-1][1]):
+        return layers[-1][0]
+    raise _unclear(module, "the last layer with weights is no linear layer or 1 x 1 convolution")
+
+
+def _timm_head(module: nn.Module) -> str | None:
+    get = getattr(module, "get_classifier", None)
+    if not callable(get):
+        return None
+    found = get()
+    if isinstance(found, (tuple, list)):
+        found = [m for m in found if not isinstance(m, FollowHead)]
+        found = found[0] if len(found) == 1 else found
+    if isinstance(found, (list, nn.ModuleList)) and len(found) > 1:
+        raise _unclear(module, f"it has {len(found)} classifiers whose outputs are mixed")
+    if isinstance(found, nn.Identity):
+        raise _unclear(module, "its classifier was removed (num_classes=0)")
+    if not isinstance(found, nn.Module):
+        return None
+    for name, child in module.named_modules():
+        if child is found:
+            return _last_inside(name, child)
+    return None
+
+
+def _usual_head(module: nn.Module) -> str | None:
+    children = dict(module.named_children())
+    for name in _USUAL:
+        if name in children and (inside := _last_inside(name, children[name])):
+            return inside
+    return None
+
+
+def _last_inside(path: str, found: nn.Module) -> str | None:
+    """The last linear layer or 1 x 1 convolution at or below ``found``."""
+    if _can_be_head(found):
+        return path
+    names = [name for name, m in _products(found) if _can_be_head(m)]
+    return f"{path}.{names[-1]}" if names else None
+
+
+def _refuse_two_heads(module: nn.Module) -> None:
+    for name in _SECOND:
+        if isinstance(getattr(module, name, None), (nn.Linear, nn.Conv2d)):
+            raise _unclear(module, f"a second classifier, {name!r}, is mixed into its output")
+
+
+def _products(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    return [(name, m) for name, m in module.named_modules() if isinstance(m, kinds)]
+
+
+def _can_be_head(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d):
+        return layer.kernel_size == (1, 1) and layer.groups == 1
+    return isinstance(layer, nn.Linear)
+
+
+def _unclear(module: nn.Module, why: str) -> SelectionError:
+    candidates = [name for name, m in _products(module) if _can_be_head(m)][-4:]
+    listed = f" (candidates: {', '.join(candidates)})" if candidates else ""
+    return SelectionError(
+        f"cannot tell which layer of {type(module).__name__} is the classifier: {why}; "
+        f"name it with head={listed}"
+    )

@@ -1,0 +1,40 @@
+"""Normalisation layers: which tensors a task with trained normalisation carries."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from piggyback.network.fingerprint import IGNORED
+
+NORM_TYPES = (
+    nn.modules.batchnorm._NormBase,  # every batch and instance norm
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+
+
+def norm_modules(module: nn.Module, head: str) -> dict[str, nn.Module]:
+    """Return the normalisation layers outside the head, by name.
+
+    >>> list(norm_modules(nn.Sequential(nn.BatchNorm2d(2), nn.Linear(2, 2)), head="1"))
+    ['0']
+    """
+    return {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, NORM_TYPES) and name != head and not name.startswith(f"{head}.")
+    }
+
+
+def norm_tensors(module: nn.Module, head: str, *, counters: bool = False) -> dict[str, Tensor]:
+    """Return the layers' own parameters and statistics by state-dict name; not copies.
+
+    ``counters`` adds batch norm's step counters, which change no output but belong to the module's content.
+    """
+    found = {}
+    for name, child in norm_modules(module, head).items():
+        for key, tensor in child.state_dict(keep_vars=True).items():
+            if counters or key != IGNORED:
+                found[f"{name}.{key}" if name else key] = tensor
+    return found

@@ -1,0 +1,335 @@
+"""The engine: one network in memory, a folder of task files, and answers for all of them.
+
+    predict -> prepare the image as the task says -> queue of the task -> batch -> answer
+
+Nothing here knows of a network between machines: ``http/`` and ``cluster/`` carry these calls to others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Barrier, Thread
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import torch
+from torch import nn
+
+from piggyback.errors import InputError, UnknownTaskError
+from piggyback.network.backbone import Backbone
+from piggyback.serve.answers import Answer, TaskStatus
+from piggyback.serve.inputs import samples
+from piggyback.serve.options import EngineOptions, torch_threads
+from piggyback.serve.replicas.network import Network
+from piggyback.serve.replicas.packed import PackedTask
+from piggyback.serve.scheduler.desk import Desk
+from piggyback.serve.scheduler.intake import Intake
+from piggyback.serve.scheduler.workers import load, work
+from piggyback.serve.sizes import parse_bytes
+from piggyback.serve.stats import Stats
+from piggyback.serve.store.decoding import Decoder
+from piggyback.serve.store.folder import TaskEntry, TaskFolder
+from piggyback.serve.store.servable import servable
+from piggyback.serve.store.stores import open_store
+from piggyback.serve.store.watcher import Watcher
+from piggyback.taskfile import file
+from piggyback.zoo.load import load_backbone
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing itself from Python 3.11 on
+
+
+LOADER_END_S = 1.0
+"""How long ``close`` waits for a loader that is reading a file."""
+
+
+class Engine:
+    """Answers for every task file in a folder, from one network in memory.
+
+    ``memory`` bounds what tasks take, in bytes or as "2GiB": live copies of the network for the tasks used last, packed
+    bits for others; the rest waits on disk. Calls may come from any thread; requests of all of them are batched by
+    task. Raises BackboneError where the backbone cannot be had, InputError for too little memory.
+
+    >>> import tempfile, torch
+    >>> from piggyback import MultiTaskModel
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10))
+    >>> model = MultiTaskModel(net)
+    >>> model.start_task("parity", classes=["even", "odd"])
+    >>> task = model.finish_task()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save_task("parity", folder + "/parity.safetensors")
+    ...     with Engine(model.release(), folder) as engine:
+    ...         engine.predict(torch.zeros(4), "parity", top_k=2).classes in (("even", "odd"), ("odd", "even"))
+    True
+    """
+
+    def __init__(
+        self,
+        backbone: str | Backbone | nn.Module,
+        tasks_dir: str | Path,
+        memory: int | str = "2GiB",
+        options: EngineOptions | None = None,
+    ) -> None:
+        self.options = options or EngineOptions()
+        budget = parse_bytes(memory)
+        store = open_store(tasks_dir)
+        _check_device(self.options.place)
+        workers, threads = self.options.division()
+        if isinstance(backbone, str):
+            backbone = load_backbone(backbone)
+        with torch_threads(threads):  # measured as it will run
+            self._network = Network(
+                backbone,
+                device=self.options.place,
+                precision=self.options.precision,
+                fold=self.options.fold,
+                compile=self.options.compile,
+            )
+            shapes = self._network.shapes
+            self._decoder = Decoder(shapes) if self.options.decode_apart else None
+            self._folder = TaskFolder(store, servable(shapes, self._network.fingerprint))
+            copies = [self._network.new_copy() for _ in range(workers)]
+            self._desk = Desk(
+                budget,
+                copies,
+                self._network.copy_bytes,
+                max_batch=self.options.max_batch,
+                max_queue=self.options.max_queue,
+                patience=self.options.patience_ms / 1e3,
+            )
+            self._start(workers, threads)
+        self._watcher: Watcher | None = None
+        try:
+            self.rescan()
+            if self.options.watch_s:
+                self._watcher = Watcher(self.rescan, self.options.watch_s)
+        except BaseException:
+            self.close(drain=False)
+            raise
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    @property
+    def source(self) -> str:
+        """How the backbone can be loaded again; empty for a module of one's own."""
+        return self._network.source
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the backbone."""
+        return self._network.fingerprint
+
+    @property
+    def speed(self) -> str:
+        """How the network is run, in words."""
+        return self._network.speed
+
+    @property
+    def queue_depth(self) -> int:
+        """Images that wait."""
+        return self._desk.depth
+
+    @property
+    def problem(self) -> str | None:
+        """Why the folder could not be looked at last time; what is in memory is answered for all the same."""
+        return self._folder.problem
+
+    # -- answers -------------------------------------------------------------------------------
+
+    def submit(self, image: Any, task: str, top_k: int = 5) -> Future[Answer]:
+        """Queue an image and return its answer to come; ``cancel`` drops it as long as it waits."""
+        (request,) = self._intake.submit([image], [self._folder.entry(task)], top_k)
+        waiting = ref(request)  # who keeps the future shall not keep the image
+
+        def done(future: Future[Answer]) -> None:
+            cancelled = waiting() if future.cancelled() else None
+            if cancelled is not None:
+                self._desk.withdraw(cancelled)
+
+        request.future.add_done_callback(done)
+        return request.future
+
+    def predict(
+        self, image_or_batch: Any, task: str, top_k: int = 5, timeout: float | None = None
+    ) -> Any:
+        """Return the ``Answer`` for an image, or a list of them for a list or a 4-D tensor.
+
+        An image is a file's path or bytes, a PIL image, a uint8 tensor (3, h, w) or array (h, w, 3); it is prepared as
+        the task's file says. A floating tensor is what the network sees, without the batch's dimension. ``timeout`` is
+        in seconds. Raises UnknownTaskError, DataError for an image that cannot be read, InputError, OverloadError,
+        DeadlineError, UnavailableError for a task that cannot be loaded now, ClosedError.
+        """
+        images, batch = samples(image_or_batch)
+        entries = [self._folder.entry(task)] * len(images)
+        answers = self._intake.answers(images, entries, top_k, timeout)
+        return answers if batch else answers[0]
+
+    async def predict_async(
+        self, image_or_batch: Any, task: str, top_k: int = 5, timeout: float | None = None
+    ) -> Any:
+        """Return what ``predict`` does, without blocking the event loop; cancelling it drops what waits."""
+        images, batch = samples(image_or_batch)
+        entries = [self._folder.entry(task)] * len(images)
+        answers = await self._intake.answers_async(images, entries, top_k, timeout)
+        return answers if batch else answers[0]
+
+    def infer(
+        self,
+        image: Any,
+        tasks: Sequence[str] | None = None,
+        top_k: int = 5,
+        timeout: float | None = None,
+    ) -> list[Answer]:
+        """Return the answer of each of ``tasks`` for one image, the surest first.
+
+        None asks all tasks, and leaves out those that cannot answer now.
+        """
+        entries = self._entries(tasks)
+        images = [image] * len(entries)
+        return _surest_first(self._intake.answers(images, entries, top_k, timeout, tasks is None))
+
+    async def infer_async(
+        self,
+        image: Any,
+        tasks: Sequence[str] | None = None,
+        top_k: int = 5,
+        timeout: float | None = None,
+    ) -> list[Answer]:
+        """Return what ``infer`` does, without blocking the event loop."""
+        entries = self._entries(tasks)
+        images = [image] * len(entries)
+        skip = tasks is None
+        answers = await self._intake.answers_async(images, entries, top_k, timeout, skip)
+        return _surest_first(answers)
+
+    # -- tasks ---------------------------------------------------------------------------------
+
+    def tasks(self) -> list[TaskStatus]:
+        """Return every task that can be asked for, by name."""
+        return [self._status(entry) for _, entry in sorted(self._folder.entries.items())]
+
+    def task(self, name: str) -> TaskStatus:
+        """Return one task's state; raises UnknownTaskError."""
+        return self._status(self._folder.entry(name))
+
+    def refused(self) -> dict[str, str]:
+        """Return why files of the folder cannot be served, by name."""
+        return dict(self._folder.refused)
+
+    def put_task(self, name: str, data: bytes) -> TaskStatus:
+        """Add or replace a task by the bytes of its file; requests from now on get the new one.
+
+        Everything is checked before the folder is touched: the file is decoded to its last byte. Raises TaskNameError,
+        TaskFileError, BackboneMismatchError, InputError for a task that does not classify, UnavailableError where the
+        disk does not take it.
+        """
+        old = self._folder.entries.get(name)
+        entry = self._folder.put(name, data, decode=self._packed)
+        if old is not None and old.version != entry.version:
+            self._desk.retire(old, gone=False)
+        return self._status(entry)
+
+    def delete_task(self, name: str) -> None:
+        """Delete a task's file; what is queued for it is still answered."""
+        self._desk.retire(self._folder.remove(name), gone=True)
+
+    def rescan(self) -> None:
+        """Look at the folder now: take in what was added, replaced or removed."""
+        changes = self._folder.scan()
+        for entry in changes.replaced:
+            self._desk.retire(entry, gone=False)
+        for entry in changes.removed:
+            self._desk.retire(entry, gone=True)
+
+    def stats(self) -> Stats:
+        """Return what was done so far, and where everything is."""
+        return self._desk.stats(self._folder.entries.values())
+
+    def close(self, drain: bool = True, timeout: float | None = None) -> None:
+        """Stop: answer what is queued if ``drain``, within ``timeout`` seconds; what is left gets ClosedError."""
+        if self._watcher is not None:
+            self._watcher.stop()
+        until = None if timeout is None else time.monotonic() + timeout
+        self._desk.close(drain, timeout)
+        for thread in self._workers:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        for thread in self._loaders:  # one at a disk that hangs may never end
+            thread.join(LOADER_END_S)
+        self._intake.close()
+        if self._decoder is not None:
+            self._decoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _start(self, workers: int, cores: int) -> None:
+        """Start all threads; they have told torch how many cores they use when this returns."""
+        preparers, loaders = max(2, workers), self.options.loaders
+        started = Barrier(workers + loaders + preparers + 1)
+        self._intake = Intake(self._desk, self.options.max_pixels, preparers, started)
+        working = (self._desk, cores, started)
+        self._workers = [Thread(target=work, args=working) for _ in range(workers)]
+        loading = (self._desk, self._network, self._load, self._intake.again, started)
+        self._loaders = [Thread(target=load, args=loading) for _ in range(loaders)]
+        for thread in (*self._workers, *self._loaders):
+            thread.daemon = True  # an engine that was not closed does not keep the process alive
+            thread.start()
+        started.wait()
+
+    def _load(self, entry: TaskEntry) -> tuple[TaskEntry, PackedTask]:
+        found, data = self._folder.read(entry)
+        if self._decoder is None:
+            return found, self._packed(found.name, data)
+        return found, self._network.pack(self._decoder.load(data, found.name))
+
+    def _packed(self, name: str, data: bytes) -> PackedTask:
+        return self._network.pack(file.load(data, name, expect=self._network.shapes))
+
+    def _entries(self, tasks: Sequence[str] | None) -> list[TaskEntry]:
+        found = list(self._folder.entries.values())
+        if tasks is not None:
+            found = [self._folder.entry(name) for name in dict.fromkeys(tasks)]
+        if not found:
+            raise UnknownTaskError("no tasks to choose from: put task files into the folder first")
+        return found
+
+    def _status(self, entry: TaskEntry) -> TaskStatus:
+        tier, memory = self._desk.where(entry)
+        return TaskStatus(
+            name=entry.name,
+            version=entry.version,
+            kind=entry.kind,
+            classes=entry.classes,
+            file_bytes=entry.file_bytes,
+            memory_bytes=memory,
+            tier=tier,
+            image_size=entry.preprocessing.image_size if entry.preprocessing else None,
+        )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise InputError(
+            f"device {device!r}: expected cpu, or a device that is there, such as cuda:0; leave it out to choose "
+            "by itself"
+        ) from error
+
+
+def _surest_first(answers: list[Answer]) -> list[Answer]:
+    return sorted(answers, key=lambda answer: -answer.confidence)

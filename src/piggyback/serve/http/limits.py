@@ -1,0 +1,48 @@
+"""How much a client may ask for; pixels are the engine's limit, which sees them first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from piggyback.errors import InputError
+from piggyback.serve.store.folder import MAX_BYTES
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes from its clients; more is refused.
+
+    >>> Limits(images=4).images
+    4
+    >>> Limits(images=0)
+    Traceback (most recent call last):
+    ...
+    piggyback.errors.InputError: limit images = 0: expected more than 0
+    """
+
+    body_bytes: int = 16 * 2**20
+    """Of a request with images, as it comes over the network."""
+    held_bytes: int = 512 * 2**20
+    """Of all bodies that are in memory at once, so that many large ones cannot take all of it."""
+    images: int = 32
+    """In one request."""
+    tasks: int = 32
+    """Asked about one image; also how many there may be where a request names none."""
+    timeout_s: float = 30.0
+    """Seconds from a request's last byte to its answer."""
+    upload_bytes: int = MAX_BYTES
+    """Of a task file."""
+    header_s: float = 10.0
+    """Seconds that a request's line and headers may take to arrive."""
+    body_s: float = 30.0
+    """Seconds that its body may take, and that a client may leave an answer unread."""
+    connections: int = 512
+    """Open at once."""
+    stop_s: float = 30.0
+    """Seconds that requests which are being answered get when the server is told to stop."""
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if not value > 0:
+                raise InputError(f"limit {name} = {value}: expected more than 0")

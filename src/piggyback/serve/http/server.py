@@ -1,0 +1,158 @@
+"""Runs the application: one process, one port, an orderly end."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from types import FrameType
+from typing import Literal
+
+import uvicorn
+
+from piggyback.errors import InputError, PiggybackWarning
+from piggyback.serve.http.app import Application
+from piggyback.serve.http.connections import guarded
+from piggyback.serve.http.gate import ACCESS
+from piggyback.serve.http.logs import logging_to
+
+KEEP_ALIVE_S = 30
+"""For which a connection may stay open without a request."""
+LAST_S = 3
+"""For which uvicorn waits for connections to close once everything is answered."""
+
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+
+
+def run(
+    app: Application,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    say: Callable[[str], object] | None = None,
+    log_level: LogLevel = "info",
+) -> int:
+    """Serve ``app`` until SIGTERM or Ctrl-C, then answer what is queued; return the exit code.
+
+    ``say`` (a line on standard output) gets one line with the address once there are answers; ``port`` 0 takes a free
+    one. Logs go to standard error as JSON. Raises InputError for a port that cannot be had, and what the start of the
+    engine raised; warns of a host that others can reach where there is no token. Where others cannot reach it and there
+    is no token, only requests for an address or "localhost" are answered.
+    """
+    bound = listen(host, port)
+    app.service.only_local = app.service.token is None and is_loopback(host)
+    if app.service.token is None and not is_loopback(host):
+        warnings.warn(
+            f"host {host}: everyone who can reach it may ask this server, for it has no token; "
+            "give it one with --token-file",
+            PiggybackWarning,
+            stacklevel=2,
+        )
+    with closing(bound), logging_to(level=log_level):
+        HttpServer(app, host, say or _say).run(sockets=[bound])
+    if app.service.failure is not None:
+        raise app.service.failure
+    return 0
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, which ends in two steps: new requests are refused while old ones are answered, then it closes."""
+
+    def __init__(self, app: Application, host: str, say: Callable[[str], object]) -> None:
+        limits = app.service.limits
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=guarded(limits, self._ended),
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=LAST_S,
+            )
+        )
+        self.service = app.service
+        self._counts = app.counts
+        self.address = ""
+        """Where it listens, from the moment it does."""
+        self._host, self._say = host, say
+        self._said = False
+        self._until: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; a second signal does not wait for what is being answered."""
+        if self._until is None:
+            self.service.refuse()
+            self._until = time.monotonic() + self.service.limits.stop_s
+        else:
+            self.service.abandon()
+            self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets)
+        self.address = address_of(self._host, self.servers[0].sockets[0].getsockname()[1])
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look, ten times a second, how far things are; return whether to end."""
+        service = self.service
+        if service.status == "ready" and not self._said:
+            self._said = True
+            self._say(f"ready at {self.address}")
+        late = self._until is not None and time.monotonic() > self._until
+        done = self._until is not None and not service.in_flight
+        if late:
+            service.abandon()
+        if service.status == "failed" or late or done:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    def _ended(self, status: int) -> None:
+        """Count and log a connection that was closed before it had a request."""
+        self._counts.add("none", "none", status)
+        ACCESS.info({"method": None, "path": None, "status": status})
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises InputError where it cannot."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"port {port} on {host} cannot be had ({why}); choose another, or 0 for a free one"
+        ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach ``host``.
+
+    >>> is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def address_of(host: str, port: int) -> str:
+    """Return the URL of what listens there.
+
+    >>> address_of("::1", 8000)
+    'http://[::1]:8000'
+    """
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

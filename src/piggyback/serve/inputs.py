@@ -1,0 +1,216 @@
+"""Whatever a caller has of an image to the network's input: encoded bytes, a file, a picture, pixels.
+
+What comes out are the numbers that ``training.evaluate.predict`` gives the network for the same
+file. Everything here runs in the caller's own thread: no operation is large enough, or of a kind,
+for torch to start a team of threads for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from torch import Tensor
+
+from piggyback.errors import DataError, InputError, TooLargeError
+from piggyback.images.encoded import look
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.images.tensors import DECODE_ERRORS, draft_side, fit, one_line, orientation, to_rgb
+
+_OPENERS: dict[str, Any] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "BMP": BmpImageFile,
+    "GIF": GifImageFile,
+}
+"""Pillow's readers. ``Image.open`` would also warn by Pillow's own limit on pixels, and its warnings
+cannot be held back in one thread only."""
+
+_LONGEST = 65_535
+"""Pixels a side, as in a JPEG; Pillow takes memory for every row, however short."""
+
+_LAZY = threading.Lock()
+"""Held while a picture that Pillow has opened and not read yet is read: two threads may have it."""
+
+
+def samples(image_or_batch: Any) -> tuple[list[Any], bool]:
+    """Return the single images in what a caller gave, and whether it was a batch.
+
+    A list, a tuple, and a tensor or array of four dimensions are batches.
+
+    >>> samples(torch.zeros(2, 3, 8, 8))[1], samples("photo.jpg")
+    (True, (['photo.jpg'], False))
+    """
+    if isinstance(image_or_batch, (list, tuple)):
+        return list(image_or_batch), True
+    if isinstance(image_or_batch, (Tensor, np.ndarray)) and image_or_batch.ndim == 4:
+        return list(image_or_batch), True
+    return [image_or_batch], False
+
+
+def prepare(source: Any, preprocessing: Preprocessing | None, *, max_pixels: int) -> Tensor:
+    """Return one image as the network's input, float32 (3, s, s), contiguous, on the CPU.
+
+    ``source``: an encoded image (bytes; JPEG, PNG, WebP, BMP, GIF, of which the first frame), the
+    path of an image file, a PIL image, or pixels: a uint8 tensor (3, h, w) or array (h, w, 3) or
+    (h, w). A floating tensor or array is taken as the network's input and returned as float32.
+    ``max_pixels``: of an image as it is stored, looked up before any is decoded.
+
+    Raises DataError for an image that cannot be decoded, TooLargeError for one of too many pixels,
+    InputError for another kind of thing and where the task has no ``preprocessing``.
+
+    >>> prepare(torch.zeros(3, 20, 30, dtype=torch.uint8), Preprocessing(8), max_pixels=10**6).shape
+    torch.Size([3, 8, 8])
+    """
+    if isinstance(source, (Tensor, np.ndarray)):
+        tensor = source.detach().cpu() if isinstance(source, Tensor) else _tensor(source)
+        if tensor.is_floating_point():
+            return tensor.to(
+                torch.float32, copy=True
+            )  # it waits in a queue; the caller's may change
+    if preprocessing is None:
+        raise InputError(
+            "the task's file names no preprocessing: expected the network's input, a floating "
+            f"tensor; found {_kind(source)}"
+        )
+    if isinstance(source, (Tensor, np.ndarray)):
+        pixels = _pixels(source, tensor)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        pixels = _decode(bytes(source), "image", preprocessing, max_pixels)
+    elif isinstance(source, (str, Path)):
+        pixels = _read(Path(source), preprocessing, max_pixels)
+    elif isinstance(source, Image.Image):
+        pixels = _picture(source, max_pixels)
+    else:
+        raise InputError(
+            f"image of type {_kind(source)}: expected an encoded image (bytes), a path, a PIL "
+            "image, a uint8 tensor (3, h, w) or array (h, w, 3), or a floating tensor"
+        )
+    return _normalised(fit(pixels, preprocessing), preprocessing)
+
+
+def _decode(data: bytes, what: str, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
+    """An encoded image as uint8 (3, h, w); a JPEG no larger than the network's input needs."""
+    try:
+        found = look(data)
+        _check_size(found.size, what, max_pixels)
+        with _OPENERS[found.format](BytesIO(found.data)) as image:
+            if image.size != found.size:
+                raise ValueError(f"its header gives two sizes, {found.size} and {image.size}")
+            image.draft(None, (draft_side(preprocessing),) * 2)
+            image.load()
+            return to_rgb(image, what, found.turned)
+    except DataError:
+        raise
+    except DECODE_ERRORS as error:
+        reason = str(error) if type(error) is ValueError else one_line(error)
+        raise DataError(
+            f"{what} of {len(data)} bytes cannot be decoded: {reason}: expected a whole JPEG, PNG, "
+            "WebP, BMP or GIF file"
+        ) from error
+
+
+def _read(path: Path, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
+    """The image in a file of the caller's own, in any format that training reads."""
+    what = f"image {str(path)!r}"
+    try:
+        with Image.open(path) as image:
+            _check_size(image.size, what, max_pixels)
+            image.draft(None, (draft_side(preprocessing),) * 2)
+            image.load()
+            return to_rgb(image, what, orientation(image.info.get("exif")))
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{what}: no such file") from None
+    except DECODE_ERRORS as error:
+        raise DataError(f"{what} cannot be decoded: {one_line(error)}") from error
+
+
+def _picture(image: Image.Image, max_pixels: int) -> Tensor:
+    _check_size(image.size, "image", max_pixels)
+    try:
+        with _LAZY:
+            image.load()
+        return to_rgb(image, "image", orientation(image.info.get("exif")))
+    except DataError:
+        raise
+    except DECODE_ERRORS as error:
+        raise DataError(f"image cannot be decoded: {one_line(error)}") from error
+
+
+def _check_size(size: tuple[int, int], what: str, max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise DataError(f"{what} of {width} x {height} pixels: expected one or more")
+    if width * height > max_pixels or max(size) > _LONGEST:
+        raise TooLargeError(
+            f"{what} of {width} x {height} pixels: expected at most {max_pixels} in all and "
+            f"{_LONGEST} a side; make it smaller"
+        )
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """An array as a tensor, uint8 or float32; one that torch could not share is copied."""
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32, copy=False)
+    elif array.dtype != np.uint8:
+        raise InputError(
+            f"image {_kind(array)}: expected uint8 pixels, or floats as the network takes them"
+        )
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def _pixels(source: Tensor | NDArray[Any], tensor: Tensor) -> Tensor:
+    """Pixels, ``source`` as a tensor, as uint8 (3, h, w)."""
+    pixels, wanted = tensor, "(3, h, w)"
+    if isinstance(source, np.ndarray):
+        wanted = "(h, w, 3) or (h, w)"
+        if tensor.ndim == 2:
+            pixels = tensor.expand(3, -1, -1)
+        elif tensor.ndim == 3:
+            pixels = tensor.permute(2, 0, 1)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3 or not pixels.numel():
+        raise InputError(
+            f"image {_kind(source)}: expected uint8 {wanted}, or floats as the network takes them"
+        )
+    return pixels
+
+
+def _normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """``backbones.images.normalise`` of one image, to the bit, in NumPy, which uses one thread."""
+    mean, std = _constants(preprocessing.mean, preprocessing.std)
+    x = np.ascontiguousarray(pixels.numpy()).astype(np.float32)
+    x /= np.float32(255)
+    x -= mean
+    x /= std
+    return torch.from_numpy(x)
+
+
+@lru_cache(maxsize=256)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    first, second = (np.array(v, dtype=np.float32).reshape(3, 1, 1) for v in (mean, std))
+    return first, second
+
+
+def _kind(source: Any) -> str:
+    if isinstance(source, (Tensor, np.ndarray)):
+        return f"{type(source).__name__} {source.dtype} {tuple(source.shape)}"
+    return type(source).__name__

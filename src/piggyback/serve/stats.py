@@ -1,0 +1,115 @@
+"""What an engine has done, counted as it goes and read as one snapshot."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal
+
+from piggyback.serve.answers import Tier
+
+Outcome = Literal["ok", "error", "timeout", "cancelled", "overload"]
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many values were at most each bound."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    """Cumulative, one a bound, then one of all values."""
+    total: float
+    """Sum of the values."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """An engine's state and what it did since it started."""
+
+    requests: Mapping[tuple[str, Outcome], int]
+    """By task."""
+    latency: Mapping[str, Histogram]
+    """Seconds from the call to the answer, by task."""
+    batch_sizes: Histogram
+    switches: int
+    """Batches for which a task was written into a live copy."""
+    hits: Mapping[Tier, int]
+    """Batches, by where their task was."""
+    loads: int
+    load_seconds: float
+    load_failures: int
+    evictions: Mapping[Literal["dense", "packed"], int]
+    bytes: Mapping[Literal["dense", "packed"], int]
+    budget: int
+    tasks: Mapping[Tier, int]
+    queue_depth: int
+    queue_limit: int
+
+
+class Tally:
+    """Values sorted into the buckets of a histogram.
+
+    >>> tally = Tally((1, 2))
+    >>> tally.add([1, 3])
+    >>> tally.histogram()
+    Histogram(bounds=(1, 2), counts=(1, 1, 2), total=4)
+    """
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total: float = 0
+
+    def add(self, values: Iterable[float]) -> None:
+        """Count some values."""
+        for value in values:
+            self._counts[bisect_left(self._bounds, value)] += 1
+            self._total += value
+
+    def histogram(self) -> Histogram:
+        """Return what was counted so far."""
+        return Histogram(self._bounds, tuple(accumulate(self._counts)), self._total)
+
+
+class Counts:
+    """The running counts; not safe for threads, the engine holds its lock."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, Outcome]] = Counter()
+        self.hits: Counter[Tier] = Counter()
+        self.batch_sizes = Tally(BATCHES)
+        self.switches = self.loads = self.load_failures = 0
+        self.load_seconds = 0.0
+        self._latency: dict[str, Tally] = {}
+
+    def count(
+        self, task: str, outcome: Outcome, latencies: Iterable[float] = (), n: int = 1
+    ) -> None:
+        """Count ``n`` requests that ended so, and how long those with an answer took."""
+        self.requests[task, outcome] += n
+        self._latency.setdefault(task, Tally(SECONDS)).add(latencies)
+
+    def forget(self, task: str) -> None:
+        """Stop telling of a task that is no more: what was counted would stay for ever."""
+        self._latency.pop(task, None)
+        for key in [key for key in self.requests if key[0] == task]:
+            del self.requests[key]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what was counted so far, by the names of ``Stats``."""
+        return {
+            "requests": dict(self.requests),
+            "latency": {task: tally.histogram() for task, tally in self._latency.items()},
+            "batch_sizes": self.batch_sizes.histogram(),
+            "switches": self.switches,
+            "hits": dict(self.hits),
+            "loads": self.loads,
+            "load_seconds": self.load_seconds,
+            "load_failures": self.load_failures,
+        }

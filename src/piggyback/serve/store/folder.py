@@ -1,0 +1,268 @@
+"""Which tasks a store has, each with the version that is served: kept true while files come, change and go.
+
+The store is the truth and this is what was last seen of it. Whatever changes what is held reads the file and notes
+what it found under one lock, so a slow look can never put an older file in the place of a newer one. Readers
+take ``entries`` as it is: a mapping that is never changed, only replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from piggyback.errors import (
+    PiggybackError,
+    TaskFileError,
+    UnavailableError,
+    UnknownTaskError,
+    near_misses,
+)
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.serve.store.stores import SUFFIX, Stamp, Store
+from piggyback.taskfile.header import TaskHeader
+from piggyback.taskfile.task import check_name
+
+MAX_BYTES = 64 << 20
+"""Bytes of a file that is put, unless told otherwise; what is in the store already may be larger."""
+
+Check = Callable[[bytes, str], TaskHeader]
+"""Takes a file's bytes and the task's name; raises PiggybackError for what cannot be served."""
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task that is served, by the content of its file; equal entries, equal content."""
+
+    name: str
+    version: str
+    """The first 16 hex digits of the file's SHA-256."""
+    file_bytes: int
+    kind: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing | None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Name and version: what is asked for and what is kept in memory go by it."""
+        return self.name, self.version
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs from the scan before: files, and what ``put``, ``remove`` and ``read`` did meanwhile."""
+
+    added: tuple[TaskEntry, ...] = ()
+    replaced: tuple[TaskEntry, ...] = ()
+    """As they were; ``entries`` has them as they are."""
+    removed: tuple[TaskEntry, ...] = ()
+
+
+class TaskFolder:
+    """The tasks of a store. All methods may be called from several threads.
+
+    >>> import tempfile
+    >>> from piggyback.serve.store.stores import LocalStore
+    >>> from piggyback.taskfile.file import Task, header_of, save
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     folder = TaskFolder(LocalStore(place), lambda data, name: header_of(data))
+    ...     entry = folder.put("signs", save(Task("signs", {}, {})))
+    ...     list(folder.entries), folder.scan().added == (entry,)
+    (['signs'], True)
+    """
+
+    def __init__(self, store: Store, check: Check, max_bytes: int = MAX_BYTES) -> None:
+        self.entries: Mapping[str, TaskEntry] = MappingProxyType({})
+        self.refused: Mapping[str, str] = MappingProxyType({})
+        """Why not, by file name; an older version of the file may still be served."""
+        self.problem: str | None = None
+        """Why the store could not be listed at the last scan."""
+        self._store = store
+        self._check = check
+        self._max_bytes = max_bytes
+        self._stamps: dict[str, Stamp] = {}
+        """Of the files whose content is known, good or bad."""
+        self._held: dict[str, TaskEntry] = {}
+        """Behind ``entries``: never changed either, but sooner copied than through the proxy."""
+        self._scanned: Mapping[str, TaskEntry] = self.entries
+        self._scanning = threading.Lock()
+        self._lock = threading.Lock()
+
+    def scan(self) -> Changes:
+        """Look at the store now, and return what changed since the scan before.
+
+        Only files with a new stamp are read. A bad file is refused; if there was a good one before, its entry
+        stays. A store that cannot be listed changes nothing but ``problem``.
+        """
+        with self._scanning:
+            try:
+                listed = self._store.list()
+            except UnavailableError as error:
+                self.problem = str(error)
+            else:
+                self.problem = None
+                for name, stamp in listed.items():
+                    if self._stamps.get(name) != stamp:
+                        self._look(name, stamp)
+                for name in self.entries.keys() - listed.keys():
+                    self._look(name, None)  # listings miss files that are being replaced
+                with self._lock:
+                    self._stamps = {n: s for n, s in self._stamps.items() if n in listed}
+                    self._clear(
+                        set(self.refused) - {file_name(n) for n in (*listed, *self.entries)}
+                    )
+            before, self._scanned = self._scanned, self.entries
+            return _differences(before, self._scanned)
+
+    def entry(self, name: str) -> TaskEntry:
+        """Return what is served as ``name``; UnknownTaskError lists names like it."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise self._unknown(name)
+        return entry
+
+    def read(self, entry: TaskEntry) -> tuple[TaskEntry, bytes]:
+        """Return a task's bytes, and the entry that they are: another one where the file was replaced.
+
+        Raises UnknownTaskError where the file is gone, UnavailableError where it cannot be read or was replaced by
+        one that cannot be served.
+        """
+        try:
+            data = self._store.read(entry.name)
+            if version_of(data) == entry.version and self.entries.get(entry.name) == entry:
+                return entry, data
+            with self._lock:
+                data = self._store.read(entry.name)  # once more: a newer file may have been put
+                return self._accept(entry.name, data), data
+        except (UnknownTaskError, UnavailableError):
+            raise
+        except PiggybackError as error:
+            raise UnavailableError(
+                f"task {entry.name!r}: its file was replaced by one that cannot be served ({error}); "
+                "put a good file in its place"
+            ) from error
+
+    def put(
+        self, name: str, data: bytes, decode: Callable[[str, bytes], object] | None = None
+    ) -> TaskEntry:
+        """Write a task's file and return its entry; a file of that name is replaced at once.
+
+        Everything is checked before a byte is written: TaskNameError, TaskFileError and whatever ``check`` raises, and
+        ``decode`` of name and bytes if it is given.
+        UnavailableError where the file cannot be written; then the old one is still there.
+        """
+        check_name(name)
+        if len(data) > self._max_bytes:
+            raise TaskFileError(
+                f"task {name!r}: a file of {len(data)} bytes: expected at most {self._max_bytes}; "
+                "put it into the tasks directory by hand"
+            )
+        entry = self._checked(name, data)
+        if decode is not None:
+            decode(name, data)
+        with self._lock:
+            self._store.write(name, data)
+            self._hold(entry)
+        return entry
+
+    def remove(self, name: str) -> TaskEntry:
+        """Delete a task's file and return the entry that was served; UnknownTaskError lists names like it."""
+        with self._lock:
+            entry = self.entry(name)
+            with contextlib.suppress(UnknownTaskError):  # somebody else was faster
+                self._store.delete(name)
+            self._forget(name)
+        return entry
+
+    def _look(self, name: str, stamp: Stamp | None) -> None:
+        """Take in what the store has for ``name``; ``stamp`` is what it was listed with, None if it was not."""
+        with self._lock:
+            self._stamps.pop(name, None)
+            try:
+                self._accept(check_name(name), self._store.read(name))
+            except UnknownTaskError:
+                self._forget(name)
+                return
+            except UnavailableError as error:  # without a stamp it is looked at again next time
+                self._refuse(name, str(error))
+                return
+            except MemoryError:
+                self._refuse(name, "memory was too short to read it")
+                return
+            except PiggybackError as error:
+                self._refuse(name, str(error))
+            if stamp is not None:
+                self._stamps[name] = stamp
+
+    def _accept(self, name: str, data: bytes) -> TaskEntry:
+        """The entry for what was read of a file, from now on the one that is served; holding the lock."""
+        known = self.entries.get(name)
+        if known is not None and known.version == version_of(data):
+            self._clear({file_name(name)})
+            return known
+        entry = self._checked(name, data)
+        self._hold(entry)
+        return entry
+
+    def _checked(self, name: str, data: bytes) -> TaskEntry:
+        info = self._check(data, name).info
+        return TaskEntry(
+            name, version_of(data), len(data), info.kind, info.classes, info.preprocessing
+        )
+
+    def _hold(self, entry: TaskEntry) -> None:
+        self._serve({**self._held, entry.name: entry})
+        self._clear({file_name(entry.name)})
+
+    def _forget(self, name: str) -> None:
+        self._stamps.pop(name, None)
+        self._serve({held: entry for held, entry in self._held.items() if held != name})
+        self._clear({file_name(name)})
+
+    def _serve(self, held: dict[str, TaskEntry]) -> None:
+        self._held, self.entries = held, MappingProxyType(held)
+
+    def _refuse(self, name: str, why: str) -> None:
+        self.refused = MappingProxyType({**self.refused, file_name(name): why})
+
+    def _clear(self, files: set[str]) -> None:
+        if not files.isdisjoint(self.refused):
+            kept = {file: why for file, why in self.refused.items() if file not in files}
+            self.refused = MappingProxyType(kept)
+
+    def _unknown(self, name: str) -> UnknownTaskError:
+        held = f"{len(self.entries)} tasks are served" if self.entries else "no task is served"
+        why = self.refused.get(file_name(name))
+        hint = near_misses(name, self.entries) if why is None else f"; its file is refused: {why}"
+        return UnknownTaskError(f"unknown task {name[:100]!r}: {held}{hint}")
+
+
+def version_of(data: bytes) -> str:
+    """Return what tells a file's content from all others: the first 16 hex digits of its SHA-256.
+
+    >>> version_of(b"")
+    'e3b0c44298fc1c14'
+    """
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def file_name(name: str) -> str:
+    """Return the name of a task's file, fit to be shown whatever it contains.
+
+    >>> file_name("signs"), file_name("si\\ngns")
+    ('signs.safetensors', "'si\\\\ngns'.safetensors")
+    """
+    return f"{name if name.isprintable() else ascii(name)}{SUFFIX}"
+
+
+def _differences(before: Mapping[str, TaskEntry], after: Mapping[str, TaskEntry]) -> Changes:
+    if before is after:
+        return Changes()
+    return Changes(
+        added=tuple(entry for name, entry in after.items() if name not in before),
+        replaced=tuple(e for n, e in before.items() if n in after and after[n] != e),
+        removed=tuple(entry for name, entry in before.items() if name not in after),
+    )

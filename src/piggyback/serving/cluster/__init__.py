@@ -1,6 +1,0 @@
-"""The engine on several processes or machines, with Ray Serve; docs/CLUSTER.md has the picture."""
-
-from piggyback.serving.cluster.app import build, run
-from piggyback.serving.cluster.options import ClusterOptions
-
-__all__ = ["ClusterOptions", "build", "run"]

@@ -1,1 +1,0 @@
-"""Images from strangers, to the network's input."""

@@ -1,0 +1,77 @@
+"""Whole files or none: reading what is as large as it says, writing what replaces one at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from piggyback.errors import BackboneMismatchError, TaskFileError
+from piggyback.taskfile.container import header_length, parse_header
+from piggyback.taskfile.header import check_format
+
+LARGE = 1 << 20
+"""Bytes from which a file's header is looked at before the rest is read."""
+
+
+def read_whole(path: str | os.PathLike[str]) -> bytes:
+    """Return a task file's bytes; another kind of file is refused before all of it is read."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise TaskFileError("it is no regular file: expected a task file; check the path")
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGE:
+            text = file.read(header_length(file.read(8), size))
+            check_format(parse_header(text, size)[0])
+            file.seek(0)
+        return file.read(size)
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` to a new file beside ``path``, sync it, and give it that name; a link is followed.
+
+    Raises OSError, and then what was at ``path`` is untouched and nothing is left beside it.
+    """
+    replace_whole(Path(os.path.realpath(path)), data)
+
+
+def replace_whole(target: Path, data: bytes) -> None:
+    """Do what ``write_whole`` does, but put the file in the place of a link, not where it leads."""
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the file's name in front of any complaint about it."""
+    try:
+        yield
+    except (TaskFileError, BackboneMismatchError) as error:
+        raise type(error)(f"{os.fspath(path)}: {error}") from error.__cause__
+    except OSError as error:
+        raise TaskFileError(
+            f"{os.fspath(path)}: cannot be read ({error.strerror}); expected a task file"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last; some network file systems cannot, but the file is whole anyway."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,241 @@
+"""The task file: four verbs and a look at the header. docs/FORMAT.md describes every byte.
+
+save(task) -> bytes     load(bytes) -> task     save_file(task, path)     load_file(path) -> task
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from piggyback.errors import InputError, TaskFileError
+from piggyback.masks.bits import PackedMask
+from piggyback.taskfile import container
+from piggyback.taskfile.checks import (
+    Shapes,
+    check_form,
+    check_scales,
+    check_shapes,
+    check_short,
+    check_size,
+    checked_coefficients,
+    checked_mask,
+    digest_rows,
+)
+from piggyback.taskfile.codec import codec
+from piggyback.taskfile.container import Entry
+from piggyback.taskfile.disk import naming, read_whole, write_whole
+from piggyback.taskfile.header import (
+    LayerHeader,
+    TaskHeader,
+    from_metadata,
+    to_metadata,
+)
+from piggyback.taskfile.rounding import int8_to_rows, rows_to_int8, to_half
+from piggyback.taskfile.task import Task, check_name
+
+MASKS, DIGESTS = "masks", "digests"
+HEAD, NORM, FORM = "head.", "norm.", "form."
+SCALE, HALF = "scale.", "half."
+"""Of version 3: the scales of head rows that are int8, and normalisation in float16."""
+
+
+def save(task: Task) -> bytes:
+    """Return the task as the bytes of a task file; the same task always gives the same bytes.
+
+    >>> task = Task("signs", {}, {"weight": torch.zeros(2, 3)})
+    >>> load(save(task)).head["weight"].shape
+    torch.Size([2, 3])
+    """
+    coded = codec.encode([checked_mask(task, name) for name in task.masks])
+    layers = tuple(
+        LayerHeader(name, mask.shape, mask.kept, codec, bits)
+        for (name, mask), codec, bits in zip(
+            task.masks.items(), coded.codecs, coded.bits, strict=True
+        )
+    )
+    tensors: dict[str, Tensor] = {}
+    if task.masks:
+        tensors[MASKS] = torch.frombuffer(bytearray(coded.data), dtype=torch.uint8)
+    if task.info.backbone.weights:
+        tensors[DIGESTS] = digest_rows(task)
+    tensors |= {FORM + name: tensor for name, tensor in checked_coefficients(task).items()}
+    tensors |= _short_head(task) | _short_norm(task)
+    short = any(name.startswith((SCALE, HALF)) for name in tensors)
+    data = container.build(tensors, to_metadata(task.name, task.info, layers, short))
+    shapes = {name: mask.shape for name, mask in task.masks.items()}
+    _parse(memoryview(data), shapes)  # what is written here is what a reader accepts
+    return data
+
+
+def load(data: bytes, name: str | None = None, expect: Shapes | None = None) -> Task:
+    """Return the task that ``save`` wrote, as ``name`` if given.
+
+    ``expect`` gives the shape of every weight that may be masked, by name; a file for others raises
+    BackboneMismatchError before a mask is decoded. All else that is wrong raises TaskFileError.
+
+    >>> load(save(Task("signs", {}, {})), name="roads").name
+    'roads'
+    """
+    if name is not None:
+        check_name(name)
+    view = memoryview(data)
+    header, entries = _parse(view, expect)
+    masks: dict[str, PackedMask] = {}
+    if header.layers:
+        stream = bytes(view[entries[MASKS].start : entries[MASKS].stop])
+        ternary = header.info.rule.kind == "ternary"
+        shapes = [layer.shape for layer in header.layers]
+        kept = [layer.kept for layer in header.layers]
+        decoded = codec.decode(stream, shapes, ternary=ternary, kept=kept)
+        masks = {layer.name: m for layer, m in zip(header.layers, decoded, strict=True)}
+    scales = _tensors(view, entries, SCALE)
+    check_scales(scales, _tensors(view, entries, HEAD))
+    info = header.info
+    if DIGESTS in entries:
+        rows = container.read_tensor(view, entries[DIGESTS]).numpy()
+        weights = {x.name: row.tobytes().hex() for x, row in zip(header.layers, rows, strict=True)}
+        info = replace(info, backbone=replace(info.backbone, weights=weights))
+    task = Task(
+        name=header.name if name is None else name,
+        masks=masks,
+        head=_whole_head(_tensors(view, entries, HEAD), scales),
+        norm={
+            **_tensors(view, entries, NORM),
+            **{name: half.float() for name, half in _tensors(view, entries, HALF).items()},
+        },
+        info=info,
+        coefficients=_tensors(view, entries, FORM),
+    )
+    try:
+        checked_coefficients(task)
+    except InputError as error:
+        raise TaskFileError(f"{error}; the file is damaged") from error
+    return task
+
+
+def save_file(task: Task, path: str | os.PathLike[str]) -> None:
+    """Write the task to ``path``, whole or not at all: an error leaves the file that was there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_file(Task("signs", {}, {}), folder + "/signs.safetensors")
+    ...     load_file(folder + "/signs.safetensors").name
+    'signs'
+    """
+    data = save(task)
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise TaskFileError(
+            f"{os.fspath(path)}: task {task.name!r} ({len(data)} bytes) cannot be written "
+            f"({error.strerror}); nothing was changed, make room or choose another folder"
+        ) from error
+
+
+def load_file(
+    path: str | os.PathLike[str], name: str | None = None, expect: Shapes | None = None
+) -> Task:
+    """Return the task in the file at ``path``; ``name`` and ``expect`` as for ``load``."""
+    with naming(path):
+        return load(read_whole(path), name, expect)
+
+
+def header_of(data: bytes, expect: Shapes | None = None) -> TaskHeader:
+    """Return what a file's bytes say about themselves, checked as ``load`` does, but no mask is decoded.
+
+    >>> header_of(save(Task("signs", {}, {}))).name
+    'signs'
+    """
+    return _parse(memoryview(data), expect)[0]
+
+
+def read_header(path: str | os.PathLike[str]) -> TaskHeader:
+    """Return what the file at ``path`` says about itself: checksum verified, no mask decoded."""
+    with naming(path):
+        return header_of(read_whole(path))
+
+
+def _parse(data: memoryview, expect: Shapes | None) -> tuple[TaskHeader, dict[str, Entry]]:
+    """Everything about a file but the contents of its tensors, checked."""
+    length = container.header_length(bytes(data[:8]), len(data))
+    metadata, entries = container.parse_header(bytes(data[8 : 8 + length]), len(data))
+    name, info, layers = from_metadata(metadata)
+    container.check_digest(data, entries)
+    version = int(metadata["version"])
+    sizes = {"masks": 0, "form": 0, "head": 0, "norm": 0}
+    if version > 2:
+        sizes |= {"scale": 0, "half": 0}
+    for key, entry in entries.items():
+        part = key.partition(".")[0]
+        if key in (DIGESTS, container.CHECKSUM):
+            continue
+        if part not in sizes or (part == MASKS) != (key == part) or not key.isprintable():
+            raise TaskFileError(f"tensor {key[:80]!r} belongs to no part of a task; it is damaged")
+        sizes[part] += entry.nbytes
+    header = TaskHeader(
+        name=name,
+        info=info,
+        layers=layers,
+        version=version,
+        bytes_masks=sizes["masks"],
+        bytes_form=sizes["form"],
+        bytes_head=sizes["head"] + sizes.get("scale", 0),
+        bytes_norm=sizes["norm"] + sizes.get("half", 0),
+        bytes_header=len(data) - sum(sizes.values()),
+    )
+    _check_tensor(entries, MASKS, len(layers) > 0, (sizes["masks"],))
+    _check_tensor(entries, DIGESTS, DIGESTS in entries, (len(layers), container.DIGEST_BYTES))
+    if version > 2:
+        check_short(entries, HEAD, SCALE, NORM, HALF)
+    check_form(header, {k.removeprefix(FORM): e for k, e in entries.items() if k.startswith(FORM)})
+    if expect is None:
+        check_size(header)
+    else:
+        check_shapes(header, expect)
+    return header, entries
+
+
+def _short_head(task: Task) -> dict[str, Tensor]:
+    """The head's tensors, those that ``round_rows`` made as int8 and scales; a custom head as it is."""
+    tensors = {}
+    for name, tensor in task.head.items():
+        found = None if task.info.head_kind not in ("linear", "conv") else rows_to_int8(tensor)
+        if found is None:
+            tensors[HEAD + name] = tensor
+        else:
+            tensors[HEAD + name], tensors[SCALE + name] = found
+    return tensors
+
+
+def _whole_head(head: dict[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: int8_to_rows(t, scales[n]) if n in scales else t for n, t in head.items()}
+
+
+def _short_norm(task: Task) -> dict[str, Tensor]:
+    """Normalisation, in float16 where that is the same to the bit."""
+    halves = {name: to_half(tensor) for name, tensor in task.norm.items()}
+    plain = {NORM + name: task.norm[name] for name, half in halves.items() if half is None}
+    return plain | {HALF + name: half for name, half in halves.items() if half is not None}
+
+
+def _check_tensor(
+    entries: Mapping[str, Entry], name: str, wanted: bool, shape: tuple[int, ...]
+) -> None:
+    entry = entries.get(name)
+    if (entry is not None) != wanted:
+        raise TaskFileError(f"tensor {name!r} {'is missing' if wanted else 'describes no weight'}")
+    if entry is not None and (entry.dtype, entry.shape) != ("U8", shape):
+        raise TaskFileError(f"tensor {name!r}: {entry.dtype} {entry.shape}: expected U8 {shape}")
+
+
+def _tensors(data: memoryview, entries: Mapping[str, Entry], prefix: str) -> dict[str, Tensor]:
+    found = {name: entry for name, entry in entries.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): container.read_tensor(data, entry)
+        for name, entry in found.items()
+    }

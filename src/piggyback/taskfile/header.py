@@ -1,0 +1,251 @@
+"""What a task file says about itself, as an object: read without decoding a mask."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from piggyback.errors import InputError, TaskFileError, TaskNameError
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.masks.rule import MaskRule
+from piggyback.network.fingerprint import BackboneInfo
+from piggyback.taskfile.container import check_shape, strict_json
+from piggyback.taskfile.task import TaskInfo, check_name
+
+FORMAT = "piggyback-task"
+VERSION = 3
+"""The newest that this library reads; a task is written in the lowest that can hold it."""
+SEGMENTATION = "segmentation"
+"""The head kind that came with version 2."""
+CODECS = ("constant", "raw", "coded")
+_NUMBER = re.compile("[1-9][0-9]{0,8}")
+_FIELDS = {
+    "name",
+    "kind",
+    "classes",
+    "rule",
+    "head",
+    "preprocessing",
+    "backbone",
+    "provenance",
+    "masks",
+}
+
+
+@dataclass(frozen=True)
+class LayerHeader:
+    """One masked weight, as the header describes it."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+    """Weights with m != 0."""
+    codec: str
+    """"constant" (all or none kept), "raw" or "coded"."""
+    bits: int
+    """Its share of the mask stream, side information included."""
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    @property
+    def density(self) -> float:
+        """Fraction of weights kept; 1.0 for a tensor without weights."""
+        return self.kept / self.numel if self.numel else 1.0
+
+
+@dataclass(frozen=True)
+class TaskHeader:
+    """A task file without its tensors; ``bytes_*`` are bytes on disk, in all ``bytes_total``."""
+
+    name: str
+    info: TaskInfo
+    layers: tuple[LayerHeader, ...]
+    version: int = 1
+    bytes_masks: int = 0
+    """The mask stream and all that is needed to decode it."""
+    bytes_form: int = 0
+    """The coefficients of the mask rule's form; none for the plain one."""
+    bytes_head: int = 0
+    bytes_norm: int = 0
+    bytes_header: int = 0
+    """Everything else: the JSON, digests and the checksum."""
+
+    @property
+    def bytes_total(self) -> int:
+        """Size of the file."""
+        parts = (self.bytes_masks, self.bytes_form, self.bytes_head, self.bytes_norm)
+        return sum(parts) + self.bytes_header
+
+    @property
+    def weights(self) -> int:
+        """Number of masked weights."""
+        return sum(layer.numel for layer in self.layers)
+
+    @property
+    def density(self) -> float:
+        """Fraction of masked weights kept; 1.0 without masks."""
+        weights = self.weights
+        return sum(layer.kept for layer in self.layers) / weights if weights else 1.0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bytes on disk of masks and coefficients * 8 / masked weights; 0.0 without masks."""
+        return 8 * (self.bytes_masks + self.bytes_form) / self.weights if self.weights else 0.0
+
+
+def version_of(info: TaskInfo, short: bool = False) -> int:
+    """Return the format version of a task's file: 3 with tensors in a short form; else 2 for a mask rule with a form
+    or a head that scores pixels; else 1.
+
+    >>> version_of(TaskInfo()), version_of(TaskInfo(rule=MaskRule(form="channel"))), version_of(TaskInfo(), True)
+    (1, 2, 3)
+    """
+    if short:
+        return 3
+    return 1 if info.rule.form == "plain" and info.head_kind != SEGMENTATION else 2
+
+
+def to_metadata(
+    name: str, info: TaskInfo, layers: tuple[LayerHeader, ...], short: bool = False
+) -> dict[str, str]:
+    """Return the container's metadata; ``from_metadata`` reads it back. ``short`` as for ``version_of``.
+
+    >>> sorted(to_metadata("signs", TaskInfo(), ()))
+    ['format', 'task', 'version']
+    """
+    rule, version = asdict(info.rule), version_of(info, short)
+    if version == 1:
+        del rule["form"]
+    values = {
+        "name": name,
+        "kind": info.kind,
+        "classes": list(info.classes),
+        "rule": rule,
+        "head": info.head_kind,
+        "preprocessing": None if info.preprocessing is None else info.preprocessing.to_json(),
+        "backbone": {"source": info.backbone.source, "fingerprint": info.backbone.fingerprint},
+        "provenance": dict(info.provenance),
+        "masks": [[x.name, list(x.shape), x.kept, x.codec, x.bits] for x in layers],
+    }
+    try:
+        text = json.dumps(values, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"task {name!r}: its description cannot be written as JSON ({error}); "
+            "provenance must be plain values without NaN"
+        ) from error
+    return {"format": FORMAT, "version": str(version), "task": text}
+
+
+def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[LayerHeader, ...]]:
+    """Return name, info (without the weights' digests) and layers.
+
+    Raises TaskFileError for anything that ``to_metadata`` would not write.
+    """
+    version = check_format(metadata)
+    values = strict_json(metadata["task"], "task description")
+    _expect(isinstance(values, dict) and values.keys() == _FIELDS, "fields", sorted(_FIELDS))
+    backbone, rule, provenance = values["backbone"], values["rule"], values["provenance"]
+    _expect(_strings(backbone, "source", "fingerprint"), "backbone", "source and fingerprint")
+    _check_rule(rule, version, version > 2 or values["head"] == SEGMENTATION)
+    _expect(isinstance(provenance, dict), "provenance", "an object")
+    _expect(_strings(values, "name", "kind", "head", exactly=False), "name, kind, head", "text")
+    _expect(version > 1 or values["head"] != SEGMENTATION, "head", "one that version 1 has")
+    classes = values["classes"]
+    _expect(
+        isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes", "names"
+    )
+    try:
+        info = TaskInfo(
+            kind=values["kind"],
+            classes=tuple(classes),
+            rule=MaskRule(**rule),
+            head_kind=values["head"],
+            preprocessing=_preprocessing(values["preprocessing"]),
+            backbone=BackboneInfo(backbone["source"], backbone["fingerprint"]),
+            provenance=provenance,
+        )
+        name = check_name(values["name"])
+    except (InputError, TaskNameError) as error:
+        raise TaskFileError(f"{error}; the file is damaged") from error
+    return name, info, _layers(values["masks"])
+
+
+def check_format(metadata: Mapping[str, str]) -> int:
+    """Return the version of a task file by its metadata; raises TaskFileError unless this library reads it."""
+    found = metadata.get("format", "none")
+    if found != FORMAT:
+        raise TaskFileError(f"format {found[:40]!r}: expected {FORMAT!r}; it is no task file")
+    version = metadata.get("version", "")
+    if _NUMBER.fullmatch(version) and int(version) > VERSION:
+        raise TaskFileError(
+            f"format version {version}: this library reads up to {VERSION}; "
+            "upgrade it with: pip install -U torch-piggyback"
+        )
+    if not _NUMBER.fullmatch(version) or metadata.keys() != {"format", "version", "task"}:
+        raise TaskFileError(
+            f"format version {version[:20]!r}: expected 1 to {VERSION}; the file is damaged"
+        )
+    return int(version)
+
+
+def _check_rule(rule: Any, version: int, plain: bool) -> None:
+    """Check the fields of a mask rule: forms came with version 2, ``plain`` only if something else needs it."""
+    fields = {"kind", "threshold"} if version == 1 else {"kind", "threshold", "form"}
+    _expect(isinstance(rule, dict) and rule.keys() == fields, "rule", "a mask rule")
+    _expect(type(rule["threshold"]) in (int, float), "rule", "a number as threshold")
+    _expect(isinstance(rule["kind"], str), "rule", "a name as kind")
+    form = rule.get("form", "channel")
+    good = isinstance(form, str) and (plain or form != "plain")
+    _expect(good, "rule", "a form, which version 2 is for")
+
+
+def _layers(values: Any) -> tuple[LayerHeader, ...]:
+    _expect(isinstance(values, list), "masks", "a list")
+    layers = []
+    for value in values:
+        _expect(isinstance(value, list) and len(value) == 5, "mask", "five values")
+        name, shape, kept, codec, bits = value
+        _expect(isinstance(name, str) and 0 < len(name) <= 512, "mask name", "1 to 512 characters")
+        _expect(name.isprintable(), f"mask name {name[:80]!r}", "printable characters")
+        layer = LayerHeader(name, check_shape(name, shape), kept, codec, bits)
+        _expect(type(kept) is int and 0 <= kept <= layer.numel, f"{name!r}: kept", "0 to its size")
+        _expect(codec in CODECS, f"{name!r}: codec", ", ".join(CODECS))
+        _expect(type(bits) is int and bits >= 0, f"{name!r}: bits", "a whole number")
+        layers.append(layer)
+    names = {layer.name for layer in layers}
+    _expect(len(names) == len(layers), "mask names", "each once")
+    return tuple(layers)
+
+
+def _preprocessing(value: Any) -> Preprocessing | None:
+    if value is None:
+        return None
+    _expect(isinstance(value, dict), "preprocessing", "an object")
+    _expect(type(value.get("crop_pct")) in (int, float), "preprocessing", "a number as crop_pct")
+    for key in ("mean", "std"):
+        numbers = value.get(key)
+        good = isinstance(numbers, list) and all(type(x) in (int, float) for x in numbers)
+        _expect(good, f"preprocessing {key}", "numbers")
+    found = Preprocessing.from_json(value)
+    _expect(found.to_json() == value, "preprocessing", f"{', '.join(found.to_json())} alone")
+    return found
+
+
+def _strings(value: Any, *keys: str, exactly: bool = True) -> bool:
+    if not isinstance(value, dict) or (exactly and value.keys() != set(keys)):
+        return False
+    return all(isinstance(value.get(key), str) for key in keys)
+
+
+def _expect(good: bool, what: str, expected: object) -> None:
+    if not good:
+        raise TaskFileError(f"task description: {what}: expected {expected}; the file is damaged")

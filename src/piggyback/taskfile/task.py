@@ -1,0 +1,104 @@
+"""A task: everything it adds to the backbone, as one object."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from piggyback.errors import TaskNameError
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.masks.bits import PackedMask
+from piggyback.masks.rule import MaskRule
+from piggyback.network.fingerprint import BackboneInfo
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a task is for and where it comes from; all of it is written into the task file."""
+
+    kind: str = "classification"
+    classes: tuple[str, ...] = ()
+    """Class names, in the order of the head's outputs."""
+    rule: MaskRule = field(default_factory=MaskRule)
+    head_kind: str = "linear"
+    """How to build the head from its tensors: see ``tasks/heads.py``."""
+    preprocessing: Preprocessing | None = None
+    backbone: BackboneInfo = field(default_factory=BackboneInfo)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Data, seed, recipe, scores reached; plain JSON values."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Masks, head and normalisation of one task; its tensors are never changed in place."""
+
+    name: str
+    masks: Mapping[str, PackedMask]
+    """By the weight's parameter name, in the backbone's order; empty for a task that is a head only."""
+    head: Mapping[str, Tensor]
+    """The head's state dict."""
+    norm: Mapping[str, Tensor] = field(default_factory=dict)
+    """Normalisation parameters and statistics by state-dict name; empty when the backbone's are used."""
+    info: TaskInfo = field(default_factory=TaskInfo)
+    coefficients: Mapping[str, Tensor] = field(default_factory=dict)
+    """float32, for each masked weight; empty for a rule of the plain form. Shapes: see ``masks/forms.py``."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+    @property
+    def weights(self) -> int:
+        """Number of masked weights."""
+        return sum(mask.numel for mask in self.masks.values())
+
+    @property
+    def density(self) -> float:
+        """Fraction of masked weights that are kept; 1.0 without masks."""
+        return sum(m.kept for m in self.masks.values()) / self.weights if self.weights else 1.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes this task holds in memory: packed masks, coefficients, head and normalisation."""
+        tensors = (*self.coefficients.values(), *self.head.values(), *self.norm.values())
+        dense = sum(t.numel() * t.element_size() for t in tensors)
+        return dense + sum(mask.nbytes for mask in self.masks.values())
+
+    def renamed(self, name: str) -> Task:
+        """Return the same task under another name."""
+        return replace(self, name=name)
+
+    def to(self, device: torch.device | str) -> Task:
+        """Return the same task with its tensors on ``device``."""
+        return replace(
+            self,
+            masks={name: mask.to(device) for name, mask in self.masks.items()},
+            head={name: tensor.to(device) for name, tensor in self.head.items()},
+            norm={name: tensor.to(device) for name, tensor in self.norm.items()},
+            coefficients={name: tensor.to(device) for name, tensor in self.coefficients.items()},
+        )
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it can name a task and its file.
+
+    >>> check_name("signs-64px")
+    'signs-64px'
+    >>> check_name("../signs")
+    Traceback (most recent call last):
+    ...
+    piggyback.errors.TaskNameError: task name '../signs': expected letters, digits, '.', '_' and '-', at most 100, \
+the first a letter or digit
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise TaskNameError(
+            f"task name {name!r}: expected letters, digits, '.', '_' and '-', at most 100, "
+            "the first a letter or digit"
+        )
+    return name

@@ -1,0 +1,210 @@
+"""Segmentation data in two layouts: a folder of images and label maps a split, and Pascal VOC's.
+
+ROOT/train/images/a.jpg, ROOT/train/labels/a.png; the same in val and test          CamVid
+ROOT/VOCdevkit/VOC2012/: JPEGImages, SegmentationClass, ImageSets/Segmentation      Pascal VOC
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from piggyback.errors import DataError
+from piggyback.images.files import check_image, upright_size
+from piggyback.images.label_maps import VOID, SegmentationSet
+from piggyback.train.data.folder import SPLITS, list_images
+from piggyback.train.data.sets import ImageData
+from piggyback.train.hashing import uniforms
+
+CAMVID = (
+    "Sky",
+    "Building",
+    "Pole",
+    "Road",
+    "Pavement",
+    "Tree",
+    "SignSymbol",
+    "Fence",
+    "Car",
+    "Pedestrian",
+    "Bicyclist",
+)
+"""The eleven classes of CamVid that papers measure, in the order of the label maps' values."""
+CAMVID_VOID = 11
+CLASSES = "classes.txt"
+"""Names the classes of a folder, a line each, in the order of the label maps' values."""
+
+VOC = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""Pascal VOC's classes, in the order of the label maps' values; 255 is void."""
+
+_VAL_STREAM = 1
+
+
+def load_camvid_layout(
+    root: str | Path,
+    name: str | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    """Return the images and label maps under ``root``, as ``<split>/images`` and ``<split>/labels``.
+
+    A map has its image's name, ends in .png and is of its size. Its values are indices into
+    ``classes``, by default the lines of ROOT/classes.txt, or 255 for void; without both they are
+    CamVid's, where 11 is void. Without val/, it is cut from train by ``seed``. Raises DataError for
+    what is missing and for what does not fit.
+    """
+    root = Path(root)
+    sets = {}
+    for split, names in SPLITS.items():
+        folder = next((root / n for n in names if (root / n / "images").is_dir()), None)
+        if folder is not None:
+            sets[split] = load_segmentation_split(folder, classes=classes)
+    for split in ("train", "test"):
+        if split not in sets:
+            raise DataError(
+                f"segmentation folder {str(root)!r}: no {split}/images in it: expected "
+                f"{split}/images/NAME.jpg and {split}/labels/NAME.png"
+            )
+    return _data(name or root.resolve().name, sets, val_fraction, seed)
+
+
+def load_segmentation_split(
+    folder: str | Path, *, classes: Sequence[str] | None = None
+) -> SegmentationSet:
+    """Return the images and label maps of one split's folder, checked: ``images`` and ``labels``.
+
+    ``classes`` as for ``load_camvid_layout``; their file lies in the folder or beside it.
+    """
+    folder = Path(folder)
+    names = _named_classes(folder) if classes is None else tuple(classes)
+    images = list_images(folder / "images")
+    if not images:
+        raise DataError(f"segmentation folder {str(folder / 'images')!r} holds no images")
+    maps = [folder / "labels" / f"{image.stem}.png" for image in images]
+    return _checked(names or CAMVID, images, maps, VOID if names else CAMVID_VOID)
+
+
+def load_voc(
+    root: str | Path, name: str = "voc", *, val_fraction: float = 0.1, seed: int = 0
+) -> ImageData:
+    """Return Pascal VOC 2012 segmentation: its val list is test, and val is cut from its train list.
+
+    ``root`` holds VOCdevkit/VOC2012, or is that folder. Raises DataError for what is missing.
+    """
+    root = Path(root)
+    places = (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root)
+    found = next((p for p in places if (p / "ImageSets" / "Segmentation").is_dir()), None)
+    if found is None:
+        raise DataError(
+            f"Pascal VOC folder {str(root)!r}: expected VOCdevkit/VOC2012 with JPEGImages, "
+            "SegmentationClass and ImageSets/Segmentation in it; unpack VOCtrainval_11-May-2012.tar"
+        )
+    sets = {split: _voc_list(found, file) for split, file in (("train", "train"), ("test", "val"))}
+    return _data(name, sets, val_fraction, seed)
+
+
+def is_segmentation_folder(root: str | Path) -> bool:
+    """Return whether ``root`` is laid out as ``load_camvid_layout`` reads it, or is one split of it.
+
+    >>> is_segmentation_folder("/no/such/folder")
+    False
+    """
+    splits = (n for names in SPLITS.values() for n in names)
+    folders = (Path(root), *(Path(root) / n for n in splits))
+    return any((f / "images").is_dir() and (f / "labels").is_dir() for f in folders)
+
+
+def _named_classes(folder: Path) -> tuple[str, ...]:
+    """The lines of classes.txt in the folder or above it; nothing where there is none."""
+    for place in (folder / CLASSES, folder.resolve().parent / CLASSES):
+        if place.is_file():
+            lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
+            names = tuple(line.strip() for line in lines if line.strip())
+            if not names or len(set(names)) != len(names):
+                raise DataError(f"{str(place)!r}: expected a class name a line, each once")
+            return names
+    return ()
+
+
+def _voc_list(root: Path, split: str) -> SegmentationSet:
+    file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    try:
+        names = file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"list {str(file)!r} cannot be read ({error}); unpack it again") from error
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
+    maps = [root / "SegmentationClass" / f"{name}.png" for name in names]
+    return _checked(VOC, images, maps, VOID)
+
+
+def _data(name: str, sets: dict[str, SegmentationSet], val_fraction: float, seed: int) -> ImageData:
+    train = sets["train"]
+    if "val" in sets:
+        return ImageData(name, train, sets["val"], sets["test"])
+    n = round(val_fraction * len(train))
+    if not 0 < n < len(train):
+        raise DataError(
+            f"{name}: val fraction {val_fraction} of {len(train)} training images is {n}: "
+            "expected one or more, and one or more left"
+        )
+    key = torch.from_numpy(uniforms(seed, _VAL_STREAM, torch.arange(len(train)).numpy(), 1)[:, 0])
+    order = key.argsort()
+    rest, val = order[n:].sort().values, order[:n].sort().values
+    taken = (f"val {val_fraction}",)
+    return ImageData(name, train.subset(rest), train.subset(val), sets["test"], cut=taken)
+
+
+def _checked(
+    classes: Sequence[str], images: Sequence[Path], maps: Sequence[Path], void: int
+) -> SegmentationSet:
+    with ThreadPoolExecutor() as pool:
+        for problem in pool.map(_problem, images, maps):
+            if problem is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise DataError(problem)
+    return SegmentationSet(tuple(classes), files=tuple(images), map_files=tuple(maps), void=void)
+
+
+def _problem(image: Path, label_map: Path) -> str | None:
+    """What is wrong with a pair of files, as their headers tell."""
+    if not label_map.is_file():
+        return f"image {str(image)!r} has no label map: expected {str(label_map)!r}"
+    try:
+        check_image(image)
+        sizes = [upright_size(path) for path in (image, label_map)]
+    except DataError as error:
+        return str(error)
+    if sizes[0] != sizes[1]:
+        wide, high = sizes[1]
+        return (
+            f"label map {str(label_map)!r} is {wide} x {high} pixels: expected "
+            f"{sizes[0][0]} x {sizes[0][1]}, the size of its image"
+        )
+    return None

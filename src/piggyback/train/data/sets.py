@@ -1,0 +1,258 @@
+"""Labelled images: sets in memory or in files, and the three splits a training needs.
+
+    ImageSet    one split: classes, labels, and images (a uint8 tensor) or files
+    ImageData   train, val and test
+
+``splits.py`` takes splits that are missing out of train, ``folder.py`` reads sets from directories,
+``batches.py`` serves them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from piggyback.errors import DataError
+from piggyback.images.files import as_box, crop, load_fitted, stored_size
+from piggyback.images.label_maps import SegmentationSet
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.images.tensors import fit
+
+CACHE_BYTES = 1 << 30
+"""Decoded images are kept in memory while all splits together stay below this many bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one split with their labels, in memory (``images``) or on disk (``files``).
+
+    >>> ImageSet(("cat", "dog"), torch.tensor([0, 1]), torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    ImageSet(2 images of 2 classes, in memory)
+    """
+
+    kind: ClassVar[str] = "classification"
+
+    classes: tuple[str, ...]
+    """Class names; a label is an index into them."""
+    labels: Tensor
+    """int64, (n,)."""
+    images: Tensor | None = None
+    """uint8, (n, 3, height, width), or (n, 1, height, width) for grey ones."""
+    files: tuple[Path, ...] = ()
+    """One per label, when ``images`` is None."""
+    boxes: Tensor | None = None
+    """int64, (n, 4): left, top, right, bottom of the part that is used, right and bottom outside; of
+    files, in pixels as they are stored."""
+
+    def __post_init__(self) -> None:
+        n = len(self.files) if self.images is None else len(self.images)
+        if self.labels.dtype != torch.int64 or self.labels.shape != (n,):
+            raise DataError(
+                f"labels {self.labels.dtype} {tuple(self.labels.shape)}: expected int64 ({n},), "
+                f"one per image"
+            )
+        if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise DataError(
+                f"labels from {int(self.labels.min())} to {int(self.labels.max())}: expected "
+                f"0 to {len(self.classes) - 1}, an index into the {len(self.classes)} classes"
+            )
+        if self.images is not None:
+            shape = tuple(self.images.shape)
+            if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
+                raise DataError(
+                    f"images {self.images.dtype} {shape}: expected uint8 (n, 3, height, width)"
+                )
+
+        if self.boxes is not None and (
+            self.boxes.dtype != torch.int64 or self.boxes.shape != (n, 4)
+        ):
+            raise DataError(
+                f"boxes {self.boxes.dtype} {tuple(self.boxes.shape)}: expected int64 ({n}, 4), "
+                "left, top, right, bottom per image"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        where = "in files" if self.images is None else "in memory"
+        return f"ImageSet({len(self)} images of {len(self.classes)} classes, {where})"
+
+    def counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        counted: list[int] = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        return counted
+
+    def load(self, index: int, preprocessing: Preprocessing) -> Tensor:
+        """Return image ``index`` as the network sees it, uint8 (3, s, s); raises DataError."""
+        box = None if self.boxes is None else as_box(self.boxes[index])
+        if self.images is None:
+            return load_fitted(self.files[index], preprocessing, box)
+        image = self.images[index]
+        if box is not None:
+            image = crop(image, box, f"number {index}")
+        return fit(image, preprocessing).expand(3, -1, -1)
+
+    def shorter_side(self, index: int) -> int:
+        """Return the shorter side of image ``index``, or of its box, in pixels; nothing is decoded."""
+        if self.boxes is not None:
+            left, top, right, bottom = as_box(self.boxes[index])
+            return min(right - left, bottom - top)
+        if self.images is not None:
+            return min(self.images.shape[-2:])
+        return min(stored_size(self.files[index]))
+
+    def targets(self, indices: Tensor, preprocessing: Preprocessing) -> Tensor:
+        """Return the labels at ``indices``, int64 (n,)."""
+        return self.labels[indices]
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """Return the set with only the images at ``indices``, in that order."""
+        images = None if self.images is None else self.images[indices]
+        files = tuple(self.files[i] for i in indices.tolist()) if self.images is None else ()
+        boxes = None if self.boxes is None else self.boxes[indices]
+        return replace(self, labels=self.labels[indices], images=images, files=files, boxes=boxes)
+
+    def joined(self, other: ImageSet) -> ImageSet:
+        """Return the images of both, which are in memory or in files alike, this set's first."""
+        images = boxes = None
+        if self.images is not None and other.images is not None:
+            images = torch.cat([self.images, other.images])
+        if self.boxes is not None and other.boxes is not None:
+            boxes = torch.cat([self.boxes, other.boxes])
+        labels = torch.cat([self.labels, other.labels])
+        files = self.files + other.files
+        return replace(self, labels=labels, images=images, files=files, boxes=boxes)
+
+    def in_memory(self, preprocessing: Preprocessing) -> ImageSet:
+        """Return the set decoded and resized, uint8 (n, 3, s, s); DataError for a bad file."""
+        size = preprocessing.image_size
+        ready = self.images is not None and tuple(self.images.shape[1:]) == (3, size, size)
+        if ready and preprocessing.crop_pct == 1 and self.boxes is None:
+            return self
+        images = torch.empty(len(self), 3, size, size, dtype=torch.uint8)
+
+        def fill(index: int) -> None:
+            images[index] = self.load(index, preprocessing)
+
+        with ThreadPoolExecutor() as pool:  # decoding runs outside Python's lock
+            for _ in pool.map(fill, range(len(self))):
+                pass
+        return replace(self, images=images, files=(), boxes=None)
+
+    def digest(self) -> str:
+        """Return a SHA-256 (hex) over labels, boxes and images; of files, names and sizes only."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest.update(self.labels.numpy().tobytes())
+        if self.boxes is not None:
+            digest.update(self.boxes.contiguous().numpy().tobytes())
+        if self.images is not None:
+            digest.update(self.images.contiguous().numpy().tobytes())
+        for file in self.files:
+            digest.update(f"{'/'.join(file.parts[-2:])}\0{file.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+
+Split: TypeAlias = "ImageSet | SegmentationSet"
+"""Images with a label each, or with a label map each."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """One task's images: train to learn from, val to choose the best epoch, test to touch once."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    skipped: tuple[str, ...] = ()
+    """Files left out because they could not be read, on request."""
+    cut: tuple[str, ...] = ()
+    """Splits that were taken out of train, with the fraction: ``("val 0.1",)``."""
+
+    def __post_init__(self) -> None:
+        classes = self.train.classes
+        if len(classes) < 2:
+            raise DataError(
+                f"{self.name}: {len(classes)} class {list(classes)}: expected 2 or more"
+            )
+        for split, images in self.splits().items():
+            if images.classes != classes:
+                raise DataError(
+                    f"{self.name}: classes of {split} differ from train's: "
+                    f"{difference(classes, images.classes)}"
+                )
+            if not len(images):
+                raise DataError(f"{self.name}: no images in {split}: expected one or more")
+        if self.kind == "segmentation":
+            return  # what its maps show is known only when all of them were read
+        empty = [name for name, n in zip(classes, self.train.counts(), strict=True) if not n]
+        if empty:
+            raise DataError(f"{self.name}: no images in train for class {empty[0]!r}")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the labels."""
+        return self.train.classes
+
+    @property
+    def kind(self) -> str:
+        """What the task is: "classification", or "segmentation" where images have label maps."""
+        return self.train.kind
+
+    def splits(self) -> dict[str, Split]:
+        """Return the three sets by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def in_memory(
+        self, preprocessing: Preprocessing, train_view: Preprocessing, budget: int = CACHE_BYTES
+    ) -> ImageData:
+        """Return the data decoded and resized once, or as it is when that exceeds ``budget`` bytes.
+
+        ``train_view`` is for train, ``preprocessing`` for val and test.
+        Raises DataError, naming the file, for an image that cannot be decoded.
+        """
+        views = {"train": train_view, "val": preprocessing, "test": preprocessing}
+        parts = self.splits()
+        channels = 4 if self.kind == "segmentation" else 3
+        total = sum(
+            channels * len(parts[split]) * view.image_size**2 for split, view in views.items()
+        )
+        if total > budget:
+            return self
+        ready = {split: parts[split].in_memory(view) for split, view in views.items()}
+        return replace(self, train=ready["train"], val=ready["val"], test=ready["test"])
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the data, as plain JSON: name, counts, digests, what was cut."""
+        return {
+            "name": self.name,
+            "counts": {split: len(images) for split, images in self.splits().items()},
+            "sha256": {split: images.digest() for split, images in self.splits().items()},
+            "skipped": len(self.skipped),
+            "cut": list(self.cut),
+        }
+
+
+def difference(expected: Sequence[str], found: Sequence[str]) -> str:
+    """Return in words how class names ``found`` differ from ``expected``.
+
+    >>> difference(["cat", "dog"], ["cat", "fox"])
+    "missing 'dog'; unexpected 'fox'"
+    """
+    missing = sorted(set(expected) - set(found))
+    extra = sorted(set(found) - set(expected))
+    parts = [
+        f"{word} {', '.join(map(repr, names[:3]))}"
+        + (f" and {len(names) - 3} more" * (len(names) > 3))
+        for word, names in (("missing", missing), ("unexpected", extra))
+        if names
+    ]
+    return "; ".join(parts) or "same names in another order"

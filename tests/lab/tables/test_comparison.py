@@ -1,0 +1,111 @@
+"""The comparison's proof finds what it is there to find."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.lab.tables.compare import compare, prove
+from piggyback.network.backbone import Backbone
+from piggyback.taskfile.file import load_file
+from piggyback.train import ImageData, Recipe, from_tensors, train
+
+RECIPE = Recipe(
+    epochs=2,
+    mask_lr=2e-3,
+    head_lr=2e-2,
+    batch_size=16,
+    amp="no",
+    channels_last="no",
+    tensorboard=False,
+)
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    """A small random network."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 24, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+    )
+    return Backbone(net.eval(), "", Preprocessing(12), "6")
+
+
+@pytest.fixture
+def data() -> dict[str, ImageData]:
+    """Two tasks: which channel is bright, and which half."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(90) % 3
+    images = (torch.rand(90, 3, 12, 12, generator=generator) * 120).byte()
+    channel, half = images.clone(), images.clone()
+    channel[torch.arange(90), labels] += 100
+    half[labels == 0, :, :6] += 100
+    half[labels == 1, :, 6:] += 100
+    return {
+        "channel": from_tensors("channel", "abc", (channel, labels)),
+        "half": from_tensors("half", "xyz", (half, labels)),
+    }
+
+
+def test_one_row_a_run_and_files_of_the_best_seed(
+    backbone: Backbone, data: dict[str, ImageData], tmp_path: Path
+) -> None:
+    before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
+    told: list[str] = []
+    compared = compare(
+        backbone,
+        data,
+        ["head", "masks"],
+        RECIPE,
+        tmp_path,
+        seeds=[3, 4],
+        recipes={"head": replace(RECIPE, epochs=1)},
+        listener=lambda label: told.append(label),
+    )
+    assert len(compared.rows) == len(told) == 8
+    assert told[0] == "channel head seed 3"
+    assert compared.proof is not None
+    assert compared.proof.identical
+    assert compared.proof.forgotten == ()
+    assert len(compared.proof.tasks) == 8
+    for name, file in compared.files.items():
+        kept = load_file(file).info.provenance
+        rivals = [r for r in compared.rows if (r.task, r.method) == (name, "masks")]
+        assert kept["recipe"]["method"] == "masks"
+        assert kept["val_accuracy"] == pytest.approx(max(r.val_accuracy for r in rivals), abs=1e-3)
+    after = backbone.module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_proof_tells_a_wrong_score_and_a_changed_backbone(
+    backbone: Backbone, data: dict[str, ImageData]
+) -> None:
+    result = train(backbone, data["channel"], "channel", RECIPE)
+    good = prove(backbone, [result], data, result.task.info.backbone.fingerprint)
+    assert good.identical
+    assert good.forgotten == ()
+    wrong = replace(result, accuracy=result.accuracy + 1)
+    bad = prove(backbone, [wrong], data, "0" * 64)
+    assert not bad.identical
+    assert bad.forgotten == ("channel-masks-0",)
+
+
+def test_a_finished_run_is_not_repeated(
+    backbone: Backbone, data: dict[str, ImageData], tmp_path: Path
+) -> None:
+    only = {"half": data["half"]}
+    first = compare(backbone, only, ["finetune"], RECIPE, tmp_path)
+    again = compare(backbone, only, ["finetune"], RECIPE, tmp_path, resume=True)
+    assert again.rows == first.rows  # the seconds too
+    assert first.proof is None
+    assert first.files == {}

@@ -1,0 +1,171 @@
+"""Plots of an experiment show every value once and nothing that was not measured."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from PIL import Image
+
+from piggyback.lab.tables.cells import FailedCell
+from piggyback.lab.tables.experiment_plots import (
+    density_per_layer_by_method,
+    density_per_task,
+    error_per_task,
+    experiment_accuracy_against_bytes,
+    learning_curves,
+)
+from piggyback.lab.tables.experiment_table import experiment_table
+from piggyback.lab.tables.plots import save_png
+from support.experiment_cells import METHODS, cells
+
+LABELS = [label for label, *_ in METHODS]
+
+
+def bars(figure: Figure, at: int = 0) -> dict[str, list[float]]:
+    """Heights by label, in the order of the tasks."""
+    found: dict[str, list[float]] = {}
+    for container in figure.axes[at].containers:
+        if isinstance(container, BarContainer):
+            found.setdefault(container.get_label(), []).append(container.patches[0].get_height())
+    return found
+
+
+def legend(figure: Figure) -> list[str]:
+    (made,) = figure.legends
+    return [text.get_text() for text in made.get_texts()]
+
+
+def test_errors_have_a_bar_a_method_and_task() -> None:
+    figure = error_per_task(experiment_table(cells()))
+    assert bars(figure)["masks"] == [12.0, 22.0]
+    assert list(bars(figure)) == legend(figure) == LABELS
+    ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert ticks == ["signs", "letters"]
+
+
+def test_bars_do_not_overlap() -> None:
+    figure = error_per_task(experiment_table(cells([f"t{i}" for i in range(10)])))
+    patches = [p for c in figure.axes[0].containers if isinstance(c, BarContainer) for p in c]
+    ends = sorted((p.get_x(), p.get_x() + p.get_width()) for p in patches)
+    assert len(ends) == 10 * len(METHODS)
+    assert all(right <= left for (_, right), (left, _) in pairwise(ends))
+
+
+def test_what_is_missing_is_named_and_has_no_bar() -> None:
+    rows = [row for row in cells() if (row.task, row.label) != ("letters", "masks")]
+    failed = [FailedCell("lite0", "letters", "masks", "masks", 0, "out of memory")]
+    for lost, text in (([], "none"), (failed, "failed")):
+        figure = error_per_task(experiment_table(rows, failed=lost))
+        assert bars(figure)["masks"] == [12.0]
+        assert [note.get_text() for note in figure.axes[0].texts] == [text]
+
+
+def test_published_errors_are_lines() -> None:
+    table = experiment_table(cells(), published={("lite0", "letters", "masks"): 77.5})
+    figure = error_per_task(table)
+    (line,) = [x for x in figure.axes[0].lines if x.get_label() == "published"]
+    assert list(line.get_ydata()) == [22.5, 22.5]
+    assert legend(figure) == [*LABELS, "published"]
+
+
+def test_only_methods_with_masks_have_a_density() -> None:
+    figure = density_per_task(experiment_table(cells()))
+    assert bars(figure) == {"masks": [87.5, 87.5], "masks ternary": [80.0, 80.0]}
+
+
+def test_a_backbone_has_a_panel_and_measures_are_named() -> None:
+    figure = error_per_task(experiment_table(cells(backbones=("lite0", "vgg16"))), "mean IoU")
+    assert [axes.get_title() for axes in figure.axes] == ["lite0", "vgg16"]
+    assert figure.axes[1].get_ylabel() == "100 - mean IoU (%)"
+
+
+def test_accuracy_has_a_panel_a_task_and_a_point_a_method() -> None:
+    figure = experiment_accuracy_against_bytes(experiment_table(cells()), "mean IoU")
+    assert [axes.get_title() for axes in figure.axes] == ["signs", "letters"]
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
+    points = [tuple(p) for line in figure.axes[1].lines for p in line.get_xydata()]
+    assert (641_000.0, 78.0) in points
+    assert legend(figure) == LABELS
+    assert figure.get_supylabel() == "mean IoU (%)"
+
+
+def test_methods_look_different() -> None:
+    methods = [f"m{i}" for i in range(10)]
+    rows = [
+        row.__class__(**row.to_json() | {"label": label})
+        for label in methods
+        for row in cells(["signs"], [0])[:1]
+    ]
+    figure = experiment_accuracy_against_bytes(experiment_table(rows))
+    looks = {
+        (line.get_color(), line.get_marker(), line.get_markerfacecolor())
+        for line in figure.axes[0].lines
+    }
+    assert len(looks) == len(methods)
+    drawn = error_per_task(experiment_table(rows)).axes[0].patches
+    assert len({(patch.get_facecolor(), patch.get_hatch()) for patch in drawn}) == len(methods)
+
+
+def test_density_per_layer_has_a_panel_a_task_and_a_line_a_method() -> None:
+    layers = {f"conv{i}.weight": 1 - i / 50 for i in range(30)}
+    figure = density_per_layer_by_method(
+        {
+            ("signs", "masks"): layers,
+            ("signs", "ternary"): {"conv3.weight": 0.5},
+            ("letters", "masks"): layers,
+        }
+    )
+    signs, letters = figure.axes
+    assert (signs.get_title(), letters.get_title()) == ("signs", "letters")
+    masks, ternary = signs.lines
+    assert list(masks.get_ydata()) == pytest.approx([100 - 2 * i for i in range(30)])
+    assert (list(ternary.get_xdata()), list(ternary.get_ydata())) == ([4], [50.0])
+    assert legend(figure) == ["masks", "ternary"]
+
+
+def test_learning_curves_have_a_panel_a_task_and_a_line_a_method() -> None:
+    curves = {("signs", "masks"): {10: 50.0, 20: 60.0}, ("signs", "head"): {10: 30.0}}
+    figure = learning_curves({**curves, ("letters", "masks"): {5: 70.0}})
+    signs, letters = figure.axes
+    assert (signs.get_title(), letters.get_title()) == ("signs", "letters")
+    assert list(signs.lines[0].get_xdata()) == [10, 20]
+    assert list(signs.lines[0].get_ydata()) == [50.0, 60.0]
+    assert signs.lines[0].get_color() == letters.lines[0].get_color()
+    assert signs.lines[1].get_color() != signs.lines[0].get_color()
+    assert legend(figure) == ["masks", "head"]
+
+
+def test_the_legend_lies_above_the_panels_and_within_the_figure() -> None:
+    table = experiment_table(cells(["signs"]))
+    for figure in (error_per_task(table), experiment_accuracy_against_bytes(table)):
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y0 >= figure.axes[0].get_window_extent().y1
+
+
+def test_plots_are_written_without_touching_global_state(tmp_path: Path) -> None:
+    before, had_pyplot = dict(mpl.rcParams), "matplotlib.pyplot" in sys.modules
+    save_png(error_per_task(experiment_table(cells())), tmp_path / "error.png")
+    assert Image.open(tmp_path / "error.png").size[0] >= 750
+    assert dict(mpl.rcParams) == before
+    assert ("matplotlib.pyplot" in sys.modules) == had_pyplot
+
+
+def test_an_empty_experiment_has_plots() -> None:
+    table = experiment_table([])
+    for figure in (
+        error_per_task(table),
+        density_per_task(table),
+        experiment_accuracy_against_bytes(table),
+        density_per_layer_by_method({}),
+    ):
+        assert not figure.legends
+        figure.draw_without_rendering()

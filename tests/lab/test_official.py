@@ -1,0 +1,278 @@
+"""The authors' packs: read, refused, written, in the layouts of torch 0.2 and of today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from piggyback.errors import BackboneMismatchError, InputError, TaskFileError
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.lab.official import export_official, import_official, save_official
+from piggyback.lab.official.network import SPECS, architecture_of, shared_weights
+from piggyback.masks.bits import unpack
+from piggyback.masks.rule import MaskRule
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.network.backbone import Backbone
+from piggyback.network.select import select_weights
+from piggyback.taskfile.file import load, save
+from piggyback.taskfile.task import Task
+from support.official_packs import FORMATS, HEADS, authors_shared, made_pack, small
+from support.old_torch import save_old
+
+# -- which parameter an index means --------------------------------------------------------------
+
+VGG16 = [1, 3, 6, 8, 11, 13, 15, 18, 20, 22, 25, 27, 29, 33, 36]
+VGG16_BN = [1, 4, 8, 11, 15, 18, 21, 25, 28, 31, 35, 38, 41, 46, 49]
+FIRST = {
+    "vgg16": {29: "features.28", 33: "classifier.0", 36: "classifier.3"},
+    "vgg16bn": {41: "features.40", 46: "classifier.0", 49: "classifier.3"},
+    "resnet50": {
+        1: "conv1",
+        7: "layer1.0.conv1",
+        9: "layer1.0.conv2",
+        11: "layer1.0.conv3",
+        15: "layer1.0.downsample.0",
+        18: "layer1.1.conv1",
+    },
+    "densenet121": {
+        1: "features.conv0",
+        9: "features.denseblock1.denselayer1.conv1",
+        12: "features.denseblock1.denselayer1.conv2",
+        16: "features.denseblock1.denselayer2.conv1",
+    },
+}
+
+
+@pytest.mark.parametrize("arch", SPECS)
+def test_indices_of_the_real_networks(arch: str) -> None:
+    with torch.device("meta"):
+        net = torchvision.models.get_model(SPECS[arch].split(":")[1].split(".")[0])
+    found = shared_weights(arch, net)
+    names = {id(module): name for name, module in net.named_modules()}
+    assert found == {
+        index: f"{names[id(layer)]}.weight"
+        for index, layer in enumerate(authors_shared(arch, net).modules())
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    }
+    assert {index: f"{name}.weight" for index, name in FIRST[arch].items()}.items() <= found.items()
+    assert set(found.values()) == set(select_weights(net, head=HEADS.get(arch, "classifier")))
+    if arch.startswith("vgg"):
+        assert list(found) == (VGG16 if arch == "vgg16" else VGG16_BN)
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", SPECS)
+@pytest.mark.parametrize("ternary", [False, True])
+def test_a_task_computes_what_the_authors_network_does(
+    arch: str, ternary: bool, tmp_path: Path
+) -> None:
+    backbone = small(arch)
+    pack = made_pack(arch, backbone.module, ternary=ternary)
+    save_old(pack, tmp_path / "packed.pt", cuda=True)
+    images = torch.randn(2, 3, 32, 32)
+    task = import_official(tmp_path / "packed.pt", "flowers", arch, backbone)
+    model = MultiTaskModel(backbone).eval()
+    model.add_task(task)
+    found = model(images, task="flowers")
+    net = small(arch).module
+    net.load_state_dict(model.release().state_dict())
+    for index, layer in enumerate(authors_shared(arch, net).modules()):
+        mask = pack["dataset2masks"]["flowers"].get(index)
+        if mask is not None:
+            layer.weight.data[mask == 0] = 0
+            layer.weight.data[mask == 255] *= -1
+    parent, _, name = HEADS.get(arch, "classifier").rpartition(".")
+    setattr(net.get_submodule(parent), name, pack["dataset2classifiers"]["flowers"])
+    assert torch.equal(found, net.eval()(images))
+    assert task.info.rule == MaskRule("ternary" if ternary else "binary")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_all_formats_of_torch_give_the_same_task(form: str, tmp_path: Path) -> None:
+    backbone = small("densenet121")
+    pack = made_pack("densenet121", backbone.module, ternary=True)
+    FORMATS[form](pack, tmp_path / "packed.pt")
+    task = import_official(tmp_path / "packed.pt", "flowers", "densenet121", backbone)
+    assert list(task.masks) == list(select_weights(backbone.module, head="classifier"))
+    for index, name in shared_weights("densenet121", backbone.module).items():
+        expected = pack["dataset2masks"]["flowers"][index].view(torch.int8)
+        assert torch.equal(unpack(task.masks[name]), expected), name
+    classifier = pack["dataset2classifiers"]["flowers"]
+    assert torch.equal(task.head["weight"], classifier.weight)
+    assert torch.equal(task.head["bias"], classifier.bias)
+    assert task.info.classes == ("0", "1", "2", "3", "4")
+    assert task.info.preprocessing == Preprocessing(224, crop_pct=0.875)
+    assert task.info.provenance == {
+        "official": {"pack": "packed.pt", "arch": "densenet121", "dataset": "flowers"}
+    }
+    cropped = import_official(tmp_path / "packed.pt", "cubs_cropped", "densenet121", backbone)
+    assert cropped.info.preprocessing == Preprocessing(224, crop_pct=1.0)
+    assert len(cropped.info.classes) == 3
+
+
+# -- and back --------------------------------------------------------------------------------------
+
+
+def test_round_trip_keeps_every_bit(tmp_path: Path) -> None:
+    backbone = small("vgg16bn")
+    pack = made_pack("vgg16bn", backbone.module, ternary=True)
+    save_old(pack, tmp_path / "packed.pt")
+    names = ("flowers", "cubs_cropped")
+    tasks = [import_official(tmp_path / "packed.pt", n, "vgg16bn", backbone) for n in names]
+    stored = [load(save(task)) for task in tasks]
+    save_official(export_official(stored, "vgg16bn", backbone.module), tmp_path / "again.pt")
+    again = [import_official(tmp_path / "again.pt", n, "vgg16bn", backbone) for n in names]
+    for before, after in zip(tasks, again, strict=True):
+        assert {n: m.keep.tolist() for n, m in before.masks.items()} == {
+            n: m.keep.tolist() for n, m in after.masks.items()
+        }
+        assert all(
+            torch.equal(before.masks[n].negative, m.negative) for n, m in after.masks.items()
+        )
+        assert all(torch.equal(before.head[n], t) for n, t in after.head.items())
+        assert before.info.rule == after.info.rule
+    # What torch itself makes of the file is what the authors' script had saved.
+    opened = torch.load(tmp_path / "again.pt", weights_only=False)
+    for name in names:
+        found, expected = (x["dataset2masks"][name] for x in (opened, pack))
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[i], expected[i]) for i in expected)
+        layer = opened["dataset2classifiers"][name]
+        assert type(layer) is nn.Linear
+        assert torch.equal(layer.weight, pack["dataset2classifiers"][name].weight)
+
+
+def a_task(backbone: Backbone, tmp_path: Path) -> Task:
+    save_old(made_pack("densenet121", backbone.module), tmp_path / "packed.pt")
+    return import_official(tmp_path / "packed.pt", "flowers", "densenet121", backbone)
+
+
+def test_what_a_pack_cannot_hold_is_refused(tmp_path: Path) -> None:
+    backbone = small("densenet121")
+    task = a_task(backbone, tmp_path)
+    fewer = dict(list(task.masks.items())[1:])
+    info = task.info
+    custom = type(info)(info.kind, info.classes, info.rule, "custom", backbone=info.backbone)
+    cases = {
+        "normalisation of its own": Task("a", task.masks, task.head, {"x": torch.ones(1)}, info),
+        "head of kind 'custom'": Task("a", task.masks, task.head, info=custom),
+        "1 weights differ, the first 'features.conv0": Task("a", fewer, task.head, info=info),
+        "has coefficients": Task(
+            "a", task.masks, task.head, info=info, coefficients={"x": torch.ones(1)}
+        ),
+    }
+    for message, other in cases.items():
+        with pytest.raises(InputError, match=message):
+            export_official([other], "densenet121", backbone.module)
+    with pytest.raises(InputError, match=r"\['flowers'\]: expected each name once"):
+        export_official([task, task], "densenet121", backbone.module)
+    with pytest.raises(InputError, match="masks 8 weights: expected all those of torchvision's"):
+        architecture_of(task)
+
+
+# -- what does not fit -----------------------------------------------------------------------------
+
+
+def changed(pack: Any, change: str) -> None:
+    masks, classifiers = pack["dataset2masks"], pack["dataset2classifiers"]
+    if change == "missing":
+        del masks["flowers"][1]
+    elif change == "extra":
+        masks["flowers"][2] = torch.ones(3, dtype=torch.uint8)
+    elif change == "shape":
+        masks["flowers"][1] = masks["flowers"][1].flatten(2)
+    elif change == "value":
+        masks["flowers"][1][0, 0, 0, 0] = 7
+    elif change == "dtype":
+        masks["flowers"][1] = masks["flowers"][1].float()
+    elif change == "no tensor":
+        masks["flowers"][1] = "all"
+    elif change == "no name":
+        for part in (masks, classifiers):
+            part["two\nlines"] = part.pop("flowers")
+    elif change == "no keys":
+        pack["masks"] = pack.pop("dataset2masks")
+    elif change == "classifier":
+        classifiers["flowers"] = nn.Conv2d(1, 1, 1)
+    elif change == "features":
+        classifiers["flowers"] = nn.Linear(3, 5)
+    elif change == "doubles":
+        classifiers["flowers"] = classifiers["flowers"].double()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ("missing", BackboneMismatchError, r"1 modules have no mask \(1\)"),
+        ("extra", BackboneMismatchError, r"1 masks are for modules without a weight .*\(2\)"),
+        (
+            "shape",
+            BackboneMismatchError,
+            r"module 1 has shape \(8, 3, 49\): expected \(8, 3, 7, 7\)",
+        ),
+        (
+            "value",
+            TaskFileError,
+            r"module 1 \(features.conv0.weight\) has a value 7: expected 0, 1",
+        ),
+        ("dtype", TaskFileError, "module 1 is torch.float32: expected torch.uint8"),
+        (
+            "no name",
+            TaskFileError,
+            "no data set 'flowers' in this pack: expected one of cubs_cropped$",
+        ),
+        ("no tensor", TaskFileError, "'flowers': expected a tensor for each index"),
+        (
+            "no keys",
+            TaskFileError,
+            "a dictionary of 'dataset2classifiers, masks': expected 'dataset2m",
+        ),
+        ("classifier", TaskFileError, "classifier is a torch.nn.modules.conv.Conv2d: expected a"),
+        (
+            "features",
+            BackboneMismatchError,
+            r"'weight': \(5, 3\).*expected a weight \(classes, 12\)",
+        ),
+        (
+            "doubles",
+            TaskFileError,
+            "numbers of torch.float64: expected torch.float32; get the pack",
+        ),
+    ],
+)
+@pytest.mark.parametrize("form", ["zip", "old"])
+def test_a_pack_of_another_layout(
+    change: str, kind: type[Exception], message: str, form: str, tmp_path: Path
+) -> None:
+    backbone = small("densenet121")
+    pack = made_pack("densenet121", backbone.module)
+    changed(pack, change)
+    FORMATS[form](pack, tmp_path / "packed.pt")
+    with pytest.raises(kind, match=message) as caught:
+        import_official(tmp_path / "packed.pt", "flowers", "densenet121", backbone)
+    assert str(caught.value).startswith(str(tmp_path / "packed.pt"))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_names(tmp_path: Path) -> None:
+    backbone = small("vgg16")
+    save_old(made_pack("vgg16", backbone.module), tmp_path / "packed.pt")
+    with pytest.raises(TaskFileError, match="expected one of flowers, cubs_cropped; did you mean"):
+        import_official(tmp_path / "packed.pt", "flower", "vgg16", backbone)
+    with pytest.raises(InputError, match=r"'vgg61': expected one of vgg16, .*did you mean 'vgg16'"):
+        import_official(tmp_path / "packed.pt", "flowers", "vgg61", backbone)
+    with pytest.raises(
+        BackboneMismatchError, match=r"models.vgg.VGG: expected torchvision's ResNet"
+    ):
+        import_official(tmp_path / "packed.pt", "flowers", "resnet50", backbone)
+    with pytest.raises(BackboneMismatchError, match="4 masks are not for 'vgg16bn'"):
+        import_official(tmp_path / "packed.pt", "flowers", "vgg16bn", small("vgg16bn"))
+    with pytest.raises(TaskFileError, match=r"none.pt: it cannot be read \(No such file"):
+        import_official(tmp_path / "none.pt", "flowers", "vgg16", backbone)

@@ -1,0 +1,249 @@
+"""Pickles that are read as data: what is not on the list is refused by name, and nothing is ever run."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import io
+import os
+import pickle
+import random
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from piggyback.errors import PiggybackError, TaskFileError
+from piggyback.lab.official import import_official
+from piggyback.lab.official.archive import open_archive
+from piggyback.lab.official.data import Record
+from piggyback.lab.official.unpickler import read_pickle
+from support.official_packs import FORMATS, made_pack, small
+
+
+class Calls:
+    """Pickled as a call of ``function`` with ``arguments``."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.made = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.made
+
+
+class Custom(nn.Linear):
+    """A module class that is not torch's own."""
+
+
+def hostile(mark: Path) -> dict[str, tuple[Any, str]]:
+    """Objects that would write ``mark`` when unpickled, and the name each must be refused by."""
+    code = f"open({str(mark)!r}, 'w').close()"
+    touch = Calls(os.system, f"touch {mark}")
+    return {
+        "system": (touch, f"{os.system.__module__}.system"),
+        "eval": (Calls(eval, code), "__builtin__.eval"),
+        "getattr": (Calls(getattr, "text", "upper"), "__builtin__.getattr"),
+        "open": (Calls(builtins.open, str(mark), "w"), "io.open"),
+        "in a list": ([1, {"a": (touch,)}], f"{os.system.__module__}.system"),
+        "an argument": (Calls(dict, [("a", touch)]), "__builtin__.dict"),
+        "a state": (Calls(torch.nn.Identity, state=touch), f"{os.system.__module__}.system"),
+        "a class": (Custom(2, 2), f"{Custom.__module__}.Custom"),
+        "torch's": (Calls(torch.load, str(mark)), "torch.serialization.load"),
+    }
+
+
+def opened(path: Path, *, whole: bool) -> Any:
+    """What a file of torch.save, or of one pickle, holds."""
+    if not whole:
+        return read_pickle(io.BytesIO(path.read_bytes()))
+    with open_archive(path) as archive:
+        return archive.root
+
+
+@pytest.mark.parametrize("case", hostile(Path("x")))
+@pytest.mark.parametrize("form", ["zip", "old", "alone", "protocol 4"])
+def test_hostile_pickles_are_refused_by_name_and_not_run(
+    case: str, form: str, tmp_path: Path
+) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "packed.pt"
+    value, name = hostile(mark)[case]
+    if form in ("zip", "old"):
+        torch.save({"x": value}, path, _use_new_zipfile_serialization=form == "zip")
+    else:
+        path.write_bytes(pickle.dumps(value, 2 if form == "alone" else 4))
+        name = name if form == "alone" else name.replace("__builtin__", "builtins")
+    with pytest.raises(TaskFileError) as caught:
+        opened(path, whole=form in ("zip", "old"))
+    assert f"it holds {name!r}: expected only tensors" in str(caught.value)
+    assert "nothing of it was run" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (b"(S'true'\nios\nsystem\n.", "os.system"),
+        (b"(ios\nsystem\n.", "os.system"),
+        (b"cposix\nsystem\n(S'true'\no.", "posix.system"),
+        (b"\x80\x02\x82\x01.", "instruction EXT1"),
+        (b"\x80\x02P1\n.", "instruction PERSID"),
+        (b"ctorch\nFloatStorage\n)R.", "a call of torch.FloatStorage"),
+        (
+            b"ctorch.nn.modules.linear\nLinear\n(K\x01tR.",
+            "a call of torch.nn.modules.linear.Linear",
+        ),
+        (
+            b"ctorch.nn.modules.linear\nLinear.__init__\n.",
+            "torch.nn.modules.linear.Linear.__init__",
+        ),
+        (b"ctorch.nn.modules.module os\nsystem\n.", "torch.nn.modules.module.os.system"),
+        (b"(S'file'\nctorch.nn.modules.linear\nLinear\ntQ.", "torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_instructions_that_torch_does_not_write(code: bytes, name: str) -> None:
+    with pytest.raises(TaskFileError, match="nothing of it was run") as caught:
+        read_pickle(io.BytesIO(code))
+    assert name in str(caught.value)
+
+
+def test_a_module_is_a_record_whatever_its_attributes_say() -> None:
+    layer = nn.Linear(1, 1)
+    layer.__dict__["__setstate__"] = layer.__dict__["forward"] = "text"
+    layer._parameters.clear()
+    found = read_pickle(io.BytesIO(pickle.dumps(layer, 2)))
+    assert type(found) is Record
+    assert (found.name, found.state["forward"]) == ("torch.nn.modules.linear.Linear", "text")
+    assert set(vars(found)) == {"name", "state"}
+
+
+def test_what_containers_come_as() -> None:
+    value = {"a": [1, -2, 1 << 70], 5: (None, True, 2.5), "é": {"x": ()}}
+    for protocol in (1, 2, 4):
+        assert read_pickle(io.BytesIO(pickle.dumps(value, protocol))) == value
+
+
+NESTED = b"U\x04text" + b"q\x00h\x00\x86" * 16
+"""A tuple of a tuple twice, and so on: its text would be 2 ** 16 times as long, and with a few bytes more anything."""
+HUGE = b"\x8b" + struct.pack("<i", 5000) + b"\x7f" * 5000
+"""A number with more digits than Python writes."""
+
+
+def storage(key: bytes, numel: bytes = b"K\x01") -> bytes:
+    return b"(U\x07storagectorch\nFloatStorage\n" + key + b"U\x03cpu" + numel + b"NtQ"
+
+
+def tensor(stored: bytes, shape: bytes, stride: bytes) -> bytes:
+    return (
+        b"ctorch._utils\n_rebuild_tensor\n(" + stored + b"K\x00(" + shape + b"t(" + stride + b"ttR"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            b"](" + b"K\x00" * 5000 + b"eq\x00" + b"c__builtin__\nset\nh\x00\x85R" * 1000,
+            "1048576 steps",
+        ),
+        (b"]" * (1 << 20), "takes more than 1048576 steps"),
+        (b"X\xff\xff\xff\x7fabc", "ValueError in its pickle"),
+        (storage(NESTED), "ValueError in its pickle"),
+        (storage(b"U\x02\n1"), "ValueError in its pickle"),
+        (NESTED + b"U\x01a\x93", "TypeError in its pickle"),
+        (b"}" + HUGE + b"K\x00s", "ValueError in its pickle"),
+        (tensor(storage(b"U\x010"), b"K\x01" * 65, b"K\x01" * 65), "ValueError in its pickle"),
+        (tensor(storage(b"U\x010"), b"J\0\0\0\x40", b"K\x00"), "ValueError in its pickle"),
+        (storage(b"U\x010") + storage(b"U\x010", b"K\x02"), "ValueError in its pickle"),
+    ],
+    ids=[
+        "copies",
+        "containers",
+        "text",
+        "key",
+        "key's text",
+        "name",
+        "number",
+        "dimensions",
+        "one number",
+        "sizes",
+    ],
+)
+def test_few_bytes_cannot_ask_for_much_memory(code: bytes, message: str) -> None:
+    with pytest.raises(TaskFileError, match=message):
+        read_pickle(io.BytesIO(b"\x80\x02" + code + b"."))
+
+
+@pytest.mark.parametrize("odd", [NESTED, HUGE], ids=["nested", "number"])
+def test_what_follows_the_pickle_of_an_old_file_is_checked_too(odd: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "packed.pt"
+    magic, version, system, empty = (
+        pickle.dumps(part, 2)
+        for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})
+    )
+    for data, message in (
+        (magic + b"\x80\x02" + odd + b"." + system, "not of version 1001"),
+        (magic + version + system + empty + b"\x80\x02]" + odd + b"a.", "list of storages is not"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(TaskFileError, match=message) as caught, open_archive(path):
+            pass
+        assert len(str(caught.value)) < 200
+
+
+def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "packed.pt"
+    torch.save({"a": torch.zeros(4, 4, dtype=torch.uint8)}, path)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    for find, put in ((b"K\x04K\x04\x86", b"K\x04K\x05\x86"), (b"K\x10", b"K\x11")):
+        with zipfile.ZipFile(path, "w") as file:
+            for name, data in parts.items():
+                file.writestr(name, data.replace(find, put) if name.endswith("data.pkl") else data)
+        with pytest.raises(TaskFileError), open_archive(path) as archive:
+            archive.tensor(archive.root["a"])
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "packed.pt"
+    cases = {
+        b"": "empty, or no regular file",
+        b"text\n" * 99: "does not begin as torch.save does",
+        pickle.dumps({"a": 1}, 2): "does not begin as torch.save does",
+        b"\0" * 257 + b"ustar" + b"\0" * 300: "the tar format",
+        b"PK\x03\x04" + b"x" * 99: "zip archive cannot be read",
+    }
+    for data, message in cases.items():
+        path.write_bytes(data)
+        with pytest.raises(TaskFileError, match=message), open_archive(path):
+            pass
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", pickle.dumps({}, 2))
+    with pytest.raises(TaskFileError, match=r"'data.pkl' is compressed"), open_archive(path):
+        pass
+
+
+def test_damaged_packs_are_refused_whatever_the_damage(tmp_path: Path) -> None:
+    backbone, path = small("densenet121"), tmp_path / "packed.pt"
+    refused = 0
+    rng = random.Random(0)
+    for write in FORMATS.values():
+        write(made_pack("densenet121", backbone.module), path)
+        whole = path.read_bytes()
+        for attempt in range(90):
+            bad = bytearray(whole)
+            if attempt % 3 == 0:
+                bad = bad[: rng.randrange(len(bad))]
+            else:  # where the pickles are, or a zip archive's table of contents
+                near = rng.randrange(min(len(bad), 4000))
+                bad[near if attempt % 3 == 1 else ~near] = rng.randrange(256)
+            path.write_bytes(bad)
+            with contextlib.suppress(PiggybackError):
+                import_official(path, "flowers", "densenet121", backbone)
+                refused -= 1
+            refused += 1
+    assert refused > 100  # the rest hit source texts, hooks, or numbers of the classifier

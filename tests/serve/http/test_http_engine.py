@@ -1,0 +1,226 @@
+"""The real engine behind the real server."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from PIL import Image
+
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.serve.engine import Engine
+from piggyback.serve.http import schemas
+from piggyback.serve.http.limits import Limits
+from piggyback.serve.options import EngineOptions
+from piggyback.taskfile.file import save
+from support.colour_tasks import COLOURS, Colours, picture, task_file
+from support.fake_engine import served
+from support.nets import Tiny
+
+TASKS = {"plain": 0, "next": 1, "last": 2}
+KINDS = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif"}
+TOKEN = {"Authorization": "Bearer s3cret"}
+
+
+@pytest.fixture(scope="module")
+def files():
+    return {name: task_file(name, shift) for name, shift in TASKS.items()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, files):
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, data in files.items():
+        (folder / f"{name}.safetensors").write_bytes(data)
+    options = EngineOptions(watch_s=0, device="cpu", max_pixels=10_000, precision="float32")
+
+    def start():
+        return Engine(Colours(), folder, "64MiB", options)
+
+    with served(start, token="s3cret") as running:
+        running.folder = folder
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    with httpx.Client(base_url=server.address, headers=TOKEN, timeout=30) as made:
+        yield made
+
+
+def right(task, colour):
+    """The class that this task must name."""
+    return f"{task} {COLOURS[(COLOURS.index(colour) + TASKS[task]) % 3]}"
+
+
+def first(answer):
+    return answer["classes"][0]["class"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_format_and_every_task(client, kind, task):
+    done = client.post(
+        f"/v1/tasks/{task}/predict",
+        content=picture("red", kind),
+        headers={"Content-Type": f"image/{KINDS[kind]}"},
+    )
+    assert done.status_code == 200, done.text
+    (answer,) = schemas.AnswersBody.model_validate_json(done.text).answers
+    assert answer.classes[0].name == right(task, "red")
+    assert answer.version == client.get(f"/v1/tasks/{task}").json()["version"]
+
+
+def test_no_answer_is_another_tasks_or_another_images(client):
+    def ask(seed):
+        draw = random.Random(seed)
+        task, colours = draw.choice(list(TASKS)), draw.choices(COLOURS, k=draw.randint(1, 3))
+        images = [picture(colour) for colour in colours]
+        if seed % 2:
+            body = {"json": {"images": [base64.b64encode(image).decode() for image in images]}}
+        else:
+            body = {"files": [("image", image) for image in images]}
+        answers = client.post(f"/v1/tasks/{task}/predict", **body).json()["answers"]
+        return [first(answer) for answer in answers] == [right(task, c) for c in colours]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(ask, range(90)))
+
+
+def test_all_tasks_on_one_image(client):
+    (image,) = client.post("/v1/predict", files={"image": picture("blue")}).json()["images"]
+    assert {a["task"]: first(a) for a in image["answers"]} == {t: right(t, "blue") for t in TASKS}
+    confidences = [answer["confidence"] for answer in image["answers"]]
+    assert confidences == sorted(confidences, reverse=True)
+    assert image["task"] == image["answers"][0]["task"]
+
+
+def bomb():
+    file = io.BytesIO()
+    Image.new("1", (3_000, 3_000)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("make", "status", "code"),
+    [
+        (lambda: b"no image", 400, "bad_image"),
+        (lambda: picture("red")[:-30], 400, "bad_image"),
+        (lambda: picture("red", "JPEG")[:200], 400, "bad_image"),
+        (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), 400, "bad_image"),
+        (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", 400, "bad_image"),
+        (lambda: picture("red", size=(101, 100)), 413, "too_large"),
+        (bomb, 413, "too_large"),
+    ],
+)
+def test_images_that_are_none(client, make, status, code):
+    done = client.post("/v1/tasks/plain/predict", files={"image": make()})
+    assert (done.status_code, done.json()["error"]["code"]) == (status, code), done.text
+    assert "\n" not in done.json()["error"]["message"]
+
+
+def test_the_bad_one_of_several_images_spoils_the_request_alone(client):
+    files = [("image", picture("red")), ("image", b"no image")]
+    assert client.post("/v1/tasks/plain/predict", files=files).status_code == 400
+    done = client.post("/v1/tasks/plain/predict", files={"image": picture("red")})
+    assert first(done.json()["answers"][0]) == right("plain", "red")
+
+
+def test_a_task_is_uploaded_replaced_and_deleted(client, server):
+    def ask():
+        done = client.post("/v1/tasks/new/predict", files={"image": picture("red")})
+        return first(done.json()["answers"][0])
+
+    assert client.put("/v1/tasks/new", content=task_file("new")).status_code == 201
+    assert ask() == "new red"
+    assert client.put("/v1/tasks/new", content=task_file("new", 1)).status_code == 200
+    assert ask() == "new lime"
+    assert client.delete("/v1/tasks/new").status_code == 204
+    assert not (server.folder / "new.safetensors").exists()
+    done = client.post("/v1/tasks/new/predict", files={"image": picture("red")})
+    assert (done.status_code, done.json()["error"]["code"]) == (404, "unknown_task")
+
+
+def other_backbones():
+    model = MultiTaskModel(Tiny())
+    model.start_task("new", classes=3)
+    return save(model.finish_task())
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda files: b"", "bad_task_file"),
+        (lambda files: b"PK\x03\x04 a pickle in a zip", "bad_task_file"),
+        (lambda files: files["plain"][:-5], "bad_task_file"),
+        (lambda files: files["plain"][:500] + b"x" + files["plain"][501:], "bad_task_file"),
+        (lambda files: (2**63).to_bytes(8, "little") + bytes(100), "bad_task_file"),
+        (lambda files: other_backbones(), "wrong_backbone"),
+    ],
+)
+def test_uploads_that_are_refused_change_nothing(client, server, files, make, code):
+    before = {path.name: path.read_bytes() for path in server.folder.iterdir()}
+    for name in ("new", "plain"):
+        done = client.put(f"/v1/tasks/{name}", content=make(files))
+        assert (done.status_code, done.json()["error"]["code"]) == (422, code), done.text
+        assert "\n" not in done.json()["error"]["message"]
+    assert {path.name: path.read_bytes() for path in server.folder.iterdir()} == before
+    done = client.post("/v1/tasks/plain/predict", files={"image": picture("red")})
+    assert first(done.json()["answers"][0]) == right("plain", "red")
+
+
+def test_metrics_know_the_tasks_that_are_there_and_no_others(client):
+    client.post("/v1/tasks/plain/predict", files={"image": picture("red")})
+    client.post("/v1/tasks/palin/predict", files={"image": picture("red")})
+    client.post("/v1/predict?task=palin", files={"image": picture("red")})
+    text = client.get("/metrics").text
+    assert 'piggyback_requests_total{outcome="ok",task="plain"}' in text
+    assert 'piggyback_latency_seconds_bucket{le="+Inf",task="plain"}' in text
+    assert "palin" not in text
+
+
+def test_the_list_has_all_that_is_served(client):
+    found = schemas.TasksBody.model_validate_json(client.get("/v1/tasks").text)
+    assert [task.name for task in found.tasks] == sorted(TASKS)
+    assert found.limits.pixels == 10_000
+    assert found.tasks[0].image_size == 8
+
+
+def test_more_than_may_wait_is_told_when_to_come_back(tmp_path, files):
+    (tmp_path / "plain.safetensors").write_bytes(files["plain"])
+    options = EngineOptions(
+        watch_s=0, device="cpu", max_queue=2, max_batch=1, workers=1, precision="float32"
+    )
+
+    def ask(_):
+        return httpx.post(
+            f"{server.address}/v1/tasks/plain/predict", files={"image": picture("red")}, timeout=30
+        )
+
+    with (
+        served(lambda: Engine(Colours(slow=0.1), tmp_path, "64MiB", options)) as server,
+        ThreadPoolExecutor(10) as pool,
+    ):
+        done = list(pool.map(ask, range(10)))
+    assert {answer.status_code for answer in done} == {200, 429}
+    for answer in done:
+        if answer.status_code == 429:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["error"]["code"] == "overload"
+        else:
+            assert first(answer.json()["answers"][0]) == "plain red"
+
+
+def test_what_takes_too_long_is_given_up(tmp_path, files):
+    (tmp_path / "plain.safetensors").write_bytes(files["plain"])
+    options = EngineOptions(watch_s=0, device="cpu", precision="float32")
+    engine = Engine(Colours(slow=0.5), tmp_path, "64MiB", options)
+    with served(engine, limits=Limits(timeout_s=0.1)) as server:
+        done = httpx.post(
+            f"{server.address}/v1/tasks/plain/predict", files={"image": picture("red")}, timeout=30
+        )
+    assert (done.status_code, done.json()["error"]["code"]) == (504, "timeout")

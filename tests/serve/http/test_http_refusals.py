@@ -1,0 +1,288 @@
+"""Whatever is wrong with a request: a clear status, one line, and nothing changed."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import httpx
+import pytest
+
+from piggyback.errors import (
+    BackboneMismatchError,
+    ClosedError,
+    DataError,
+    DeadlineError,
+    InputError,
+    OverloadError,
+    TooLargeError,
+    UnavailableError,
+)
+from piggyback.serve.http.limits import Limits
+from support.fake_engine import FakeEngine, connected, head, received, served, told
+
+PREDICT = "/v1/tasks/colours/predict"
+RED = base64.b64encode(b"red").decode()
+
+
+@pytest.fixture(scope="module")
+def server():
+    engine = FakeEngine()
+    limits = Limits(body_bytes=20_000, upload_bytes=30_000, images=3, tasks=2)
+    with served(engine, limits=limits) as running:
+        running.engine = engine
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    server.engine.asked.clear()
+    with httpx.Client(base_url=server.address) as made:
+        yield made
+    assert not server.engine.asked, "the engine was asked all the same"
+
+
+def refused(done, status, code, *words):
+    assert done.status_code == status, done.text
+    error = done.json()["error"]
+    assert error["code"] == code
+    assert "\n" not in error["message"]
+    assert "Traceback" not in done.text
+    for word in words:
+        assert word in error["message"]
+    assert done.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting"),
+        (b"[1]", "expected an object"),
+        (b'"text"', "expected an object"),
+        (b"\xff\xfe", "UTF-8"),
+        (b'{"top_k": NaN}', "NaN"),
+        (b'{"top_k": 1, "top_k": 2}', "twice"),
+        (b'{"top_k": ' + b"9" * 5000 + b"}", "digits"),
+        (b'{"image": ' + b"[" * 5000 + b"]" * 5000 + b"}", "lists"),
+        (b'{"a":' * 50 + b"1" + b"}" * 50, "objects"),
+        (b'{"images": [' + b'"",' * 3000 + b'""]}', "values"),
+        (b'{"image": "x"} {}', "Extra data"),
+    ],
+)
+def test_malformed_json(client, body, word):
+    headers = {"Content-Type": "application/json"}
+    refused(client.post(PREDICT, content=body, headers=headers), 400, "malformed_json", word)
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "code", "word"),
+    [
+        ({}, 422, "invalid", "'image'"),
+        ({"image": RED, "images": [RED]}, 422, "invalid", "either"),
+        ({"image": 5}, 422, "invalid", "a number"),
+        ({"image": None}, 422, "invalid", "null"),
+        ({"images": RED}, 422, "invalid", "expected a list"),
+        ({"images": []}, 422, "invalid", "no image"),
+        ({"images": [RED, "not base64!"]}, 400, "bad_request", "image 2"),
+        ({"image": "éé"}, 400, "bad_request", "image 1"),
+        ({"image": "abc"}, 400, "bad_request", "image 1"),
+        ({"image": ""}, 400, "bad_image", "empty"),
+        ({"images": [RED] * 4}, 413, "too_large", "takes 3"),
+        ({"image": RED, "top_k": 0}, 422, "invalid", "top_k"),
+        ({"image": RED, "top_k": True}, 422, "invalid", "top_k"),
+        ({"image": RED, "top_k": 1.5}, 422, "invalid", "top_k"),
+        ({"image": RED, "top_k": "5"}, 422, "invalid", "'5'"),
+        ({"image": RED, "top_k": 10**9}, 422, "invalid", "top_k"),
+        ({"image": RED, "tasks": ["signs"]}, 422, "invalid", "'tasks'"),
+        ({"image": RED, "topk": 3}, 422, "invalid", "'topk'"),
+    ],
+)
+def test_json_that_asks_for_something_impossible(client, values, status, code, word):
+    refused(client.post(PREDICT, json=values), status, code, word)
+
+
+@pytest.mark.parametrize("query", ["top_k=0", "top_k=-1", "top_k=x", "top_k=", "top_k=1&top_k=2",
+                                   "top_k=99999999999", "task=signs", "verbose=1"])  # fmt: skip
+def test_a_query_that_is_not_understood(client, query):
+    refused(client.post(f"{PREDICT}?{query}", files={"image": b"red"}), 422, "invalid")
+
+
+def test_a_query_that_cannot_be_read(client):
+    refused(client.post(f"{PREDICT}?&&=;", files={"image": b"red"}), 400, "bad_request", "query")
+
+
+def test_top_k_in_two_places(client):
+    done = client.post(f"{PREDICT}?top_k=1", json={"image": RED, "top_k": 1})
+    refused(done, 422, "invalid", "twice")
+
+
+def test_tasks_that_cannot_be_asked(client):
+    refused(
+        client.post("/v1/predict?task=sings", files={"image": b"red"}),
+        404,
+        "unknown_task",
+        "'signs'",
+    )
+    refused(
+        client.post("/v1/predict?task=../x", files={"image": b"red"}),
+        422,
+        "bad_task_name",
+        "'../x'",
+    )
+    refused(
+        client.post("/v1/predict", json={"image": RED, "tasks": [1]}), 422, "invalid", "a number"
+    )
+    refused(
+        client.post("/v1/predict", json={"image": RED, "tasks": []}), 422, "invalid", "one or more"
+    )
+    refused(
+        client.post("/v1/predict", json={"image": RED, "tasks": ["signs"] * 3}),
+        422,
+        "invalid",
+        "3 tasks",
+    )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "image/tiff",
+        "image/svg+xml",
+        "a" * 500,
+    ],
+)
+def test_content_types_that_are_not_taken(client, kind):
+    done = client.post(PREDICT, content=b"red", headers={"Content-Type": kind})
+    refused(done, 415, "unsupported", "multipart/form-data")
+
+
+def test_compressed_bodies_are_not_taken(client):
+    headers = {"Content-Type": "image/png", "Content-Encoding": "gzip"}
+    refused(client.post(PREDICT, content=b"red", headers=headers), 415, "unsupported")
+
+
+def part(name="image", data=b"red", *lines):
+    top = (f'Content-Disposition: form-data; name="{name}"', *lines, "", "")
+    return b"--XX\r\n" + "\r\n".join(top).encode() + data + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"no form at all", 400),
+        (part(), 400),  # not ended
+        (part()[:-8], 400),
+        (b"--XX\r\n\r\nred\r\n--XX--\r\n", 400),  # no name
+        (b"--XX\r\nContent-Disposition: attachment; name=image\r\n\r\nred\r\n--XX--\r\n", 400),
+        (part("image", b"red", *["X-A: 1"] * 20) + b"--XX--\r\n", 400),
+        (part("image", b"red", "X-A: " + "a" * 5000) + b"--XX--\r\n", 400),
+        (part("image", b"") + b"--XX--\r\n", 400),
+        (part("file") + b"--XX--\r\n", 422),
+        (part("top_k", b"1") + b"--XX--\r\n", 422),
+        (part() + part("top_k", b"1" * 500) + b"--XX--\r\n", 422),
+        (part() * 4 + b"--XX--\r\n", 413),
+        (part() * 200 + b"--XX--\r\n", 413),
+    ],
+)
+def test_forms_that_cannot_be_taken(client, body, status):
+    headers = {"Content-Type": "multipart/form-data; boundary=XX"}
+    done = client.post(PREDICT, content=body, headers=headers)
+    code = {400: done.json()["error"]["code"], 413: "too_large", 422: "invalid"}[status]
+    refused(done, status, code)
+    assert code in ("bad_request", "bad_image", "too_large", "invalid")
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=",
+                                  "multipart/form-data; boundary=" + "b" * 300])  # fmt: skip
+def test_a_form_without_a_boundary(client, kind):
+    done = client.post(PREDICT, content=b"--XX", headers={"Content-Type": kind})
+    refused(done, 400, "bad_request", "boundary")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/v1/tasks/..%2f..%2fetc%2fpasswd/predict", 404, "not_found"),
+        ("/v1/tasks/%2e%2e/predict", 422, "bad_task_name"),
+        ("/v1/tasks/..%5c..%5cx/predict", 422, "bad_task_name"),
+        ("/v1/tasks/a%00b/predict", 422, "bad_task_name"),
+        ("/v1/tasks/a%0ab/predict", 422, "bad_task_name"),
+        ("/v1/tasks/%ff/predict", 422, "bad_task_name"),
+        ("/v1/tasks/" + "a" * 101 + "/predict", 422, "bad_task_name"),
+        ("/v1/tasks/" + "a" * 20000 + "/predict", 422, "bad_task_name"),
+        ("/v1/tasks/.hidden/predict", 422, "bad_task_name"),
+        ("/v1/tasks/colors/predict", 404, "unknown_task"),
+        ("/v1/tasks//predict", 404, "not_found"),
+        ("/v1/tasks/colours/predict/", 404, "not_found"),
+        ("/v2/predict", 404, "not_found"),
+        ("/docs", 404, "not_found"),
+    ],
+)
+def test_paths_that_lead_nowhere(server, path, status, code):
+    with connected(server) as line:
+        line.sendall(head(path, "Content-Length: 3", "Connection: close") + b"red")
+        found, body = told(received(line))
+    assert (found, body["error"]["code"]) == (status, code)
+
+
+def test_wrong_methods_name_the_right_ones(client):
+    done = client.patch("/v1/tasks/colours")
+    refused(done, 405, "method_not_allowed")
+    assert set(done.headers["allow"].split(", ")) == {"GET", "PUT", "DELETE"}
+    assert client.get(PREDICT).headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (DataError("image: truncated"), 400, "bad_image"),
+        (TooLargeError("image: 10^9 pixels"), 413, "too_large"),
+        (InputError("top_k: no"), 422, "invalid"),
+        (BackboneMismatchError("other weights"), 422, "wrong_backbone"),
+        (OverloadError("1024 wait", 2.3), 429, "overload"),
+        (DeadlineError("too late"), 504, "timeout"),
+        (ClosedError("stopping"), 503, "stopping"),
+        (UnavailableError("the disk is gone"), 503, "unavailable"),
+    ],
+)
+def test_what_the_engine_says(server, error, status, code):
+    server.engine.raises = error
+    try:
+        done = httpx.post(server.address + PREDICT, files={"image": b"red"})
+    finally:
+        server.engine.raises = None
+    refused(done, status, code, str(error))
+    assert done.headers.get("retry-after") == ("3" if status == 429 else None)
+
+
+def test_a_fault_of_the_server_says_only_where_to_look(server, caplog):
+    server.engine.raises = ZeroDivisionError("a secret of the inside")
+    try:
+        done = httpx.post(
+            server.address + PREDICT, files={"image": b"red"}, headers={"X-Request-ID": "find-me"}
+        )
+    finally:
+        server.engine.raises = None
+    assert done.status_code == 500
+    error = json.loads(done.text)["error"]
+    assert (error["code"], error["request_id"]) == ("internal", "find-me")
+    assert "secret" not in done.text
+    assert "find-me" in caplog.text
+    assert "a secret of the inside" in caplog.text
+
+
+def test_not_an_image(server):
+    done = httpx.post(server.address + PREDICT, files={"image": b"no image"})
+    refused(done, 400, "bad_image")
+
+
+def test_a_server_without_a_token_takes_no_files(client, server):
+    before = dict(server.engine.files)
+    refused(client.put("/v1/tasks/new", content=b"task"), 403, "forbidden", "token")
+    refused(client.delete("/v1/tasks/colours"), 403, "forbidden", "token")
+    assert server.engine.files == before

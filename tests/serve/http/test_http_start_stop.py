@@ -1,0 +1,214 @@
+"""From the start to the end of a server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from piggyback.errors import BackboneError, InputError, PiggybackWarning
+from piggyback.serve.http import server as serving
+from piggyback.serve.http.app import create_app
+from piggyback.serve.http.limits import Limits
+from piggyback.serve.http.server import run
+from support.fake_engine import FakeEngine, connected, head, received, served, told, wait_until
+
+PREDICT = "/v1/tasks/colours/predict"
+
+
+def test_no_answers_until_the_engine_is_there():
+    go, said = threading.Event(), []
+
+    def start():
+        go.wait(10)
+        return FakeEngine()
+
+    with served(start, said=said, ready=False) as server:
+        health = httpx.get(server.address + "/health")
+        assert (health.status_code, health.json()["status"]) == (503, "starting")
+        done = httpx.post(server.address + PREDICT, files={"image": b"red"})
+        assert (done.status_code, done.json()["error"]["code"]) == (503, "starting")
+        assert done.headers["retry-after"] == "1"
+        assert httpx.get(server.address + "/").status_code == 200
+        assert "piggyback_ready 0.0" in httpx.get(server.address + "/metrics").text
+        assert said == []
+        go.set()
+        wait_until(lambda: said)
+        assert said == [f"ready at {server.address}"]
+        assert httpx.get(server.address + "/health").status_code == 200
+
+
+def refuse():
+    raise BackboneError("backbone 'resnt50': no such network; did you mean 'resnet50'?")
+
+
+def test_run_raises_what_the_start_raised():
+    said = []
+    with pytest.raises(BackboneError, match="resnt50"):
+        run(create_app(refuse), port=0, say=said.append)
+    assert said == []
+
+
+def test_a_start_that_failed_can_be_asked_about():
+    # as under another server than ours, which does not end for it
+    app = create_app(refuse)
+    app.service.begin()
+    wait_until(lambda: app.service.status != "starting")
+    assert app.service.status == "failed"
+    assert "resnt50" in app.service.reason
+
+
+def test_a_start_that_fails_in_no_known_way_tells_only_the_log(caplog):
+    def start():
+        raise ZeroDivisionError("inside")
+
+    app = create_app(start)
+    app.service.begin()
+    wait_until(lambda: app.service.status == "failed")
+    assert "inside" not in app.service.reason
+    assert "ZeroDivisionError: inside" in caplog.text
+
+
+def test_requests_that_run_are_answered_and_new_ones_are_not():
+    engine = FakeEngine(slow=0.6)
+    with served(engine) as server:
+        with connected(server) as early, connected(server) as late:
+            early.sendall(head(PREDICT, "Content-Length: 3") + b"red")
+            wait_until(lambda: engine.asked)
+            server.handle_exit(signal.SIGTERM, None)
+            late.sendall(head(PREDICT, "Content-Length: 4") + b"blue")
+            status, body = told(received(late))
+            assert (status, body["error"]["code"]) == (503, "stopping")
+            health = httpx.get(server.address + "/health")
+            assert (health.status_code, health.json()["status"]) == (503, "stopping")
+            status, body = told(received(early))
+            assert (status, body["answers"][0]["classes"][0]["class"]) == (200, "red")
+        wait_until(lambda: engine.closed)
+    assert engine.closed == [True]
+    assert [image for _, image, _ in engine.asked] == [b"red"]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_stopping_takes_a_bounded_time(twice, monkeypatch):
+    monkeypatch.setattr(serving, "LAST_S", 1)
+    engine = FakeEngine(slow=60.0)
+    limits = Limits(stop_s=60.0 if twice else 0.3)
+    with served(engine, limits=limits) as server, connected(server) as line:
+        line.sendall(head(PREDICT, "Content-Length: 3") + b"red")
+        wait_until(lambda: engine.asked)
+        server.handle_exit(signal.SIGTERM, None)
+        if twice:
+            server.handle_exit(signal.SIGTERM, None)
+        status, body = told(received(line))
+        assert (status, body["error"]["code"]) == (503, "stopping")
+        wait_until(lambda: engine.closed)
+    assert engine.cancelled == 1
+    assert engine.closed == [False]  # what is queued is given up
+
+
+def test_a_second_signal_does_not_wait_for_the_network():
+    go = threading.Event()
+
+    def start():
+        go.wait(60)
+        return FakeEngine()
+
+    try:
+        with served(start, limits=Limits(stop_s=60.0), ready=False) as server:
+            server.handle_exit(signal.SIGTERM, None)
+            server.handle_exit(signal.SIGTERM, None)
+        # served() has seen the server's thread end
+        assert server.service.status == "stopping"
+    finally:
+        go.set()
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=rf"port {port} on 127.0.0.1 .* choose another"):
+            run(create_app(FakeEngine), port=port)
+
+
+@pytest.mark.parametrize(("host", "port"), [("no.such.host.invalid", 0), ("127.0.0.1", 99999)])
+def test_an_address_that_cannot_be_had(host, port):
+    with pytest.raises(InputError, match="cannot be had"):
+        run(create_app(FakeEngine), host, port)
+
+
+def test_a_host_that_others_reach_wants_a_token():
+    with pytest.warns(PiggybackWarning, match="--token-file"), pytest.raises(BackboneError):
+        run(create_app(refuse), "0.0.0.0", 0)
+
+
+def test_loggers_are_left_as_they_were():
+    def state():
+        names = ("piggyback", "uvicorn", "python_multipart")
+        loggers = [logging.getLogger(name) for name in names]
+        return [(one.handlers[:], one.level, one.propagate) for one in loggers]
+
+    before = state()
+    with pytest.raises(BackboneError):
+        run(create_app(refuse), port=0)
+    assert state() == before
+
+
+SERVER = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+from support.fake_engine import FakeEngine
+from piggyback.serve.http import server as serving
+from piggyback.serve.http.app import create_app
+from piggyback.serve.http.server import run
+
+class Waits(FakeEngine):
+    async def predict_async(self, *asked):
+        while app.service.status != "stopping":
+            await asyncio.sleep(0.01)
+        return await super().predict_async(*asked)
+
+app = create_app(Waits)
+sys.exit(run(app, port=0))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM")
+def test_a_process_that_is_told_to_stop_answers_first_and_ends_well():
+    code = SERVER.format(tests=str(Path(__file__).parents[2]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("ready at http://127.0.0.1:")
+        answers = []
+        address = line.split()[-1]
+
+        def ask():
+            headers = {"X-Request-ID": "the-one"}
+            answers.append(httpx.post(address + PREDICT, files={"image": b"red"}, headers=headers))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_until(lambda: "piggyback_http_in_flight 2.0" in httpx.get(address + "/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        asking.join(20)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert answers[0].status_code == 200
+    assert process.returncode == 0
+    assert out == ""
+    lines = [json.loads(line) for line in err.splitlines()]
+    (mine,) = [line for line in lines if line.get("id") == "the-one"]
+    assert (mine["status"], mine["task"], mine["path"]) == (200, "colours", PREDICT)
+    assert mine["bytes"] > 3
+    assert mine["ms"] > 0

@@ -1,0 +1,104 @@
+"""The page, the real server, the real engine and a network that knows colours."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.visiting import photo, take, until
+
+pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
+
+from piggyback.serve.engine import Engine
+from piggyback.serve.options import EngineOptions
+from support.colour_tasks import Colours, picture, task_file
+from support.fake_engine import served
+
+Visit = Callable[..., Any]
+
+
+def upload(colour: str) -> dict[str, Any]:
+    """A picture as playwright's file inputs take it."""
+    return {"name": f"{colour}.png", "mimeType": "image/png", "buffer": picture(colour)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, shift in (("colours", 0), ("shifted", 1)):
+        (tmp_path / f"{name}.safetensors").write_bytes(task_file(name, shift))
+    (tmp_path / "broken.safetensors").write_bytes(b"not a task")
+    return tmp_path
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[Engine]:
+    with Engine(Colours(), folder, "64MiB", EngineOptions(watch_s=0.05, device="cpu")) as started:
+        yield started
+
+
+def test_answers_errors_and_new_tasks_reach_the_page(
+    visit: Visit, engine: Engine, folder: Path
+) -> None:
+    with served(engine, token="s3cret") as server:
+        page = visit(f"{server.address}/")
+        page.wait_for_selector("#token")
+        page.fill("#token-text", "s3cret")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#tasks")
+        assert page.locator("#tasks tbody bdi").all_inner_texts() == ["colours", "shifted"]
+        assert page.locator("#refused dt").inner_text() == "broken.safetensors"
+
+        take(page, "shifted")
+        page.set_input_files("#files", upload("red"))
+        page.wait_for_selector(".bars")
+        first = page.locator(".bars li").first
+        assert first.locator("bdi").inner_text() == "shifted lime"
+        assert first.locator(".number").inner_text() == "96.5%"  # e^4 of e^4 + 2
+        version = engine.task("shifted").version
+        assert f"Answered by shifted, version {version}" in page.locator(".said").inner_text()
+
+        take(page, "colours")
+        until(page, "document.querySelector('.bars bdi')?.textContent === 'colours red'")
+
+        page.set_input_files("#files", [{**photo(), "buffer": b"no image at all"}, upload("blue")])
+        page.wait_for_selector(".error")
+        page.wait_for_selector(".bars >> text=colours blue")
+        assert "\n" not in page.locator(".error").inner_text()
+
+        (folder / "late.safetensors").write_bytes(task_file("late", 2))
+        page.wait_for_selector("#tasks >> text=late")
+
+
+def test_an_image_over_the_limit_is_not_sent(visit: Visit, engine: Engine) -> None:
+    from piggyback.serve.http.limits import Limits
+
+    with served(engine, limits=Limits(body_bytes=1000)) as server:
+        page = visit(f"{server.address}/")
+        page.wait_for_selector("#tasks")
+        page.set_input_files("#files", {**photo(), "buffer": b"x" * 1001})
+        page.wait_for_selector("text=this server takes at most 1.00 kB")
+        assert not any(outcome for (_, outcome) in engine.stats().requests)
+
+
+def test_a_server_that_starts_says_so(visit: Visit, engine: Engine) -> None:
+    go = threading.Event()
+
+    def start() -> Engine:
+        assert go.wait(30)
+        return engine
+
+    with served(start, ready=False) as server:
+        page = visit(f"{server.address}/", clock=True)
+        told = page.locator("#state")
+        assert told.inner_text() == "the network is being loaded; ask again in a moment"
+        assert told.get_attribute("data-state") == "starting"
+        go.set()
+        until(page, "fetch('health').then((said) => said.ok)")
+        page.clock.run_for(3100)
+        until(page, "document.querySelector('#state').textContent === 'Ready'")

@@ -1,0 +1,137 @@
+"""Packed tasks: few bytes, few objects, and nothing of the task that was packed is held or changed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from piggyback.masks.rule import MaskRule
+from piggyback.serve.replicas.network import Network
+from piggyback.serve.replicas.packed import PackedTask
+from piggyback.zoo.load import load_backbone
+from support.nets import Tiny, seeded
+from support.serving_nets import Blocks, backbone, random_task
+
+
+def packed_bits(task) -> int:
+    return sum(-(-mask.numel // 64) * 8 for mask in task.masks.values())
+
+
+def test_tasks_that_are_alike_share_what_describes_them():
+    made = backbone(Blocks())
+    network = Network(made, precision="float32")
+    one, other = (network.pack(random_task(made, seed)) for seed in range(2))
+    assert one.layout is other.layout
+    assert one.head_like is other.head_like
+    assert one.masks.layout is other.masks.layout
+    larger = network.pack(random_task(made, 2, classes=4))
+    assert larger.layout is one.layout
+    assert larger.head_like is not one.head_like
+    ternary = network.pack(random_task(made, 3, MaskRule("ternary")))
+    assert ternary.layout is not one.layout
+
+
+def test_a_task_holds_its_bits_its_head_and_what_it_changes_of_norms():
+    made = backbone(Blocks())
+    network = Network(made, precision="float32")
+    task = random_task(made, 0)
+    head = sum(4 * tensor.numel() for tensor in task.head.values())
+    found = network.pack(task)
+    assert len(found.masks.parts) == 1
+    assert found.masks.parts[0].keep.untyped_storage().nbytes() == packed_bits(task)
+    assert packed_bits(task) + head < found.nbytes < packed_bits(task) + head + 4096
+    trained = network.pack(random_task(made, 0, norm="trained"))
+    channels, layer_norm = 8 + 16 + 16, 2 * 12
+    assert trained.scales.numel() == trained.shifts.numel() == channels
+    assert [own.numel() for own in trained.own] == [layer_norm]
+    assert trained.nbytes - found.nbytes >= 4 * (2 * channels + layer_norm)
+    low = Network(made, precision="bfloat16").pack(task)
+    assert sum(t.element_size() * t.numel() for t in low.head) == head // 2
+
+
+def own_objects(task: PackedTask) -> list[object]:
+    """All that a packed task holds and does not share with others."""
+    shared = (task.layout, task.masks.layout, task.head_like)
+    seen = {id(item): item for item in (*shared, True, None)}
+    found, waiting = [], [task]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, (type, torch.dtype, str)):
+            continue
+        seen[id(item)] = item
+        found.append(item)
+        if not isinstance(item, torch.Tensor):
+            waiting += gc.get_referents(item)
+    return found
+
+
+def test_objects_in_memory_do_not_grow_with_the_layers_of_a_network():
+    made = load_backbone("timm:mobilenetv3_small_050", pretrained=False, image_size=32)
+    network = Network(made, precision="float32", fold=False)
+    folded = Network(made, precision="float32")
+    frozen, trained = (random_task(made, 1, norm=norm) for norm in ("frozen", "trained"))
+    assert (len(frozen.masks), len(trained.norm)) == (53, 136)
+    for net, task, most in (
+        (network, frozen, 3),
+        (network, trained, 4),
+        (folded, frozen, 3),
+        (folded, trained, 5),
+    ):
+        held = own_objects(net.pack(task))
+        assert sum(isinstance(item, torch.Tensor) for item in held) == most
+        assert len(held) < 30
+
+
+@pytest.fixture
+def _no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_the_task_itself_is_not_held():
+    made = seeded(Tiny)
+    network = Network(made)
+    task = random_task(made, 0)
+    gone = [weakref.ref(t) for t in (task.head["weight"], task.masks["body.weight"].keep)]
+    held = network.pack(task)
+    wanted = held.head[0].clone()
+    task.head["weight"].zero_()
+    assert torch.equal(held.head[0], wanted)
+    del task
+    assert [ref() for ref in gone] == [None, None]
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_what_is_dropped_is_gone_at_once():
+    made = backbone(Blocks())
+    network = Network(made, precision="float32")
+    live = network.new_copy()
+    packed = network.pack(random_task(made, 0, MaskRule(form="channel")))
+    live.write(packed)
+    shared = [weakref.ref(item) for item in (packed.layout, packed.masks.layout, packed.head_like)]
+    bits = weakref.ref(packed.masks.parts[0].keep)
+    weights = weakref.ref(live._tensors["stem.weight"])
+    del packed
+    assert bits() is None
+    live.write(network.pack(random_task(made, 1, classes=5)))
+    assert [ref() for ref in shared] == [None] * 3
+    del live
+    assert weights() is None
+
+
+def test_bits_come_back_in_the_order_they_were_given():
+    made = backbone(Blocks())
+    network = Network(made, precision="float32")
+    task = random_task(made, 0)
+    found = network.pack(task)
+    assert list(found.masks) == list(task.masks)
+    assert len(found.masks) == len(task.masks)
+    for name, mask in task.masks.items():
+        assert (found.masks[name].shape, found.masks[name].kept) == (mask.shape, mask.kept)

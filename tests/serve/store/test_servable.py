@@ -1,0 +1,76 @@
+"""What a server takes: files of classification tasks on its own backbone, with heads it can build."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from piggyback.errors import BackboneMismatchError, InputError, TaskFileError
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.network.frozen import FrozenBackbone
+from piggyback.serve.store.folder import Check
+from piggyback.serve.store.servable import servable
+from piggyback.taskfile.file import save
+from piggyback.taskfile.task import Task
+from support.nets import Tiny, learn, seeded
+
+
+def check_for(net: nn.Module) -> Check:
+    frozen = FrozenBackbone(net)
+    return servable(frozen.shapes(), frozen.fingerprint)
+
+
+@pytest.fixture
+def task() -> Task:
+    return learn(MultiTaskModel(seeded(Tiny)), "signs", torch.randn(4, 6))
+
+
+@pytest.fixture
+def check() -> Check:
+    return check_for(seeded(Tiny))
+
+
+def test_a_task_of_this_backbone_is_taken_under_the_name_of_its_file(
+    task: Task, check: Check
+) -> None:
+    header = check(save(task), "roads")
+    assert (header.name, header.info.kind) == ("roads", "classification")
+    nameless = replace(task.info, backbone=replace(task.info.backbone, fingerprint=""))
+    assert check(save(replace(task, info=nameless)), "roads").name == "roads"
+
+
+def test_other_weights_are_refused(task: Task) -> None:
+    check = check_for(seeded(Tiny, seed=1))
+    with pytest.raises(BackboneMismatchError, match=r"task 'roads' was learned on other weights"):
+        check(save(task), "roads")
+
+
+def test_another_architecture_is_refused(task: Task) -> None:
+    check = check_for(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)))
+    with pytest.raises(BackboneMismatchError, match=r"has no such weight"):
+        check(save(task), "signs")
+
+
+def test_a_damaged_file_is_refused_by_name(task: Task, check: Check) -> None:
+    with pytest.raises(TaskFileError, match=r"^task 'roads': .*cut off"):
+        check(save(task)[:-1], "roads")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_kind": "custom"}, "its head of kind 'custom' is a module of its own"),
+        ({"kind": "segmentation"}, "use: piggyback predict --out"),
+        ({"head_kind": "segmentation"}, "use: piggyback predict --out"),
+        ({"kind": "regression"}, "of kind 'regression'"),
+    ],
+)
+def test_what_a_server_cannot_answer_is_refused(
+    changes: dict[str, str], message: str, task: Task, check: Check
+) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        check(save(replace(task, info=replace(task.info, **changes))), "signs")
+    assert "task 'signs'" in str(raised.value)

@@ -1,0 +1,300 @@
+"""What a server makes of an image is what training made of it; what is none is one clear error."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from piggyback.errors import DataError, InputError, TooLargeError
+from piggyback.images.files import load_fitted
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.images.tensors import normalise
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.serve.inputs import prepare, samples
+from piggyback.train.evaluate import predict
+from support.encoded_pictures import KINDS, encoded, photo, turned
+from support.nets import Convolutions, learn, seeded
+
+VIEW = Preprocessing(16)
+PLAIN = Preprocessing(8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def ready(source: Any, view: Preprocessing | None = VIEW, max_pixels: int = 10**6) -> torch.Tensor:
+    return prepare(source, view, max_pixels=max_pixels)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_what_training_saw(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(KINDS[name])
+    for view in (VIEW, Preprocessing(24, interpolation="bicubic", crop_pct=0.875)):
+        expected = normalise(load_fitted(path, view)[None], view)[0]
+        for source in (KINDS[name], bytearray(KINDS[name]), memoryview(KINDS[name]), path):
+            found = ready(source, view)
+            assert torch.equal(found, expected)
+            assert found.dtype == torch.float32
+            assert found.is_contiguous()
+
+
+def test_a_network_gets_the_numbers_that_predict_gives_it(tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+    model = MultiTaskModel(seeded(Convolutions))
+    learn(model, "a", torch.randn(4, 3, 8, 8), preprocessing=VIEW)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(KINDS["turned.jpg"])
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: seen.append(args[0]) if isinstance(module, Convolutions) else None
+    )
+    predict(model, "a", [path])
+    handle.remove()
+    assert torch.equal(seen[0][0], ready(path.read_bytes()))
+
+
+def test_normalising_differs_in_no_bit_for_any_value() -> None:
+    view = Preprocessing(16, mean=(0.481, 0.4578, 0.4082), std=(0.2686, 0.2613, 0.2758))
+    every = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, 16, 16)
+    expected = normalise(every[None], view)[0]
+    assert torch.equal(ready(every, view), expected)
+
+
+def test_a_picture_its_pixels_and_its_lossless_file_are_one_thing() -> None:
+    image = photo()
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    expected = ready(encoded(image, "PNG"))
+    for source in (image, array, array.copy(), tensor, tensor.contiguous()):
+        assert torch.equal(ready(source), expected)
+    assert torch.equal(ready(array[:, ::-1]), ready(tensor.flip(2)))
+
+
+def test_grey_pixels_are_rgb_with_three_equal_channels() -> None:
+    grey = photo().convert("L")
+    assert torch.equal(ready(np.asarray(grey)), ready(grey))
+    assert torch.equal(ready(grey), ready(grey.convert("RGB")))
+
+
+def test_transparency_is_laid_on_white() -> None:
+    clear = Image.new("RGBA", (9, 9), (0, 0, 0, 0))
+    for kind in ("PNG", "WEBP"):
+        assert ready(encoded(clear, kind), PLAIN).min() == 1
+
+
+def test_sixteen_bits_are_scaled() -> None:
+    half = Image.fromarray(np.full((9, 9), 0x8000, dtype=np.uint16))
+    assert torch.equal(ready(encoded(half, "PNG"), PLAIN), torch.full((3, 8, 8), 128 / 255))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_camera_held_sideways(kind: str) -> None:
+    image = Image.new("RGB", (32, 32), "white")
+    image.paste("black", (0, 0, 32, 16))  # the upper half; a quarter clockwise puts it on the right
+    found = ready(encoded(image, kind, exif=turned(6)), PLAIN)
+    assert found[:, 4, 0].min() > 0.9
+    assert found[:, 4, 7].max() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_the_first_frame_of_a_moving_picture(kind: str) -> None:
+    red, blue = (Image.new("RGB", (9, 9), colour) for colour in ("red", "blue"))
+    moving = encoded(red, kind, save_all=True, append_images=[blue])
+    assert ready(moving, PLAIN)[:, 4, 4].tolist() == pytest.approx([1, 0, 0], abs=0.02)
+
+
+def test_floats_are_the_networks_input_as_they_are() -> None:
+    x = torch.randn(3, 5, 7, requires_grad=True)
+    assert torch.equal(ready(x), x)
+    assert not ready(x).requires_grad
+    for source in (x.detach().double().numpy(), x.detach().double()):
+        found = ready(source, None)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, x)
+
+
+@pytest.mark.parametrize("source", [KINDS["rgb.png"], photo(), np.zeros((4, 4), np.uint8)])
+def test_without_preprocessing_only_floats_will_do(source: Any) -> None:
+    with pytest.raises(InputError, match="names no preprocessing: expected the network's input"):
+        ready(source, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        (torch.zeros(4, 5, 3, dtype=torch.uint8), r"Tensor torch.uint8 \(4, 5, 3\)"),
+        (torch.zeros(3, 0, 3, dtype=torch.uint8), r"Tensor torch.uint8 \(3, 0, 3\)"),
+        (torch.zeros(3, 4, 5, dtype=torch.int64), r"Tensor torch.int64 \(3, 4, 5\)"),
+        (np.zeros((3, 4, 5), np.uint8), r"ndarray uint8 \(3, 4, 5\)"),
+        (np.zeros((4, 5, 3), np.int32), r"ndarray int32 \(4, 5, 3\)"),
+        (np.zeros((4, 5), object), r"ndarray object \(4, 5\)"),
+        (12, "int"),
+        (None, "NoneType"),
+    ],
+)
+def test_other_things_are_refused_by_what_they_are(source: Any, found: str) -> None:
+    with pytest.raises(InputError, match=rf"image (of type )?{found}: expected"):
+        ready(source)
+
+
+def test_samples_and_batches() -> None:
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    assert samples(b"x") == ([b"x"], False)
+    assert samples(("a.png", b"x")) == (["a.png", b"x"], True)
+    assert samples([]) == ([], True)
+    assert [len(samples(batch)[0]) for batch in (pixels, torch.from_numpy(pixels))] == [2, 2]
+    assert samples(pixels)[1]
+    assert not samples(pixels[0])[1]
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if "moving" not in name])
+def test_a_part_of_a_file_is_an_error_and_never_half_a_picture(name: str) -> None:
+    whole = KINDS[name]
+    for part in (0, 1, 12, len(whole) // 4, len(whole) // 2):
+        with pytest.raises(DataError, match=r"^image of \d+ bytes cannot be decoded: [^\n]+$"):
+            ready(whole[:part])
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "TGA"])
+def test_other_formats_are_for_files_of_ones_own(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(encoded(photo(16, 16), kind))
+    with pytest.raises(DataError, match="none of JPEG, PNG, WebP, BMP, GIF"):
+        ready(path.read_bytes())
+    assert torch.equal(ready(path), ready(photo(16, 16)))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"image '.*none\.png': no such file"):
+        ready(tmp_path / "none.png")
+    with pytest.raises(DataError, match="cannot be decoded: IsADirectoryError"):
+        ready(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"text")
+    with pytest.raises(DataError, match=r"a\.png' cannot be decoded"):
+        ready(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["rgb.jpg", "rgb.png", "lossy.webp", "rgb.bmp", "still.gif"])
+def test_pixels_are_counted_as_they_are_stored(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(KINDS[name])
+    for source in (KINDS[name], path, Image.open(path)):
+        assert ready(source, max_pixels=960).shape == (3, 16, 16)
+        with pytest.raises(TooLargeError, match="of 40 x 24 pixels: expected at most 959"):
+            ready(source, max_pixels=959)
+
+
+def test_very_long_pictures_are_too_large_however_narrow() -> None:
+    with pytest.raises(TooLargeError, match="65535 a side"):
+        ready(encoded(Image.new("1", (1, 65_536)), "PNG"))
+
+
+def test_pillow_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 700
+    )  # it would warn from here and raise at twice
+    exif = bytearray(turned(6).tobytes())
+    exif[14:16] = b"\xff\x00"  # says that 255 entries follow
+    frames = encoded(photo(), "PNG", save_all=True, append_images=[photo().rotate(90)])
+    odd = [
+        encoded(photo(), "JPEG", exif=bytes(exif)),
+        encoded(photo(), "PNG", exif=bytes(exif)),
+        encoded(photo(), "WEBP", exif=bytes(exif)),
+        frames.replace(b"acTL\0\0\0\2", b"acTL\0\0\0\0"),
+        encoded(photo(), "MPO", save_all=True, append_images=[photo()]).replace(
+            b"MPF\0II", b"MPF\0XX"
+        ),
+        *KINDS.values(),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for data in odd:
+            if len(data) < 20_000:
+                assert ready(data).shape == (3, 16, 16)
+
+
+def test_a_picture_that_is_not_read_yet_may_be_given_to_many_threads() -> None:
+    expected = ready(Image.open(BytesIO(KINDS["rgb.png"])))
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            lazy = Image.open(BytesIO(KINDS["rgb.png"]))
+            assert all(torch.equal(x, expected) for x in pool.map(ready, [lazy] * 8))
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or "AVX" not in torch.backends.cpu.get_cpu_capability(),
+    reason="torch resizes in one thread only where it has its fast kernel",
+)
+def test_torch_starts_no_threads_for_an_image() -> None:
+    image = np.zeros((900, 900, 3), np.uint8)
+    usual, started = torch.get_num_threads(), []
+
+    def count(work: Callable[[], object]) -> None:
+        torch.set_num_threads(3)  # of this thread, and of threads to come
+        before = len([*Path("/proc/self/task").iterdir()])
+        work()
+        started.append(len([*Path("/proc/self/task").iterdir()]) - before)
+
+    try:
+        for work in (
+            lambda: ready(image, Preprocessing(400)),
+            lambda: torch.zeros(4_000_000).div_(255),
+        ):
+            thread = threading.Thread(target=count, args=(work,))
+            thread.start()
+            thread.join()
+    finally:
+        torch.set_num_threads(usual)
+    assert started[0] <= 0
+    assert started[1] > 0, "counts no threads, so it could not fail"
+
+
+def one_line_or_numbers(data: bytes) -> None:
+    problem = ""
+    try:
+        found = ready(data, replace(VIEW, image_size=4), max_pixels=10**5)
+    except DataError as error:
+        problem = str(error)
+    if problem:
+        assert "\n" not in problem
+    else:
+        assert found.shape == (3, 4, 4)
+        assert found.isfinite().all()
+
+
+STARTS = (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"BM", b"GIF89a")
+
+
+@settings(max_examples=300)
+@given(start=st.sampled_from(STARTS), rest=st.binary(max_size=200))
+def test_any_bytes(start: bytes, rest: bytes) -> None:
+    one_line_or_numbers(start + rest)
+
+
+@settings(max_examples=600)
+@given(
+    name=st.sampled_from(sorted(set(KINDS) - {"profiled.jpg"})),
+    changes=st.lists(
+        st.tuples(st.integers(0, 400), st.binary(max_size=6), st.booleans()), max_size=5
+    ),
+    cut=st.integers(0, 3000),
+)
+def test_damaged_images(name: str, changes: list[tuple[int, bytes, bool]], cut: int) -> None:
+    data = bytearray(KINDS[name])
+    for at, put, over in changes:
+        data[at : at + len(put) * over] = put
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one_line_or_numbers(bytes(data if cut % 3 else data[:cut]))

@@ -1,0 +1,71 @@
+"""Does a task belong to a backbone? (Refusals by a whole model are in test_model_refusals.py.)"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from piggyback.errors import BackboneMismatchError
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.taskfile.fit import check_fingerprint, check_fits, differing_weights
+from support.nets import Convolutions, learn, seeded
+
+
+@pytest.fixture
+def task():
+    return learn(MultiTaskModel(seeded(Convolutions)), "t", torch.randn(4, 3, 8, 8), norm="trained")
+
+
+def arguments(net):
+    shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
+    norm = {name: t for name, t in net.state_dict().items() if "stem.1" in name or "norm" in name}
+    return shapes, norm
+
+
+def test_a_task_fits_the_backbone_it_was_learned_on(task):
+    check_fits(task, *arguments(seeded(Convolutions)), task.info.backbone.fingerprint)
+    assert differing_weights(task, seeded(Convolutions)) == []
+
+
+def test_a_task_that_names_no_fingerprint_needs_its_shapes_to_fit_only(task):
+    nameless = replace(task, info=replace(task.info, backbone=type(task.info.backbone)()))
+    check_fits(nameless, *arguments(seeded(Convolutions, seed=1)), "f" * 64)
+
+
+def test_a_fingerprint_is_compared_where_one_is_named(task):
+    backbone = task.info.backbone
+    check_fingerprint("t", backbone, backbone.fingerprint)
+    check_fingerprint("t", type(backbone)(), "f" * 64)
+    with pytest.raises(BackboneMismatchError, match="task 't' was learned on other weights"):
+        check_fingerprint("t", backbone, "f" * 64)
+
+
+def test_messages_name_the_source_and_both_fingerprints(task):
+    info = replace(task.info, backbone=replace(task.info.backbone, source="timm:resnet50"))
+    with pytest.raises(BackboneMismatchError) as raised:
+        check_fits(replace(task, info=info), *arguments(seeded(Convolutions)), "f" * 64)
+    assert "(timm:resnet50)" in str(raised.value)
+    assert info.backbone.fingerprint[:16] in str(raised.value)
+    assert "f" * 16 in str(raised.value)
+
+
+def test_a_mask_of_a_buffer_or_statistics_of_a_weight_do_not_fit(task):
+    shapes, norm = arguments(seeded(Convolutions))
+    mask = task.masks["neck.weight"]
+    for wrong in (
+        replace(task, masks={"stem.1.running_mean": mask}),
+        replace(task, norm={"neck.weight": torch.zeros(12, 6)}),
+    ):
+        with pytest.raises(BackboneMismatchError, match="not in this backbone"):
+            check_fits(wrong, shapes, norm, task.info.backbone.fingerprint)
+
+
+def test_weights_that_differ_are_named(task):
+    other = seeded(Convolutions)
+    with torch.no_grad():
+        other.neck.weight[0, 0] += 1e-6
+    assert differing_weights(task, other) == ["neck.weight"]
+    del other.neck
+    assert differing_weights(task, other) == ["neck.weight"]

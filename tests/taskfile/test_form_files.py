@@ -1,0 +1,184 @@
+"""Task files of version 2: coefficients in them, damaged ones, and readers that know version 1 only."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_file import rebuilt, same
+
+from piggyback.errors import InputError, TaskFileError
+from piggyback.masks.bits import unpack
+from piggyback.masks.rule import Form, MaskRule
+from piggyback.taskfile import header
+from piggyback.taskfile.file import load, load_file, read_header, save, save_file
+from piggyback.taskfile.task import Task
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+MAKER = runpy.run_path(str(GOLDEN / "make_v2.py"))
+FORMS: tuple[Form, ...] = ("channel", "affine")
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def golden(form: Form) -> Task:
+    return load((GOLDEN / f"v2-{form}.safetensors").read_bytes())
+
+
+@every_form
+def test_golden_files_load_for_ever(form: Form) -> None:
+    found = golden(form)
+    ternary = form == "channel"
+    for name, shape in MAKER["SHAPES"].items():
+        count = torch.Size(shape).numel()
+        values = [MAKER["mask_value"](i, ternary) for i in range(count)]
+        assert unpack(found.masks[name]).to(torch.int8).flatten().tolist() == values
+        assert found.coefficients[name].dtype == torch.float32
+        assert found.coefficients[name].tolist() == MAKER["coefficients"](form, shape)
+    assert found.info.rule == MaskRule("ternary" if ternary else "binary", 0.005, form)
+    assert same(found, MAKER["task"](form))
+    assert save(found) == (GOLDEN / f"v2-{form}.safetensors").read_bytes()
+
+
+@every_form
+def test_a_file_brings_coefficients_back_bit_for_bit(form: Form, tmp_path: Path) -> None:
+    task = MAKER["task"](form)
+    odd = {n: torch.randn_like(k) * 1e-40 for n, k in task.coefficients.items()}  # subnormal too
+    task = replace(task, coefficients=odd)
+    save_file(task, tmp_path / "a")
+    found = load_file(tmp_path / "a")
+    assert same(found, task)
+    assert list(found.coefficients) == sorted(odd)
+    for name, numbers in odd.items():
+        assert torch.equal(found.coefficients[name], numbers)
+
+
+@every_form
+def test_the_header_tells_version_form_and_bytes(form: Form, tmp_path: Path) -> None:
+    task = MAKER["task"](form)
+    save_file(task, tmp_path / "a")
+    found = read_header(tmp_path / "a")
+    assert (found.version, found.info.rule.form) == (2, form)
+    assert found.bytes_form == 4 * (3 * 4 if form == "affine" else 4 + 6 + 5)
+    assert found.bytes_total == (tmp_path / "a").stat().st_size
+    bits = 8 * (found.bytes_masks + found.bytes_form) / task.weights
+    assert found.bits_per_weight == pytest.approx(bits)
+
+
+def test_a_task_of_the_plain_form_is_written_as_version_1(tmp_path: Path) -> None:
+    task = MAKER["task"]("affine")
+    plain = replace(task, info=replace(task.info, rule=MaskRule()), coefficients={})
+    save_file(plain, tmp_path / "a")
+    assert read_header(tmp_path / "a").version == 1
+    assert b'form\\"' not in (tmp_path / "a").read_bytes(), "as a key of the description"
+
+
+@every_form
+def test_a_reader_of_version_1_asks_for_an_upgrade(
+    form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(header, "VERSION", 1)
+    with pytest.raises(TaskFileError, match=r"version 2: this library reads up to 1; upgrade it"):
+        golden(form)
+
+
+def damaged(change: Callable[..., object], form: Form = "affine", **options: Any) -> bytes:
+    return rebuilt((GOLDEN / f"v2-{form}.safetensors").read_bytes(), change, **options)
+
+
+def last_number(value: float) -> Callable[[bytes], bytes]:
+    """Tensors of float32 begin with the coefficients, those of block.depthwise.weight first."""
+    four = torch.tensor([value]).numpy().tobytes()
+    return lambda rest: rest[:12] + four + rest[16:]
+
+
+def renamed(header: dict[str, Any], old: str, new: str) -> None:
+    header[new] = header.pop(old)
+
+
+DAMAGES: dict[str, tuple[Callable[[], bytes], str]] = {
+    "form in version 1": (
+        lambda: damaged(lambda h, t: h["__metadata__"].update(version="1")),
+        "expected a mask rule",
+    ),
+    "no form in version 2": (lambda: damaged(lambda h, t: t["rule"].pop("form")), "a mask rule"),
+    "plain form in version 2": (
+        lambda: damaged(lambda h, t: t["rule"].update(form="plain")),
+        "expected a form",
+    ),
+    "unknown form": (
+        lambda: damaged(lambda h, t: t["rule"].update(form="rows")),
+        "form 'rows': expected one of plain, channel, affine; the file is damaged",
+    ),
+    "form no text": (lambda: damaged(lambda h, t: t["rule"].update(form=[])), "expected a form"),
+    "ternary affine": (
+        lambda: damaged(lambda h, t: t["rule"].update(kind="ternary")),
+        "expected a binary one",
+    ),
+    "another form": (
+        lambda: damaged(lambda h, t: t["rule"].update(form="channel")),
+        r"'block.depthwise.weight': F32 \(4,\): expected F32 \(6,\)",
+    ),
+    "coefficients of another weight": (
+        lambda: damaged(lambda h, t: renamed(h, "form.fc.weight", "form.fd.weight")),
+        "coefficients for 3 weights: expected them for 3.*'fc.weight'",
+    ),
+    "coefficients called otherwise": (
+        lambda: damaged(lambda h, t: renamed(h, "form.fc.weight", "norm.fc.weight")),
+        "coefficients for 2 weights: expected them for 3.*'fc.weight'",
+    ),
+    "coefficients without a name": (
+        lambda: damaged(lambda h, t: renamed(h, "form.fc.weight", "form")),
+        "'form' belongs to no part",
+    ),
+    "integers": (
+        lambda: damaged(lambda h, t: h["form.fc.weight"].update(dtype="I32")),
+        r"I32 \(4,\): expected F32 \(4,\)",
+    ),
+    "another shape": (
+        lambda: damaged(lambda h, t: h["form.fc.weight"].update(shape=[2, 2])),
+        r"F32 \(2, 2\): expected F32 \(4,\)",
+    ),
+    "NaN": (
+        lambda: damaged(lambda h, t: None, body=last_number(float("nan"))),
+        "'block.depthwise.weight' are not finite.*damaged",
+    ),
+    "infinite": (
+        lambda: damaged(lambda h, t: None, "channel", body=last_number(float("inf"))),
+        "not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damaged_files_are_refused(case: tuple[Callable[[], bytes], str]) -> None:
+    make, message = case
+    with pytest.raises(TaskFileError, match=message):
+        load(make())
+
+
+def test_coefficients_in_a_plain_file_are_refused() -> None:
+    data = (GOLDEN / "v1-binary.safetensors").read_bytes()
+    with pytest.raises(TaskFileError, match=r"form 'plain'.*'bias'"):
+        load(rebuilt(data, lambda h, t: renamed(h, "head.bias", "form.bias")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda k: {n: v for n, v in k.items() if n != "fc.weight"}, "for 2 weights.*'fc.weight'"),
+        (lambda k: {**k, "fc.weight": k["fc.weight"].half()}, "torch.float16"),
+        (lambda k: {**k, "fc.weight": k["fc.weight"].view(2, 2)}, r"\(2, 2\): expected .* \(4,\)"),
+        (lambda k: {**k, "fc.weight": k["fc.weight"] / 0}, "not finite"),
+    ],
+)
+def test_what_would_be_refused_is_not_written(change: Any, message: str, tmp_path: Path) -> None:
+    task = MAKER["task"]("affine")
+    wrong = replace(task, coefficients=change(task.coefficients))
+    with pytest.raises(InputError, match=message):
+        save_file(wrong, tmp_path / "a")
+    assert not list(tmp_path.iterdir())

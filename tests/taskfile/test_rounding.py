@@ -1,0 +1,196 @@
+"""Heads of a byte a weight and normalisation of two: rounded once, kept to the bit."""
+
+from __future__ import annotations
+
+import math
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load as safetensors_load
+from test_file import rebuilt
+from torch import nn
+
+from piggyback.errors import TaskFileError
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.taskfile.file import load, save
+from piggyback.taskfile.rounding import (
+    int8_to_rows,
+    round_half,
+    round_rows,
+    rows_to_int8,
+    to_half,
+)
+from piggyback.taskfile.task import Task
+from support.nets import Convolutions, learn, seeded
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+MAKER = runpy.run_path(str(GOLDEN / "make_v3.py"))
+
+
+def twin(row: list[float]) -> list[float]:
+    """One row rounded number by number, in float64."""
+    mantissa, exponent = math.frexp(max(map(abs, row), default=0.0) / 127)
+    scale = math.ldexp(math.ceil(mantissa * 2**16) / 2**16, exponent)
+    return [round(value / scale) * scale if scale else 0.0 for value in row]
+
+
+@pytest.mark.parametrize("shape", [(10, 64), (3, 5, 1, 1), (1, 1), (4, 0)])
+@pytest.mark.parametrize("size", [1.0, 1e-6, 3e8])
+def test_rows_are_rounded_as_their_twin_says_and_come_back_to_the_bit(shape, size):
+    torch.manual_seed(0)
+    weight = torch.randn(shape) * size
+    rounded = round_rows(weight)
+    expected = [twin(row.tolist()) for row in weight.flatten(1)]
+    assert rounded.flatten(1).tolist() == expected
+    assert torch.equal(round_rows(rounded), rounded)
+    if weight.numel():
+        codes, scales = rows_to_int8(rounded)
+        assert codes.dtype == torch.int8
+        assert codes.shape == shape
+        assert codes.abs().amax() == 127
+        assert torch.equal(int8_to_rows(codes, scales).view(torch.int32), rounded.view(torch.int32))
+        error = (rounded - weight).flatten(1).abs().amax(1)
+        assert bool((error <= 0.5001 * scales).all())
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.randn(3, 4).double(),
+        torch.randn(3, 4).bfloat16(),
+        torch.randn(5),
+        torch.tensor([[1.0, math.nan]]),
+        torch.tensor([[1.0, math.inf]]),
+        torch.tensor([[1e-40, 2e-40]]),
+    ],
+    ids=["double", "bfloat16", "one dimension", "nan", "inf", "denormal"],
+)
+def test_what_cannot_be_rounded_stays(weight):
+    same = round_rows(weight)
+    assert same.dtype == weight.dtype
+    assert torch.equal(same.nan_to_num(), weight.nan_to_num())
+    assert rows_to_int8(same) is None
+
+
+def test_values_that_rounding_did_not_make_are_not_taken_for_it():
+    torch.manual_seed(0)
+    rounded = round_rows(torch.randn(4, 20))
+    for spoil in (
+        lambda w: w[0].add_(1e-6),
+        lambda w: w[1, 3].copy_(torch.tensor(-0.0)),
+        lambda w: w.zero_(),
+    ):
+        spoiled = rounded.clone()
+        spoil(spoiled)
+        assert rows_to_int8(spoiled) is None
+
+
+def test_normalisation_is_rounded_where_float16_is_good_enough():
+    fine = torch.tensor([1.2345, -3.3e-3, 100.0])
+    assert to_half(round_half(fine)) is not None
+    torch.testing.assert_close(round_half(fine), fine, rtol=2**-10, atol=0)
+    for bad in (torch.tensor([1.0, 1e-7]), torch.tensor([1e5]), torch.tensor([math.inf])):
+        assert torch.equal(round_half(bad), bad)
+        assert to_half(bad) is None
+    counter = torch.tensor(3)
+    assert round_half(counter) is counter
+
+
+@pytest.mark.parametrize("norm", ["frozen", "affine", "trained"])
+def test_a_task_answers_the_same_before_saving_and_after_loading(norm, tmp_path):
+    model = MultiTaskModel(seeded(Convolutions))
+    x = torch.randn(4, 3, 8, 8)
+    learn(model, "a", x, norm=norm)
+    before = model(x, task="a")
+    model.save_task("a", tmp_path / "a.safetensors")
+    other = MultiTaskModel(seeded(Convolutions)).eval()
+    other.load_task(tmp_path / "a.safetensors")
+    assert torch.equal(other(x, task="a"), before)
+    stored = safetensors_load((tmp_path / "a.safetensors").read_bytes())
+    assert stored["head.weight"].dtype == torch.int8
+    assert any(name.startswith("half.") for name in stored) == (norm != "frozen")
+
+
+def test_a_custom_head_is_left_alone():
+    model = MultiTaskModel(seeded(Convolutions))
+    head = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    kept = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    model.start_task("a", 3, head=head)
+    task = model.finish_task()
+    for name, tensor in kept.items():
+        assert torch.equal(task.head[name], tensor)
+    assert "scale." not in str(safetensors_load(save(task)).keys())
+
+
+def test_the_golden_file_loads_for_ever():
+    data = (GOLDEN / "v3-short.safetensors").read_bytes()
+    found = load(data)
+    rows = [[s * k for k in c] for s, c in zip(MAKER["SCALES"], MAKER["CODES"], strict=True)]
+    assert found.head["weight"].tolist() == rows
+    assert found.norm["bn.running_mean"].tolist() == [0.5, -1.25, 3.0]
+    assert found.norm["bn.running_mean"].dtype == torch.float32
+    torch.testing.assert_close(found.norm["bn.running_var"], torch.tensor([0.1, 1e-9, 7.0]))
+    assert save(found) == data == save(MAKER["task"]())
+    stored = safetensors_load(data)
+    assert stored["head.weight"].dtype == torch.int8
+    assert stored["half.bn.running_mean"].dtype == torch.float16
+    assert stored["norm.bn.running_var"].dtype == torch.float32
+
+
+def changed(name: str, **entry) -> bytes:
+    """The golden file with a tensor's entry replaced."""
+    data = (GOLDEN / "v3-short.safetensors").read_bytes()
+    return rebuilt(data, lambda h, t: h[name].update(entry))
+
+
+def renamed(old: str, new: str) -> bytes:
+    data = (GOLDEN / "v3-short.safetensors").read_bytes()
+
+    def rename(header, tensors):
+        header[new] = header.pop(old)
+
+    return rebuilt(data, rename)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(lambda: renamed("scale.weight", "scale.bias"), id="scale of another tensor"),
+        pytest.param(lambda: renamed("scale.weight", "scale.gone"), id="scale of none"),
+        pytest.param(lambda: changed("scale.weight", shape=[1, 3]), id="scale of another shape"),
+        pytest.param(lambda: changed("scale.weight", dtype="I32"), id="scale of another dtype"),
+        pytest.param(lambda: changed("half.bn.running_mean", dtype="BF16"), id="half of a dtype"),
+        pytest.param(
+            lambda: renamed("half.bn.running_mean", "half.bn.running_var"), id="half and whole"
+        ),
+        pytest.param(
+            lambda: rebuilt(
+                (GOLDEN / "v3-short.safetensors").read_bytes(),
+                lambda h, t: h["__metadata__"].update(version="2"),
+            ),
+            id="in version 2",
+        ),
+    ],
+)
+def test_short_tensors_that_do_not_fit_are_refused(data):
+    with pytest.raises(TaskFileError):
+        load(data())
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
+def test_scales_that_are_none_are_refused(bad):
+    golden = (GOLDEN / "v3-short.safetensors").read_bytes()
+    good = torch.tensor(MAKER["SCALES"]).numpy().tobytes()
+    values = torch.tensor([bad, *MAKER["SCALES"][1:]]).numpy().tobytes()
+    assert golden.count(good) == 1
+    with pytest.raises(TaskFileError, match="scales"):
+        load(rebuilt(golden.replace(good, values), lambda h, t: None))
+
+
+def test_a_head_takes_a_byte_a_weight():
+    task = Task("a", {}, {"weight": torch.randn(100, 1280), "bias": torch.zeros(100)})
+    rounded = replace(task, head={**task.head, "weight": round_rows(task.head["weight"])})
+    assert len(save(rounded)) < 0.27 * len(save(task))

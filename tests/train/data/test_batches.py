@@ -1,0 +1,127 @@
+"""Batches depend on seed, epoch and place only; augmentation does what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from piggyback.errors import InputError
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.train import Augment, ImageData, load_folder
+from piggyback.train.data.augment import augment, draws
+from piggyback.train.data.batches import EvalBatches, TrainBatches, serve, steps_in_epoch
+from piggyback.train.hashing import shuffled, uniforms
+
+VIEW = Preprocessing(16)
+
+
+def batches(data: ImageData, **options: object) -> TrainBatches:
+    settings = {"batch_size": 32, "seed": 0, "epoch": 0}
+    return TrainBatches(data.train, VIEW, Augment(), **{**settings, **options})
+
+
+def test_a_batch_can_be_made_at_any_time(data: ImageData) -> None:
+    served = list(serve(batches(data)))
+    assert len(served) == steps_in_epoch(data.train, 32) == 3
+    late = next(serve(batches(data), start=2))
+    assert torch.equal(late[0], served[2][0])
+    assert torch.equal(late[1], served[2][1])
+
+
+def test_seed_and_epoch_change_the_order(data: ImageData) -> None:
+    first = batches(data)[0][1]
+    assert not torch.equal(first, batches(data, epoch=1)[0][1])
+    assert not torch.equal(first, batches(data, seed=1)[0][1])
+
+
+def test_processes_share_a_batch(data: ImageData) -> None:
+    whole = batches(data)[1]
+    parts = [batches(data, rank=rank, world=2)[1] for rank in range(2)]
+    for rank, (images, labels) in enumerate(parts):
+        assert torch.equal(images, whole[0][rank::2])
+        assert torch.equal(labels, whole[1][rank::2])
+
+
+def test_loader_processes_make_the_same_batches(folder: Path) -> None:
+    data = load_folder(folder)
+    alone = list(serve(batches(data, batch_size=4), workers=0))
+    helped = list(serve(batches(data, batch_size=4), workers=2))
+    assert len(alone) == len(helped) == 4
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch(data: ImageData) -> None:
+    assert len(batches(data, batch_size=1000)) == 1
+    assert len(batches(data, batch_size=1000)[0][1]) == len(data.train)
+
+
+def test_evaluation_sees_every_image_once(data: ImageData) -> None:
+    whole = [EvalBatches(data.test, VIEW, batch_size=7)[i] for i in range(5)]
+    assert torch.equal(torch.cat([x for x, _ in whole]), data.test.images)
+    seen = 0
+    for rank in range(3):
+        part = EvalBatches(data.test, VIEW, batch_size=7, rank=rank, world=3)
+        seen += sum(len(labels) for _, labels in serve(part))
+    assert seen == len(data.test)
+
+
+def test_shift_moves_by_at_most_the_fraction_and_mirrors_the_border() -> None:
+    image = torch.randint(0, 255, (3, 16, 16), dtype=torch.uint8)
+    padded = F.pad(image.float()[None], (2, 2, 2, 2), mode="reflect")[0].byte()
+    views = {(y, x): padded[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)}
+    seen = set()
+    for row in draws(0, 0, np.arange(400)):
+        moved = augment(image, Augment(shift=0.125), 16, row)
+        seen.update(place for place, view in views.items() if torch.equal(view, moved))
+    assert seen == set(views)
+
+
+def test_flip_is_off_by_default_and_takes_half() -> None:
+    image = torch.randint(0, 255, (3, 8, 8), dtype=torch.uint8)
+    for options, expected in ((Augment(shift=0), 0), (Augment(shift=0, flip=True), 500)):
+        rows = draws(0, 0, np.arange(1000))
+        flips = sum(torch.equal(augment(image, options, 8, r), image.flip(-1)) for r in rows)
+        assert abs(flips - expected) <= 60 * (expected > 0)
+
+
+def test_crop_starts_from_a_larger_image_and_gives_the_size() -> None:
+    options = Augment(shift=0, crop=0.3)
+    assert options.source_side(16) == 20
+    image = torch.randint(0, 255, (3, 20, 20), dtype=torch.uint8)
+    made = {augment(image, options, 16, r).float().mean().item() for r in draws(0, 0, np.arange(9))}
+    assert len(made) == 9
+    assert augment(image, options, 16, draws(0, 0, np.arange(1))[0]).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("policy", ["trivial", "rand"])
+def test_policies_repeat_and_leave_the_global_generator_alone(policy: str) -> None:
+    image = torch.randint(0, 255, (3, 16, 16), dtype=torch.uint8)
+    row = draws(0, 0, np.array([3]))[0]
+    before = torch.get_rng_state()
+    one = augment(image, Augment(policy=policy), 16, row)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    assert torch.equal(augment(image, Augment(policy=policy), 16, row), one)
+
+
+@pytest.mark.parametrize(
+    "options", [{"shift": 1.0}, {"shift": -0.1}, {"crop": 0.0}, {"policy": "best"}]
+)
+def test_wrong_options(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        Augment(**options)
+
+
+def test_numbers_by_place_are_uniform_and_orders_are_permutations() -> None:
+    numbers = uniforms(0, 0, np.arange(20000), 3)
+    assert abs(numbers.mean() - 0.5) < 0.005
+    assert abs(numbers.std() - 12**-0.5) < 0.005
+    assert abs(np.corrcoef(numbers.T) - np.eye(3)).max() < 0.03
+    assert sorted(shuffled(0, 0, 100).tolist()) == list(range(100))
+    assert shuffled(0, 0, 100).tolist() != shuffled(0, 1, 100).tolist()

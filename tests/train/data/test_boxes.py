@@ -1,0 +1,134 @@
+"""Boxes: only what is in them is used, wherever the images lie, and whatever size a JPEG is decoded to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from piggyback.errors import DataError
+from piggyback.images.files import Box, check_image, load_fitted, read_image
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.images.tensors import fit
+from piggyback.train import ImageSet
+from piggyback.train.data.splits import cut
+
+BOX = (4, 2, 15, 12)
+
+
+@pytest.fixture
+def photo(tmp_path: Path, save_image: Callable[..., Path]) -> Path:
+    return save_image(tmp_path / "a.png")  # 20 x 16
+
+
+def set_of(path: Path, *boxes: Box) -> ImageSet:
+    n = len(boxes)
+    return ImageSet(("a", "b"), torch.arange(n) % 2, files=(path,) * n, boxes=torch.tensor(boxes))
+
+
+def test_a_box_is_what_slicing_gives(photo: Path) -> None:
+    left, top, right, bottom = BOX
+    whole = read_image(photo)
+    assert torch.equal(read_image(photo, box=BOX), whole[:, top:bottom, left:right])
+    view = Preprocessing(8)
+    expected = fit(whole[:, top:bottom, left:right], view)
+    assert torch.equal(load_fitted(photo, view, BOX), expected)
+    assert torch.equal(set_of(photo, BOX).load(0, view), expected)
+    held = ImageSet(("a", "b"), torch.tensor([0]), whole[None], boxes=torch.tensor([BOX]))
+    assert torch.equal(held.load(0, view), expected)
+
+
+def test_memory_holds_what_the_boxes_show_and_no_boxes(photo: Path) -> None:
+    view, boxes = Preprocessing(16), (BOX, (0, 0, 20, 16), (19, 15, 20, 16))
+    images = set_of(photo, *boxes)
+    ready = images.in_memory(view)
+    assert ready.boxes is None
+    assert ready.images is not None
+    for index in range(len(boxes)):
+        assert torch.equal(ready.images[index], images.load(index, view))
+    square = ImageSet(
+        ("a", "b"),
+        torch.tensor([0]),
+        torch.randint(0, 255, (1, 3, 16, 16), dtype=torch.uint8),
+        boxes=torch.tensor([[0, 0, 8, 8]]),
+    )
+    assert torch.equal(square.in_memory(view).images[0], square.load(0, view))
+
+
+def test_boxes_follow_their_images_through_a_cut(photo: Path) -> None:
+    boxes = [(i, 0, i + 2, 8) for i in range(10)]
+    images = set_of(photo, *boxes)
+    chosen = images.subset(torch.tensor([7, 2]))
+    assert chosen.boxes.tolist() == [list(boxes[7]), list(boxes[2])]
+    data = cut("x", images, None, images)
+    held = sorted(data.train.boxes.tolist() + data.val.boxes.tolist())
+    assert held == [list(box) for box in boxes]
+
+
+def test_the_digest_follows_boxes(photo: Path) -> None:
+    plain = ImageSet(("a", "b"), torch.tensor([0]), files=(photo,))
+    digests = {
+        plain.digest(),
+        set_of(photo, BOX).digest(),
+        set_of(photo, (4, 2, 15, 11)).digest(),
+    }
+    assert len(digests) == 3
+
+
+def test_a_box_in_a_jpeg_decoded_small_shows_the_same(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 1000).astype(np.uint8)
+    grid = np.stack(
+        [np.tile(ramp, (800, 1)), np.tile(ramp[:800, None], (1, 1000)), np.full((800, 1000), 9)], -1
+    )
+    Image.fromarray(grid.astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    box, view = (203, 101, 901, 703), Preprocessing(32)
+    assert read_image(tmp_path / "a.jpg", at_least=64, box=box).shape[-1] < 100
+    quick = load_fitted(tmp_path / "a.jpg", view, box).float()
+    slow = fit(read_image(tmp_path / "a.jpg", box=box), view).float()
+    assert (quick - slow).abs().max() <= 4
+
+
+def test_a_small_box_in_a_large_jpeg_is_decoded_in_full(tmp_path: Path) -> None:
+    Image.new("RGB", (1000, 800)).save(tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.jpg", at_least=64, box=(10, 10, 80, 80)).shape == (3, 70, 70)
+
+
+def test_a_box_counts_pixels_as_they_are_stored(tmp_path: Path) -> None:
+    image = Image.new("RGB", (6, 4))
+    image.putpixel((0, 0), (200, 30, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    image.save(tmp_path / "a.png", exif=exif)
+    part = read_image(tmp_path / "a.png", box=(0, 0, 3, 2))
+    assert part.shape == (3, 3, 2)
+    assert part[:, 0, -1].tolist() == [200, 30, 40]
+
+
+def test_a_box_beyond_the_edge_is_clipped(photo: Path) -> None:
+    assert torch.equal(read_image(photo, box=(-5, -5, 99, 99)), read_image(photo))
+    check_image(photo, box=(-5, -5, 99, 99))
+
+
+@pytest.mark.parametrize("box", [(20, 0, 30, 10), (5, 5, 5, 9), (5, 9, 8, 2), (-9, 0, 0, 9)])
+def test_a_box_with_nothing_in_it_is_refused_by_name(photo: Path, box: Box) -> None:
+    for use in (
+        lambda: check_image(photo, box=box),
+        lambda: set_of(photo, box).load(0, Preprocessing(8)),
+    ):
+        with pytest.raises(DataError, match=r"a\.png'?: box .* none of its 20 x 16 pixels"):
+            use()
+    held = ImageSet(
+        ("a", "b"), torch.tensor([0]), read_image(photo)[None], boxes=torch.tensor([box])
+    )
+    with pytest.raises(DataError, match=r"'number 0': box"):
+        held.load(0, Preprocessing(8))
+
+
+@pytest.mark.parametrize("boxes", [torch.zeros(1, 4), torch.zeros(2, 4, dtype=torch.int64)])
+def test_wrong_boxes(photo: Path, boxes: torch.Tensor) -> None:
+    with pytest.raises(DataError, match=r"expected int64 \(1, 4\), left, top, right, bottom"):
+        ImageSet(("a", "b"), torch.tensor([0]), files=(photo,), boxes=boxes)

@@ -1,0 +1,122 @@
+"""Image folders: what is accepted, and what is refused with the thing's name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from piggyback.errors import DataError
+from piggyback.train import load_folder, load_split
+
+
+def truncate(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def test_val_is_cut_from_train_class_by_class_and_stays_the_same(folder: Path) -> None:
+    data = load_folder(folder)
+    assert data.name == "pets"
+    assert data.classes == ("cat", "dog")
+    assert data.train.counts() == [9, 9]
+    assert data.val.counts() == [1, 1]
+    assert data.test.counts() == [4, 4]
+    assert data.cut == ("val 0.1",)
+    assert data.val.files == load_folder(folder).val.files
+    assert data.val.files != load_folder(folder, seed=5).val.files
+    assert not set(data.train.files) & set(data.val.files)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_val_folder_is_used_under_its_usual_names(folder: Path, name: str) -> None:
+    shutil.copytree(folder / "test", folder / name)
+    data = load_folder(folder, "animals")
+    assert (data.name, data.cut) == ("animals", ())
+    assert (len(data.train), len(data.val)) == (20, 8)
+
+
+def test_class_folders_alone_are_cut_three_ways(folder: Path) -> None:
+    data = load_folder(folder / "train")
+    assert [images.counts() for images in data.splits().values()] == [[7, 7], [1, 1], [2, 2]]
+    assert data.cut == ("test 0.2", "val 0.1")
+
+
+def test_other_files_hidden_files_and_depth(folder: Path, save_image: Callable[..., Path]) -> None:
+    (folder / "train" / "cat" / "notes.txt").write_text("x")
+    (folder / "train" / "cat" / "._00.png").write_text("x")
+    (folder / "train" / ".cache").mkdir()
+    save_image(folder / "train" / "cat" / "deeper" / "x.png")
+    assert load_folder(folder).train.counts()[0] == 10
+
+
+def test_one_split(folder: Path) -> None:
+    assert load_split(folder / "test").counts() == [4, 4]
+    with pytest.raises(DataError, match=r"absent.*no such directory"):
+        load_split(folder / "absent")
+
+
+def test_missing_and_empty_folders(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(DataError, match="no such directory"):
+        load_folder(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty.*no class folders"):
+        load_folder(tmp_path / "empty")
+    (folder / "train" / "fox").mkdir()
+    with pytest.raises(DataError, match=r"fox.*holds no images"):
+        load_folder(folder)
+
+
+def test_one_class_only(folder: Path) -> None:
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split / "dog")
+    with pytest.raises(DataError, match=r"1 class \['cat'\]"):
+        load_folder(folder)
+
+
+def test_splits_with_different_classes(folder: Path) -> None:
+    (folder / "test" / "dog").rename(folder / "test" / "fox")
+    with pytest.raises(DataError, match=r"test differ.*missing 'dog'.*unexpected 'fox'"):
+        load_folder(folder)
+
+
+def test_test_without_train(folder: Path) -> None:
+    shutil.rmtree(folder / "train")
+    with pytest.raises(DataError, match="holds test but no 'train'"):
+        load_folder(folder)
+
+
+def test_two_val_folders(folder: Path) -> None:
+    for name in ("val", "valid"):
+        shutil.copytree(folder / "test", folder / name)
+    with pytest.raises(DataError, match="'val' and 'valid'"):
+        load_folder(folder)
+
+
+def test_a_truncated_image_is_named_and_skipped_on_request_only(folder: Path) -> None:
+    bad = [truncate(folder / "train" / "cat" / "03.png"), folder / "test" / "dog" / "01.png"]
+    bad[1].write_bytes(b"")
+    with pytest.raises(DataError, match=r"03\.png.*skip"):
+        load_folder(folder)
+    data = load_folder(folder, skip_bad=True)
+    assert data.skipped == tuple(map(str, bad))
+    assert data.describe()["skipped"] == 2
+    assert len(data.train) + len(data.val) == 19
+    assert data.test.counts() == [4, 3]
+
+
+def test_a_class_that_only_had_bad_images(folder: Path) -> None:
+    for path in (folder / "train" / "cat").iterdir():
+        truncate(path)
+    with pytest.raises(DataError, match="no images in train for class 'cat'"):
+        load_folder(folder, skip_bad=True)
+
+
+@pytest.mark.shared_data
+def test_real_traffic_signs(shared_data: Path) -> None:
+    data = load_folder(shared_data / "gtsrb")
+    assert len(data.classes) == 43
+    assert len(data.train) + len(data.val) == 3770
+    assert len(data.test) == 2500

@@ -1,0 +1,165 @@
+"""The guard: masks that collapse are taken back, and a run says what its masks came to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from piggyback.masks.regularize import TargetDensity
+from piggyback.network.backbone import Backbone
+from piggyback.taskfile.file import load_file, read_header
+from piggyback.train import EpochRow, ImageData, Listener, Recipe, Step, from_tensors, train
+from piggyback.train.guard import MARKS, TRIES, Guard
+from piggyback.train.run import CHECKPOINT
+
+MakeRecipe = Callable[..., Recipe]
+
+
+class Notices(Listener):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.losses: list[float] = []
+
+    def on_notice(self, text: str) -> None:
+        self.told.append(text)
+
+    def on_epoch(self, row: EpochRow) -> None:
+        self.losses.append(row.train_loss)
+
+
+@pytest.fixture
+def easy() -> ImageData:
+    """Images that a head alone tells apart on random features: colours without noise."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(240) % 3
+    images = (torch.rand(240, 3, 16, 16, generator=generator) * 20).byte()
+    images[torch.arange(240), labels] += 200
+    return from_tensors("colours", ["blue", "green", "red"], (images, labels))
+
+
+def wild(recipe: MakeRecipe, **options: object) -> Recipe:
+    """Nearly all weights are dropped within a few steps, when the rate has risen."""
+    made = {"mask_lr": 2e-2, "epochs": 12, "batch_size": 16, "warmup": 0.5}
+    return recipe(**{**made, "regularizers": (TargetDensity(0.0, 1e3),), **options})
+
+
+def test_a_collapse_is_told_and_taken_back_at_most_twice(
+    backbone: Backbone, easy: ImageData, recipe: MakeRecipe
+) -> None:
+    notices = Notices()
+    result = train(backbone, easy, "a", wild(recipe), listener=notices)
+    back = [line for line in notices.told if "back to the last good state" in line]
+    assert 1 <= len(back) <= TRIES
+    assert result.provenance["peak_lr"][0] == pytest.approx(2e-2 * 0.5 ** len(back))
+
+
+def test_a_run_that_learns_is_left_alone(
+    backbone: Backbone, easy: ImageData, recipe: MakeRecipe
+) -> None:
+    notices = Notices()
+    result = train(backbone, easy, "a", recipe(epochs=12, mask_lr=None), listener=notices)
+    assert result.accuracy == 100.0
+    assert not [line for line in notices.told if "collapsed" in line]
+
+
+def test_masks_that_masked_nothing_say_so_everywhere(
+    backbone: Backbone, easy: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    notices = Notices()
+    result = train(backbone, easy, "a", recipe(mask_lr=1e-7), tmp_path, listener=notices)
+    assert result.verdict.startswith("masked nothing")
+    assert notices.told[-1] == result.verdict
+    assert result.row()["verdict"] == result.verdict
+    assert result.path is not None
+    assert read_header(result.path).info.provenance["verdict"] == result.verdict
+
+
+def test_a_head_and_masks_that_learned_have_no_verdict(
+    backbone: Backbone, easy: ImageData, recipe: MakeRecipe
+) -> None:
+    for made in (recipe("head"), recipe(epochs=10)):
+        result = train(backbone, easy, "a", made)
+        assert result.verdict == ""
+        assert "verdict" not in result.provenance
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class KillAfterStepBack(Notices):
+    """Ends the run some steps after the first step back, when a checkpoint has been written."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = after
+
+    def on_step(self, step: Step) -> None:
+        if self.told:
+            self.left -= 1
+            if not self.left:
+                raise Killed
+
+
+@pytest.mark.parametrize("after", [1, 2, 7])
+def test_a_kill_around_a_step_back_resumes_to_the_same_bits(
+    backbone: Backbone, easy: ImageData, recipe: MakeRecipe, tmp_path: Path, after: int
+) -> None:
+    made = wild(recipe, checkpoint_minutes=0)
+    whole = train(backbone, easy, "a", made, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(backbone, easy, "a", made, tmp_path / "cut", listener=KillAfterStepBack(after))
+    assert (tmp_path / "cut" / CHECKPOINT).exists()
+    again = train(backbone, easy, "a", made, tmp_path / "cut", resume=True)
+    assert again.provenance["peak_lr"] == whole.provenance["peak_lr"]
+    one, other = (load_file(tmp_path / name / "a.safetensors") for name in ("whole", "cut"))
+    for name, mask in one.masks.items():
+        assert torch.equal(mask.keep, other.masks[name].keep), name
+    for name, tensor in one.head.items():
+        assert torch.equal(tensor, other.head[name])
+
+
+def test_a_far_task_gets_a_higher_rate_than_a_near_one(
+    backbone: Backbone, easy: ImageData, recipe: MakeRecipe
+) -> None:
+    near = train(backbone, easy, "a", recipe(mask_lr=None)).provenance
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, 3, (240,), generator=generator)
+    noise = (torch.rand(240, 3, 16, 16, generator=generator) * 255).byte()
+    random = from_tensors("noise", easy.classes, (noise, labels))
+    notices = Notices()
+    far = train(backbone, random, "a", recipe(mask_lr=None), listener=notices).provenance
+    halved = sum("half the rate" in line for line in notices.told)
+    assert near["feature_skill"] > 0.9
+    assert far["feature_skill"] < 0.2
+    assert far["peak_lr"][0] == pytest.approx(2 * 0.5**halved * near["peak_lr"][0])
+    given = train(backbone, easy, "a", recipe(mask_lr=1e-3)).provenance
+    assert given["peak_lr"][0] == 1e-3
+
+
+class Still:
+    """A learner whose masks have dropped a share of the weights, and which does nothing."""
+
+    def __init__(self, share: float) -> None:
+        weight = torch.nn.Parameter((torch.arange(1000) >= 1000 * share).float())
+        groups = [{"params": [weight], "masked": True, "peak_lr": 1.0, "lr": 1.0}]
+        self.optimizer = torch.optim.SGD(groups)
+        self.head = None
+
+    def live(self) -> dict[str, torch.Tensor]:
+        return {}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_only_masks_that_drop_weights_can_have_collapsed(share: float) -> None:
+    guard = Guard([0.5] * MARKS, guess=math.log(10))
+    learner = Still(share)
+    for mark in range(1, MARKS + 1):
+        guard.watch(learner, loss=20 * math.log(10), seen=20, done=mark / MARKS)
+    assert (guard.behind > 0) == (share > 0)
+    assert ("collapsed" in guard.verdict(1 - share)) == (share > 0)
+    assert ("masked nothing" in guard.verdict(1 - share)) == (share == 0)

@@ -1,0 +1,108 @@
+"""Recipes: their fields explain themselves, survive JSON, and refuse nonsense."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from piggyback.errors import InputError
+from piggyback.masks.init import ScoreInit
+from piggyback.masks.regularize import TargetDensity
+from piggyback.masks.rule import MaskRule
+from piggyback.train import Augment, Recipe
+from piggyback.train.recipe import default_epochs
+
+
+@pytest.mark.parametrize("kind", [Recipe, Augment])
+def test_every_field_has_its_help_below_it(kind: type) -> None:
+    body = ast.parse(inspect.getsource(kind)).body[0].body
+    explained = {
+        node.target.id
+        for node, following in pairwise(body)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(following, ast.Expr)
+        and isinstance(following.value, ast.Constant)
+    }
+    assert explained == {field.name for field in dataclasses.fields(kind)}
+
+
+def test_json_round_trip_of_everything() -> None:
+    recipe = Recipe(
+        "masks",
+        select=("re:conv", "fc1"),
+        rule=MaskRule("ternary", 0.01),
+        init=ScoreInit("uniform", seed=4),
+        regularizers=(TargetDensity(0.9, strength=0.1),),
+        augment=Augment(flip=True, crop=0.5),
+        patience=3,
+    )
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_recipes_of_older_versions_are_read() -> None:
+    values = {**Recipe().to_json(), "form_lr": 2e-3}
+    assert Recipe.from_json(values) == Recipe()
+    values["rule"]["form"] = "channel"
+    assert Recipe.from_json(values).rule == MaskRule(form="channel")
+
+
+def test_unknown_fields_are_refused() -> None:
+    with pytest.raises(InputError, match="learning_rate"):
+        Recipe.from_json({**Recipe().to_json(), "learning_rate": 1})
+    with pytest.raises(InputError, match="rule"):
+        Recipe.from_json({"method": "masks"})
+
+
+def test_a_regulariser_that_no_file_can_name() -> None:
+    class Own:
+        def add_(self, grad: Any, scores: Any, rule: Any) -> None: ...
+
+    with pytest.raises(InputError, match="expected one of PullToKeep"):
+        Recipe(regularizers=(Own(),)).to_json()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1.5),
+        ("accumulate", -1),
+        ("mask_lr", 0.0),
+        ("mask_lr", float("inf")),
+        ("head_lr", float("nan")),
+        ("clip", -1.0),
+        ("warmup", 1.0),
+        ("label_smoothing", 1.0),
+        ("patience", 0),
+        ("schedule", "linear"),
+        ("norm", "froze"),
+        ("amp", "fp8"),
+        ("crop_pct", 0.0),
+        ("workers", -1),
+    ],
+)
+def test_wrong_values_name_the_field(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"^{field} "):
+        Recipe(**{field: value})
+
+
+def test_identity_leaves_out_how_a_run_goes_about() -> None:
+    assert Recipe(workers=0).identity() == Recipe(workers=4, checkpoint_minutes=0).identity()
+    assert Recipe(seed=1).identity() != Recipe(seed=2).identity()
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs"), [(8, 480), (32, 480), (256, 60), (800, 32), (3770, 7), (50_000, 5)]
+)
+def test_a_run_is_as_long_as_its_images_ask_for(images: int, epochs: int) -> None:
+    assert default_epochs(images, 32) == epochs
+    steps = epochs * max(images // 32, 1)
+    assert steps >= 480
+    assert steps <= 920 or epochs == 5
+    assert Recipe().epochs_for(images) == epochs
+    assert Recipe(epochs=2).epochs_for(images) == 2

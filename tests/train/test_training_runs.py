@@ -1,0 +1,385 @@
+"""Whole runs on a tiny network: what is learned, what is kept, what is left as it was."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file as load_tensors
+
+from piggyback.errors import CheckpointError, InputError, TaskNameError, TrainingError
+from piggyback.masks.rule import MaskRule
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.network.backbone import Backbone
+from piggyback.taskfile.file import load_file, read_header
+from piggyback.train import (
+    EpochRow,
+    ImageData,
+    Listener,
+    Plan,
+    Recipe,
+    Step,
+    evaluate,
+    from_tensors,
+    load_folder,
+    loop,
+    train,
+)
+from piggyback.train.run import CHECKPOINT, Progress
+
+MakeRecipe = Callable[..., Recipe]
+
+
+class Recorder(Listener):
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.plans: list[Plan] = []
+        self.steps: list[Step] = []
+        self.rows: list[EpochRow] = []
+        self.ended = 0
+
+    def on_stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def on_start(self, plan: Plan) -> None:
+        self.plans.append(plan)
+
+    def on_step(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def on_epoch(self, row: EpochRow) -> None:
+        self.rows.append(row)
+
+    def on_end(self) -> None:
+        self.ended += 1
+
+
+def contents(backbone: Backbone) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", ["masks", "head", "finetune"])
+@pytest.mark.parametrize("channels_last", ["no", "yes"])
+def test_the_backbone_comes_back_and_nothing_global_changes(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, method: str, channels_last: str
+) -> None:
+    before, module = contents(backbone), backbone.module
+    strides = {name: p.stride() for name, p in module.named_parameters()}
+    random = torch.get_rng_state()
+    train(backbone, data, "colours", recipe(method, channels_last=channels_last, epochs=1))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert contents(backbone).keys() == before.keys()
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert strides == {name: p.stride() for name, p in module.named_parameters()}
+    assert all(p.requires_grad and p.grad is None for p in module.parameters())
+    assert not any(m.training for m in module.modules())
+
+
+def test_masks_learn_and_the_file_gives_the_same_answers(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    result = train(backbone, data, "colours", recipe(epochs=8), tmp_path)
+    assert result.accuracy >= 90
+    assert result.task is not None
+    assert result.path == tmp_path / "colours.safetensors"
+    header = read_header(result.path)
+    assert result.bytes == result.path.stat().st_size == header.bytes_total
+    assert result.bits_per_weight == header.bits_per_weight
+    assert 0 < result.bits_per_weight < 8 * result.bytes / result.task.weights
+    model = MultiTaskModel(backbone.module, head=backbone.head)
+    model.load_task(result.path)
+    assert evaluate(model, "colours", data.test).accuracy == result.accuracy
+    model.release()
+
+
+def test_head_and_finetune_leave_their_kind_of_result(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    head = train(backbone, data, "colours", recipe("head"), tmp_path / "head")
+    assert head.task is not None
+    assert not head.task.masks
+    assert head.bits_per_weight is None
+    tuned = train(backbone, data, "colours", recipe("finetune", finetune_lr=1e-2), tmp_path / "ft")
+    assert tuned.task is None
+    assert tuned.state is not None
+    assert tuned.accuracy >= 90
+    assert tuned.bits_per_weight is None
+    assert tuned.path is not None
+    assert tuned.bytes == tuned.path.stat().st_size
+    for name, tensor in load_tensors(tuned.path).items():
+        assert torch.equal(tensor, tuned.state[name])
+    assert not torch.equal(tuned.state["0.weight"], backbone.module[0].weight)
+    assert not torch.equal(tuned.state["1.running_mean"], backbone.module[1].running_mean)
+
+
+def test_frozen_and_trained_normalisation(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe
+) -> None:
+    frozen = train(backbone, data, "a", recipe(epochs=1)).task
+    trained = train(backbone, data, "a", recipe(epochs=1, norm="trained")).task
+    assert frozen is not None
+    assert trained is not None
+    assert not frozen.norm
+    assert not torch.equal(trained.norm["1.running_var"], backbone.module[1].running_var)
+    options = recipe("finetune", epochs=1, finetune_norm="frozen")
+    tuned = train(backbone, data, "a", options).state
+    assert tuned is not None
+    for name in ("1.weight", "1.bias", "1.running_mean", "1.running_var"):
+        assert torch.equal(tuned[name], backbone.module.state_dict()[name])
+
+
+def test_the_same_seed_gives_the_same_bytes_of_masks(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe
+) -> None:
+    runs = [train(backbone, data, "a", recipe(seed=seed)).task for seed in (3, 3, 4)]
+    one, same, other = (dict(task.masks) | dict(task.head) for task in runs if task)
+    assert all(torch.equal(one[k].keep, same[k].keep) for k in ("0.weight", "3.weight"))
+    assert torch.equal(one["weight"], same["weight"])
+    assert not torch.equal(one["weight"], other["weight"])
+
+
+def test_pieces_of_a_batch_give_the_same_gradient(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe
+) -> None:
+    quiet = replace(backbone)
+    quiet.module[8].p = 0.0  # dropout draws once per piece
+    whole = train(quiet, data, "a", recipe("head", epochs=1)).task
+    pieces = train(quiet, data, "a", recipe("head", epochs=1, accumulate=3)).task
+    assert whole is not None
+    assert pieces is not None
+    torch.testing.assert_close(whole.head["weight"], pieces.head["weight"], atol=1e-4, rtol=1e-3)
+
+
+def test_ternary_uniform_and_selected(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe
+) -> None:
+    options = recipe(rule=MaskRule("ternary"), select=("3",), clip=1.0, epochs=1, mask_lr=2e-2)
+    task = train(backbone, data, "a", options).task
+    assert task is not None
+    assert list(task.masks) == ["3.weight"]
+    assert task.masks["3.weight"].negative is not None
+
+
+@pytest.mark.parametrize("method", ["masks", "head"])
+def test_a_rule_with_a_form_is_refused_when_training_starts(
+    method: str, backbone: Backbone, data: ImageData, recipe: MakeRecipe
+) -> None:
+    with pytest.raises(InputError, match="form 'channel': expected 'plain'"):
+        train(backbone, data, "a", recipe(method, rule=MaskRule(form="channel")))
+
+
+def test_bfloat16_trains(backbone: Backbone, data: ImageData, recipe: MakeRecipe) -> None:
+    result = train(backbone, data, "a", recipe(amp="bf16", channels_last="yes", epochs=8))
+    assert result.accuracy > 60
+    assert result.provenance["speed"] == {"amp": "bf16", "channels_last": True}
+
+
+def test_the_fastest_way_is_measured_once_and_remembered(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    options = recipe("head", epochs=1, amp="auto", channels_last="auto")
+    first = train(backbone, data, "a", options)
+    (kept,) = (tmp_path / "cache" / "speed").iterdir()
+    assert json.loads(kept.read_text()) == first.provenance["speed"]
+    kept.write_text('{"amp": "bf16", "channels_last": true}')
+    again = train(backbone, data, "a", options)
+    assert again.provenance["speed"] == {"amp": "bf16", "channels_last": True}
+    kept.write_text("nonsense")
+    train(backbone, data, "a", options)
+
+
+def test_listener_and_logs_tell_the_same(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    heard = Recorder()
+    result = train(backbone, data, "a", recipe(tensorboard=True), tmp_path, listener=heard)
+    assert heard.stages == [
+        "reading images",
+        "measuring speed",
+        "training the head alone",
+        "measuring on test",
+    ]
+    assert heard.ended == 1
+    steps = heard.plans[0].steps
+    assert [(s.epoch, s.step) for s in heard.steps] == [
+        (e, s) for e in (1, 2, 3) for s in range(1, steps + 1)
+    ]
+    assert heard.steps[-1].seconds_left == 0
+    assert tuple(heard.rows) == result.history
+    best = [row for row in heard.rows if row.best][-1]
+    assert best.val_accuracy == max(row.val_accuracy for row in heard.rows) == result.val_accuracy
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [EpochRow(**json.loads(line)) for line in lines] == heard.rows
+    with (tmp_path / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["val_accuracy"]) for row in table] == [r.val_accuracy for r in heard.rows]
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_the_best_epoch_is_kept_not_the_last(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = []
+    real_measure = loop.measure
+    falling = iter([30.0, 80.0, 20.0])
+
+    class Fake:
+        loss, count = 1.0, 1000
+
+        def __init__(self, accuracy: float) -> None:
+            self.accuracy = accuracy
+
+    def fake(*args: object, **kwargs: object) -> object:
+        real_measure(*args, **kwargs)
+        captured.append({k: v.clone() for k, v in args[0].state_dict().items()})
+        return Fake(next(falling))
+
+    monkeypatch.setattr(loop, "measure", fake)
+    result = train(backbone, data, "a", recipe("finetune"))
+    assert result.val_accuracy == 80.0
+    assert result.provenance["best_epoch"] == 2
+    assert result.state is not None
+    for name, tensor in captured[1].items():
+        assert torch.equal(result.state[name], tensor)
+    assert not torch.equal(captured[1]["0.weight"], captured[2]["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("count", "accuracies", "best"),
+    [
+        (1000, [80.0, 82.0, 78.0], 2),  # two standard errors are 3.4 points: the last is worse
+        (1000, [80.0, 82.0, 79.0], 3),
+        (24, [80.0, 100.0, 91.7], 3),  # two images more may be chance, also where all are right
+        (24, [80.0, 100.0, 70.8], 2),
+        (25, [80.0, 84.0, 80.0], 3),
+        (25, [80.0, 84.0, 60.0], 2),
+        (1, [100.0, 100.0, 0.0], 3),  # one image tells nothing
+    ],
+)
+def test_of_epochs_that_val_cannot_tell_apart_the_last_is_kept(
+    count: int, accuracies: list[float], best: int
+) -> None:
+    progress = Progress()
+    for epoch, accuracy in enumerate(accuracies, 1):
+        flag = progress.is_best(accuracy, count)
+        progress.history.append(
+            EpochRow(epoch, 1.0, 50.0, 1.0, accuracy, None, 1e-3, 1.0, 1.0, flag)
+        )
+    assert progress.best is not None
+    assert progress.best.epoch == best
+
+
+def test_patience_ends_a_run_that_gets_no_better(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe
+) -> None:
+    stuck = recipe("head", epochs=20, head_lr=1e-12, patience=2)
+    assert len(train(backbone, data, "a", stuck).history) == 3
+
+
+def test_provenance_travels_in_the_file(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    result = train(backbone, data, "a", recipe(), tmp_path)
+    assert result.path is not None
+    found = load_file(result.path).info.provenance
+    assert Recipe.from_json(found["recipe"]) == recipe(image_size=16)
+    assert found["data"]["counts"] == {"train": 108, "val": 12, "test": 30}
+    assert found["test_accuracy"] == result.accuracy
+    assert found["val_accuracy"] == result.val_accuracy
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    before = contents(backbone)
+
+    class Spoil(Recorder):
+        def on_epoch(self, row: EpochRow) -> None:
+            backbone.module[9].bias.data.fill_(float("nan"))
+
+    with pytest.raises(TrainingError, match=r"a: the loss is nan at epoch 2, step 1.*checkpoint"):
+        train(backbone, data, "a", recipe(), tmp_path, listener=Spoil())
+    for name, tensor in backbone.module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    resumed = train(backbone, data, "a", recipe(), tmp_path, resume=True)
+    undisturbed = train(backbone, data, "a", recipe())
+    assert resumed.task is not None
+    assert undisturbed.task is not None
+    for name, mask in undisturbed.task.masks.items():
+        assert torch.equal(resumed.task.masks[name].keep, mask.keep)
+
+
+def test_a_learning_rate_out_of_this_world(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe
+) -> None:
+    with pytest.raises(TrainingError, match="try lower learning rates"):
+        train(backbone, data, "a", recipe("finetune", finetune_lr=1e30, schedule="constant"))
+
+
+def test_a_finished_run_is_returned_and_not_repeated(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    for method in ("masks", "finetune"):
+        first = train(backbone, data, "a", recipe(method), tmp_path / method)
+        heard = Recorder()
+        options = {"resume": True, "listener": heard}
+        again = train(backbone, data, "a", recipe(method), tmp_path / method, **options)
+        assert again.row() == first.row()
+        assert again.history == first.history
+        assert not heard.plans
+    with pytest.raises(CheckpointError, match=r"result\.json.*recipe\.epochs is 3 there, 9 now"):
+        train(backbone, data, "a", recipe(epochs=9), tmp_path / "masks", resume=True)
+
+
+def test_without_resume_a_folder_is_used_anew(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    train(backbone, data, "a", recipe(epochs=1), tmp_path)
+    assert len(train(backbone, data, "a", recipe(epochs=2), tmp_path).history) == 2
+    resumed = train(backbone, data, "a", recipe(epochs=2), tmp_path, resume=True)
+    assert len(resumed.history) == 2
+
+
+def test_arguments_are_checked_before_anything_happens(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    with pytest.raises(TaskNameError):
+        train(backbone, data, "../a", recipe(), tmp_path)
+    with pytest.raises(InputError, match=r"method 'mask'.*did you mean 'masks'"):
+        train(backbone, data, "a", recipe("mask"), tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(CheckpointError, match=r"run folder .*file.* cannot be written"):
+        train(backbone, data, "a", recipe(), tmp_path / "file")
+
+
+def test_files_and_memory_train_to_the_same_masks(
+    backbone: Backbone, folder: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = recipe(batch_size=4, epochs=2)
+    cached = train(backbone, load_folder(folder), "pets", options).task
+    monkeypatch.setattr(ImageData, "in_memory", lambda self, *_: self)
+    streamed = train(backbone, load_folder(folder), "pets", options).task
+    assert cached is not None
+    assert streamed is not None
+    for name, mask in cached.masks.items():
+        assert torch.equal(mask.keep, streamed.masks[name].keep)
+    assert torch.equal(cached.head["weight"], streamed.head["weight"])
+
+
+def test_fewer_images_than_a_batch(backbone: Backbone, recipe: MakeRecipe) -> None:
+    labels = torch.arange(8) % 2
+    few = from_tensors("few", ["a", "b"], (torch.zeros(8, 3, 16, 16, dtype=torch.uint8), labels))
+    heard = Recorder()
+    train(backbone, few, "few", recipe("head", epochs=1), listener=heard)
+    assert heard.plans[0].steps == 1

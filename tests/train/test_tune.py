@@ -1,0 +1,113 @@
+"""Choice by validation: what is tried, within which budget, and that test is not looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from piggyback.errors import InputError
+from piggyback.network.backbone import Backbone
+from piggyback.train import ImageData, Recipe, from_tensors, train
+from piggyback.train.data.batches import steps_in_epoch
+from piggyback.train.tune import FEWEST, TUNE, settings_of, tune
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def large() -> ImageData:
+    """Enough val images to judge by."""
+    labels = torch.arange(1500) % 3
+    images = torch.zeros(1500, 3, 8, 8, dtype=torch.uint8)
+    return from_tensors("colours", ["blue", "green", "red"], (images, labels))
+
+
+class Trials:
+    """Stands for training: a loss for each recipe, and what was asked for."""
+
+    def __init__(self, loss: Callable[[Recipe], float]) -> None:
+        self.loss = loss
+        self.asked: list[tuple[ImageData, Recipe]] = []
+
+    def __call__(self, data: ImageData, recipe: Recipe, folder: Path | None) -> object:
+        self.asked.append((data, recipe))
+        return SimpleNamespace(history=[SimpleNamespace(val_loss=self.loss(recipe))])
+
+    @property
+    def steps(self) -> int:
+        return sum(
+            r.epochs_for(len(d.train)) * steps_in_epoch(d.train, r.batch_size)
+            for d, r in self.asked
+        )
+
+
+@pytest.mark.parametrize("method", ["masks", "finetune", "head", "lora"])
+def test_trials_take_at_most_the_steps_of_the_training(large: ImageData, method: str) -> None:
+    recipe = Recipe(method, tune=True, epochs=40)
+    trials = Trials(lambda r: 1.0)
+    chosen = tune(recipe, large, trials)
+    assert trials.steps <= 1.05 * 40 * steps_in_epoch(large.train, 32)
+    assert len(trials.asked) == len(settings_of(recipe)) + 2
+    assert not any(r.tune for _, r in trials.asked)
+    assert chosen.epochs_for(len(large.train)) == 40
+
+
+def test_rates_are_tried_as_factors_of_what_follows_from_the_run(large: ImageData) -> None:
+    trials = Trials(lambda r: r.mask_rate)
+    chosen = tune(Recipe("masks", tune=True, epochs=40, mask_rate=1.5), large, trials)
+    assert [r.mask_rate for _, r in trials.asked[:3]] == [1.5, 0.5, 3.0]
+    assert (chosen.mask_rate, chosen.mask_lr) == (0.5, None)
+    given = tune(Recipe("masks", tune=True, mask_lr=3e-4), large, Trials(lambda r: r.mask_lr or 1))
+    assert given.mask_lr == pytest.approx(1e-4)
+
+
+def test_the_head_alone_may_win(large: ImageData) -> None:
+    chosen = tune(
+        Recipe(tune=True, epochs=20), large, Trials(lambda r: 0.1 if r.method == "head" else 1.0)
+    )
+    assert chosen.method == "head"
+
+
+def test_test_images_are_not_looked_at(large: ImageData) -> None:
+    trials = Trials(lambda r: 1.0)
+    tune(Recipe(tune=True, epochs=10), large, trials)
+    assert all(data.test is large.val for data, _ in trials.asked)
+
+
+def test_small_sets_are_judged_by_two_halves_of_train_and_val(data: ImageData) -> None:
+    assert len(data.val) < FEWEST
+    trials = Trials(lambda r: 1.0)
+    tune(Recipe(tune=True, epochs=60, batch_size=8), data, trials)
+    count = len(data.train) + len(data.val)
+    parts = [part for part, _ in trials.asked]
+    assert {len(part.train) + len(part.val) for part in parts} == {count}
+    for part in parts:
+        assert abs(len(part.train) - len(part.val)) <= len(data.classes)
+        assert min(part.train.counts()) > 0
+        assert part.test is part.val
+    pixels = [tuple(image.flatten().tolist()) for image in (*parts[0].train.images,)]
+    assert not set(pixels) & {tuple(image.flatten().tolist()) for image in parts[0].val.images}
+    assert torch.equal(parts[0].train.images, parts[1].val.images)
+
+
+def test_a_tuned_training_keeps_what_was_tried(
+    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    made = replace(recipe(mask_lr=None), tune=True, epochs=20, batch_size=16)
+    result = train(backbone, data, "a", made, tmp_path)
+    tried = json.loads((tmp_path / TUNE).read_text())
+    assert tried["chosen"] in {row["setting"] for row in tried["tried"]}
+    assert result.provenance["epochs"] == 20
+    again = train(backbone, data, "a", made, tmp_path, resume=True)
+    assert again.row() == result.row()
+
+
+def test_a_method_without_a_rate_is_refused(large: ImageData) -> None:
+    with pytest.raises(InputError, match="packnet"):
+        settings_of(Recipe("packnet", tune=True))

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from piggyback.errors import BackboneError
+from piggyback.zoo.checkpoint import load_strictly, read_state_dict
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    return {"0.weight": torch.randn(4, 3), "0.bias": torch.zeros(4)}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_both_formats(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "a.pth")
+    assert same(read_state_dict(tmp_path / "a.safetensors"), state)
+    assert same(read_state_dict(str(tmp_path / "a.pth")), state)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict"])
+def test_what_training_scripts_wrap_around(
+    tmp_path: Path, state: dict[str, torch.Tensor], key: str | None, prefix: str
+) -> None:
+    named = {prefix + name: tensor for name, tensor in state.items()}
+    torch.save(named if key is None else {"epoch": 3, key: named}, tmp_path / "a.pth.tar")
+    assert same(read_state_dict(tmp_path / "a.pth.tar"), state)
+
+
+def test_a_submodule_called_module_keeps_its_name(tmp_path: Path) -> None:
+    torch.save({"module.weight": torch.ones(1), "fc.weight": torch.ones(1)}, tmp_path / "a.pth")
+    assert list(read_state_dict(tmp_path / "a.pth")) == ["module.weight", "fc.weight"]
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickled_object_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1), "x": Evil(tmp_path / "owned")}, tmp_path / "a.pth")
+    with pytest.raises(BackboneError, match="without pickled objects") as caught:
+        read_state_dict(tmp_path / "a.pth")
+    assert not (tmp_path / "owned").exists()
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02", b"PK\x03\x04" + bytes(50)])
+def test_junk_is_one_clear_error(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BackboneError, match="cannot be read") as caught:
+        read_state_dict(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_cut_file_is_one_clear_error(
+    tmp_path: Path, state: dict[str, torch.Tensor], name: str
+) -> None:
+    path = tmp_path / name
+    if name.endswith("pth"):
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 1, 37):
+        path.write_bytes(whole[:length])
+        with pytest.raises(BackboneError):
+            read_state_dict(path)
+
+
+@pytest.mark.parametrize("found", [3, [torch.ones(1)], {}, {"epoch": 3}, {"state_dict": {"a": 1}}])
+def test_other_contents_are_an_error(tmp_path: Path, found: object) -> None:
+    torch.save(found, tmp_path / "a.pth")
+    with pytest.raises(BackboneError, match="expected a state dict"):
+        read_state_dict(tmp_path / "a.pth")
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="No such file"):
+        read_state_dict(tmp_path / "a.pth")
+    with pytest.raises(BackboneError, match=r"[Nn]o such file"):
+        read_state_dict(tmp_path / "a.safetensors")
+    with pytest.raises(BackboneError, match="directory"):
+        read_state_dict(tmp_path)
+
+
+def test_loading_is_strict_and_leaves_the_module_alone_when_it_fails(
+    state: dict[str, torch.Tensor],
+) -> None:
+    net = nn.Sequential(nn.Linear(3, 4))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    wrong = {"0.weight": torch.ones(4, 2), "1.bias": torch.zeros(4)}
+    with pytest.raises(BackboneError) as caught:
+        load_strictly(net, wrong, "checkpoint 'x'")
+    for part in (
+        "checkpoint 'x' does not fit Sequential",
+        "1 missing (0.bias)",
+        "1 unexpected (1.bias)",
+        "1 of another shape (0.weight is (4, 2), expected (4, 3))",
+    ):
+        assert part in str(caught.value)
+    assert same(net.state_dict(), before)
+    load_strictly(net, state, "checkpoint 'x'")
+    assert same(net.state_dict(), state)
