@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 
 from piggyback.errors import DataError
-from piggyback.images.files import (
+from piggyback.images.decode import (
     check_image,
+    fit,
     is_image_name,
     load_fitted,
     read_image,
     upright_size,
 )
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import fit
 
 RED = (200, 30, 40)
 

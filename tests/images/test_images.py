@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as F
 
 from piggyback.errors import DataError
+from piggyback.images.decode import draft_side, fit, normalise, orientation, to_rgb
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import draft_side, fit, normalise, orientation, to_rgb
 
 
 def with_orientation(value: object) -> bytes:

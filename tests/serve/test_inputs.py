@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from piggyback.errors import DataError, InputError, TooLargeError
-from piggyback.images.files import load_fitted
+from piggyback.images.decode import load_fitted, normalise
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import normalise
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.serve.inputs import prepare, samples
 from piggyback.train.evaluate import predict
@@ -171,7 +170,7 @@ def test_a_part_of_a_file_is_an_error_and_never_half_a_picture(name: str) -> Non
 def test_other_formats_are_for_files_of_ones_own(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(encoded(photo(16, 16), kind))
-    with pytest.raises(DataError, match="none of JPEG, PNG, WebP, BMP, GIF"):
+    with pytest.raises(DataError, match="not one of JPEG, PNG, WebP, BMP, GIF"):
         ready(path.read_bytes())
     assert torch.equal(ready(path), ready(photo(16, 16)))
 

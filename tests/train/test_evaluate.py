@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from piggyback.errors import DataError, InputError, UnknownTaskError
-from piggyback.images.files import load_fitted
+from piggyback.images.decode import load_fitted, normalise
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import normalise
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
 from piggyback.train import ImageSet, evaluate, load_folder, predict, train

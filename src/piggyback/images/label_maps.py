@@ -15,9 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from piggyback.errors import DataError
-from piggyback.images.files import load_fitted, stored_size
+from piggyback.images.decode import decoding, fit, load_fitted, stored_size
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import DECODE_ERRORS, fit
 
 VOID = 255
 """The value of pixels that belong to no class; they count neither in the loss nor in a score."""
@@ -161,16 +160,8 @@ def read_map(path: Path, classes: Sequence[str], void: int = VOID) -> Tensor:
     Raises DataError, naming the file, where it cannot be decoded, is not of 8 bits, grey or
     palette, or holds a value that is neither a class nor void.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            mode, values = image.mode, np.array(image)
-    except FileNotFoundError:
-        raise DataError(f"label map {str(path)!r}: no such file") from None
-    except DECODE_ERRORS as error:
-        raise DataError(
-            f"label map {str(path)!r} cannot be decoded: {type(error).__name__}; replace it"
-        ) from error
+    with decoding(f"label map {str(path)!r}", "; replace it"), Image.open(path) as image:
+        mode, values = image.mode, np.array(image)
     if mode not in ("L", "P"):
         raise DataError(
             f"label map {str(path)!r} has pixels of mode {mode!r}: expected one class number a "

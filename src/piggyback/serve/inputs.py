@@ -1,15 +1,14 @@
 """Whatever a caller has of an image to the network's input: encoded bytes, a file, a picture, pixels.
 
-What comes out are the numbers that ``training.evaluate.predict`` gives the network for the same
-file. Everything here runs in the caller's own thread: no operation is large enough, or of a kind,
-for torch to start a team of threads for it.
+What comes out are the numbers that ``train.evaluate.predict`` gives the network for the same file:
+``images.decode`` reads for both. Everything here runs in the caller's own thread: no operation is
+large enough, or of a kind, for torch to start a team of threads for it.
 """
 
 from __future__ import annotations
 
 import threading
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
-from piggyback.errors import DataError, InputError, TooLargeError
-from piggyback.images.encoded import look
+from piggyback.errors import InputError
+from piggyback.images.decode import (
+    check_size,
+    decoding,
+    draft_side,
+    fit,
+    orientation,
+    read_image,
+    to_rgb,
+)
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import DECODE_ERRORS, draft_side, fit, one_line, orientation, to_rgb
-
-_OPENERS: dict[str, Any] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WEBP": WebPImageFile,
-    "BMP": BmpImageFile,
-    "GIF": GifImageFile,
-}
-"""Pillow's readers. ``Image.open`` would also warn by Pillow's own limit on pixels, and its warnings
-cannot be held back in one thread only."""
-
-_LONGEST = 65_535
-"""Pixels a side, as in a JPEG; Pillow takes memory for every row, however short."""
 
 _LAZY = threading.Lock()
 """Held while a picture that Pillow has opened and not read yet is read: two threads may have it."""
@@ -78,9 +66,8 @@ def prepare(source: Any, preprocessing: Preprocessing | None, *, max_pixels: int
     if isinstance(source, (Tensor, np.ndarray)):
         tensor = source.detach().cpu() if isinstance(source, Tensor) else _tensor(source)
         if tensor.is_floating_point():
-            return tensor.to(
-                torch.float32, copy=True
-            )  # it waits in a queue; the caller's may change
+            # A copy: it waits in a queue, and the caller's may change.
+            return tensor.to(torch.float32, copy=True)
     if preprocessing is None:
         raise InputError(
             "the task's file names no preprocessing: expected the network's input, a floating "
@@ -88,10 +75,9 @@ def prepare(source: Any, preprocessing: Preprocessing | None, *, max_pixels: int
         )
     if isinstance(source, (Tensor, np.ndarray)):
         pixels = _pixels(source, tensor)
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        pixels = _decode(bytes(source), "image", preprocessing, max_pixels)
-    elif isinstance(source, (str, Path)):
-        pixels = _read(Path(source), preprocessing, max_pixels)
+    elif isinstance(source, (bytes, bytearray, memoryview, str, Path)):
+        file = Path(source) if isinstance(source, (str, Path)) else bytes(source)
+        pixels = read_image(file, at_least=draft_side(preprocessing), max_pixels=max_pixels)
     elif isinstance(source, Image.Image):
         pixels = _picture(source, max_pixels)
     else:
@@ -102,65 +88,12 @@ def prepare(source: Any, preprocessing: Preprocessing | None, *, max_pixels: int
     return _normalised(fit(pixels, preprocessing), preprocessing)
 
 
-def _decode(data: bytes, what: str, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
-    """An encoded image as uint8 (3, h, w); a JPEG no larger than the network's input needs."""
-    try:
-        found = look(data)
-        _check_size(found.size, what, max_pixels)
-        with _OPENERS[found.format](BytesIO(found.data)) as image:
-            if image.size != found.size:
-                raise ValueError(f"its header gives two sizes, {found.size} and {image.size}")
-            image.draft(None, (draft_side(preprocessing),) * 2)
-            image.load()
-            return to_rgb(image, what, found.turned)
-    except DataError:
-        raise
-    except DECODE_ERRORS as error:
-        reason = str(error) if type(error) is ValueError else one_line(error)
-        raise DataError(
-            f"{what} of {len(data)} bytes cannot be decoded: {reason}: expected a whole JPEG, PNG, "
-            "WebP, BMP or GIF file"
-        ) from error
-
-
-def _read(path: Path, preprocessing: Preprocessing, max_pixels: int) -> Tensor:
-    """The image in a file of the caller's own, in any format that training reads."""
-    what = f"image {str(path)!r}"
-    try:
-        with Image.open(path) as image:
-            _check_size(image.size, what, max_pixels)
-            image.draft(None, (draft_side(preprocessing),) * 2)
-            image.load()
-            return to_rgb(image, what, orientation(image.info.get("exif")))
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{what}: no such file") from None
-    except DECODE_ERRORS as error:
-        raise DataError(f"{what} cannot be decoded: {one_line(error)}") from error
-
-
 def _picture(image: Image.Image, max_pixels: int) -> Tensor:
-    _check_size(image.size, "image", max_pixels)
-    try:
+    check_size(image.size, max_pixels)
+    with decoding("image"):
         with _LAZY:
             image.load()
         return to_rgb(image, "image", orientation(image.info.get("exif")))
-    except DataError:
-        raise
-    except DECODE_ERRORS as error:
-        raise DataError(f"image cannot be decoded: {one_line(error)}") from error
-
-
-def _check_size(size: tuple[int, int], what: str, max_pixels: int) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise DataError(f"{what} of {width} x {height} pixels: expected one or more")
-    if width * height > max_pixels or max(size) > _LONGEST:
-        raise TooLargeError(
-            f"{what} of {width} x {height} pixels: expected at most {max_pixels} in all and "
-            f"{_LONGEST} a side; make it smaller"
-        )
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
@@ -193,7 +126,7 @@ def _pixels(source: Tensor | NDArray[Any], tensor: Tensor) -> Tensor:
 
 
 def _normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """``backbones.images.normalise`` of one image, to the bit, in NumPy, which uses one thread."""
+    """``images.decode.normalise`` of one image, to the bit, in NumPy, which uses one thread."""
     mean, std = _constants(preprocessing.mean, preprocessing.std)
     x = np.ascontiguousarray(pixels.numpy()).astype(np.float32)
     x /= np.float32(255)

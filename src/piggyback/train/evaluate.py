@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piggyback.errors import DataError, InputError
-from piggyback.images.files import load_fitted
+from piggyback.images.decode import load_fitted, normalise
 from piggyback.images.label_maps import VOID
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import normalise
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.task import Task
 from piggyback.train.data.batches import EvalBatches, serve

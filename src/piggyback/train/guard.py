@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from piggyback.images.decode import normalise
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import normalise
 from piggyback.masks.rate import Z, lr_factor, z_for
 from piggyback.model.distance import feature_skill, head_inputs, one_each
 from piggyback.model.summary import masks_verdict

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from piggyback.images.tensors import normalise
+from piggyback.images.decode import normalise
 from piggyback.masks.rate import lr_factor
 from piggyback.train.data.batches import Batch, serve
 from piggyback.train.evaluate import class_of_each, logits_of, measure

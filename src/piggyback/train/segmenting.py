@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from piggyback.images.files import load_fitted, upright_size
+from piggyback.images.decode import load_fitted, normalise, upright_size
 from piggyback.images.label_maps import VOID
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import normalise
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.train.checkpoint import write_atomically
 from piggyback.train.data.segmentation import CAMVID

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from piggyback.errors import DataError
-from piggyback.images.files import Box, check_image, load_fitted, read_image
+from piggyback.images.decode import Box, check_image, fit, load_fitted, read_image
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import fit
 from piggyback.train import ImageSet
 from piggyback.train.data.splits import cut
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from piggyback.errors import DataError
-from piggyback.images.files import Box
+from piggyback.images.decode import Box
 from piggyback.lab.datasets.info import DatasetInfo
 from piggyback.lab.datasets.listed import image_set, inside
 from piggyback.lab.datasets.matlab import Value, structs, texts

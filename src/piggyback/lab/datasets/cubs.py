@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from piggyback.errors import DataError
-from piggyback.images.files import Box
+from piggyback.images.decode import Box
 from piggyback.lab.datasets.info import DatasetInfo
 from piggyback.lab.datasets.listed import by_id, image_set, inside
 from piggyback.train.data.sets import ImageData, ImageSet

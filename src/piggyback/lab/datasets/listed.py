@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from piggyback.errors import DataError
-from piggyback.images.files import Box, check_image
+from piggyback.images.decode import Box, check_image
 from piggyback.train.data.folder import load_split
 from piggyback.train.data.sets import ImageData, ImageSet
 from piggyback.train.data.splits import cut

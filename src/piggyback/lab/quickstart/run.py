@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from piggyback.images.tensors import normalise
+from piggyback.images.decode import normalise
 from piggyback.lab.quickstart.digits import digits
 from piggyback.lab.quickstart.letters import letters
 from piggyback.lab.tables.compare import Comparison, compare

@@ -19,9 +19,9 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from piggyback.errors import InputError
+from piggyback.images.decode import normalise
 from piggyback.images.label_maps import VOID
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import normalise
 from piggyback.lab.tables.networks import network_of
 from piggyback.lab.tables.plots import save_png
 from piggyback.network.backbone import Backbone

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from piggyback.errors import DataError, near_misses
-from piggyback.images.files import SUFFIXES, check_image, is_image_name
+from piggyback.images.decode import SUFFIXES, check_image, is_image_name
 from piggyback.train.data.sets import ImageData, ImageSet
 from piggyback.train.data.splits import cut
 

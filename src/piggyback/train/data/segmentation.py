@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from piggyback.errors import DataError
-from piggyback.images.files import check_image, upright_size
+from piggyback.images.decode import check_image, upright_size
 from piggyback.images.label_maps import VOID, SegmentationSet
 from piggyback.train.data.folder import SPLITS, list_images
 from piggyback.train.data.sets import ImageData

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from piggyback.errors import DataError
-from piggyback.images.files import as_box, crop, load_fitted, stored_size
+from piggyback.images.decode import as_box, crop, fit, load_fitted, stored_size
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.images.tensors import fit
 
 CACHE_BYTES = 1 << 30
 """Decoded images are kept in memory while all splits together stay below this many bytes."""

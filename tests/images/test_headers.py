@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from piggyback.errors import DataError, TooLargeError
-from piggyback.images.encoded import look
+from piggyback.images.decode import orientation
+from piggyback.images.headers import read_header
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.serve.inputs import prepare
 from support.encoded_pictures import KINDS, encoded, photo, turned
@@ -47,7 +48,7 @@ def picture(data: bytes) -> Image.Image:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_size_is_the_one_that_pillow_finds(name: str) -> None:
-    found = look(KINDS[name])
+    found = read_header(KINDS[name])
     with picture(KINDS[name]) as image:
         assert found.size == image.size
         assert found.format == ("JPEG" if image.format == "MPO" else image.format)
@@ -55,36 +56,36 @@ def test_the_size_is_the_one_that_pillow_finds(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_what_is_left_has_the_same_pixels(name: str) -> None:
-    found = look(KINDS[name])
+    found = read_header(KINDS[name])
     with picture(found.data) as left, picture(KINDS[name]) as whole:
         assert left.convert("RGBA").tobytes() == whole.convert("RGBA").tobytes()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_how_it_is_turned(kind: str) -> None:
-    values = [look(encoded(photo(), kind, exif=turned(value))).turned for value in range(1, 9)]
-    assert values == list(range(1, 9))
-    assert look(encoded(photo(), kind)).turned == 1
+    files = [encoded(photo(), kind, exif=turned(value)) for value in range(1, 9)]
+    assert [orientation(read_header(file).exif) for file in files] == list(range(1, 9))
+    assert read_header(encoded(photo(), kind)).exif == b""
 
 
 def test_profiles_texts_thumbnails_and_later_frames_are_cut_out() -> None:
     for name in ("profiled.jpg", "profiled.png"):
-        assert len(look(KINDS[name]).data) < len(KINDS[name]) - 50
-        with picture(look(KINDS[name]).data) as image:
+        assert len(read_header(KINDS[name]).data) < len(KINDS[name]) - 50
+        with picture(read_header(KINDS[name]).data) as image:
             assert "icc_profile" not in image.info
-    with picture(look(KINDS["moving.png"]).data) as image:
+    with picture(read_header(KINDS["moving.png"]).data) as image:
         assert not image.is_animated
-    with picture(look(KINDS["moving.gif"]).data) as image:
+    with picture(read_header(KINDS["moving.gif"]).data) as image:
         assert "comment" not in image.info
-    assert b"Exif" not in look(KINDS["turned.jpg"]).data
+    assert b"Exif" not in read_header(KINDS["turned.jpg"]).data
     inflating = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000)))
     body = chunk(b"IDAT", zlib.compress(bytes(4 * 13)))
-    assert look(png(4, 4, inflating, body, inflating)).data == png(4, 4, body)
+    assert read_header(png(4, 4, inflating, body, inflating)).data == png(4, 4, body)
 
 
 def test_a_file_with_nothing_to_cut_out_is_not_copied() -> None:
     for name in ("rgb.jpg", "rgb.png", "lossy.webp", "rgb.bmp"):
-        assert look(KINDS[name]).data is KINDS[name]
+        assert read_header(KINDS[name]).data is KINDS[name]
 
 
 def test_a_png_of_a_kilobyte_with_billions_of_pixels() -> None:
@@ -116,15 +117,15 @@ def test_each_format_says_its_size_before_pillow_is_asked() -> None:
         gif(9, 9, frame(0, 0, 50_000, 60_000)): (50_000, 60_000),
     }
     for data, size in sizes.items():
-        assert look(data).size == size
+        assert read_header(data).size == size
         assert refused(data, TooLargeError).startswith(f"image of {size[0]} x {size[1]} pixels")
 
 
 def test_a_gif_frame_beyond_its_canvas_makes_it_grow_or_is_refused() -> None:
     for name in ("still.gif", "moving.gif"):
         grown = KINDS[name][:6] + struct.pack("<HH", 30, 9) + KINDS[name][10:]
-        with picture(look(grown).data) as ours, picture(grown) as pillows:
-            assert look(grown).size == pillows.size == ours.size == (40, 24)
+        with picture(read_header(grown).data) as ours, picture(grown) as pillows:
+            assert read_header(grown).size == pillows.size == ours.size == (40, 24)
             assert ours.convert("RGBA").tobytes() == pillows.convert("RGBA").tobytes()
     assert "its picture lies outside its canvas" in refused(gif(9, 9, frame(65_535, 0, 9, 9)))
 
@@ -166,27 +167,27 @@ def test_many_small_parts_are_refused_before_they_cost_time() -> None:
     ):
         assert "cannot be decoded" in refused(data)
         with pytest.raises(ValueError, match=r"50000|no pixels follow its header"):
-            look(data)
+            read_header(data)
 
 
 def test_padding_in_a_jpeg_is_skipped() -> None:
     plain = KINDS["rgb.jpg"]
     padded = plain[:2] + b"\xff" * 100_000 + plain[2:]
-    assert look(padded).data == plain
+    assert read_header(padded).data == plain
 
 
 def test_a_progressive_jpeg_of_a_great_many_scans() -> None:
     plain = KINDS["progressive.jpg"]
     last = plain.rindex(b"\xff\xda")
     scan = plain[last:-2]
-    look(plain[:-2] + scan * 50 + plain[-2:])
+    read_header(plain[:-2] + scan * 50 + plain[-2:])
     for between in (b"", b"\xff\xfe\0\4\xff\xd9"):  # a comment that looks like the end
         many = plain[:-2] + (between + scan) * 120 + plain[-2:]
         assert "it is cut into more than 100 scans" in refused(many)
 
 
 def test_the_scans_of_a_second_picture_do_not_count() -> None:
-    look(KINDS["progressive.jpg"] * 30)
+    read_header(KINDS["progressive.jpg"] * 30)
 
 
 def test_run_lengths_in_a_bmp_are_read_up_to_a_megabyte() -> None:
@@ -212,7 +213,7 @@ def test_two_sizes_in_one_header() -> None:
 def test_what_is_no_image_at_all() -> None:
     for data, reason in (
         (b"", "it is empty"),
-        (b"<svg/>", "it is none of JPEG, PNG, WebP, BMP, GIF"),
+        (b"<svg/>", "it is not one of JPEG, PNG, WebP, BMP, GIF"),
         (b"RIFF\0\0\0\0WEBPjunk" + bytes(20), "no picture follows its header"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "its header does not come first"),
         (b"\xff\xd8\xff\xd9", "it ends before its pixels"),

@@ -1,12 +1,13 @@
-"""The header of an encoded image, read without decoding: its size, how it is turned, what Pillow is to see.
+"""The header of an encoded image from a stranger, read before Pillow sees the file.
 
-Images come from strangers. So their size is known before anything is allocated, and what is no part
-of the picture (colour profiles, texts, thumbnails, further frames' headers) is cut out before
-Pillow reads the rest: it neither costs time nor makes Pillow warn. How many parts a file may have
-is bounded: every part costs time, however little it holds.
+Why own code, when Pillow reads headers too: Pillow allocates the canvas of a WebP when it opens it,
+goes over every scan of a progressive JPEG, inflates texts and profiles, keeps every comment, and
+warns about what it finds odd, which cannot be held back in one thread only. Here the size is known
+before anything is allocated, the number of parts and scans is bounded, and what is not part of the
+picture (profiles, texts, thumbnails, later frames) is cut out.
 
-A function for each format takes the whole file and returns an ``Encoded``; a header that makes no
-sense is a ValueError, a struct.error or an IndexError.
+A function for each format takes the whole file and returns an ``ImageHeader``; a header that makes
+no sense is a ValueError, a struct.error or an IndexError.
 """
 
 from __future__ import annotations
@@ -16,11 +17,9 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from piggyback.images.tensors import orientation
-
 
 @dataclass(frozen=True)
-class Encoded:
+class ImageHeader:
     """What the header of an encoded image says."""
 
     format: str
@@ -29,8 +28,8 @@ class Encoded:
     """Width and height as stored, in pixels."""
     data: bytes
     """The file, or the parts of it that the first picture needs."""
-    turned: int = 1
-    """EXIF orientation, 1 to 8; 1 is upright."""
+    exif: bytes = b""
+    """The EXIF block, which says how the camera was held."""
 
 
 _PARTS = 50_000
@@ -41,27 +40,20 @@ _RLE_BYTES = 1 << 20
 """Pillow reads run-length coded BMPs in Python, at about a megabyte a second."""
 _EXIF_BYTES = 1 << 16
 
-_MARKER = re.compile(
-    rb"\xff[\x02-\xcf\xd8-\xfe]"
-)  # not in coded pixels: they hold FF 00 and FF D0-D7
+# A marker cannot stand among coded pixels: those hold only FF 00 and FF D0 to FF D7.
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_JPEG_KEPT = _SOF | {
-    0xC4,
-    0xCC,
-    0xDB,
-    0xDD,
-    0xE0,
-    0xEE,
-}  # tables, JFIF and Adobe: the colours' meaning
+# Beside the frame: tables, JFIF and Adobe, which give the colours their meaning.
+_JPEG_KEPT = _SOF | frozenset((0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE))
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 
-def look(data: bytes) -> Encoded:
-    """Return what the header of an encoded image says; ValueError, one line, for what is none.
+def read_header(data: bytes) -> ImageHeader:
+    """Return what the header of an encoded image says; ValueError, one line, if it is not one.
 
-    >>> look(b"GIF89a" + bytes([9, 0, 7, 0, 0, 0, 0]) + b"," + bytes([0, 0, 0, 0, 9, 0, 7, 0, 0, 2])).size
+    >>> read_header(b"GIF89a" + bytes([9, 0, 7, 0, 0, 0, 0]) + b"," + bytes([0, 0, 0, 0, 9, 0, 7, 0, 0, 2])).size
     (9, 7)
     """
     if not data:
@@ -72,10 +64,10 @@ def look(data: bytes) -> Encoded:
                 return read(data)
             except (struct.error, IndexError):
                 raise ValueError("its header is cut short") from None
-    raise ValueError("it is none of JPEG, PNG, WebP, BMP, GIF")
+    raise ValueError("it is not one of JPEG, PNG, WebP, BMP, GIF")
 
 
-def _jpeg(data: bytes) -> Encoded:
+def _jpeg(data: bytes) -> ImageHeader:
     kept, exif, size, code, at = [data[:2]], b"", None, 0, 2
     components, several = 0, False
     for _ in range(_PARTS):
@@ -109,7 +101,7 @@ def _jpeg(data: bytes) -> Encoded:
         _check_scans(data, at)
     head = b"".join(kept)
     clean = data if len(head) == start else b"".join((head, memoryview(data)[start:]))
-    return Encoded("JPEG", size, clean, orientation(exif))
+    return ImageHeader("JPEG", size, clean, exif)
 
 
 def _check_scans(data: bytes, at: int) -> None:
@@ -130,7 +122,7 @@ def _check_scans(data: bytes, at: int) -> None:
     raise ValueError(f"it is cut into more than {_SCANS} scans")
 
 
-def _png(data: bytes) -> Encoded:
+def _png(data: bytes) -> ImageHeader:
     at, exif, view = 8, b"", memoryview(data)
     if data[12:16] != b"IHDR":
         raise ValueError("its header does not come first")
@@ -154,22 +146,22 @@ def _png(data: bytes) -> Encoded:
     else:
         raise ValueError(f"it has more than {_PARTS} chunks")
     clean = data if runs == [[0, len(data)]] else b"".join(view[a:b] for a, b in runs)
-    return Encoded("PNG", size, clean, orientation(exif))
+    return ImageHeader("PNG", size, clean, exif)
 
 
-def _webp(data: bytes) -> Encoded:
+def _webp(data: bytes) -> ImageHeader:
     kind, bits = data[12:16], data[20:30]
     if kind == b"VP8X":
         flags, width, height = bits[0], bits[4:7], bits[7:10]
         size = tuple(int.from_bytes(side, "little") + 1 for side in (width, height))
-        turned = orientation(_riff_exif(data)) if flags & 8 else 1
-        return Encoded("WEBP", (size[0], size[1]), data, turned)
+        exif = _riff_exif(data) if flags & 8 else b""
+        return ImageHeader("WEBP", (size[0], size[1]), data, exif)
     if kind == b"VP8L" and bits[0] == 0x2F:
         (packed,) = struct.unpack_from("<I", bits, 1)
-        return Encoded("WEBP", ((packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1), data)
+        return ImageHeader("WEBP", ((packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1), data)
     if kind == b"VP8 " and bits[3:6] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", bits, 6)
-        return Encoded("WEBP", (width & 0x3FFF, height & 0x3FFF), data)
+        return ImageHeader("WEBP", (width & 0x3FFF, height & 0x3FFF), data)
     raise ValueError("no picture follows its header")
 
 
@@ -185,19 +177,19 @@ def _riff_exif(data: bytes) -> bytes:
     raise ValueError(f"it has more than {_PARTS} chunks")
 
 
-def _bmp(data: bytes) -> Encoded:
+def _bmp(data: bytes) -> ImageHeader:
     (header,) = struct.unpack_from("<I", data, 14)
     if header == 12:
         width, height = struct.unpack_from("<HH", data, 18)
-        return Encoded("BMP", (width, height), data)
+        return ImageHeader("BMP", (width, height), data)
     width, height = struct.unpack_from("<Ii", data, 18)  # negative: rows from the top down
     (coding,) = struct.unpack_from("<I", data, 30)
     if coding in (1, 2) and len(data) > _RLE_BYTES:
         raise ValueError(f"it is run-length coded and over {_RLE_BYTES} bytes; save it as PNG")
-    return Encoded("BMP", (width, abs(height)), data)
+    return ImageHeader("BMP", (width, abs(height)), data)
 
 
-def _gif(data: bytes) -> Encoded:
+def _gif(data: bytes) -> ImageHeader:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     palette = data[13 : 13 + (3 << (flags & 7) + 1)] if flags & 0x80 else b""
     at, transparent, inside = 13 + len(palette), -1, False
@@ -223,10 +215,10 @@ def _gif(data: bytes) -> Encoded:
     head = [data[:6], struct.pack("<HH", *size), data[10:13], palette]
     if transparent >= 0:
         head.append(bytes([0x21, 0xF9, 4, 1, 0, 0, transparent, 0]))
-    return Encoded("GIF", size, b"".join((*head, memoryview(data)[at:])))
+    return ImageHeader("GIF", size, b"".join((*head, memoryview(data)[at:])))
 
 
-_READERS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], Encoded]], ...] = (
+_READERS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], ImageHeader]], ...] = (
     (re.compile(rb"\xff\xd8\xff"), _jpeg),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), _webp),
