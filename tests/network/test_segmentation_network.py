@@ -17,7 +17,7 @@ from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import SegmentationHead, SegmentationNetwork
 from piggyback.network.select import find_head, select_weights
 from piggyback.taskfile.file import load, save
-from piggyback.zoo.from_features import segmentation_of
+from piggyback.zoo.segmentation import segmentation_of
 
 
 def small(name: str = "test_efficientnet") -> Backbone:

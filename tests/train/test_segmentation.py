@@ -23,7 +23,7 @@ from piggyback.train.data.augment import augment, augment_map, draws
 from piggyback.train.data.batches import EvalBatches, TrainBatches
 from piggyback.train.evaluate import measure
 from piggyback.train.segmenting import palette, save_label_map, segment
-from piggyback.zoo.from_features import segmentation_of
+from piggyback.zoo.segmentation import segmentation_of
 
 CLASSES = ("red", "green", "blue")
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from piggyback.errors import BackboneError
-from piggyback.zoo.checkpoint import load_strictly, read_state_dict
+from piggyback.zoo.weights import load_strictly, read_state_dict
 
 
 @pytest.fixture

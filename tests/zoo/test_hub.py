@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from piggyback.zoo import hub
+from piggyback.zoo import weights
 
 
 def test_a_listening_host_is_reachable_and_a_closed_port_is_not(
@@ -17,8 +17,8 @@ def test_a_listening_host_is_reachable_and_a_closed_port_is_not(
         monkeypatch.delenv(name, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/model"
-        assert hub.reachable(url)
-    assert not hub.reachable(url)
+        assert weights.reachable(url)
+    assert not weights.reachable(url)
 
 
 def test_behind_a_proxy_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def test_behind_a_proxy_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("NO_PROXY", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert hub.reachable("https://no-such-host.invalid/model")
+        assert weights.reachable("https://no-such-host.invalid/model")
 
 
 def test_a_name_server_that_hangs_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,25 +36,25 @@ def test_a_name_server_that_hangs_does_not(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(socket, "create_connection", hang)
     begin = time.monotonic()
-    assert not hub.reachable("https://example.invalid", seconds=0.2)
+    assert not weights.reachable("https://example.invalid", seconds=0.2)
     assert time.monotonic() - begin < 2
 
 
 def test_the_users_offline_switch_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "reachable", lambda url: True)
-    assert not hub.huggingface_reachable()
+    monkeypatch.setattr(weights, "reachable", lambda url: True)
+    assert not weights.huggingface_reachable()
 
 
 def test_cached_weights_are_found_by_repository_and_revision(hub_cache: Path) -> None:
-    assert hub.cached_weights("timm/tiny") is None
+    assert weights.cached_weights("timm/tiny") is None
     repository = hub_cache / "models--timm--tiny"
     snapshot = repository / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
     (snapshot / "pytorch_model.bin").write_bytes(b"")
-    assert hub.cached_weights("timm/tiny") == snapshot / "pytorch_model.bin"
-    assert hub.cached_weights("timm/tiny@" + "a" * 40) == snapshot / "pytorch_model.bin"
-    assert hub.cached_weights("timm/tiny@v2") is None
-    assert hub.cached_weights("timm/tiny", "other.bin") is None
+    assert weights.cached_weights("timm/tiny") == snapshot / "pytorch_model.bin"
+    assert weights.cached_weights("timm/tiny@" + "a" * 40) == snapshot / "pytorch_model.bin"
+    assert weights.cached_weights("timm/tiny@v2") is None
+    assert weights.cached_weights("timm/tiny", "other.bin") is None

@@ -9,9 +9,10 @@ import torch
 import torchvision
 from torch import nn
 
+from piggyback import zoo
 from piggyback.errors import BackboneError, SelectionError
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.zoo.load import load_backbone, runs_code
+from piggyback.zoo.load import load_backbone
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
@@ -110,10 +111,10 @@ def test_what_is_no_factory_is_an_error(factories: Path, name: str, message: str
 
 
 def test_only_file_specs_run_code() -> None:
-    assert runs_code("a/b.py:f")
-    assert runs_code("C:\\nets\\b.py:f")
+    assert zoo.runs_code("a/b.py:f")
+    assert zoo.runs_code("C:\\nets\\b.py:f")
     assert not any(
-        runs_code(s) for s in ("timm:resnet18", "efficientnet_lite0", "transformers:a.py/b")
+        zoo.runs_code(s) for s in ("timm:resnet18", "efficientnet_lite0", "transformers:a.py/b")
     )
 
 
@@ -208,3 +209,20 @@ def test_a_head_that_cannot_be_told_can_be_named() -> None:
     with pytest.raises(SelectionError, match="head="):
         load_backbone(spec, pretrained=False)
     assert load_backbone(spec, pretrained=False, head="head").head == "head"
+
+
+# -- the default -----------------------------------------------------------------------------------
+
+
+def test_the_default_is_the_packaged_network_or_the_same_one_downloaded(
+    offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "find_spec", lambda name: None)
+    downloaded = zoo.default_backbone()
+    with pytest.raises(BackboneError, match=r"connect once .*torch-piggyback\[quickstart\]"):
+        load_backbone(downloaded)
+    plain = load_backbone(downloaded, pretrained=False)
+    monkeypatch.setattr(zoo, "find_spec", lambda name: name)
+    packaged = load_backbone(zoo.default_backbone(), pretrained=False)
+    assert plain.module.state_dict().keys() == packaged.module.state_dict().keys()
+    assert plain.preprocessing == packaged.preprocessing

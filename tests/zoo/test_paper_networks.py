@@ -14,8 +14,8 @@ from piggyback.errors import BackboneError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.select import select_weights
-from piggyback.zoo.checkpoint import read_state_dict
 from piggyback.zoo.load import load_backbone
+from piggyback.zoo.weights import read_state_dict
 from piggyback.zoo.wide_resnet import WideBlock
 from support.old_torch import save_old
 

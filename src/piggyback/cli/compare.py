@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from piggyback.cli.flags import (
+    DEFAULT_BACKBONE,
     BackboneOption,
     CheckpointOption,
     HeadOption,
@@ -36,7 +37,7 @@ def run(
         ),
     ],
     recipe: Recipe,
-    backbone: BackboneOption = "efficientnet_lite0",
+    backbone: BackboneOption = DEFAULT_BACKBONE,
     methods: Annotated[
         str, typer.Option(metavar="A,B,...", help="What to compare.")
     ] = "head,masks,finetune",

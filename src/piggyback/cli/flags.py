@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from piggyback.zoo import default_backbone
+
+DEFAULT_BACKBONE = default_backbone()
 BackboneOption = Annotated[
     str,
     typer.Option(

@@ -20,7 +20,8 @@ from piggyback.train.data.folder import load_folder
 from piggyback.train.data.segmentation import is_segmentation_folder, load_camvid_layout
 from piggyback.train.data.sets import ImageData
 from piggyback.train.data.size import held_side, native_side, side_for
-from piggyback.zoo.load import load_backbone, refusal, runs_code
+from piggyback.zoo import runs_code
+from piggyback.zoo.load import load_backbone, refusal
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from piggyback.cli.flags import (
+    DEFAULT_BACKBONE,
     BackboneOption,
     CheckpointOption,
     HeadOption,
@@ -36,7 +37,7 @@ def run(
         ),
     ],
     recipe: Recipe,
-    backbone: BackboneOption = "efficientnet_lite0",
+    backbone: BackboneOption = DEFAULT_BACKBONE,
     name: Annotated[
         str | None,
         typer.Option(help="The task's name; by default the task file's or the images folder's."),

@@ -13,13 +13,13 @@ from piggyback.errors import BackboneError, near_misses
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.head import find_head
-from piggyback.zoo.checkpoint import load_strictly, read_state_dict
-from piggyback.zoo.from_features import PREFIX, inner_spec, segmentation_of
-from piggyback.zoo.from_file import load_factory
-from piggyback.zoo.from_timm import LITE, load_lite, load_timm
-from piggyback.zoo.from_torchvision import load_torchvision
-from piggyback.zoo.from_transformers import load_transformers
-from piggyback.zoo.hub import first_line
+from piggyback.zoo import runs_code
+from piggyback.zoo.file import load_factory
+from piggyback.zoo.segmentation import PREFIX, inner_spec, segmentation_of
+from piggyback.zoo.timm import LITE, load_lite, load_timm
+from piggyback.zoo.torchvision import load_torchvision
+from piggyback.zoo.transformers import load_transformers
+from piggyback.zoo.weights import first_line, load_strictly, read_state_dict
 from piggyback.zoo.wide_resnet import WIDE, load_wide_resnet
 
 _ZOOS = ("timm", "torchvision", "transformers")
@@ -85,15 +85,6 @@ def load_backbone(
                 "choose a larger size, or a multiple of its patch size"
             )
     return Backbone(module, source, preprocessing, head, size_given=image_size is not None)
-
-
-def runs_code(spec: str) -> bool:
-    """Return whether loading ``spec`` runs a Python file; do not, where a stranger's file names it.
-
-    >>> runs_code("models/mine.py:build"), runs_code("timm:resnet50")
-    (True, False)
-    """
-    return spec.rpartition(":")[0].endswith(".py")
 
 
 @torch.no_grad()

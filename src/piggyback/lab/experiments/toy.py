@@ -16,7 +16,7 @@ from piggyback.lab.experiments.manifest import BackboneChoice, Manifest
 from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import SegmentationNetwork
 from piggyback.train import ImageData, from_tensors
-from piggyback.zoo.from_features import PREFIX
+from piggyback.zoo.segmentation import PREFIX
 
 SIDE = 16
 _CLASSES, _EACH = 3, 12

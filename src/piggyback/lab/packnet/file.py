@@ -40,7 +40,8 @@ from piggyback.taskfile import container
 from piggyback.taskfile.container import Entry
 from piggyback.taskfile.disk import naming, write_whole
 from piggyback.taskfile.task import check_name
-from piggyback.zoo.load import load_backbone, runs_code
+from piggyback.zoo import runs_code
+from piggyback.zoo.load import load_backbone
 
 FORMAT = "piggyback-packnet"
 VERSION = "1"

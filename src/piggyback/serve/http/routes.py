@@ -13,7 +13,7 @@ from piggyback.serve.http.calls import Call
 from piggyback.serve.http.refusals import RefusedError, invalid
 from piggyback.serve.http.replies import Reply, json_reply
 from piggyback.taskfile.task import check_name
-from piggyback.zoo.load import runs_code
+from piggyback.zoo import runs_code
 
 Handler = Callable[[Call], Awaitable[Reply]]
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from piggyback.errors import BackboneError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.serve.replicas.fastest import Build, fastest
 from piggyback.serve.replicas.folding import Folds, agree, find_pairs, fold_, pointwise_
-from piggyback.zoo.hub import first_line
+from piggyback.zoo.weights import first_line
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 

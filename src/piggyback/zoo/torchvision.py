@@ -9,14 +9,7 @@ from torch import nn
 
 from piggyback.errors import BackboneError, near_misses
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.zoo.hub import (
-    DAMAGED,
-    cached_download,
-    damaged,
-    first_line,
-    not_cached,
-    reachable,
-)
+from piggyback.zoo.weights import cached_download, fetching, not_cached, reachable
 
 
 def load_torchvision(name: str, *, pretrained: bool = True) -> tuple[nn.Module, str, Preprocessing]:
@@ -48,23 +41,15 @@ def load_torchvision(name: str, *, pretrained: bool = True) -> tuple[nn.Module, 
         spec = f"torchvision:{architecture}.{weights.name}"
         if cached_download(weights.url) is None and not reachable(weights.url):
             raise not_cached(spec, f"{weights.url} cannot be reached")
-    module = _build(architecture, weights if pretrained else None, spec)
+    # Without weights these two warn that their default initialisation is slow and will change.
+    slow = not pretrained and architecture in ("googlenet", "inception_v3")
+    options = {"init_weights": True} if slow else {}
+    with fetching(spec):
+        module: nn.Module = torchvision.models.get_model(
+            architecture, weights=weights if pretrained else None, **options
+        )
     _drop_auxiliary(module)
     return module, spec, Preprocessing() if weights is None else _preprocessing(weights)
-
-
-def _build(architecture: str, weights: Any, spec: str) -> nn.Module:
-    # These two would otherwise warn that their default initialisation is slow and will change.
-    options = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
-    try:
-        module: nn.Module = torchvision.models.get_model(
-            architecture, weights=weights, **({} if weights is not None else options)
-        )
-    except OSError as error:
-        raise not_cached(spec, f"the download failed ({first_line(error)})") from error
-    except DAMAGED as error:
-        raise damaged(spec, error) from error
-    return module
 
 
 def _drop_auxiliary(module: nn.Module) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from piggyback.errors import BackboneError, require
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.head import find_head
-from piggyback.zoo.hub import DAMAGED, damaged, first_line, huggingface_reachable, not_cached
+from piggyback.zoo.weights import fetching, first_line, huggingface_reachable, not_cached
 
 _PIL_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic", 1: "bicubic", 4: "bilinear"}
 """PIL's numbers; Lanczos (1) and box (4) become their nearest kin."""
@@ -27,12 +28,12 @@ def load_transformers(
     """
     transformers = require("transformers", "text")
     spec = f"transformers:{name}"
-    local = Path(name).is_dir() or not huggingface_reachable()
-    options = {"local_files_only": True} if local else {}
-    try:
+    folder = Path(name).is_dir()
+    cache_only = folder or not huggingface_reachable()
+    options = {"local_files_only": True} if cache_only else {}
+    away = cache_only and not folder
+    with _asking(spec, "configuration", away):
         config = transformers.AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        raise _unavailable(spec, name, local, error, what="configuration") from error
     if type(config) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         raise BackboneError(
             f"backbone {spec!r} is of type {config.model_type!r}, which has no image classifier in "
@@ -40,14 +41,10 @@ def load_transformers(
         )
     auto = transformers.AutoModelForImageClassification
     if pretrained:
-        try:
+        with fetching(spec), _asking(spec, "pretrained weights", away):
             module, report = auto.from_pretrained(
                 name, config=config, output_loading_info=True, **options
             )
-        except DAMAGED as error:
-            raise damaged(spec, error) from error
-        except (OSError, ValueError) as error:
-            raise _unavailable(spec, name, local, error) from error
         _check_complete(module, report, spec)
     else:
         module = auto.from_config(config)
@@ -72,12 +69,15 @@ def _check_complete(module: nn.Module, report: Mapping[str, Any], spec: str) -> 
         )
 
 
-def _unavailable(
-    spec: str, name: str, local: bool, error: Exception, what: str = "pretrained weights"
-) -> BackboneError:
-    if local and not Path(name).is_dir() and isinstance(error, OSError):
-        return not_cached(spec, "the Hugging Face hub cannot be reached", what)
-    return BackboneError(f"backbone {spec!r}: {first_line(error)}")
+@contextmanager
+def _asking(spec: str, what: str, away: bool) -> Iterator[None]:
+    """Turn a refusal of the hub, of its cache where it is ``away``, or of a folder into one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if away and isinstance(error, OSError):
+            raise not_cached(spec, "the Hugging Face hub cannot be reached", what) from error
+        raise BackboneError(f"backbone {spec!r}: {first_line(error)}") from error
 
 
 def _preprocessing(

@@ -12,16 +12,15 @@ from torch import nn
 from piggyback.errors import BackboneError, MissingExtraError, near_misses
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.two_heads import merge_heads
-from piggyback.zoo.checkpoint import load_strictly, read_state_dict
-from piggyback.zoo.hub import (
-    DAMAGED,
+from piggyback.zoo.weights import (
     cached_download,
     cached_weights,
-    damaged,
-    first_line,
+    fetching,
     huggingface_reachable,
+    load_strictly,
     not_cached,
     reachable,
+    read_state_dict,
 )
 
 LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -48,7 +47,8 @@ def load_timm(
         overlay = _weights_location(name, spec)
     module = _create(name, spec, pretrained, overlay, image_size)
     if getattr(module, "num_classes", None) == 0 and hasattr(module, "reset_classifier"):
-        module.reset_classifier(1)  # type: ignore[operator]  # weights without a classifier, such as DINOv2's or CLIP's
+        # Weights without a classifier, such as DINOv2's or CLIP's.
+        module.reset_classifier(1)  # type: ignore[operator]
     merge_heads(module)
     cfg = getattr(module, "pretrained_cfg", {})
     if pretrained and cfg.get("tag") and not on_hub and "." not in name:
@@ -131,18 +131,15 @@ def _create(
     last: Exception | None = None
     for options in _size_options(name, image_size):
         try:
-            module: nn.Module = timm.create_model(
-                name, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **options
-            )
+            with fetching(spec):
+                module: nn.Module = timm.create_model(
+                    name, pretrained=pretrained, pretrained_cfg_overlay=overlay or None, **options
+                )
             return module
         except TypeError as error:  # this architecture's constructor does not know the option
             if not any(option in str(error) for option in options):
                 raise
             last = error
-        except OSError as error:
-            raise not_cached(spec, f"the download failed ({first_line(error)})") from error
-        except DAMAGED as error:
-            raise damaged(spec, error) from error
     raise BackboneError(f"backbone {spec!r}: no image size but its own can be set ({last})")
 
 
@@ -157,8 +154,7 @@ def _size_options(name: str, image_size: int | None) -> list[dict[str, Any]]:
         return [{}]
     if cfg is not None and tuple(cfg.input_size[1:]) == (image_size, image_size):
         return [{}]
-    sized: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"img_size": image_size}]
-    return [*sized, {}]
+    return [{"dynamic_img_size": True}, {"img_size": image_size}, {}]
 
 
 def _preprocessing(module: nn.Module, spec: str) -> Preprocessing:

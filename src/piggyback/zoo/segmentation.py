@@ -16,8 +16,8 @@ from piggyback.network.segmentation import (
     FullyConvolutionalVGG,
     SegmentationNetwork,
 )
-from piggyback.zoo.from_timm import LITE
-from piggyback.zoo.hub import first_line
+from piggyback.zoo.timm import LITE
+from piggyback.zoo.weights import first_line
 
 PREFIX = "segmentation:"
 
@@ -100,7 +100,7 @@ def _vgg(module: nn.Module, source: str) -> SegmentationNetwork:
     names = ("pre_logits.fc1", "pre_logits.fc2") if timms else ("classifier.0", "classifier.3")
     hidden = [module.get_submodule(name) for name in names]
     if not isinstance(layers, nn.Sequential):
-        raise BackboneError(f"backbone {source!r}: its features are no nn.Sequential")
+        raise BackboneError(f"backbone {source!r}: its features are not an nn.Sequential")
     fc6, fc7 = _as_conv(hidden[0], 7), _as_conv(hidden[1], 1)
     channels = [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
     pooled = [channels[i] for i in _before_poolings(layers)]

@@ -29,7 +29,7 @@ def load_factory(spec: str) -> tuple[nn.Module, str, Preprocessing | None]:
     module_name = f"piggyback_backbone_{unique}"
     found = importlib.util.spec_from_file_location(module_name, path)
     if found is None or found.loader is None:
-        raise BackboneError(f"backbone {spec!r}: {path_text!r} is no Python file")
+        raise BackboneError(f"backbone {spec!r}: {path_text!r} is not a Python file")
     code = importlib.util.module_from_spec(found)
     sys.modules[module_name] = code
     try:

