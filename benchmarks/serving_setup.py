@@ -24,7 +24,8 @@ from piggyback import MultiTaskModel, PackedMask, Task
 from piggyback.network.backbone import Backbone
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
-from piggyback.taskfile.file import load_file, read_header, save
+from piggyback.taskfile.file import load_file, save
+from piggyback.taskfile.parse import read_header
 from piggyback.zoo.load import load_backbone
 
 FLIPPED = 0.01

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from piggyback.masks.rule import MaskRule as MaskRule
     from piggyback.model.multitask import MultiTaskModel as MultiTaskModel
     from piggyback.network.backbone import Backbone as Backbone
-    from piggyback.network.fingerprint import BackboneInfo as BackboneInfo
+    from piggyback.network.backbone import BackboneInfo as BackboneInfo
     from piggyback.taskfile.file import load as load
     from piggyback.taskfile.file import load_file as load_file
-    from piggyback.taskfile.file import read_header as read_header
     from piggyback.taskfile.file import save as save
     from piggyback.taskfile.file import save_file as save_file
+    from piggyback.taskfile.parse import read_header as read_header
     from piggyback.taskfile.task import Task as Task
     from piggyback.taskfile.task import TaskInfo as TaskInfo
     from piggyback.zoo.load import load_backbone as load_backbone
@@ -42,7 +42,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "piggyback.network.backbone",
-    "BackboneInfo": "piggyback.network.fingerprint",
+    "BackboneInfo": "piggyback.network.backbone",
     "load_backbone": "piggyback.zoo.load",
     "Preprocessing": "piggyback.images.preprocessing",
     "PiggybackError": "piggyback.errors",
@@ -60,7 +60,7 @@ _HOMES = {
     "MultiTaskModel": "piggyback.model.multitask",
     "load": "piggyback.taskfile.file",
     "load_file": "piggyback.taskfile.file",
-    "read_header": "piggyback.taskfile.file",
+    "read_header": "piggyback.taskfile.parse",
     "save": "piggyback.taskfile.file",
     "save_file": "piggyback.taskfile.file",
     "Task": "piggyback.taskfile.task",

@@ -10,7 +10,7 @@ import pytest
 from piggyback.cli.options import choices_of, field_docs
 from piggyback.masks.regularize import EntropyPrice, TargetDensity
 from piggyback.train import Recipe
-from piggyback.train.data.augment import Augment
+from piggyback.train.recipe import Augment
 from support.cli_toys import Command
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.network.fingerprint import BackboneInfo
+from piggyback.network.backbone import BackboneInfo
 from piggyback.serve.http import server
 from piggyback.serve.http.limits import Limits
 from piggyback.serve.options import EngineOptions

@@ -9,7 +9,7 @@ import torch
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.bits import pack
 from piggyback.masks.rule import MaskRule
-from piggyback.network.fingerprint import BackboneInfo
+from piggyback.network.backbone import BackboneInfo
 from piggyback.taskfile.file import save
 from piggyback.taskfile.task import Task, TaskInfo
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from piggyback.masks.bits import pack
-from piggyback.network.fingerprint import BackboneInfo
+from piggyback.network.backbone import BackboneInfo
 from piggyback.taskfile.file import save
 from piggyback.taskfile.task import Task, TaskInfo
 

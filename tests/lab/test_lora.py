@@ -44,7 +44,7 @@ from piggyback.train import (
     Recipe,
     train,
 )
-from piggyback.train.evaluate import measure
+from piggyback.train.evaluation import measure
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -28,7 +28,8 @@ from piggyback.model.routing import confidence
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
 from piggyback.serve.store.stores import LocalStore
-from piggyback.taskfile.file import header_of, save
+from piggyback.taskfile.file import save
+from piggyback.taskfile.parse import header_of
 from support.telling import INPUT, Telling, expected, telling_tasks, write_tasks
 
 QUIET = {"watch_s": 0.0, "device": "cpu"}

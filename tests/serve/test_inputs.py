@@ -24,7 +24,7 @@ from piggyback.images.decode import load_fitted, normalise
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.serve.inputs import prepare, samples
-from piggyback.train.evaluate import predict
+from piggyback.train.evaluation import predict
 from support.encoded_pictures import KINDS, encoded, photo, turned
 from support.nets import Convolutions, learn, seeded
 

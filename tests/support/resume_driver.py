@@ -23,11 +23,9 @@ from torch import nn
 
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
-from piggyback.train import Augment, Recipe, from_tensors, train
+from piggyback.train import Augment, Recipe, from_tensors, train, training
 from piggyback.train.checkpoint import optimizer_tensors
 from piggyback.train.run import Run
-
-TRAIN = sys.modules["piggyback.train.train"]  # the package's name for it is the function
 
 
 def run(folder: Path, method: str) -> None:
@@ -60,7 +58,7 @@ def run(folder: Path, method: str) -> None:
         tensorboard=False,
         checkpoint_minutes=0,  # after every step
     )
-    finish = TRAIN.finish
+    finish = training.finish
 
     def finish_and_tell(done: Run) -> Any:
         ended = optimizer_tensors(done.learner.optimizer) | done.learner.live()
@@ -68,7 +66,7 @@ def run(folder: Path, method: str) -> None:
         save_file(plain, folder / "end.safetensors")
         return finish(done)
 
-    TRAIN.finish = finish_and_tell
+    training.finish = finish_and_tell
     backbone = Backbone(module.eval(), "", Preprocessing(12), "8")
     train(backbone, data, "toy", recipe, folder, resume=True)
 

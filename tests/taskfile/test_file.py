@@ -25,10 +25,11 @@ from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, T
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.bits import PackedMask, pack, unpack
 from piggyback.masks.rule import MaskRule
-from piggyback.network.fingerprint import BackboneInfo
-from piggyback.taskfile import file as task_file
+from piggyback.network.backbone import BackboneInfo
+from piggyback.taskfile import parse
 from piggyback.taskfile.disk import replace_whole
-from piggyback.taskfile.file import load, load_file, read_header, save, save_file
+from piggyback.taskfile.file import load, load_file, save, save_file
+from piggyback.taskfile.parse import read_header
 from piggyback.taskfile.task import Task, TaskInfo
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -204,12 +205,12 @@ def test_file_round_trip_and_header(tmp_path: Path) -> None:
 def test_the_header_of_bytes_is_checked_as_a_file_is() -> None:
     data = save(small())
     shapes = {"a.weight": (20, 30), "b.weight": (20, 1, 3, 3)}
-    assert task_file.header_of(data) == task_file.header_of(data, shapes)
-    assert [layer.name for layer in task_file.header_of(data).layers] == list(shapes)
+    assert parse.header_of(data) == parse.header_of(data, shapes)
+    assert [layer.name for layer in parse.header_of(data).layers] == list(shapes)
     with pytest.raises(BackboneMismatchError, match=r"'b\.weight'"):
-        task_file.header_of(data, {**shapes, "b.weight": (20, 1, 3, 4)})
+        parse.header_of(data, {**shapes, "b.weight": (20, 1, 3, 4)})
     with pytest.raises(TaskFileError, match="SHA-256"):
-        task_file.header_of(data[:-1] + bytes([data[-1] ^ 1]), shapes)
+        parse.header_of(data[:-1] + bytes([data[-1] ^ 1]), shapes)
 
 
 def test_header_overhead_is_small() -> None:

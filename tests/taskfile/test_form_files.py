@@ -16,7 +16,8 @@ from piggyback.errors import InputError, TaskFileError
 from piggyback.masks.bits import unpack
 from piggyback.masks.rule import Form, MaskRule
 from piggyback.taskfile import header
-from piggyback.taskfile.file import load, load_file, read_header, save, save_file
+from piggyback.taskfile.file import load, load_file, save, save_file
+from piggyback.taskfile.parse import read_header
 from piggyback.taskfile.task import Task
 
 GOLDEN = Path(__file__).parent.parent / "golden"

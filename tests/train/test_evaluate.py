@@ -14,7 +14,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
 from piggyback.train import ImageSet, evaluate, load_folder, predict, train
-from piggyback.train.evaluate import find_images, logits_of, measure
+from piggyback.train.evaluation import find_images, logits_of, measure
 
 
 @pytest.fixture

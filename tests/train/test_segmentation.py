@@ -21,7 +21,7 @@ from piggyback.network.segmentation import SegmentationNetwork
 from piggyback.train import Augment, ImageData, Measured, Recipe, evaluate, predict, train
 from piggyback.train.data.augment import augment, augment_map, draws
 from piggyback.train.data.batches import EvalBatches, TrainBatches
-from piggyback.train.evaluate import measure
+from piggyback.train.evaluation import measure
 from piggyback.train.segmenting import palette, save_label_map, segment
 from piggyback.zoo.segmentation import segmentation_of
 

@@ -16,7 +16,8 @@ from piggyback.errors import CheckpointError, InputError, TaskNameError, Trainin
 from piggyback.masks.rule import MaskRule
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
-from piggyback.taskfile.file import load_file, read_header
+from piggyback.taskfile.file import load_file
+from piggyback.taskfile.parse import read_header
 from piggyback.train import (
     EpochRow,
     ImageData,

@@ -23,7 +23,7 @@ from piggyback.lab.datasets import load
 from piggyback.train.data.folder import SPLITS, load_split
 from piggyback.train.data.segmentation import is_segmentation_folder, load_segmentation_split
 from piggyback.train.data.sets import Split
-from piggyback.train.evaluate import Measured, evaluate
+from piggyback.train.evaluation import Measured, evaluate
 
 
 def run(

@@ -26,7 +26,7 @@ from piggyback.cli.loading import Loaded, load_tasks
 from piggyback.cli.screen import results, write_json
 from piggyback.errors import InputError
 from piggyback.model.routing import confidence
-from piggyback.train.evaluate import Prediction, find_images, predict
+from piggyback.train.evaluation import Prediction, find_images, predict
 from piggyback.train.segmenting import Segmented, colours_of, save_label_map, segment
 
 

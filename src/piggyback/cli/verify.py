@@ -11,7 +11,8 @@ from piggyback.cli.flags import CheckpointOption, HeadOption, JsonOption, OtherB
 from piggyback.cli.loading import backbone_of
 from piggyback.cli.screen import results, write_json
 from piggyback.network.fingerprint import fingerprint
-from piggyback.taskfile.file import load_file, read_header
+from piggyback.taskfile.file import load_file
+from piggyback.taskfile.parse import read_header
 
 _SHOWN = 10
 

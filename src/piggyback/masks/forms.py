@@ -10,10 +10,12 @@ operation. So a switch, a baked model and the run that learned the task agree to
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from piggyback.masks.rule import Form, masked_weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def coefficient_shape(form: Form, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -28,18 +30,19 @@ def coefficient_shape(form: Form, shape: tuple[int, ...]) -> tuple[int, ...] | N
 def formed_weight(base: Tensor, mask: Tensor, coefficients: Tensor, form: Form) -> Tensor:
     """Return the live weight W' in ``base``'s dtype and shape, computed in float32 (float64 where W is).
 
+    >>> import torch
     >>> base, mask = torch.tensor([[-2.0, 3.0]]), torch.tensor([[False, True]])
     >>> formed_weight(base, mask, torch.tensor([0.5]), "channel")
     tensor([[0.0000, 1.5000]])
     >>> formed_weight(base, mask, torch.tensor([1.0, 0.5, 0.25, 2.0]), "affine")
     tensor([[-1.5000,  9.7500]])
     """
-    wide = torch.promote_types(base.dtype, torch.float32)
-    weight, k = base.to(wide), coefficients.to(wide)
+    weight = base if base.dtype.itemsize > 4 else base.float()
+    k = coefficients.to(weight.dtype)
     kept = masked_weight(weight, mask)
     if form == "channel":
         return (kept * k.reshape(k.shape + (1,) * (base.ndim - 1))).to(base.dtype)
     made = weight * k[0] + k[1]
-    made += mask.to(wide) * k[2]
+    made += mask.to(weight.dtype) * k[2]
     made += kept * k[3]
     return made.to(base.dtype)

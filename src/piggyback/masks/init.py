@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from piggyback.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 InitKind = Literal["magnitude", "constant", "uniform", "mean"]
+GradScale = Literal["none", "mean", "weight"]
+"""What a score's gradient is divided by: nothing, the layer's mean |W|, or each |W|."""
 NEVER = 1.0
 """Margin of weights that are always kept: no rate that learns anything carries a score so far."""
 
@@ -74,11 +76,14 @@ def initial_scores(
 
     ``threshold`` is the mask rule's tau. A layer of zeros starts at the same margin for all.
 
+    >>> import torch
     >>> initial_scores(torch.tensor([1.0, -3.0]), ScoreInit("mean"))
     tensor([2., 2.])
     >>> initial_scores(torch.tensor([1.0, -3.0]), ScoreInit())
     tensor([0.0077, 0.0123])
     """
+    import torch  # not above: a recipe and its help page need ScoreInit alone
+
     scores = torch.empty_like(weight, dtype=torch.float32, requires_grad=False)
     if init.kind == "constant":
         return scores.fill_(init.value)
@@ -101,11 +106,11 @@ def _margins(size: Tensor, init: ScoreInit, margin: float) -> Tensor:
     """The margins of weights of these sizes |W|: ``margin`` in the mean, ``NEVER`` below ``keep`` times rms."""
     rms = math.sqrt(_number(size.square().mean()))
     if rms == 0:  # a layer of zeros has no weight that matters more than another
-        return torch.full_like(size, margin)
+        return size.clone().fill_(margin)
     relative = size / rms
     made = relative.clamp_min(init.floor).pow_(init.power)
     made = made * (margin / _number(made.mean()))
-    return torch.where(relative < init.keep, torch.full_like(made, NEVER), made)
+    return made.masked_fill_(relative < init.keep, NEVER)
 
 
 def _number(one: Tensor) -> float:

@@ -16,17 +16,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
 from piggyback.errors import CheckpointError, InputError
-from piggyback.masks.init import ScoreInit, initial_scores
+from piggyback.masks.init import GradScale, ScoreInit, initial_scores
 from piggyback.masks.regularize import Regularizer
 from piggyback.masks.rule import MaskRule, check_learnable, keep_above_, mask_of, masked_weight
 
-GradScale = Literal["none", "mean", "weight"]
 Group = dict[str, Any]
 _OWN = ("scores", "base")
 """What ``state`` has of a masked weight besides the inner optimizer's state of its scores."""

@@ -9,11 +9,12 @@ Phi(-z) of the weights, z = margin / N. Signal grows with lr T, noise with lr sq
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from piggyback.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 Schedule = Literal["cosine", "step", "constant"]
 MARGIN = 5e-3
@@ -104,15 +105,16 @@ def warmup_cosine(
 
     Call its ``step()`` after each of the optimizer's.
 
+    >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     >>> warmup_cosine(optimizer, steps=10).get_last_lr()
     [0.04]
     """
+    from torch.optim.lr_scheduler import LambdaLR
+
     if steps < 1:
         raise InputError(f"steps {steps!r}: expected a whole number from 1")
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor("cosine", step, steps, warmup)
-    )
+    return LambdaLR(optimizer, lambda step: lr_factor("cosine", step, steps, warmup))
 
 
 def _half_cosine(x: float) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from piggyback.errors import InputError
 from piggyback.masks.rule import MaskRule, mask_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Regularizer(Protocol):
@@ -24,6 +24,7 @@ class Regularizer(Protocol):
 class PullToKeep:
     """Penalty strength * sum(max(0, level - s)): a steady pull of every score below ``level`` towards keeping.
 
+    >>> import torch
     >>> grad = torch.zeros(2)
     >>> PullToKeep(strength=0.1, level=0.01).add_(grad, torch.tensor([0.0, 0.02]), MaskRule())
     >>> grad
@@ -42,6 +43,7 @@ class PullToKeep:
 class TargetDensity:
     """Penalty strength * n * (d - density)^2 per weight tensor of n weights, where d is the fraction kept.
 
+    >>> import torch
     >>> grad = torch.zeros(2)
     >>> TargetDensity(0.5, strength=1.0).add_(grad, torch.tensor([1.0, 1.0]), MaskRule())
     >>> grad
@@ -59,13 +61,14 @@ class TargetDensity:
         """Add 2 * strength * (d - density), scaled by m's sign for a ternary mask."""
         mask = mask_of(scores, rule)
         push = 2 * self.strength * ((mask != 0).float().mean() - self.density)
-        grad.add_(push if rule.kind == "binary" else push * torch.where(scores < 0, -1.0, 1.0))
+        grad.add_(push if rule.kind == "binary" else push * _sign(scores))
 
 
 @dataclass(frozen=True)
 class EntropyPrice:
     """Penalty price * n * H(d): the bits that an entropy coder will spend on the weight tensor's mask.
 
+    >>> import torch
     >>> grad = torch.zeros(4)
     >>> EntropyPrice(1.0).add_(grad, torch.tensor([1.0, 1.0, 1.0, 0.0]), MaskRule())
     >>> grad[0].item()  # log2((1 - d) / d) at d = 3/4: keeping one more saves bits
@@ -79,5 +82,10 @@ class EntropyPrice:
         """Add price * log2((1 - d) / d), with d held away from 0 and 1 by half a weight."""
         margin = 0.5 / max(scores.numel(), 1)
         density = (mask_of(scores, rule) != 0).float().mean().clamp(margin, 1 - margin)
-        push = self.price * torch.log((1 - density) / density) / math.log(2)
-        grad.add_(push if rule.kind == "binary" else push * torch.where(scores < 0, -1.0, 1.0))
+        push = self.price * ((1 - density) / density).log() / math.log(2)
+        grad.add_(push if rule.kind == "binary" else push * _sign(scores))
+
+
+def _sign(scores: Tensor) -> Tensor:
+    """-1 where a ternary mask's m falls with |m|, which is below 0; else 1."""
+    return 1.0 - 2.0 * (scores < 0).float()

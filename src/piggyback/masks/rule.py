@@ -1,15 +1,18 @@
-"""The threshold: the one place where scores become a mask (the paper's section 3)."""
+"""The threshold: the one place where scores become a mask (the paper's section 3).
+
+Tensors bring their own methods, so this needs no torch: what only reads a recipe or a file's header starts at once.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from piggyback.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Form: TypeAlias = Literal["plain", "channel", "affine"]
 """What a live weight is made of besides W and m: see ``forms.py``. Only the plain one is learned."""
@@ -62,6 +65,7 @@ def check_learnable(rule: MaskRule) -> None:
 def mask_of(scores: Tensor, rule: MaskRule) -> Tensor:
     """Return the mask of ``scores``: bool for a binary rule, int8 in {-1, 0, 1} for a ternary one; same shape.
 
+    >>> import torch
     >>> mask_of(torch.tensor([0.004, 0.006]), MaskRule())
     tensor([False,  True])
     >>> mask_of(torch.tensor([-0.1, 0.001, 0.006]), MaskRule("ternary"))
@@ -70,7 +74,7 @@ def mask_of(scores: Tensor, rule: MaskRule) -> Tensor:
     above = scores > rule.threshold
     if rule.kind == "binary":
         return above
-    return above.to(torch.int8) - (scores < 0).to(torch.int8)
+    return above.char() - (scores < 0).char()  # int8
 
 
 def masked_weight(base: Tensor, mask: Tensor) -> Tensor:
@@ -78,11 +82,12 @@ def masked_weight(base: Tensor, mask: Tensor) -> Tensor:
 
     A product would leave -0.0, and NaN where a weight is infinite; selecting does not.
 
+    >>> import torch
     >>> masked_weight(torch.tensor([-2.0, 3.0]), torch.tensor([False, True]))
     tensor([0., 3.])
     """
-    kept = torch.where(mask != 0, base, torch.zeros((), dtype=base.dtype, device=base.device))
-    return kept if mask.dtype == torch.bool else torch.where(mask < 0, -base, kept)
+    kept = base.where(mask != 0, base.new_zeros(()))
+    return (-base).where(mask < 0, kept) if mask.dtype.is_signed else kept  # int8, bool
 
 
 def keep_above_(out: Tensor, base: Tensor, values: Tensor, threshold: float) -> None:
@@ -90,11 +95,14 @@ def keep_above_(out: Tensor, base: Tensor, values: Tensor, threshold: float) -> 
 
     ``masked_weight`` of a binary mask in one pass over memory; it differs for NaN only, which keeps the weight.
 
+    >>> import torch
     >>> out = torch.empty(2)
     >>> keep_above_(out, torch.tensor([-2.0, 3.0]), torch.tensor([0.006, 0.005]), threshold=5e-3)
     >>> out
     tensor([-2.,  0.])
     """
+    import torch
+
     if out.device.type in ("cpu", "cuda"):
         # The gradient of ``torch.threshold`` selects so, four times as fast as ``torch.where`` on a CPU.
         torch.ops.aten.threshold_backward.grad_input(base, values, threshold, grad_input=out)

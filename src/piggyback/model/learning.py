@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,10 +13,7 @@ from piggyback.errors import PiggybackWarning
 from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.norm import norm_modules
 from piggyback.taskfile.rounding import round_half, round_rows
-from piggyback.taskfile.task import Task, TaskInfo
-
-NormPolicy: TypeAlias = Literal["frozen", "affine", "trained"]
-"""What a task has of its own in normalisation layers: nothing; scale and shift; these and batch statistics."""
+from piggyback.taskfile.task import NormPolicy, Task, TaskInfo
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,15 @@ from piggyback.masks.rate import HEAD_LR, Z, mask_lr, z_for
 from piggyback.masks.rule import MaskRule, check_learnable
 from piggyback.model.distance import MOST, feature_skill, head_inputs, one_each
 from piggyback.model.heads import check_classes, class_names, head_kind, load_head, new_head
-from piggyback.model.learning import Learning, NormPolicy
+from piggyback.model.learning import Learning
 from piggyback.model.routing import TaskInference, confidence
 from piggyback.model.summary import Summary, masks_verdict, summarize
 from piggyback.model.switched import SwitchedModel, Which
-from piggyback.network.backbone import Backbone
-from piggyback.network.fingerprint import BackboneInfo
+from piggyback.network.backbone import Backbone, BackboneInfo
 from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.select import Selection
 from piggyback.taskfile.file import load_file, save_file
-from piggyback.taskfile.task import Task, TaskInfo
+from piggyback.taskfile.task import NormPolicy, Task, TaskInfo
 
 
 class MultiTaskModel(SwitchedModel):

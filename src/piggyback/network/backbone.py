@@ -1,12 +1,15 @@
-"""A network that came by name, with what belongs to it."""
+"""A network that came by name with what belongs to it, and what a task file says of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import nn
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from piggyback.images.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn  # a file's header is read without it
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,19 @@ class Backbone:
     """Dotted name of the classifier."""
     size_given: bool = False
     """Whether the caller chose the image size in ``preprocessing``; training then keeps it."""
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """The backbone a task belongs to: where it comes from, and its content.
+
+    >>> BackboneInfo("timm:resnet50").source
+    'timm:resnet50'
+    """
+
+    source: str = ""
+    """How to load it, as ``load_backbone`` takes it; empty when it was built by hand."""
+    fingerprint: str = ""
+    """SHA-256, hex, over the names and contents of all its tensors but the classifier's."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256, hex, of each masked weight's dtype, shape and content."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +13,6 @@ from piggyback.errors import BackboneError
 
 IGNORED = "num_batches_tracked"
 """A counter that batch norm keeps beside its statistics; it changes no output."""
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """The backbone a task belongs to: where it comes from, and its content.
-
-    >>> BackboneInfo("timm:resnet50").source
-    'timm:resnet50'
-    """
-
-    source: str = ""
-    """How to load it, as ``load_backbone`` takes it; empty when it was built by hand."""
-    fingerprint: str = ""
-    """SHA-256, hex, over the names and contents of all its tensors but the classifier's."""
-    weights: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256, hex, of each masked weight's dtype, shape and content."""
 
 
 def tensor_digest(tensor: Tensor) -> str:

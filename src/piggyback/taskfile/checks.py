@@ -1,26 +1,19 @@
-"""Does a task hold together, and does a file claim no more than it can? Asked before any work."""
+"""Do the tensors of a task hold together? Asked before a file is written, and of one that was read."""
 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, near_misses
+from piggyback.errors import InputError, TaskFileError
 from piggyback.masks.bits import PackedMask
 from piggyback.masks.forms import coefficient_shape
-from piggyback.taskfile.container import DIGEST_BYTES, Entry
-from piggyback.taskfile.header import TaskHeader
+from piggyback.taskfile.container import DIGEST_BYTES
+from piggyback.taskfile.parse import first_of
 from piggyback.taskfile.task import Task
-
-FREE_BYTES = 1 << 20
-MAX_EXPANSION = 1024
-"""A file may claim FREE_BYTES + MAX_EXPANSION * its size bytes of packed masks, unless the caller
-knows the shapes."""
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def checked_mask(task: Task, name: str) -> PackedMask:
@@ -57,7 +50,7 @@ def checked_coefficients(task: Task) -> Mapping[str, Tensor]:
     if found.keys() != wanted.keys():
         raise InputError(
             f"{what} has coefficients for {len(found)} weights: expected them for "
-            f"{len(wanted)}, its masked ones{_first_of(found.keys() ^ wanted.keys())}"
+            f"{len(wanted)}, its masked ones{first_of(found.keys() ^ wanted.keys())}"
         )
     for name, tensor in found.items():
         shape = coefficient_shape(form, task.masks[name].shape)
@@ -71,50 +64,6 @@ def checked_coefficients(task: Task) -> Mapping[str, Tensor]:
     return found
 
 
-def check_form(header: TaskHeader, entries: Mapping[str, Entry]) -> None:
-    """Raise TaskFileError where a file's coefficients are not those that its mask rule and masks ask for."""
-    form = header.info.rule.form
-    wanted = {x.name: coefficient_shape(form, x.shape) for x in header.layers}
-    wanted = {} if form == "plain" else wanted
-    if entries.keys() != wanted.keys():
-        raise TaskFileError(
-            f"coefficients for {len(entries)} weights: expected them for {len(wanted)}, since its mask rule "
-            f"has form {form!r}{_first_of(entries.keys() ^ wanted.keys())}; it is damaged"
-        )
-    for name, entry in entries.items():
-        if (entry.dtype, entry.shape) != ("F32", wanted[name]):
-            raise TaskFileError(
-                f"coefficients of {name!r}: {entry.dtype} {entry.shape}: expected F32 {wanted[name]}; "
-                "it is damaged"
-            )
-
-
-def check_short(entries: Mapping[str, Entry], head: str, scale: str, norm: str, half: str) -> None:
-    """Raise TaskFileError where a file's short tensors do not fit what they stand for, or it has none.
-
-    The prefixes are those of head tensors, their scales, normalisation, and normalisation in float16.
-    """
-    short = [name for name in entries if name.startswith((scale, half))]
-    if not short:
-        raise TaskFileError("version 3 without a tensor in a short form: expected a lower one")
-    for name in short:
-        entry, plain = entries[name], name.removeprefix(scale).removeprefix(half)
-        if name.startswith(half):
-            if entry.dtype != "F16" or norm + plain in entries:
-                raise TaskFileError(
-                    f"tensor {name!r}: {entry.dtype}: expected F16 and no {norm + plain!r}; it is damaged"
-                )
-            continue
-        codes = entries.get(head + plain)
-        if codes is None or codes.dtype != "I8" or len(codes.shape) < 2:
-            raise TaskFileError(f"tensor {name!r} without an I8 {head + plain!r}; it is damaged")
-        if (entry.dtype, entry.shape) != ("F32", codes.shape[:1]):
-            raise TaskFileError(
-                f"tensor {name!r}: {entry.dtype} {entry.shape}: expected F32 {codes.shape[:1]}, "
-                "a scale for each row; it is damaged"
-            )
-
-
 def check_scales(scales: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
     """Raise TaskFileError for scales that are not finite and from 0, or codes of -128."""
     for name, values in scales.items():
@@ -123,10 +72,6 @@ def check_scales(scales: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> No
             raise TaskFileError(
                 f"the head's {name!r}: expected finite scales from 0 and codes from -127; it is damaged"
             )
-
-
-def _first_of(names: Iterable[str]) -> str:
-    return f"; the first that differs is {min(names)[:80]!r}"
 
 
 def digest_rows(task: Task) -> Tensor:
@@ -143,31 +88,3 @@ def digest_rows(task: Task) -> Tensor:
         )
     rows = b"".join(bytes.fromhex(weights[name]) for name in task.masks)
     return torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(-1, DIGEST_BYTES)
-
-
-def check_size(header: TaskHeader) -> None:
-    """Raise TaskFileError where a file claims far more weights than its bytes could tell apart."""
-    claimed = sum(-(-layer.numel // 8) for layer in header.layers)
-    allowed = FREE_BYTES + MAX_EXPANSION * header.bytes_total
-    if claimed > allowed:
-        raise TaskFileError(
-            f"{header.weights} masked weights in a file of {header.bytes_total} bytes: expected at "
-            f"most {8 * allowed}; if you trust it, load it with expect=<your backbone's shapes>"
-        )
-
-
-def check_shapes(header: TaskHeader, expect: Shapes) -> None:
-    """Raise BackboneMismatchError where a file masks other weights than the backbone has."""
-    source = header.info.backbone.source or "another backbone"
-    for layer in header.layers:
-        what = f"task {header.name!r} masks {layer.name!r} of shape {layer.shape}"
-        if layer.name not in expect:
-            raise BackboneMismatchError(
-                f"{what}: this backbone has no such weight{near_misses(layer.name, expect)}; "
-                f"load {source}, which the task was learned on"
-            )
-        if tuple(expect[layer.name]) != layer.shape:
-            raise BackboneMismatchError(
-                f"{what}: this backbone's has shape {tuple(expect[layer.name])}; "
-                f"load {source}, which the task was learned on"
-            )

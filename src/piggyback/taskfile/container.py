@@ -14,12 +14,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from piggyback.errors import InputError, TaskFileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_HEADER = 1 << 20
 """Bytes of JSON; parsed before anything is known to be true, so it must be small."""
@@ -30,18 +30,19 @@ CHECKSUM = "checksum"
 DIGEST_BYTES = 32
 
 DTYPES = {
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "F32": torch.float32,
-    "I32": torch.int32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
+    "F64": ("float64", 8),
+    "I64": ("int64", 8),
+    "F32": ("float32", 4),
+    "I32": ("int32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
 }
-"""By safetensors' names, widest first: tensors lie in this order, so each is aligned."""
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""Torch's name and the bytes of an element by safetensors' name, widest first: tensors lie in this order, so each is
+aligned. Not torch's objects: a file's header is read without torch."""
+_NAMES = {dtype: name for name, (dtype, _) in DTYPES.items()}
 _ORDER = list(DTYPES)
 
 
@@ -63,6 +64,7 @@ class Entry:
 def build(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Return the file's bytes; the same tensors and metadata always give the same bytes.
 
+    >>> import torch
     >>> len(build({"a": torch.zeros(2)}, {})) % 8
     0
     """
@@ -72,7 +74,7 @@ def build(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     for name in names:
         tensor = tensors[name]
         end = offset + tensor.numel() * tensor.element_size()
-        header[name] = _json_entry(_NAMES[tensor.dtype], tensor.shape, offset, end)
+        header[name] = _json_entry(dtype_name(name, tensor), tensor.shape, offset, end)
         offset = end
     header[CHECKSUM] = _json_entry("U8", (DIGEST_BYTES,), offset, offset + DIGEST_BYTES)
     try:
@@ -147,7 +149,9 @@ def check_digest(data: memoryview, entries: Mapping[str, Entry]) -> None:
 
 def read_tensor(data: memoryview, entry: Entry) -> Tensor:
     """Return a copy of one tensor."""
-    dtype = DTYPES[entry.dtype]
+    import torch
+
+    dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0])
     if not entry.nbytes:
         return torch.empty(entry.shape, dtype=dtype)
     return torch.frombuffer(bytearray(data[entry.start : entry.stop]), dtype=dtype).view(
@@ -157,16 +161,18 @@ def read_tensor(data: memoryview, entry: Entry) -> Tensor:
 
 def dtype_name(name: str, tensor: Tensor) -> str:
     """Return safetensors' name of the tensor's dtype."""
-    if tensor.dtype not in _NAMES:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in _NAMES:
         raise InputError(
-            f"tensor {name!r} has dtype {tensor.dtype}: a task file holds "
-            f"{', '.join(str(d).removeprefix('torch.') for d in _NAMES)}; convert it"
+            f"tensor {name!r} has dtype {tensor.dtype}: a task file holds {', '.join(_NAMES)}; convert it"
         )
-    return _NAMES[tensor.dtype]
+    return _NAMES[dtype]
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """Return the tensor's values, C order, little endian."""
+    import torch
+
     if not tensor.numel():
         return b""
     plain = tensor.detach().cpu().contiguous()
@@ -254,7 +260,7 @@ def _entry(name: str, value: Any, base: int) -> Entry:
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
         raise TaskFileError(f"tensor {name!r}: data_offsets: expected two numbers of bytes")
     start, stop = offsets
-    need = math.prod(shape) * DTYPES[dtype].itemsize
+    need = math.prod(shape) * DTYPES[dtype][1]
     if stop - start != need:
         raise TaskFileError(
             f"tensor {name!r}: {stop - start} bytes: expected {need} for {dtype} {shape}; "

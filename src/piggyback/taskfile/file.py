@@ -1,4 +1,4 @@
-"""The task file: four verbs and a look at the header. docs/FORMAT.md describes every byte.
+"""The task file: four verbs; ``parse`` has a look at the header. docs/FORMAT.md describes every byte.
 
 save(task) -> bytes     load(bytes) -> task     save_file(task, path)     load_file(path) -> task
 """
@@ -16,12 +16,7 @@ from piggyback.errors import InputError, TaskFileError
 from piggyback.masks.bits import PackedMask
 from piggyback.taskfile import container
 from piggyback.taskfile.checks import (
-    Shapes,
-    check_form,
     check_scales,
-    check_shapes,
-    check_short,
-    check_size,
     checked_coefficients,
     checked_mask,
     digest_rows,
@@ -29,19 +24,20 @@ from piggyback.taskfile.checks import (
 from piggyback.taskfile.codec import codec
 from piggyback.taskfile.container import Entry
 from piggyback.taskfile.disk import naming, read_whole, write_whole
-from piggyback.taskfile.header import (
-    LayerHeader,
-    TaskHeader,
-    from_metadata,
-    to_metadata,
+from piggyback.taskfile.header import LayerHeader, to_metadata
+from piggyback.taskfile.parse import (
+    DIGESTS,
+    FORM,
+    HALF,
+    HEAD,
+    MASKS,
+    NORM,
+    SCALE,
+    Shapes,
+    parse,
 )
 from piggyback.taskfile.rounding import int8_to_rows, rows_to_int8, to_half
 from piggyback.taskfile.task import Task, check_name
-
-MASKS, DIGESTS = "masks", "digests"
-HEAD, NORM, FORM = "head.", "norm.", "form."
-SCALE, HALF = "scale.", "half."
-"""Of version 3: the scales of head rows that are int8, and normalisation in float16."""
 
 
 def save(task: Task) -> bytes:
@@ -68,7 +64,7 @@ def save(task: Task) -> bytes:
     short = any(name.startswith((SCALE, HALF)) for name in tensors)
     data = container.build(tensors, to_metadata(task.name, task.info, layers, short))
     shapes = {name: mask.shape for name, mask in task.masks.items()}
-    _parse(memoryview(data), shapes)  # what is written here is what a reader accepts
+    parse(memoryview(data), shapes)  # what is written here is what a reader accepts
     return data
 
 
@@ -84,7 +80,7 @@ def load(data: bytes, name: str | None = None, expect: Shapes | None = None) -> 
     if name is not None:
         check_name(name)
     view = memoryview(data)
-    header, entries = _parse(view, expect)
+    header, entries = parse(view, expect)
     masks: dict[str, PackedMask] = {}
     if header.layers:
         stream = bytes(view[entries[MASKS].start : entries[MASKS].stop])
@@ -145,61 +141,6 @@ def load_file(
         return load(read_whole(path), name, expect)
 
 
-def header_of(data: bytes, expect: Shapes | None = None) -> TaskHeader:
-    """Return what a file's bytes say about themselves, checked as ``load`` does, but no mask is decoded.
-
-    >>> header_of(save(Task("signs", {}, {}))).name
-    'signs'
-    """
-    return _parse(memoryview(data), expect)[0]
-
-
-def read_header(path: str | os.PathLike[str]) -> TaskHeader:
-    """Return what the file at ``path`` says about itself: checksum verified, no mask decoded."""
-    with naming(path):
-        return header_of(read_whole(path))
-
-
-def _parse(data: memoryview, expect: Shapes | None) -> tuple[TaskHeader, dict[str, Entry]]:
-    """Everything about a file but the contents of its tensors, checked."""
-    length = container.header_length(bytes(data[:8]), len(data))
-    metadata, entries = container.parse_header(bytes(data[8 : 8 + length]), len(data))
-    name, info, layers = from_metadata(metadata)
-    container.check_digest(data, entries)
-    version = int(metadata["version"])
-    sizes = {"masks": 0, "form": 0, "head": 0, "norm": 0}
-    if version > 2:
-        sizes |= {"scale": 0, "half": 0}
-    for key, entry in entries.items():
-        part = key.partition(".")[0]
-        if key in (DIGESTS, container.CHECKSUM):
-            continue
-        if part not in sizes or (part == MASKS) != (key == part) or not key.isprintable():
-            raise TaskFileError(f"tensor {key[:80]!r} belongs to no part of a task; it is damaged")
-        sizes[part] += entry.nbytes
-    header = TaskHeader(
-        name=name,
-        info=info,
-        layers=layers,
-        version=version,
-        bytes_masks=sizes["masks"],
-        bytes_form=sizes["form"],
-        bytes_head=sizes["head"] + sizes.get("scale", 0),
-        bytes_norm=sizes["norm"] + sizes.get("half", 0),
-        bytes_header=len(data) - sum(sizes.values()),
-    )
-    _check_tensor(entries, MASKS, len(layers) > 0, (sizes["masks"],))
-    _check_tensor(entries, DIGESTS, DIGESTS in entries, (len(layers), container.DIGEST_BYTES))
-    if version > 2:
-        check_short(entries, HEAD, SCALE, NORM, HALF)
-    check_form(header, {k.removeprefix(FORM): e for k, e in entries.items() if k.startswith(FORM)})
-    if expect is None:
-        check_size(header)
-    else:
-        check_shapes(header, expect)
-    return header, entries
-
-
 def _short_head(task: Task) -> dict[str, Tensor]:
     """The head's tensors, those that ``round_rows`` made as int8 and scales; a custom head as it is."""
     tensors = {}
@@ -221,16 +162,6 @@ def _short_norm(task: Task) -> dict[str, Tensor]:
     halves = {name: to_half(tensor) for name, tensor in task.norm.items()}
     plain = {NORM + name: task.norm[name] for name, half in halves.items() if half is None}
     return plain | {HALF + name: half for name, half in halves.items() if half is not None}
-
-
-def _check_tensor(
-    entries: Mapping[str, Entry], name: str, wanted: bool, shape: tuple[int, ...]
-) -> None:
-    entry = entries.get(name)
-    if (entry is not None) != wanted:
-        raise TaskFileError(f"tensor {name!r} {'is missing' if wanted else 'describes no weight'}")
-    if entry is not None and (entry.dtype, entry.shape) != ("U8", shape):
-        raise TaskFileError(f"tensor {name!r}: {entry.dtype} {entry.shape}: expected U8 {shape}")
 
 
 def _tensors(data: memoryview, entries: Mapping[str, Entry], prefix: str) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from piggyback.errors import BackboneMismatchError, InputError
-from piggyback.network.fingerprint import BackboneInfo, tensor_digest
+from piggyback.network.backbone import BackboneInfo
+from piggyback.network.fingerprint import tensor_digest
 from piggyback.taskfile.checks import checked_coefficients
 from piggyback.taskfile.task import Task
 

@@ -12,7 +12,7 @@ from typing import Any
 from piggyback.errors import InputError, TaskFileError, TaskNameError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import MaskRule
-from piggyback.network.fingerprint import BackboneInfo
+from piggyback.network.backbone import BackboneInfo
 from piggyback.taskfile.container import check_shape, strict_json
 from piggyback.taskfile.task import TaskInfo, check_name
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from piggyback.errors import TaskNameError
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.masks.bits import PackedMask
 from piggyback.masks.rule import MaskRule
-from piggyback.network.fingerprint import BackboneInfo
+from piggyback.network.backbone import BackboneInfo
+
+if TYPE_CHECKING:  # a file's header is read, and a name checked, without torch
+    import torch
+    from torch import Tensor
+
+    from piggyback.masks.bits import PackedMask
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+NormPolicy: TypeAlias = Literal["frozen", "affine", "trained"]
+"""What a task has of its own in normalisation layers: nothing; scale and shift; these and batch statistics."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from piggyback.images.decode import normalise
 from piggyback.masks.rate import lr_factor
 from piggyback.train.data.batches import Batch, serve
-from piggyback.train.evaluate import class_of_each, logits_of, measure
+from piggyback.train.evaluation import class_of_each, logits_of, measure
 from piggyback.train.events import EpochRow, Plan, Step
 from piggyback.train.guard import guard_of
 from piggyback.train.hashing import seed_of

@@ -1,6 +1,7 @@
 """Recipes: every choice that decides what a training run ends in, with its default and why.
 
-The command line makes its options and their help from the fields and the texts below them.
+The command line makes its options and their help from the fields and the texts below them; so that help is there at
+once, nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from piggyback.errors import InputError
-from piggyback.masks.init import ScoreInit
-from piggyback.masks.optimizer import GradScale
+from piggyback.masks.init import GradScale, ScoreInit
 from piggyback.masks.rate import HEAD_LR
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, Regularizer, TargetDensity
 from piggyback.masks.rule import MaskRule
-from piggyback.model.learning import NormPolicy
-from piggyback.train.data.augment import Augment
+from piggyback.taskfile.task import NormPolicy
 
 SHORTEST, LONG, MOST_EPOCHS = 480, 800, 60
 """Steps of a run of few images, and of one of many: shorter ones lose accuracy, longer ones cost time."""
@@ -26,6 +25,40 @@ HOW = ("workers", "checkpoint_minutes", "tensorboard")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""
 READ_ONLY = ("rule.form",)
 """Fields that recipes in files may have set, but nobody can choose any more: they get no option."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What may happen to a training image.
+
+    >>> Augment(flip=True)
+    Augment(shift=0.125, flip=True, crop=1.0, policy='none')
+    """
+
+    shift: float = 0.125
+    """Largest random shift, as a fraction of the image's side; the border is mirrored. 0 turns it
+    off."""
+    flip: bool = False
+    """Mirror half of the images left to right; wrong for letters, digits and signs, so off unless
+    asked for."""
+    crop: float = 1.0
+    """Smallest area, as a fraction, of a random square crop that is resized back; 1 turns it
+    off."""
+    policy: Literal["none", "trivial", "rand"] = "none"
+    """An automatic policy of torchvision: TrivialAugmentWide or RandAugment. They include colour
+    and shear."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shift < 1:
+            raise InputError(f"shift {self.shift}: expected a fraction from 0 to below 1")
+        if not 0 < self.crop <= 1:
+            raise InputError(f"crop {self.crop}: expected a fraction above 0, at most 1")
+        if self.policy not in ("none", "trivial", "rand"):
+            raise InputError(f"policy {self.policy!r}: expected 'none', 'trivial' or 'rand'")
+
+    def source_side(self, size: int) -> int:
+        """Return the side that images are kept at, so that a crop has more pixels than it needs."""
+        return size if self.crop == 1 else round(size * 1.25)
 
 
 @dataclass(frozen=True)

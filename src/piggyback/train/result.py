@@ -18,10 +18,11 @@ from torch import Tensor
 from piggyback.errors import CheckpointError
 from piggyback.model.summary import masks_verdict
 from piggyback.taskfile import container
-from piggyback.taskfile.file import MASKS, load, save
+from piggyback.taskfile.file import load, save
+from piggyback.taskfile.parse import MASKS
 from piggyback.taskfile.task import Task
 from piggyback.train import checkpoint
-from piggyback.train.evaluate import measure
+from piggyback.train.evaluation import measure
 from piggyback.train.events import EpochRow
 from piggyback.train.logs import write_text
 from piggyback.train.processes import processes

@@ -18,7 +18,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.train.checkpoint import write_atomically
 from piggyback.train.data.segmentation import CAMVID
-from piggyback.train.evaluate import find_images, prepared, running
+from piggyback.train.evaluation import find_images, prepared, running
 
 Colour = tuple[int, int, int]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.lab.tables.card import task_card
-from piggyback.network.fingerprint import BackboneInfo
+from piggyback.network.backbone import BackboneInfo
 from piggyback.taskfile.header import LayerHeader, TaskHeader
 from piggyback.taskfile.task import TaskInfo
 

@@ -26,8 +26,9 @@ from piggyback.errors import (
 from piggyback.serve.store import stores
 from piggyback.serve.store.folder import Changes, TaskEntry, TaskFolder, version_of
 from piggyback.serve.store.stores import LocalStore, Stamp
-from piggyback.taskfile.file import header_of, save
+from piggyback.taskfile.file import save
 from piggyback.taskfile.header import TaskHeader
+from piggyback.taskfile.parse import header_of
 from piggyback.taskfile.task import Task, TaskInfo
 
 

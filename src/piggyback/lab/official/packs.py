@@ -28,8 +28,8 @@ from piggyback.lab.official.network import shared_weights
 from piggyback.masks.bits import pack, unpack
 from piggyback.masks.rule import MaskRule
 from piggyback.model.heads import class_names
-from piggyback.network.backbone import Backbone
-from piggyback.network.fingerprint import BackboneInfo, fingerprint
+from piggyback.network.backbone import Backbone, BackboneInfo
+from piggyback.network.fingerprint import fingerprint
 from piggyback.taskfile.disk import naming, write_whole
 from piggyback.taskfile.task import Task, TaskInfo, check_name
 

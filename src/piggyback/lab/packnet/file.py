@@ -34,8 +34,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.lab.packnet.network import MAX_TASKS, PackedNetwork, PackedTask, empty
 from piggyback.masks.bits import PackedMask, pack, unpack
 from piggyback.model.heads import new_head
-from piggyback.network.backbone import Backbone
-from piggyback.network.fingerprint import BackboneInfo
+from piggyback.network.backbone import Backbone, BackboneInfo
 from piggyback.taskfile import container
 from piggyback.taskfile.container import Entry
 from piggyback.taskfile.disk import naming, write_whole

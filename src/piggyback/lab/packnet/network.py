@@ -17,8 +17,8 @@ from piggyback.errors import InputError, TrainingError, UnknownTaskError, near_m
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.lab.packnet.prune import smallest
 from piggyback.model.heads import class_names, new_head
-from piggyback.network.backbone import Backbone
-from piggyback.network.fingerprint import IGNORED, BackboneInfo, fingerprint
+from piggyback.network.backbone import Backbone, BackboneInfo
+from piggyback.network.fingerprint import IGNORED, fingerprint
 from piggyback.network.frozen import replace_module
 from piggyback.network.select import Selection, select_weights
 

@@ -40,7 +40,7 @@ from piggyback.train.processes import processes
 from piggyback.train.recipe import Recipe
 from piggyback.train.result import RESULT, TrainResult
 from piggyback.train.run import CHECKPOINT
-from piggyback.train.train import preprocessing_of, train
+from piggyback.train.training import preprocessing_of, train
 
 METHOD = "packnet"
 FILE = "packnet.safetensors"

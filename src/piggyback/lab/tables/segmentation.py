@@ -27,11 +27,11 @@ from piggyback.lab.tables.plots import save_png
 from piggyback.network.backbone import Backbone
 from piggyback.train.checkpoint import write_atomically
 from piggyback.train.data.sets import ImageData, Split
-from piggyback.train.evaluate import Measured, measure
+from piggyback.train.evaluation import Measured, measure
 from piggyback.train.recipe import Recipe
 from piggyback.train.result import TrainResult
 from piggyback.train.segmenting import Colour, colours_of
-from piggyback.train.train import preprocessing_of
+from piggyback.train.training import preprocessing_of
 
 TABLE, PICTURE, NUMBERS = "per-class.md", "side-by-side.png", "per-class.json"
 """What ``compare_segmentation`` writes."""

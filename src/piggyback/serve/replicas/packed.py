@@ -16,8 +16,8 @@ from piggyback.masks.rule import masked_weight
 from piggyback.model.heads import load_head
 from piggyback.network.fingerprint import IGNORED
 from piggyback.serve.replicas.folding import Folds
-from piggyback.taskfile.checks import Shapes
 from piggyback.taskfile.fit import check_fits
+from piggyback.taskfile.parse import Shapes
 from piggyback.taskfile.task import Task
 
 OBJECT_BYTES = 512

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from piggyback.errors import UnavailableError
-from piggyback.taskfile.checks import Shapes
 from piggyback.taskfile.file import load
+from piggyback.taskfile.parse import Shapes
 from piggyback.taskfile.task import Task
 
 NICENESS = 10

@@ -66,7 +66,8 @@ class TaskFolder:
 
     >>> import tempfile
     >>> from piggyback.serve.store.stores import LocalStore
-    >>> from piggyback.taskfile.file import Task, header_of, save
+    >>> from piggyback.taskfile.file import Task, save
+    >>> from piggyback.taskfile.parse import header_of
     >>> with tempfile.TemporaryDirectory() as place:
     ...     folder = TaskFolder(LocalStore(place), lambda data, name: header_of(data))
     ...     entry = folder.put("signs", save(Task("signs", {}, {})))

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from piggyback.errors import InputError, TaskFileError
 from piggyback.serve.store.folder import Check
-from piggyback.taskfile.checks import Shapes
-from piggyback.taskfile.file import header_of
 from piggyback.taskfile.fit import check_fingerprint
 from piggyback.taskfile.header import TaskHeader
+from piggyback.taskfile.parse import Shapes, header_of
 
 
 def servable(shapes: Shapes, fingerprint: str) -> Check:

@@ -5,9 +5,6 @@ Each image's draw depends on (seed, epoch, its index) and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,45 +12,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from piggyback.errors import InputError
 from piggyback.train.hashing import uniforms
+from piggyback.train.recipe import Augment
 
 _DRAWS = 7  # shift x, shift y, flip, crop area, crop x, crop y, policy
 _STREAM = 1 << 32  # keeps these draws apart from the shuffle's, which share seed and epoch
-
-
-@dataclass(frozen=True)
-class Augment:
-    """What may happen to a training image.
-
-    >>> Augment(flip=True)
-    Augment(shift=0.125, flip=True, crop=1.0, policy='none')
-    """
-
-    shift: float = 0.125
-    """Largest random shift, as a fraction of the image's side; the border is mirrored. 0 turns it
-    off."""
-    flip: bool = False
-    """Mirror half of the images left to right; wrong for letters, digits and signs, so off unless
-    asked for."""
-    crop: float = 1.0
-    """Smallest area, as a fraction, of a random square crop that is resized back; 1 turns it
-    off."""
-    policy: Literal["none", "trivial", "rand"] = "none"
-    """An automatic policy of torchvision: TrivialAugmentWide or RandAugment. They include colour
-    and shear."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.shift < 1:
-            raise InputError(f"shift {self.shift}: expected a fraction from 0 to below 1")
-        if not 0 < self.crop <= 1:
-            raise InputError(f"crop {self.crop}: expected a fraction above 0, at most 1")
-        if self.policy not in ("none", "trivial", "rand"):
-            raise InputError(f"policy {self.policy!r}: expected 'none', 'trivial' or 'rand'")
-
-    def source_side(self, size: int) -> int:
-        """Return the side that images are kept at, so that a crop has more pixels than it needs."""
-        return size if self.crop == 1 else round(size * 1.25)
 
 
 def draws(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

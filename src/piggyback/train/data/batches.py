@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.train.data.augment import Augment, augment, augment_map, draws
+from piggyback.train.data.augment import augment, augment_map, draws
 from piggyback.train.data.sets import Split
 from piggyback.train.hashing import shuffled
+from piggyback.train.recipe import Augment
 
 Batch = tuple[Tensor, Tensor]
 """Images uint8 (n, 3, s, s), and labels int64 (n,) or label maps uint8 (n, s, s)."""
