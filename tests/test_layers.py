@@ -16,6 +16,7 @@ import piggyback
 SOURCE = Path(piggyback.__file__).parent
 LAYERS = (
     {"errors"},
+    {"names", "schemas"},
     {"masks"},
     {"images"},
     {"network"},
@@ -110,7 +111,7 @@ print(json.dumps({
     )
     assert not OPTIONAL & set(found["loaded"])
     assert {n.split(".")[1] for n in found["submodules"]} <= {
-        "errors", "masks", "images", "network", "taskfile", "model", "zoo",
+        "errors", "names", "masks", "images", "network", "taskfile", "model", "zoo",
     }  # fmt: skip
     assert found["cuda"] is False
     assert found["random"]
@@ -124,6 +125,12 @@ def test_every_public_name_is_there():
     for name in piggyback.__all__:
         assert getattr(piggyback, name) is not None
     assert list(piggyback.__all__) == sorted(set(piggyback.__all__), key=piggyback.__all__.index)
+
+
+@pytest.mark.parametrize("module", ["piggyback.names", "piggyback.schemas"])
+def test_what_a_client_shares_needs_no_torch(module):
+    found = run_python(f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))")
+    assert not {"torch", "numpy", "timm"} & set(found)
 
 
 @pytest.mark.parametrize("module", ["piggyback.client", "piggyback.serve.options"])

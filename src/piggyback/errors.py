@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import heapq
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
+from typing import ClassVar
 
 MOST_COMPARED = 100
 """Names that an unknown one is compared with: all of thousands would take too long for a server."""
@@ -14,6 +15,12 @@ MOST_COMPARED = 100
 
 class PiggybackError(Exception):
     """Base of every error this library raises on purpose; the command line prints it as one line."""
+
+    code: ClassVar[str] = "internal"
+    """What a server calls it and its client knows it by; what keeps the base's is the server's own fault."""
+    http_status: ClassVar[int] = 500
+    retry_after: float | None = None
+    """Seconds after which it is worth asking again, where a server knows."""
 
 
 class SelectionError(PiggybackError, ValueError):
@@ -23,10 +30,13 @@ class SelectionError(PiggybackError, ValueError):
 class TaskNameError(PiggybackError, ValueError):
     """A task name that is taken, or that could not be a file name."""
 
+    code, http_status = "bad_task_name", 422
+
 
 class UnknownTaskError(PiggybackError, KeyError):
     """A task name that the model does not hold."""
 
+    code, http_status = "unknown_task", 404
     __str__ = Exception.__str__  # KeyError would print the message's repr
 
 
@@ -37,6 +47,8 @@ class TaskStateError(PiggybackError, RuntimeError):
 class TaskFileError(PiggybackError, ValueError):
     """A task file that is damaged, hostile, or of a version this library does not know."""
 
+    code, http_status = "bad_task_file", 422
+
 
 class BackboneError(PiggybackError):
     """A backbone that cannot be built or whose weights cannot be had."""
@@ -45,13 +57,19 @@ class BackboneError(PiggybackError):
 class BackboneMismatchError(BackboneError, ValueError):
     """A task that was learned on other weights than those it is applied to."""
 
+    code, http_status = "wrong_backbone", 422
+
 
 class DataError(PiggybackError, ValueError):
     """Images or folders that cannot be used as they are."""
 
+    code, http_status = "bad_image", 400
+
 
 class TooLargeError(DataError):
-    """An image of more pixels than may be taken."""
+    """An image of more pixels, or a request of more bytes or images, than may be taken."""
+
+    code, http_status = "too_large", 413
 
 
 class ManifestError(PiggybackError, ValueError):
@@ -60,6 +78,26 @@ class ManifestError(PiggybackError, ValueError):
 
 class InputError(PiggybackError, ValueError):
     """An argument or a tensor of the wrong kind, shape or dtype."""
+
+    code, http_status = "invalid", 422
+
+
+class BadRequestError(InputError):
+    """A request to a server that cannot be read."""
+
+    code, http_status = "bad_request", 400
+
+
+class MalformedJsonError(BadRequestError):
+    """A request's body that is not JSON, or not such as is taken."""
+
+    code = "malformed_json"
+
+
+class UnsupportedError(BadRequestError):
+    """A request's body of a content type that is not taken."""
+
+    code, http_status = "unsupported", 415
 
 
 class TrainingError(PiggybackError, RuntimeError):
@@ -73,25 +111,59 @@ class CheckpointError(PiggybackError, ValueError):
 class OverloadError(PiggybackError, RuntimeError):
     """More requests are waiting than may; ask again after ``retry_after`` seconds."""
 
-    def __init__(self, message: str, retry_after: float) -> None:
+    code, http_status = "overload", 429
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after: float = retry_after
 
 
 class DeadlineError(PiggybackError, TimeoutError):
     """A request was not answered in its time."""
 
+    code, http_status = "timeout", 504
+
+
+class SlowRequestError(DeadlineError):
+    """A request's body did not arrive in its time."""
+
+    code, http_status = "slow", 408
+
 
 class ClosedError(PiggybackError, RuntimeError):
     """A request to an engine that is stopping or has stopped."""
+
+    code, http_status, retry_after = "stopping", 503, 1.0
 
 
 class UnavailableError(PiggybackError, RuntimeError):
     """A task that is known but cannot be had now: its disk is gone, or memory is short."""
 
+    code, http_status = "unavailable", 503
+
+
+class StartingError(UnavailableError):
+    """A server that is still loading its network."""
+
+    code, retry_after = "starting", 1.0
+
+
+class StartFailedError(UnavailableError):
+    """A server that could not load its network."""
+
+    code = "failed"
+
 
 class AccessError(PiggybackError, PermissionError):
     """A server that wants a token, or another one than was given."""
+
+    code, http_status = "unauthorized", 401
+
+
+class ForbiddenError(AccessError):
+    """A server that lets nobody do this."""
+
+    code, http_status = "forbidden", 403
 
 
 class ServerError(PiggybackError, ConnectionError):
@@ -104,6 +176,15 @@ class MissingExtraError(PiggybackError, ImportError):
 
 class PiggybackWarning(UserWarning):
     """Something the user should know that does not stop the work."""
+
+
+ERRORS_BY_CODE: Mapping[str, type[PiggybackError]] = {
+    kind.code: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, PiggybackError)
+    if "code" in vars(kind) and kind is not PiggybackError
+}
+"""What a client raises for the code that a server gave."""
 
 
 def require(module: str, extra: str) -> ModuleType:

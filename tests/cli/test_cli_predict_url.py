@@ -24,7 +24,7 @@ def behave(asked: Asked) -> Told:
     def one(task: str) -> dict[str, object]:
         sure = 0.75 if task == "letters" else 0.25
         names = [f"{task} {rank}" for rank in range(top)]
-        return answer(task, *names, confidence=sure).to_json()
+        return answer(task, *names, confidence=sure).model_dump(mode="json")
 
     if path == "/v1/predict":
         answers = [one("letters"), one("signs")]

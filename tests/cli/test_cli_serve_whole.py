@@ -20,7 +20,7 @@ from PIL import Image
 
 from piggyback.client import Client
 from piggyback.errors import AccessError, ClosedError, DataError, ServerError, UnknownTaskError
-from piggyback.serve.answers import Answer
+from piggyback.schemas import Answer
 from support.cli_toys import COLOURS, Command
 
 TOKEN = "a-token-of-the-test"

@@ -58,7 +58,7 @@ def test_a_refusal_is_the_engines_error(
     server.script = [refusal(status, code, "task 'sings'; did you mean 'signs'?", Retry_After="0")]
     with pytest.raises(PiggybackError, match="did you mean 'signs'") as told:
         client.predict(b"BM", "sings")
-    assert type(told.value) is error
+    assert isinstance(told.value, error)
     assert len(server.asked) == 1
 
 

@@ -14,7 +14,7 @@ from piggyback.errors import (
     UnavailableError,
     UnknownTaskError,
 )
-from piggyback.serve.answers import TaskStatus
+from piggyback.schemas import TaskStatus
 from piggyback.serve.cluster.failures import Failure
 from piggyback.serve.cluster.ingress import MOST_GONE, ClusterEngine
 from piggyback.serve.cluster.merge import merge_stats, merge_tasks
@@ -24,7 +24,10 @@ from piggyback.serve.stats import SECONDS, Counts, Stats
 
 
 def status(name, tier="disk", memory_bytes=0):
-    return TaskStatus(name, "0" * 16, "classification", ("a",), 10, memory_bytes, tier, 8)
+    return TaskStatus(
+        name=name, version="0" * 16, kind="classification", classes=("a",), file_bytes=10,
+        memory_bytes=memory_bytes, tier=tier, image_size=8,
+    )  # fmt: skip
 
 
 def stats(ok=0, **given):

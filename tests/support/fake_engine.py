@@ -21,7 +21,7 @@ from piggyback.errors import (
     UnknownTaskError,
     near_misses,
 )
-from piggyback.serve.answers import Answer, TaskStatus, Timing
+from piggyback.schemas import Answer, RankedClass, TaskStatus, Timing
 from piggyback.serve.http.app import create_app
 from piggyback.serve.http.server import HttpServer, listen
 from piggyback.serve.stats import BATCHES, SECONDS, Stats, Tally
@@ -76,9 +76,11 @@ class FakeEngine:
         best = letters.index(image[:1])
         names = (CLASSES[best], *[c for c in CLASSES if c != CLASSES[best]])
         self.counts[task, "ok"] += 1
+        ranked = zip(names[:top_k], (0.8, 0.1, 0.1), strict=False)
         return Answer(
-            task, "0" * 16, names[:top_k], (0.8, 0.1, 0.1)[:top_k], 0.5, "dense",
-            Timing(1.0, 2.0, 0.0, 3.0, 6.0, 1),
+            task=task, version="0" * 16, ranking=[RankedClass(name=n, probability=p) for n, p in ranked],
+            confidence=0.5, tier="dense",
+            timing=Timing(prepare=1.0, queue=2.0, load=0.0, run=3.0, total=6.0, batch=1),
         )  # fmt: skip
 
     def tasks(self):
@@ -89,7 +91,10 @@ class FakeEngine:
             raise UnknownTaskError(f"unknown task {name!r}{near_misses(name, self.files)}")
         version = hashlib.sha256(self.files[name]).hexdigest()[:16]
         size = len(self.files[name])
-        return TaskStatus(name, version, "classification", CLASSES, size, 7, "packed", 8)
+        return TaskStatus(
+            name=name, version=version, kind="classification", classes=CLASSES, file_bytes=size,
+            memory_bytes=7, tier="packed", image_size=8,
+        )  # fmt: skip
 
     def refused(self):
         return {"broken.safetensors": "damaged"}

@@ -11,16 +11,21 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from piggyback.serve.answers import Answer, TaskStatus, Timing
+from piggyback.schemas import Answer, RankedClass, TaskStatus, Timing
 
-STATUS = TaskStatus("signs", "0f" * 8, "classification", ("go", "stop"), 900, 120, "packed", 64)
+STATUS = TaskStatus(
+    name="signs", version="0f" * 8, kind="classification", classes=("go", "stop"), file_bytes=900,
+    memory_bytes=120, tier="packed", image_size=64,
+)  # fmt: skip
 
 
 def answer(task: str = "signs", *classes: str, confidence: float = 0.5) -> Answer:
     names = classes or ("stop", "go")
-    chances = tuple(0.5**at for at in range(1, len(names) + 1))
-    timing = Timing(1.5, 0.25, 0.0, 2.0, 3.75, 1)
-    return Answer(task, "0f" * 8, names, chances, confidence, "dense", timing)
+    timing = Timing(prepare=1.5, queue=0.25, load=0.0, run=2.0, total=3.75, batch=1)
+    ranking = [RankedClass(name=n, probability=0.5**at) for at, n in enumerate(names, 1)]
+    return Answer(
+        task=task, version="0f" * 8, ranking=ranking, confidence=confidence, tier="dense", timing=timing
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,24 +127,27 @@ def as_a_server(asked: Asked) -> Told:
     if path == "/health":
         return Told(200, {"status": "ready"})
     if path == "/v1/tasks":
-        return Told(200, {"tasks": [STATUS.to_json()], "refused": {}})
+        return Told(200, {"tasks": [STATUS.model_dump(mode="json")], "refused": {}})
     if path == "/v1/tasks/signs":
         if asked.method == "DELETE":
             return Told(204)
-        return Told(201 if asked.method == "PUT" else 200, STATUS.to_json())
+        return Told(201 if asked.method == "PUT" else 200, STATUS.model_dump(mode="json"))
     bodies = [body[:40] for body in images_of(asked)]
     if path == "/v1/predict":
         found = [
             {
                 "task": "signs",
                 "inferred": True,
-                "answers": [answer("signs", body).to_json(), answer("letters", body).to_json()],
+                "answers": [
+                    answer("signs", body).model_dump(mode="json"),
+                    answer("letters", body).model_dump(mode="json"),
+                ],
             }
             for body in bodies
         ]
         return Told(200, {"images": found})
     task = path.split("/")[3]
-    return Told(200, {"answers": [answer(task, body).to_json() for body in bodies]})
+    return Told(200, {"answers": [answer(task, body).model_dump(mode="json") for body in bodies]})
 
 
 def images_of(asked: Asked) -> list[str]:

@@ -9,9 +9,9 @@ import typer
 
 from piggyback.client import Client
 from piggyback.errors import InputError, TaskNameError
-from piggyback.serve.answers import Answer
+from piggyback.names import read_token
+from piggyback.schemas import Answer
 from piggyback.serve.store.stores import SUFFIX
-from piggyback.serve.tokens import read_token
 from piggyback.taskfile.task import check_name
 
 

@@ -22,8 +22,8 @@ from piggyback.errors import (
     UnavailableError,
     UnknownTaskError,
 )
-from piggyback.serve.answers import Answer, TaskStatus
-from piggyback.serve.tokens import is_token
+from piggyback.names import is_token
+from piggyback.schemas import Answer, TaskStatus
 from piggyback.taskfile.disk import naming, read_whole
 from piggyback.taskfile.task import check_name
 
@@ -117,12 +117,14 @@ class Client:
     def tasks(self) -> list[TaskStatus]:
         """Return the tasks that the server answers for, by name."""
         return self._json(
-            "GET", "/v1/tasks", lambda found: [TaskStatus.from_json(one) for one in found["tasks"]]
+            "GET",
+            "/v1/tasks",
+            lambda found: [TaskStatus.model_validate(one) for one in found["tasks"]],
         )
 
     def task(self, name: str) -> TaskStatus:
         """Return the state of one task."""
-        return self._json("GET", f"/v1/tasks/{_asked(name)}", TaskStatus.from_json)
+        return self._json("GET", f"/v1/tasks/{_asked(name)}", TaskStatus.model_validate)
 
     def put_task(self, name: str, file: str | os.PathLike[str] | bytes) -> TaskStatus:
         """Add or replace a task, from a task file or its bytes; the server must know the client's token."""
@@ -132,7 +134,7 @@ class Client:
         else:
             with naming(file):
                 data = read_whole(Path(file))
-        return self._json("PUT", f"/v1/tasks/{name}", TaskStatus.from_json, data)
+        return self._json("PUT", f"/v1/tasks/{name}", TaskStatus.model_validate, data)
 
     def delete_task(self, name: str) -> None:
         """Remove a task and its file; the server must know the client's token."""
@@ -257,11 +259,11 @@ def _grouped(
 
 
 def _answers(found: Any) -> list[Answer]:
-    return [Answer.from_json(one) for one in found["answers"]]
+    return [Answer.model_validate(one) for one in found["answers"]]
 
 
 def _surest(found: Any) -> list[Answer]:
-    return [Answer.from_json(one["answers"][0]) for one in found["images"]]
+    return [Answer.model_validate(one["answers"][0]) for one in found["images"]]
 
 
 def _all_of_one(found: Any) -> list[Answer]:

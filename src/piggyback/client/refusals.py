@@ -6,44 +6,7 @@ import json
 from typing import Any
 
 from piggyback.client.connections import Reply
-from piggyback.errors import (
-    AccessError,
-    BackboneMismatchError,
-    ClosedError,
-    DataError,
-    DeadlineError,
-    InputError,
-    OverloadError,
-    PiggybackError,
-    ServerError,
-    TaskFileError,
-    TaskNameError,
-    TooLargeError,
-    UnavailableError,
-    UnknownTaskError,
-)
-
-ERRORS: dict[str, type[PiggybackError]] = {
-    "unknown_task": UnknownTaskError,
-    "bad_image": DataError,
-    "too_large": TooLargeError,
-    "malformed_json": InputError,
-    "bad_request": InputError,
-    "unsupported": InputError,
-    "invalid": InputError,
-    "bad_task_name": TaskNameError,
-    "bad_task_file": TaskFileError,
-    "wrong_backbone": BackboneMismatchError,
-    "unauthorized": AccessError,
-    "forbidden": AccessError,
-    "timeout": DeadlineError,
-    "slow": DeadlineError,
-    "starting": UnavailableError,
-    "failed": UnavailableError,
-    "unavailable": UnavailableError,
-    "stopping": ClosedError,
-}
-"""By the code of a refusal; an overload is not here, for it also says when to come back."""
+from piggyback.errors import ERRORS_BY_CODE, OverloadError, ServerError
 
 _SHOWN = 200
 """Characters of an answer that is none of ours."""
@@ -61,9 +24,9 @@ def content_of(reply: Reply, server: str) -> Any:
         raise strange(reply, server)
     if code == "overload":
         raise OverloadError(message, retry_after(reply))
-    if code not in ERRORS:
+    if code not in ERRORS_BY_CODE:
         raise ServerError(f"server {server}: refused with {reply.status} {code}: {message}")
-    raise ERRORS[code](message)
+    raise ERRORS_BY_CODE[code](message)
 
 
 def can_be_asked_again(reply: Reply) -> bool:

@@ -21,7 +21,7 @@ from torch import nn
 
 from piggyback.errors import InputError, UnknownTaskError
 from piggyback.network.backbone import Backbone
-from piggyback.serve.answers import Answer, TaskStatus
+from piggyback.schemas import Answer, TaskStatus
 from piggyback.serve.inputs import samples
 from piggyback.serve.options import EngineOptions, torch_threads
 from piggyback.serve.replicas.network import Network

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-from piggyback.serve.answers import Tier
+from piggyback.schemas import Tier
 
 Outcome = Literal["ok", "error", "timeout", "cancelled", "overload"]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from piggyback.errors import TaskNameError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import MaskRule
+from piggyback.names import check_name as check_name
 from piggyback.network.backbone import BackboneInfo
 
 if TYPE_CHECKING:  # a file's header is read, and a name checked, without torch
@@ -17,8 +16,6 @@ if TYPE_CHECKING:  # a file's header is read, and a name checked, without torch
     from torch import Tensor
 
     from piggyback.masks.bits import PackedMask
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 NormPolicy: TypeAlias = Literal["frozen", "affine", "trained"]
@@ -89,22 +86,3 @@ class Task:
             norm={name: tensor.to(device) for name, tensor in self.norm.items()},
             coefficients={name: tensor.to(device) for name, tensor in self.coefficients.items()},
         )
-
-
-def check_name(name: str) -> str:
-    """Return ``name`` if it can name a task and its file.
-
-    >>> check_name("signs-64px")
-    'signs-64px'
-    >>> check_name("../signs")
-    Traceback (most recent call last):
-    ...
-    piggyback.errors.TaskNameError: task name '../signs': expected letters, digits, '.', '_' and '-', at most 100, \
-the first a letter or digit
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise TaskNameError(
-            f"task name {name!r}: expected letters, digits, '.', '_' and '-', at most 100, "
-            "the first a letter or digit"
-        )
-    return name

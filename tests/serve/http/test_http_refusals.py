@@ -257,7 +257,9 @@ def test_what_the_engine_says(server, error, status, code):
     finally:
         server.engine.raises = None
     refused(done, status, code, str(error))
-    assert done.headers.get("retry-after") == ("3" if status == 429 else None)
+    assert done.headers.get("retry-after") == {429: "3", "stopping": "1"}.get(
+        code if code == "stopping" else status
+    )
 
 
 def test_a_fault_of_the_server_says_only_where_to_look(server, caplog):

@@ -24,7 +24,7 @@ class Failure:
         >>> Failure.of(OverloadError("too many", 2.0))
         Failure(kind='OverloadError', message='too many', retry_after=2.0)
         """
-        return cls(type(error).__name__, str(error), getattr(error, "retry_after", 0.0))
+        return cls(type(error).__name__, str(error), error.retry_after or 0.0)
 
     def error(self) -> PiggybackError:
         """Return the error again, to be raised here.

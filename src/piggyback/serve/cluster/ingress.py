@@ -24,7 +24,7 @@ from piggyback.errors import (
     near_misses,
     require,
 )
-from piggyback.serve.answers import Answer, TaskStatus
+from piggyback.schemas import Answer, TaskStatus
 from piggyback.serve.cluster.failures import Failure
 from piggyback.serve.cluster.merge import merge_stats, merge_tasks, past
 from piggyback.serve.cluster.options import ClusterOptions

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from piggyback.serve.answers import TaskStatus, Tier
+from piggyback.schemas import TaskStatus, Tier
 from piggyback.serve.stats import Histogram, Stats
 
 K = TypeVar("K")
@@ -18,8 +18,10 @@ BEST: tuple[Tier, ...] = ("dense", "packed", "disk")
 def merge_tasks(replicas: Iterable[Sequence[TaskStatus]]) -> dict[str, TaskStatus]:
     """Return each task once, by name: in the tier where it is answered soonest, its bytes of all replicas.
 
-    >>> from piggyback.serve.answers import TaskStatus as S
-    >>> disk, dense = (S("a", "v", "classification", (), 9, n, t, None) for n, t in [(0, "disk"), (5, "dense")])
+    >>> from piggyback.schemas import TaskStatus
+    >>> said = dict(name="a", version="v", kind="classification", classes=(), file_bytes=9, image_size=None)
+    >>> disk = TaskStatus(**said, memory_bytes=0, tier="disk")
+    >>> dense = TaskStatus(**said, memory_bytes=5, tier="dense")
     >>> merged = merge_tasks([[disk], [dense]])["a"]
     >>> merged.tier, merged.memory_bytes
     ('dense', 5)
@@ -29,7 +31,9 @@ def merge_tasks(replicas: Iterable[Sequence[TaskStatus]]) -> dict[str, TaskStatu
         held = found.setdefault(status.name, status)
         if held is not status:
             best = min(held, status, key=lambda s: BEST.index(s.tier))
-            found[status.name] = replace(best, memory_bytes=held.memory_bytes + status.memory_bytes)
+            found[status.name] = best.model_copy(
+                update={"memory_bytes": held.memory_bytes + status.memory_bytes}
+            )
     return dict(sorted(found.items()))
 
 

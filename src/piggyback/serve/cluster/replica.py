@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from piggyback.errors import PiggybackError, UnknownTaskError, require
-from piggyback.serve.answers import TaskStatus
+from piggyback.schemas import TaskStatus
 from piggyback.serve.cluster.failures import Failure
 from piggyback.serve.cluster.options import ClusterOptions
 from piggyback.serve.cluster.process import begin

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import piggyback
 from piggyback.errors import InputError
+from piggyback.names import is_token
 from piggyback.serve.engine import Engine
 from piggyback.serve.http import metrics
 from piggyback.serve.http.assets import Assets
@@ -30,7 +31,6 @@ from piggyback.serve.http.refusals import RefusedError
 from piggyback.serve.http.replies import Reply, json_reply
 from piggyback.serve.http.routes import Handler, health
 from piggyback.serve.http.service import Service
-from piggyback.serve.tokens import is_token
 
 
 class Application(FastAPI):

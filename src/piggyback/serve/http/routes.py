@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from piggyback.serve.answers import Answer
+from piggyback.schemas import Answer
 from piggyback.serve.http.bodies import TOP_K, Asked, read_asked
 from piggyback.serve.http.calls import Call
 from piggyback.serve.http.refusals import RefusedError, invalid
@@ -33,7 +33,7 @@ async def predict(call: Call) -> Reply:
     else:
         work = engine.predict_async(asked.images, task, top_k, limits.timeout_s)
         answers = await call.attended(work)
-    return json_reply({"answers": [answer.to_json() for answer in answers]})
+    return json_reply({"answers": [answer.model_dump(mode="json") for answer in answers]})
 
 
 async def infer(call: Call) -> Reply:
@@ -68,7 +68,7 @@ async def tasks(call: Call) -> Reply:
         {
             "backbone": {"source": _shown(engine.source), "fingerprint": engine.fingerprint},
             "speed": engine.speed,
-            "tasks": [status.to_json() for status in engine.tasks()],
+            "tasks": [status.model_dump(mode="json") for status in engine.tasks()],
             "refused": engine.refused(),
             "limits": {
                 "body_bytes": limits.body_bytes,
@@ -82,7 +82,9 @@ async def tasks(call: Call) -> Reply:
 
 async def task(call: Call) -> Reply:
     """Show one task."""
-    return json_reply(call.service.engine.task(check_name(call.names["task"])).to_json())
+    return json_reply(
+        call.service.engine.task(check_name(call.names["task"])).model_dump(mode="json")
+    )
 
 
 async def put_task(call: Call) -> Reply:
@@ -100,7 +102,7 @@ async def put_task(call: Call) -> Reply:
     there = name in {status.name for status in engine.tasks()}
     status = await call.service.aside(lambda: engine.put_task(name, data))
     call.task_name = name
-    return json_reply(status.to_json(), 200 if there else 201)
+    return json_reply(status.model_dump(mode="json"), 200 if there else 201)
 
 
 async def delete_task(call: Call) -> Reply:
@@ -142,7 +144,7 @@ def _inferred(answers: Sequence[Answer], asked: Asked) -> dict[str, Any]:
     return {
         "task": answers[0].task,
         "inferred": asked.tasks is None,
-        "answers": [answer.to_json() for answer in answers],
+        "answers": [answer.model_dump(mode="json") for answer in answers],
     }
 
 

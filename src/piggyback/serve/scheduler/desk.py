@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from piggyback.errors import ClosedError, InputError, OverloadError, UnavailableError
-from piggyback.serve.answers import Tier
+from piggyback.schemas import Tier
 from piggyback.serve.replicas.copies import LiveCopy
 from piggyback.serve.replicas.packed import PackedTask
 from piggyback.serve.scheduler.queues import Queues

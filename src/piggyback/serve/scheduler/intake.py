@@ -17,7 +17,7 @@ from torch import Tensor
 
 from piggyback.errors import ClosedError, DeadlineError, InputError
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.serve.answers import Answer
+from piggyback.schemas import Answer
 from piggyback.serve.inputs import prepare
 from piggyback.serve.scheduler.desk import Desk
 from piggyback.serve.scheduler.requests import Request

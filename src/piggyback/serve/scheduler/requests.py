@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from piggyback.errors import InputError, PiggybackError, UnavailableError
-from piggyback.serve.answers import Answer, Tier, Timing
+from piggyback.schemas import Answer, RankedClass, Tier, Timing
 from piggyback.serve.store.folder import TaskEntry
 
 
@@ -62,8 +62,12 @@ def answer_batch(
             Answer(
                 task=entry.name,
                 version=entry.version,
-                classes=tuple([names[i] for i in best[:k]]),
-                probabilities=tuple(row[:k]),
+                ranking=tuple(
+                    [
+                        RankedClass(name=names[i], probability=chance)
+                        for i, chance in zip(best[:k], row[:k], strict=True)
+                    ]
+                ),
                 confidence=max(0.0, 1.0 - entropy / math.log(classes)) if classes > 1 else 0.0,
                 tier=tier,
                 timing=_timing(request, began, ended, len(batch)),

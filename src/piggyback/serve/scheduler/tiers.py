@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, Literal, Protocol, TypeVar
 
 from piggyback.errors import InputError
-from piggyback.serve.answers import Tier
+from piggyback.schemas import Tier
 
 DEARER = 6.0
 """What loading a task takes, in writings into a live copy: 15 to 20 ms against 2 to 3 for EfficientNet-Lite0."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from piggyback.errors import ClosedError
-from piggyback.serve.answers import Answer
+from piggyback.schemas import Answer
 from piggyback.serve.replicas.network import Network
 from piggyback.serve.replicas.packed import PackedTask
 from piggyback.serve.scheduler.desk import Desk, Lease

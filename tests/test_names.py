@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from piggyback.errors import InputError
-from piggyback.serve.tokens import read_token
+from piggyback.names import read_token
 
 
 def test_a_file_goes_before_the_environment(

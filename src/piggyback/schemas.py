@@ -1,0 +1,186 @@
+"""What the engine, the HTTP server and the client say to each other: one model for each thing, and its JSON.
+
+A model is made once, by the engine, and read again by the client: ``Answer.model_validate_json(...)`` of what
+``answer.model_dump_json()`` wrote. Nothing here needs torch or NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+Tier = Literal["dense", "packed", "disk"]
+"""Where a task is: a live copy of the network holds it, its bits are in memory, or only its file is there."""
+
+
+Milliseconds = Annotated[
+    float,
+    PlainSerializer(lambda ms: round(ms, 3), return_type=float, when_used="json"),
+    WithJsonSchema({"type": "number", "minimum": 0}),
+]
+Chance = Annotated[
+    float,
+    PlainSerializer(lambda chance: round(chance, 6), return_type=float, when_used="json"),
+    # Described, not checked: a sum of float32 may come to 1.0000001.
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
+]
+
+
+class Model(BaseModel):
+    """Unchangeable. Fields are filled by their Python names or by those in JSON; unknown ones are left out, so that a
+    client understands a newer server."""
+
+    model_config = ConfigDict(
+        frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )
+
+
+class Timing(Model):
+    """Milliseconds of one request, and the batch it was answered in."""
+
+    prepare: Milliseconds = Field(description="Decoding and resizing the image.")
+    queue: Milliseconds = Field(
+        description="From being queued to the start of its batch, without `load`."
+    )
+    load: Milliseconds = Field(
+        description="Of the time in the queue, how long its task was being read from disk."
+    )
+    run: Milliseconds = Field(
+        description="Its batch's: making the task live, and the network's forward pass."
+    )
+    total: Milliseconds
+    batch: int = Field(description="Images answered together.")
+
+
+class RankedClass(Model):
+    """A class and how likely it is."""
+
+    name: str = Field(validation_alias="class", serialization_alias="class")
+    probability: Chance
+
+
+class Answer(Model):
+    """What one task says about one image.
+
+    >>> timing = Timing(prepare=1.5, queue=2, load=0, run=3.25, total=6.75, batch=4)
+    >>> stop = RankedClass(name="stop", probability=0.75)
+    >>> answer = Answer(
+    ...     task="signs", version="0" * 16, ranking=[stop], confidence=0.5, tier="dense", timing=timing
+    ... )
+    >>> answer.classes, answer.probabilities
+    (('stop',), (0.75,))
+    >>> Answer.model_validate_json(answer.model_dump_json()) == answer
+    True
+    """
+
+    task: str
+    version: str = Field(
+        description="First 16 digits of the SHA-256 of the task file that answered."
+    )
+    ranking: tuple[RankedClass, ...] = Field(
+        validation_alias="classes",
+        serialization_alias="classes",
+        description="The top_k likeliest, likeliest first.",
+    )
+    confidence: Chance = Field(
+        description="1 - entropy / log(classes), in [0, 1]: by which a task is inferred."
+    )
+    tier: Tier = Field(description="Where the task was when its batch was begun.")
+    timing: Timing = Field(validation_alias="timing_ms", serialization_alias="timing_ms")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the ``top_k`` likeliest classes, likeliest first."""
+        return tuple([one.name for one in self.ranking])
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """How likely each of ``classes`` is."""
+        return tuple([one.probability for one in self.ranking])
+
+
+class Answers(Model):
+    """One answer per image, in their order."""
+
+    answers: list[Answer]
+
+
+class Inference(Model):
+    """What several tasks say about one image."""
+
+    task: str = Field(description="The surest.")
+    inferred: bool = Field(description="True when the request named no tasks.")
+    answers: list[Answer] = Field(description="The surest first.")
+
+
+class Inferences(Model):
+    """One item per image, in their order."""
+
+    images: list[Inference]
+
+
+class TaskStatus(Model):
+    """A task that can be asked for."""
+
+    name: str
+    version: str = Field(description="First 16 digits of the SHA-256 of its file.")
+    kind: str
+    classes: tuple[str, ...]
+    file_bytes: int
+    memory_bytes: int = Field(
+        description="Its packed bits, head and normalisation in memory; 0 on disk. A live copy is not counted."
+    )
+    tier: Tier
+    image_size: int | None = Field(
+        description="Side of the square the network sees, in pixels; null where the file does not say."
+    )
+
+
+class BackboneStatus(Model):
+    """The network that all tasks share."""
+
+    source: str = Field(description="How it can be loaded; empty for a network of one's own.")
+    fingerprint: str
+
+
+class RequestLimits(Model):
+    """How much may be asked for; more is refused."""
+
+    body_bytes: int = Field(description="Of a request with images.")
+    pixels: int = Field(description="Of one image.")
+    images: int = Field(description="In one request.")
+    tasks: int = Field(description="Asked about one image.")
+
+
+class TaskList(Model):
+    """Everything that is served."""
+
+    backbone: BackboneStatus
+    speed: str = Field(description="How the network is run.")
+    tasks: list[TaskStatus]
+    refused: dict[str, str] = Field(description="Files that are not served, and why.")
+    limits: RequestLimits
+
+
+class Health(Model):
+    """Whether there are answers."""
+
+    status: Literal["ready", "starting", "stopping", "failed"]
+    reason: str | None = None
+
+
+class ErrorDetail(Model):
+    """What went wrong."""
+
+    code: str
+    message: str = Field(description="One line.")
+    request_id: str | None = Field(
+        None, description="Of a fault of the server: its log has the reason."
+    )
+
+
+class ErrorBody(Model):
+    """Every answer with a status of 400 or more."""
+
+    error: ErrorDetail
