@@ -10,10 +10,8 @@ import pytest
 from PIL import Image
 
 from piggyback.errors import DataError, TooLargeError
-from piggyback.images.decode import orientation
+from piggyback.images.decode import orientation, read_image
 from piggyback.images.headers import read_header
-from piggyback.images.preprocessing import Preprocessing
-from piggyback.serve.inputs import prepare
 from support.encoded_pictures import KINDS, encoded, photo, turned
 
 LIMIT = 50_000_000
@@ -38,7 +36,7 @@ def frame(left: int, top: int, width: int, height: int) -> bytes:
 
 def refused(data: bytes, error: type[DataError] = DataError) -> str:
     with pytest.raises(error) as caught:
-        prepare(data, Preprocessing(8), max_pixels=LIMIT)
+        read_image(data, max_pixels=LIMIT)
     return str(caught.value)
 
 
@@ -47,17 +45,11 @@ def picture(data: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_size_is_the_one_that_pillow_finds(name: str) -> None:
-    found = read_header(KINDS[name])
-    with picture(KINDS[name]) as image:
-        assert found.size == image.size
-        assert found.format == ("JPEG" if image.format == "MPO" else image.format)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_what_is_left_has_the_same_pixels(name: str) -> None:
+def test_pillow_finds_the_same_size_and_pixels_in_what_is_left(name: str) -> None:
     found = read_header(KINDS[name])
     with picture(found.data) as left, picture(KINDS[name]) as whole:
+        assert found.size == whole.size
+        assert found.format == ("JPEG" if whole.format == "MPO" else whole.format)
         assert left.convert("RGBA").tobytes() == whole.convert("RGBA").tobytes()
 
 
@@ -86,6 +78,8 @@ def test_profiles_texts_thumbnails_and_later_frames_are_cut_out() -> None:
 def test_a_file_with_nothing_to_cut_out_is_not_copied() -> None:
     for name in ("rgb.jpg", "rgb.png", "lossy.webp", "rgb.bmp"):
         assert read_header(KINDS[name]).data is KINDS[name]
+    plain = KINDS["rgb.jpg"]
+    assert read_header(plain[:2] + b"\xff" * 100_000 + plain[2:]).data == plain  # padding
 
 
 def test_a_png_of_a_kilobyte_with_billions_of_pixels() -> None:
@@ -165,15 +159,8 @@ def test_many_small_parts_are_refused_before_they_cost_time() -> None:
         gif(4, 4, b"\1" * many, frame(0, 0, 4, 4)),
         bytes(webp),
     ):
-        assert "cannot be decoded" in refused(data)
         with pytest.raises(ValueError, match=r"50000|no pixels follow its header"):
             read_header(data)
-
-
-def test_padding_in_a_jpeg_is_skipped() -> None:
-    plain = KINDS["rgb.jpg"]
-    padded = plain[:2] + b"\xff" * 100_000 + plain[2:]
-    assert read_header(padded).data == plain
 
 
 def test_a_progressive_jpeg_of_a_great_many_scans() -> None:
@@ -181,20 +168,17 @@ def test_a_progressive_jpeg_of_a_great_many_scans() -> None:
     last = plain.rindex(b"\xff\xda")
     scan = plain[last:-2]
     read_header(plain[:-2] + scan * 50 + plain[-2:])
+    read_header(plain * 30)  # a second picture's do not count
     for between in (b"", b"\xff\xfe\0\4\xff\xd9"):  # a comment that looks like the end
         many = plain[:-2] + (between + scan) * 120 + plain[-2:]
         assert "it is cut into more than 100 scans" in refused(many)
-
-
-def test_the_scans_of_a_second_picture_do_not_count() -> None:
-    read_header(KINDS["progressive.jpg"] * 30)
 
 
 def test_run_lengths_in_a_bmp_are_read_up_to_a_megabyte() -> None:
     header = struct.pack("<IiiHHIIIIII", 40, 4, 2, 1, 8, 1, 0, 0, 0, 256, 0)
     file = b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + header
     file += bytes(range(256)) * 4 + b"\4\7\0\0\4\x09\0\0\0\1"
-    assert prepare(file, Preprocessing(8), max_pixels=LIMIT).shape == (3, 8, 8)
+    assert read_image(file, max_pixels=LIMIT).shape == (3, 2, 4)
     assert "run-length coded and over 1048576 bytes; save it as PNG" in refused(
         file + bytes(1 << 20)
     )
@@ -210,7 +194,7 @@ def test_two_sizes_in_one_header() -> None:
     assert "its header gives two sizes" in refused(png(4, 4, header, body))
 
 
-def test_what_is_no_image_at_all() -> None:
+def test_what_is_not_an_image_at_all() -> None:
     for data, reason in (
         (b"", "it is empty"),
         (b"<svg/>", "it is not one of JPEG, PNG, WebP, BMP, GIF"),
@@ -218,8 +202,4 @@ def test_what_is_no_image_at_all() -> None:
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "its header does not come first"),
         (b"\xff\xd8\xff\xd9", "it ends before its pixels"),
     ):
-        message = refused(data)
-        assert message == (
-            f"image of {len(data)} bytes cannot be decoded: {reason}: expected a whole JPEG, PNG, "
-            "WebP, BMP or GIF file"
-        )
+        assert f"image of {len(data)} bytes cannot be decoded: {reason}" in refused(data)

@@ -86,33 +86,6 @@ def test_grey_pixels_are_rgb_with_three_equal_channels() -> None:
     assert torch.equal(ready(grey), ready(grey.convert("RGB")))
 
 
-def test_transparency_is_laid_on_white() -> None:
-    clear = Image.new("RGBA", (9, 9), (0, 0, 0, 0))
-    for kind in ("PNG", "WEBP"):
-        assert ready(encoded(clear, kind), PLAIN).min() == 1
-
-
-def test_sixteen_bits_are_scaled() -> None:
-    half = Image.fromarray(np.full((9, 9), 0x8000, dtype=np.uint16))
-    assert torch.equal(ready(encoded(half, "PNG"), PLAIN), torch.full((3, 8, 8), 128 / 255))
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_camera_held_sideways(kind: str) -> None:
-    image = Image.new("RGB", (32, 32), "white")
-    image.paste("black", (0, 0, 32, 16))  # the upper half; a quarter clockwise puts it on the right
-    found = ready(encoded(image, kind, exif=turned(6)), PLAIN)
-    assert found[:, 4, 0].min() > 0.9
-    assert found[:, 4, 7].max() < 0.1
-
-
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_the_first_frame_of_a_moving_picture(kind: str) -> None:
-    red, blue = (Image.new("RGB", (9, 9), colour) for colour in ("red", "blue"))
-    moving = encoded(red, kind, save_all=True, append_images=[blue])
-    assert ready(moving, PLAIN)[:, 4, 4].tolist() == pytest.approx([1, 0, 0], abs=0.02)
-
-
 def test_floats_are_the_networks_input_as_they_are() -> None:
     x = torch.randn(3, 5, 7, requires_grad=True)
     assert torch.equal(ready(x), x)

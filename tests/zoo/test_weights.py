@@ -1,14 +1,20 @@
+"""Weights from files and from the hubs' caches: strict, without pickled objects, in seconds without a network."""
+
 from __future__ import annotations
 
 import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import constants
 from torch import nn
 
 from piggyback.errors import BackboneError
+from piggyback.zoo import weights
 from piggyback.zoo.weights import load_strictly, read_state_dict
 
 
@@ -28,8 +34,15 @@ def test_both_formats(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     assert same(read_state_dict(str(tmp_path / "a.pth")), state)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict"])
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        (None, "module."),
+        ("state_dict", "_orig_mod."),
+        ("model", "module._orig_mod."),
+        ("model_state_dict", ""),
+    ],
+)
 def test_what_training_scripts_wrap_around(
     tmp_path: Path, state: dict[str, torch.Tensor], key: str | None, prefix: str
 ) -> None:
@@ -118,3 +131,56 @@ def test_loading_is_strict_and_leaves_the_module_alone_when_it_fails(
     assert same(net.state_dict(), before)
     load_strictly(net, state, "checkpoint 'x'")
     assert same(net.state_dict(), state)
+
+
+# -- hubs ------------------------------------------------------------------------------------------
+
+
+def test_a_listening_host_is_reachable_and_a_closed_port_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/model"
+        assert weights.reachable(url)
+    assert not weights.reachable(url)
+
+
+def test_behind_a_proxy_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert weights.reachable("https://no-such-host.invalid/model")
+
+
+def test_a_name_server_that_hangs_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*args: object, **kwargs: object) -> None:
+        time.sleep(5)
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", hang)
+    begin = time.monotonic()
+    assert not weights.reachable("https://example.invalid", seconds=0.2)
+    assert time.monotonic() - begin < 2
+
+
+def test_the_users_offline_switch_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(weights, "reachable", lambda url: True)
+    assert not weights.huggingface_reachable()
+
+
+def test_cached_weights_are_found_by_repository_and_revision(hub_cache: Path) -> None:
+    assert weights.cached_weights("timm/tiny") is None
+    repository = hub_cache / "models--timm--tiny"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    (snapshot / "pytorch_model.bin").write_bytes(b"")
+    assert weights.cached_weights("timm/tiny") == snapshot / "pytorch_model.bin"
+    assert weights.cached_weights("timm/tiny@" + "a" * 40) == snapshot / "pytorch_model.bin"
+    assert weights.cached_weights("timm/tiny@v2") is None
+    assert weights.cached_weights("timm/tiny", "other.bin") is None
