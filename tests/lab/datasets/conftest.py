@@ -1,8 +1,4 @@
-"""A cache folder of the test's own, and no data sets but those that a test makes.
-
-The folder mirrors ``datasets/`` under another name: on the path of the tests, that one would hide the library
-``datasets``.
-"""
+"""A cache folder of the test's own, and no data sets but those that a test makes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Where sets are looked for, what is said when they are missing or differ, and fetching."""
+"""The registry and its page; where sets are looked for, what is said of missing ones, unpacking and fetching."""
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,20 +12,48 @@ import torch
 from torchvision import datasets as torchvision_sets
 
 from piggyback.errors import DataError, PiggybackWarning
-from piggyback.lab.datasets import DATASETS, dataset, default_roots, find, load, locate, missing
+from piggyback.lab.datasets import (
+    DATASETS,
+    DatasetInfo,
+    dataset,
+    default_roots,
+    find,
+    load,
+    locate,
+    missing,
+)
 from piggyback.lab.datasets.find import differences
 from piggyback.train import ImageData, ImageSet
 from support import toy_sets
 
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "DATA.md"
+HEADER = [
+    "| set | what | kind | classes | train | val | test | prepared | folder, and what lies in it | get | licence |",
+    "|---|---|---|---:|---:|---:|---:|---|---|---|---|",
+]
 
-def data_of(classes: int, *, cut: tuple[str, ...], **counts: int) -> ImageData:
-    """A set with so many images by split, on no disk."""
-    names = tuple(str(number) for number in range(classes))
-    sets = {
-        split: ImageSet(names, torch.arange(n) % classes, files=(Path("x.jpg"),) * n)
-        for split, n in counts.items()
-    }
-    return ImageData("x", sets["train"], sets["val"], sets["test"], cut=cut)
+
+def row(info: DatasetInfo) -> str:
+    """The page's line about a set."""
+    counts = [f"{info.counts[s]:,}" if s in info.counts else "" for s in ("train", "val", "test")]
+    prepared = (
+        f"{info.image_size} pixels, crop {info.crop_pct:.3g}, {'flip' if info.flip else 'no flip'}"
+    )
+    folders = " or ".join(f"`{place}/`" for place in info.places)
+    cells = [
+        *(f"`{info.name}`", info.title, info.kind, f"{info.classes:,}", *counts, prepared),
+        *(f"{folders}: `{info.layout}`", info.how_to_get, info.licence),
+    ]
+    assert not any("|" in cell or "\n" in cell for cell in cells)
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_pages_table_is_the_registry() -> None:
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert lines == [*HEADER, *map(row, DATASETS.values())]
+
+
+# -- looking -----------------------------------------------------------------------------------------
 
 
 def test_roots_come_from_the_environment_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,23 +75,33 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(name: str)
 
 
 def test_unknown_names_bring_near_misses() -> None:
-    with pytest.raises(DataError, match=r"'cub' is not known; did you mean 'cubs'"):
+    with pytest.raises(DataError, match=r"'cub'.*did you mean 'cubs'"):
         dataset("cub")
 
 
-def test_a_set_is_found_under_its_own_name_or_its_archives(root: Path) -> None:
+def test_a_set_is_found_under_its_own_name_its_archives_or_its_part(root: Path) -> None:
     assert find("cubs", [root]) is None
     (root / "CUB_200_2011").mkdir(parents=True)
     assert find("cubs", [root / "none", root]) == root / "CUB_200_2011"
     (root / "cubs").mkdir()
     assert find("cubs", [root]) == root / "cubs"
-
-
-def test_of_sets_that_share_a_folder_each_is_found_where_its_part_is(root: Path) -> None:
     toy_sets.decathlon(root / "decathlon-1.0", "svhn")
     assert find("decathlon-svhn", [root]) == root / "decathlon-1.0"
     assert find("decathlon-imagenet12", [root]) is None
     assert "looked for decathlon-1.0/data/imagenet12/" in missing("decathlon-imagenet12", [root])
+
+
+# -- counts ------------------------------------------------------------------------------------------
+
+
+def data_of(classes: int, *, cut: tuple[str, ...], **counts: int) -> ImageData:
+    """A set with so many images by split, on no disk."""
+    names = tuple(str(number) for number in range(classes))
+    sets = {
+        split: ImageSet(names, torch.arange(n) % classes, files=(Path("x.jpg"),) * n)
+        for split, n in counts.items()
+    }
+    return ImageData("x", sets["train"], sets["val"], sets["test"], cut=cut)
 
 
 def test_counts_that_differ_are_told_with_both_numbers(root: Path) -> None:
@@ -70,31 +110,31 @@ def test_counts_that_differ_are_told_with_both_numbers(root: Path) -> None:
         data = load("cubs", [root])
     assert len(data.test) == 2
     text = str(caught[0].message)
-    for part in (
-        "2 classes, published 200",
-        "8 train images, published 5994",
-        "2 test images, published 5794",
-    ):
+    for part in ("2 classes, published 200", "8 train images, published 5994", "2 test images"):
         assert part in text
     assert "val" not in text
     assert caught[0].filename == __file__
 
 
-def test_published_counts_are_no_news() -> None:
-    counts = {"train": 3000, "val": 770, "test": 2500}
-    assert differences(dataset("gtsrb"), data_of(43, cut=("val 0.1",), **counts)) == ""
-    counts = {"train": 367, "val": 101, "test": 233}
-    assert differences(dataset("camvid"), data_of(11, cut=(), **counts)) == ""
+@pytest.mark.parametrize(
+    ("name", "classes", "cut", "counts", "told"),
+    [
+        ("gtsrb", 43, ("val 0.1",), (3000, 770, 2500), ""),
+        ("camvid", 11, (), (367, 101, 233), ""),
+        # The Decathlon's val stands in for test while the labels of test are withheld.
+        ("decathlon-ucf101", 101, ("val 0.1",), (7000, 585, 1952), ""),
+        ("decathlon-ucf101", 101, (), (7585, 1952, 3783), ""),
+        ("decathlon-ucf101", 101, (), (7585, 1952, 1952), "1952 test images, published 3783"),
+    ],
+)
+def test_what_counts_as_a_difference(
+    name: str, classes: int, cut: tuple[str, ...], counts: tuple[int, ...], told: str
+) -> None:
+    splits = dict(zip(("train", "val", "test"), counts, strict=True))
+    assert differences(dataset(name), data_of(classes, cut=cut, **splits)) == told
 
 
-def test_the_decathlons_val_is_compared_with_val_while_it_stands_in_for_test() -> None:
-    info = dataset("decathlon-ucf101")
-    withheld = data_of(101, cut=("val 0.1",), train=7000, val=585, test=1952)
-    assert differences(info, withheld) == ""
-    labelled = data_of(101, cut=(), train=7585, val=1952, test=3783)
-    assert differences(info, labelled) == ""
-    wrong = data_of(101, cut=(), train=7585, val=1952, test=1952)
-    assert differences(info, wrong) == "1952 test images, published 3783"
+# -- fetching ----------------------------------------------------------------------------------------
 
 
 def test_what_torchvision_can_fetch_is_fetched_to_the_first_folder(
@@ -111,69 +151,177 @@ def test_what_torchvision_can_fetch_is_fetched_to_the_first_folder(
 
 
 def test_all_that_torchvision_is_asked_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    for module in ("whole_domains", "flowers"):
-        monkeypatch.setattr(
-            f"piggyback.lab.datasets.{module}.download_url",
-            lambda url, place, name, md5: asked.append((url, place.name, name)),
-        )
-    monkeypatch.setattr(
-        "piggyback.lab.datasets.flowers.download_and_extract_archive",
-        lambda url, place, md5: asked.append((url, place.name)),
-    )
-    for name in ("Places365", "VOCSegmentation", "FGVCAircraft", "DTD"):
-        monkeypatch.setattr(
-            torchvision_sets,
-            name,
-            lambda place, _name=name, **options: asked.append((_name, place.name, options)),
-        )
-    for name in ("places365", "voc-segmentation", "aircraft", "textures", "svhn", "flowers"):
-        fetch = dataset(name).download
-        assert fetch is not None
-        fetch(root)
-    small = {"small": True, "download": True}
-    flowers = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+    asked: list[tuple[object, ...]] = []
+
+    def stand_in(name: str) -> None:
+        def fetch(place: Path, *, download: bool, **options: object) -> None:
+            asked.append((name, place, *options.values()))
+
+        monkeypatch.setattr(torchvision_sets, name, fetch)
+
+    for name in ("Places365", "VOCSegmentation", "FGVCAircraft", "DTD", "SVHN", "Flowers102"):
+        stand_in(name)
+    for info in DATASETS.values():
+        if info.download is not None:
+            info.download(root)
     assert asked == [
-        ("Places365", "places365", {"split": "train-standard", **small}),
-        ("Places365", "places365", {"split": "val", **small}),
-        ("VOCSegmentation", "voc-segmentation", {"year": "2012", "download": True}),
-        ("FGVCAircraft", "aircraft", {"split": "train", "download": True}),
-        ("DTD", "textures", {"download": True}),
-        *(
-            (
-                f"http://ufldl.stanford.edu/housenumbers/{part}_32x32.mat",
-                "svhn",
-                f"{part}_32x32.mat",
-            )
-            for part in ("train", "test")
-        ),
-        (f"{flowers}102flowers.tgz", "flowers-102"),
-        (f"{flowers}imagelabels.mat", "flowers-102", "imagelabels.mat"),
-        (f"{flowers}setid.mat", "flowers-102", "setid.mat"),
+        ("Flowers102", root),
+        ("Places365", root / "places365", "train-standard", True),
+        ("Places365", root / "places365", "val", True),
+        ("FGVCAircraft", root / "aircraft", "train"),
+        ("DTD", root / "textures"),
+        *(("SVHN", root / "svhn", split) for split in ("train", "test")),
+        ("VOCSegmentation", root / "voc-segmentation", "2012"),
     ]
 
 
-def test_a_download_that_fails_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_fails_or_does_not_exist_is_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fetch(place: Path, *, download: bool) -> None:
         raise RuntimeError("File not found\nor corrupted")
 
     monkeypatch.setattr(torchvision_sets, "DTD", fetch)
-    with pytest.raises(
-        DataError, match=r"'textures': the download to .* failed \(File not found or"
-    ):
+    with pytest.raises(DataError, match=r"'textures'.*\(File not found or"):
         load("textures", [root], download=True)
-
-
-def test_what_cannot_be_fetched_says_how_to_get_it(root: Path) -> None:
     with pytest.raises(DataError, match=r"'cubs' cannot be downloaded: get CUB_200_2011\.tgz"):
         load("cubs", [root], download=True)
 
 
-def test_looking_does_not_unpack(root: Path) -> None:
-    root.mkdir()
-    (root / "gtsrb.tar").write_bytes(b"not looked into")
-    assert locate("gtsrb", [root]) == root / "gtsrb.tar"
-    assert [p.name for p in root.iterdir()] == ["gtsrb.tar"]
+# -- archives: unpacked once, whole or not at all, never outside their folder ---------------------------
+
+
+def pack(root: Path, name: str, members: list[tuple[str, bytes | tarfile.TarInfo]]) -> Path:
+    """Write ``<root>/<name>.tar`` of files by name, or of members as they are."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(root / f"{name}.tar", "w") as archive:
+        for path, content in members:
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+                continue
+            member = tarfile.TarInfo(path)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return root / f"{name}.tar"
+
+
+def special(name: str, kind: bytes, link: str = "") -> tuple[str, tarfile.TarInfo]:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, link
+    return name, member
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("top", ["gtsrb/", ""])
+def test_it_is_unpacked_beside_the_archive_once(root: Path, top: str) -> None:
+    packed = pack(root, "gtsrb", [(f"{top}train/a/1.jpg", b"one"), (f"{top}test/a/2.jpg", b"two")])
+    assert locate("gtsrb", [root]) == packed  # looking does not unpack
+    assert find("gtsrb", [root]) == root / "gtsrb"
+    assert (root / "gtsrb" / "train" / "a" / "1.jpg").read_bytes() == b"one"
+    assert sorted(p.name for p in root.iterdir()) == ["gtsrb", "gtsrb.tar"]
+    packed.unlink()
+    assert find("gtsrb", [root]) == root / "gtsrb"
+
+
+def test_it_goes_to_the_cache_where_the_folder_is_read_only(root: Path, tmp_path: Path) -> None:
+    packed = pack(root, "dtd", [("dtd/train/a/1.jpg", b"one")])
+    root.chmod(0o555)  # not written to even by root
+    try:
+        place = find("dtd", [root])
+        assert place is not None
+        assert place.parent == tmp_path / "cache" / "data"
+        assert everything(root) == ["dtd.tar"]
+        before = (place / "train" / "a" / "1.jpg").stat().st_mtime_ns
+        assert find("dtd", [root]) == place
+        assert (place / "train" / "a" / "1.jpg").stat().st_mtime_ns == before
+        os.utime(packed, (1, 1))  # another archive of that name
+        assert find("dtd", [root]) != place
+    finally:
+        root.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        special("gtsrb/link", tarfile.SYMTYPE, "/etc/passwd"),
+        special("gtsrb/hard", tarfile.LNKTYPE, "gtsrb/a.jpg"),
+        special("gtsrb/device", tarfile.CHRTYPE),
+        special("gtsrb/pipe", tarfile.FIFOTYPE),
+        ("../outside.jpg", b"x"),
+        ("gtsrb/../../outside.jpg", b"x"),
+    ],
+)
+def test_hostile_members_leave_nothing(root: Path, member: tuple[str, bytes]) -> None:
+    pack(root, "gtsrb", [("gtsrb/a.jpg", b"x"), member])
+    with pytest.raises(DataError, match=r"gtsrb\.tar: .*(refused|cannot be unpacked)"):
+        find("gtsrb", [root])
+    assert everything(root.parent) == ["sets", "sets/gtsrb.tar"]
+
+
+def test_an_absolute_name_stays_inside(root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.jpg"
+    pack(root, "gtsrb", [(str(outside), b"x")])
+    find("gtsrb", [root])
+    assert not outside.exists()
+
+
+def claiming(packed: Path) -> bytes:
+    """The archive, with a first member that says it is a terabyte."""
+    member = tarfile.TarInfo("gtsrb/0.jpg")
+    member.size = 1 << 40
+    return member.tobuf()[:512] + packed.read_bytes()[512:]
+
+
+def compressed(packed: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("gtsrb/a.jpg"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("part", [0, 100, 700, 6000, claiming, compressed])
+def test_a_damaged_archive_leaves_nothing(root: Path, part: object) -> None:
+    packed = pack(root, "gtsrb", [(f"gtsrb/{i}.jpg", bytes(3000)) for i in range(4)])
+    packed.write_bytes(part(packed) if callable(part) else packed.read_bytes()[:part])
+    with pytest.raises(DataError, match=r"gtsrb\.tar: "):
+        find("gtsrb", [root])
+    assert everything(root) == ["gtsrb.tar"]
+
+
+def test_a_full_disk_is_found_before_anything_is_written(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(root, "gtsrb", [("gtsrb/a.jpg", bytes(5000))])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 4999}))
+    with pytest.raises(DataError, match=r"needs 5000 bytes in .*, which has 4999"):
+        find("gtsrb", [root])
+    assert everything(root) == ["gtsrb.tar"]
+
+
+def test_a_process_that_was_faster_is_no_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(root, "gtsrb", [("gtsrb/a.jpg", b"mine")])
+    rename = Path.rename
+
+    def late(source: Path, target: Path) -> Path:
+        target.mkdir()
+        (target / "a.jpg").write_bytes(b"theirs")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert find("gtsrb", [root]) == root / "gtsrb"
+    assert (root / "gtsrb" / "a.jpg").read_bytes() == b"theirs"
+    assert everything(root) == ["gtsrb", "gtsrb.tar", "gtsrb/a.jpg"]
+
+
+def test_a_packed_set_is_read(root: Path) -> None:
+    toy_sets.folders(root / "made" / "cifar10")
+    with tarfile.open(root / "cifar10.tar", "w") as archive:
+        archive.add(root / "made" / "cifar10", "cifar10")
+    with pytest.warns(PiggybackWarning, match="12 train images, published 5000"):
+        assert len(load("cifar10", [root]).test) == 6
 
 
 @pytest.mark.shared_data

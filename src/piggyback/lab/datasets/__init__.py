@@ -3,7 +3,7 @@
     dataset(name)   what is known about one: counts, preparation, licence, layout, where to get it
     load(name)      its ImageData, from the user's disk; says what is missing, or differs from what was published
 
-Reading order: info.py, registry.py, find.py; then one small module a family, over listed.py.
+Reading order: info.py, registry.py, find.py; then paper.py and decathlon.py, over lists.py.
 """
 
 from piggyback.lab.datasets.find import default_roots, find, load, locate, missing

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from torchvision import datasets
+
+from piggyback.errors import require
 from piggyback.train.data.sets import ImageData
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
     """One data set: what it is, where it is looked for, how it is read and prepared.
 
@@ -22,16 +25,16 @@ class DatasetInfo:
 
     name: str
     title: str
-    kind: Literal["classification", "segmentation"]
+    kind: Literal["classification", "segmentation"] = "classification"
     classes: int
     counts: Mapping[str, int]
     """Published number of images by split. Without "val", val is cut from train. With "val" and without labels for
     test, the published val is measured in its place, and val is cut from train."""
-    image_size: int
+    image_size: int = 224
     """Side of the square the paper's networks see, in pixels."""
-    crop_pct: float
+    crop_pct: float = 0.875
     """1.0: the image, or the part in its box, is squeezed into the square; below: resized, then the centre."""
-    flip: bool
+    flip: bool = True
     """Whether training images may be mirrored."""
     licence: str
     """One line; the publisher's own words decide."""
@@ -52,3 +55,19 @@ class DatasetInfo:
     def places(self) -> tuple[str, ...]:
         """Names that its folder may have, the usual one first."""
         return self.folders or (self.name,)
+
+
+def by_torchvision(name: str, folder: str, *calls: dict[str, Any]) -> Callable[[Path], None]:
+    """Return a ``download`` that torchvision's class ``name`` does, into ``folder``; once for each of ``calls``.
+
+    Only fetching is left to torchvision. Its readers decode one image at a time and keep the names of their files
+    private; ours name a file that is listed and missing, or torn, before training starts.
+    """
+
+    def download(root: Path) -> None:
+        if name in ("Flowers102", "SVHN"):  # which read their .mat files, too
+            require("scipy.io", "data")
+        for options in calls or ({},):
+            getattr(datasets, name)(root / folder, download=True, **options)
+
+    return download

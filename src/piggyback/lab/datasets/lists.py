@@ -1,23 +1,39 @@
-"""Sets whose files are named in lists: a list that names what is not there is found before training starts."""
+"""What readers share: text, JSON and MATLAB files of annotations, and sets made of the files that these name.
+
+A list that names what is not there is found before training starts.
+"""
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 
+<<<<<<< HEAD:src/piggyback/lab/datasets/listed.py
 from piggyback.errors import DataError
 from piggyback.images.decode import Box, check_image
+=======
+from piggyback.errors import DataError, require
+from piggyback.images.decode import Box, check_image
+>>>>>>> 1584327 (Data sets: MATLAB files by SciPy, fetching by torchvision's classes, one module a family):src/piggyback/lab/datasets/lists.py
 from piggyback.train.data.folder import load_split
 from piggyback.train.data.sets import ImageData, ImageSet
 from piggyback.train.data.splits import cut
 
 _FAR = 1 << 31
 """No image has as many pixels a side."""
+
+_NOT_MATLAB = (
+    *(ArithmeticError, LookupError, NotImplementedError, OSError, TypeError, ValueError),
+    zlib.error,
+)
+"""What scipy raises, besides its own error, for files that are damaged, cut off, or not of level 5."""
 
 
 def required(path: Path) -> Path:
@@ -27,6 +43,9 @@ def required(path: Path) -> Path:
             f"{path}: no such file or folder; `piggyback data` NAME shows the layout that is expected"
         )
     return path
+
+
+# -- text and JSON -----------------------------------------------------------------------------------
 
 
 def rows(path: Path, columns: int) -> list[list[str]]:
@@ -81,6 +100,63 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
 
 
+# -- MATLAB ------------------------------------------------------------------------------------------
+
+
+def read_matlab(path: Path, key: str) -> Any:
+    """Return the variable ``key`` of a .mat file without axes of length 1; raises DataError.
+
+    By scipy, which finds every cut and any damage to a compressed file, as the published ones are.
+    """
+    io = require("scipy.io", "data")
+    required(path)
+    try:
+        found = io.loadmat(path, squeeze_me=True, variable_names=[key])
+    except (*_NOT_MATLAB, io.matlab.MatReadError) as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: cannot be read as a MATLAB file, level 5 ({told})") from error
+    if key not in found:
+        raise DataError(f"{path}: holds no variable {key!r}; is it the right file?")
+    return found[key]
+
+
+def whole_numbers(path: Path, key: str) -> list[int]:
+    """Return the variable ``key`` as whole numbers; raises DataError for anything else."""
+    values = np.atleast_1d(read_matlab(path, key))
+    if (
+        values.ndim != 1
+        or values.dtype.kind not in "iuf"
+        or not np.isfinite(values).all()
+        or (values != np.floor(values)).any()
+    ):
+        raise DataError(f"{path}: {key!r}: expected a row of whole numbers")
+    return [int(value) for value in values]
+
+
+def texts(path: Path, key: str) -> list[str]:
+    """Return the variable ``key``, cells of text; raises DataError for anything else."""
+    values = np.atleast_1d(read_matlab(path, key)).tolist()
+    if not all(isinstance(value, str) for value in values):
+        raise DataError(f"{path}: {key!r}: expected cells of text")
+    return values
+
+
+def structs(path: Path, key: str, fields: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return of the variable ``key``, structs, the values of ``fields``; raises DataError for anything else."""
+    values = np.atleast_1d(read_matlab(path, key))
+    if values.ndim != 1 or values.dtype.names is None:
+        raise DataError(f"{path}: {key!r}: expected an array of structs")
+    absent = [name for name in fields if name not in values.dtype.names]
+    if absent:
+        raise DataError(
+            f"{path}: {key!r} has no {', '.join(absent)}: expected the file with labels"
+        )
+    return [tuple(row[name] for name in fields) for row in values]
+
+
+# -- sets --------------------------------------------------------------------------------------------
+
+
 def inside(folder: Path, name: str, source: Path) -> Path:
     """Return ``folder / name``; DataError if ``name``, which ``source`` gives, would leave the folder.
 
@@ -91,6 +167,17 @@ def inside(folder: Path, name: str, source: Path) -> Path:
     if not parts or ".." in parts or PurePosixPath(name).is_absolute():
         raise DataError(f"{source}: {name!r}: expected a path inside {folder}")
     return folder.joinpath(*parts)
+
+
+def labels_of(names: Iterable[str], classes: Sequence[str], source: Path) -> list[int]:
+    """Return the label of each class name in ``source``; raises DataError for one that is not in ``classes``."""
+    place = {name: label for label, name in enumerate(classes)}
+    found = []
+    for name in names:
+        if name not in place:
+            raise DataError(f"{source}: class {name!r} is not one of the {len(classes)} classes")
+        found.append(place[name])
+    return found
 
 
 def image_set(
@@ -113,20 +200,15 @@ def image_set(
     for file, box in zip(files, boxes or (), strict=False):
         if not all(-_FAR < edge < _FAR for edge in box):
             raise DataError(f"{source}: {file.name} has box {box}: expected pixels")
-    _check_there(files, source)
 
-    def problem(index: int) -> str | None:
+    def check(index: int) -> None:
         try:
             check_image(files[index], box=None if boxes is None else boxes[index])
         except DataError as error:
-            return str(error)
-        return None
+            raise DataError(f"{error} (listed in {source})") from error
 
     with ThreadPoolExecutor() as pool:
-        for text in pool.map(problem, range(len(files))):
-            if text is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise DataError(f"{text} (listed in {source})")
+        list(pool.map(check, range(len(files))))  # raises the first fault and cancels the rest
     return ImageSet(
         tuple(classes),
         torch.tensor(labels, dtype=torch.int64),
@@ -135,21 +217,8 @@ def image_set(
     )
 
 
-def folder_splits(root: Path, name: str, train: str, test: str) -> ImageData:
+def folder_splits(root: Path, name: str, train: str = "train", test: str = "test") -> ImageData:
     """Return ``<root>/<train>/<class>/`` and ``<root>/<test>/<class>/``, with val cut from train."""
     folders = [required(root / split) for split in (train, test)]
     learned, measured = (load_split(folder) for folder in folders)
     return cut(name, learned, None, measured)
-
-
-def _check_there(files: Iterable[Path], source: Path) -> None:
-    """One listing a folder, rather than a question a file: sets have up to millions of files."""
-    listings: dict[Path, set[str]] = {}
-    for file in files:
-        folder = file.parent
-        if folder not in listings:
-            listings[folder] = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-        if file.name not in listings[folder]:
-            raise DataError(
-                f"{file}: no such file, though {source} lists it; unpack the images again"
-            )
