@@ -180,7 +180,7 @@ def test_a_listed_file_that_is_not_there_is_named_with_its_list(name: str, root:
     folder = made(name, root)
     gone = train_image(folder)
     gone.unlink()
-    with pytest.raises(DataError, match=rf"{gone.name}.*No such file.*\(listed in "):
+    with pytest.raises(DataError, match=rf"{gone.name}.*no such file.*\(listed in "):
         read(name, folder)
 
 

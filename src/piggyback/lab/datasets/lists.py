@@ -15,13 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-<<<<<<< HEAD:src/piggyback/lab/datasets/listed.py
-from piggyback.errors import DataError
-from piggyback.images.decode import Box, check_image
-=======
 from piggyback.errors import DataError, require
 from piggyback.images.decode import Box, check_image
->>>>>>> 1584327 (Data sets: MATLAB files by SciPy, fetching by torchvision's classes, one module a family):src/piggyback/lab/datasets/lists.py
 from piggyback.train.data.folder import load_split
 from piggyback.train.data.sets import ImageData, ImageSet
 from piggyback.train.data.splits import cut
@@ -135,7 +130,7 @@ def whole_numbers(path: Path, key: str) -> list[int]:
 
 def texts(path: Path, key: str) -> list[str]:
     """Return the variable ``key``, cells of text; raises DataError for anything else."""
-    values = np.atleast_1d(read_matlab(path, key)).tolist()
+    values: list[Any] = np.atleast_1d(read_matlab(path, key)).tolist()
     if not all(isinstance(value, str) for value in values):
         raise DataError(f"{path}: {key!r}: expected cells of text")
     return values

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
+from numbers import Real
 from pathlib import Path
-
-import numpy as np
 
 from piggyback.errors import DataError
 from piggyback.images.decode import Box
@@ -101,7 +100,7 @@ def read_cars(root: Path) -> ImageData:
         boxes: list[Box] = []
         for number, (*values, name) in enumerate(structs(source, "annotations", fields), 1):
             for value in values:
-                if not isinstance(value, (int, float, np.number)) or value != value // 1:
+                if not isinstance(value, Real) or not float(value).is_integer():
                     raise DataError(
                         f"{source}, annotation {number}: {value!r}: expected a whole number"
                     )
