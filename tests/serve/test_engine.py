@@ -53,17 +53,17 @@ class Gate:
     """Holds every forward pass up until it is opened."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        from piggyback.serve.replicas.copies import LiveCopy
+        from piggyback.serve.replicas.copies import ModelCopy
 
         self.opened, self.reached = threading.Event(), threading.Event()
-        run = LiveCopy.run
+        run = ModelCopy.run
 
-        def held(copy: LiveCopy, x: torch.Tensor) -> torch.Tensor:
+        def held(copy: ModelCopy, x: torch.Tensor) -> torch.Tensor:
             self.reached.set()
             assert self.opened.wait(30)
             return run(copy, x)
 
-        monkeypatch.setattr(LiveCopy, "run", held)
+        monkeypatch.setattr(ModelCopy, "run", held)
 
 
 # -- answers -----------------------------------------------------------------------------------

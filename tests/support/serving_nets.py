@@ -46,20 +46,6 @@ class Blocks(nn.Module):
         return torch.cat([x, -x], 1)
 
 
-class Peeks(nn.Module):
-    """Uses a convolution's output before and after batch norm: folding would change what it gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
-        self.bn = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return self.fc((x + self.bn(x)).mean((2, 3)))
-
-
 def backbone(module: nn.Module, head: str = "fc", seed: int = 0) -> Backbone:
     """``module`` with random statistics, as a backbone for images of ``SIDE`` pixels."""
     generator = torch.Generator().manual_seed(seed)

@@ -87,7 +87,7 @@ class Service:
 
     def listing(self) -> dict[str, Any]:
         backbone = {"source": "timm/efficientnet_lite0.ra_in1k", "fingerprint": "5c0ffee5c0ffee55"}
-        speed = "float32, channels last, 49 norms folded"
+        speed = "float32, channels last"
         return {
             "backbone": backbone,
             "speed": speed,

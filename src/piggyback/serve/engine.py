@@ -86,7 +86,6 @@ class Engine:
                 backbone,
                 device=self.options.place,
                 precision=self.options.precision,
-                fold=self.options.fold,
                 compile=self.options.compile,
             )
             shapes = self._network.shapes

@@ -37,8 +37,6 @@ class EngineOptions:
     """None: the first GPU, else the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the network's arithmetic; auto: bfloat16 where it is measured to be clearly faster."""
-    fold: bool = True
-    """Whether batch norms may be folded into convolutions: the same numbers but for rounding, sooner."""
     compile: bool = False
     """Whether the network is compiled: minutes for the first batches, which come after the start; faster ones then."""
     watch_s: float = 1.0

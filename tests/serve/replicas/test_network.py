@@ -39,10 +39,9 @@ def x() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("head", ["linear", "conv"])
-@pytest.mark.parametrize("fold", [True, False])
-def test_tasks_of_all_kinds_in_turn_give_what_the_model_gives(x, fold, head):
+def test_tasks_of_all_kinds_in_turn_give_what_the_model_gives(x, head):
     made = backbone(Blocks(head))
-    network, twin = Network(made, precision="float32", fold=fold), Twin(made)
+    network, twin = Network(made, precision="float32"), Twin(made)
     live = network.new_copy()
     tasks = [
         random_task(made, seed, rule, norm, classes=3 + seed % 2)
@@ -55,10 +54,9 @@ def test_tasks_of_all_kinds_in_turn_give_what_the_model_gives(x, fold, head):
         assert close(live.run(x), twin(task, x)), (task.info.rule, list(task.norm)[:1])
 
 
-@pytest.mark.parametrize("fold", [True, False])
-def test_bfloat16_is_near(x, fold):
+def test_bfloat16_is_near(x):
     made = backbone(Blocks())
-    network, twin = Network(made, precision="bfloat16", fold=fold), Twin(made)
+    network, twin = Network(made, precision="bfloat16"), Twin(made)
     live = network.new_copy()
     for seed, rule in enumerate(RULES.values()):
         for norm in ("frozen", "trained"):
@@ -76,7 +74,7 @@ def test_a_task_that_masks_other_weights_or_none(x):
     live, before = network.new_copy(), network.copy_bytes
     selections = [
         None,
-        ["stem", "bn1.weight", "bn2.bias", "wide.bias"],  # some of it is folded away
+        ["stem", "bn1.weight", "bn2.bias", "wide.bias"],
         ["neck.bias", "norm.weight", "bare"],  # no copy has memory of its own for the bias yet
         "wide",
     ]
@@ -233,21 +231,21 @@ def test_outputs_that_are_not_one_a_class_are_refused(x):
 
 def test_tasks_that_do_not_fit_are_refused_when_packed():
     made = backbone(Blocks())
-    network = Network(made, precision="float32", fold=False)
+    network = Network(made, precision="float32")
     other = backbone(Blocks("conv"))
     task = random_task(made, 0)
     with pytest.raises(TaskFileError, match="head of kind 'linear'"):
         network.pack(type(task)("t", task.masks, {}, info=task.info))
     with pytest.raises(BackboneMismatchError):
         network.pack(random_task(seeded(Tiny), 0))
-    assert Network(other, precision="float32", fold=False).fingerprint != network.fingerprint
+    assert Network(other, precision="float32").fingerprint != network.fingerprint
 
 
 def test_wrong_preprocessing_and_precision_are_named():
     made = backbone(Blocks())
     with pytest.raises(InputError, match="precision 'float16': expected one of auto"):
         Network(made, precision="float16")
-    with pytest.raises(BackboneError, match=r"takes no images of 3 x 16 x 16"):
+    with pytest.raises(BackboneError, match=r"does not take images of 3 x 16 x 16"):
         Network(type(made)(seeded(Tiny), "toy", made.preprocessing, "head"))
 
 
@@ -280,6 +278,4 @@ def test_a_network_that_does_not_run_in_bfloat16_stays_in_float32():
 
     made = backbone(Wide())
     network = Network(made)
-    assert network.speed.startswith(
-        "float32, channels last, 3 norms folded, does not run in bfloat16"
-    )
+    assert network.speed.startswith("float32, channels last, does not run in bfloat16")

@@ -45,10 +45,9 @@ def test_a_task_holds_its_bits_its_head_and_what_it_changes_of_norms():
     assert found.masks.parts[0].keep.untyped_storage().nbytes() == packed_bits(task)
     assert packed_bits(task) + head < found.nbytes < packed_bits(task) + head + 4096
     trained = network.pack(random_task(made, 0, norm="trained"))
-    channels, layer_norm = 8 + 16 + 16, 2 * 12
-    assert trained.scales.numel() == trained.shifts.numel() == channels
-    assert [own.numel() for own in trained.own] == [layer_norm]
-    assert trained.nbytes - found.nbytes >= 4 * (2 * channels + layer_norm)
+    batch_norms, layer_norm = 4 * 8 + 4 * 16 + 2 * 16, 2 * 12
+    assert trained.norm.numel() == batch_norms + layer_norm
+    assert trained.nbytes - found.nbytes >= 4 * (batch_norms + layer_norm)
     low = Network(made, precision="bfloat16").pack(task)
     assert sum(t.element_size() * t.numel() for t in low.head) == head // 2
 
@@ -71,17 +70,11 @@ def own_objects(task: PackedTask) -> list[object]:
 
 def test_objects_in_memory_do_not_grow_with_the_layers_of_a_network():
     made = load_backbone("timm:mobilenetv3_small_050", pretrained=False, image_size=32)
-    network = Network(made, precision="float32", fold=False)
-    folded = Network(made, precision="float32")
+    network = Network(made, precision="float32")
     frozen, trained = (random_task(made, 1, norm=norm) for norm in ("frozen", "trained"))
     assert (len(frozen.masks), len(trained.norm)) == (53, 136)
-    for net, task, most in (
-        (network, frozen, 3),
-        (network, trained, 4),
-        (folded, frozen, 3),
-        (folded, trained, 5),
-    ):
-        held = own_objects(net.pack(task))
+    for task, most in ((frozen, 3), (trained, 4)):
+        held = own_objects(network.pack(task))
         assert sum(isinstance(item, torch.Tensor) for item in held) == most
         assert len(held) < 30
 

@@ -174,7 +174,7 @@ DESCRIBED = (
                 "source": "timm:efficientnet_lite0.ra_in1k",
                 "fingerprint": "2c26b46b68ffc68f",
             },
-            "speed": "float32, channels last, 49 norms folded",
+            "speed": "float32, channels last",
             "tasks": [_EXAMPLE_TASK],
             "refused": {},
             "limits": {"body_bytes": 16_777_216, "pixels": 25_000_000, "images": 32, "tasks": 32},

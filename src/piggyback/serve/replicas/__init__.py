@@ -1,1 +1,1 @@
-"""The network as it runs: made fast, copied, with tasks as bits to write into copies."""
+"""The network as it runs: made fast, copied, and tasks as bits to write into the copies."""

@@ -1,14 +1,14 @@
 """Live copies of one network, each with a task's weights in it; they share whatever no task changes.
 
 Prototype     base weights, and everything that copies have in common
-LiveCopy      memory of its own for masked weights, normalisation and a head
+ModelCopy     memory of its own for masked weights, normalisation and a head
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -17,11 +17,9 @@ from torch import Tensor, nn
 
 from piggyback.errors import InputError, TaskStateError
 from piggyback.masks.bits import is_dense, unpack
-from piggyback.masks.flat import FlatMasks
 from piggyback.masks.forms import formed_weight
 from piggyback.masks.switch import Scratch, SwitchPlan
 from piggyback.network.frozen import replace_module
-from piggyback.serve.replicas.folding import over_rows
 from piggyback.serve.replicas.packed import PackedTask
 
 MODULE_BYTES = 4096
@@ -51,13 +49,12 @@ class Prototype:
         self,
         module: nn.Module,
         head: str,
-        plain: Mapping[str, Tensor],
         owned: Iterable[str],
         dtype: torch.dtype,
         *,
         compiled: bool = False,
     ) -> None:
-        """``plain`` has the weights that were scaled in ``module`` as they were, ``owned`` names what tasks change."""
+        """``owned`` names the tensors that tasks usually change."""
         replace_module(module, head, _head_slot()() if compiled else nn.Identity())
         for param in module.parameters():
             if not is_dense(param):  # bits are laid out for weights that fill one block of memory
@@ -65,8 +62,6 @@ class Prototype:
         self.module = module.eval().requires_grad_(False)
         self.head, self.compiled = head, compiled
         self.base: dict[str, Tensor] = tensors_of(module)
-        self.plain: dict[str, Tensor] = {**self.base, **plain}
-        """The base weights that scales are applied to."""
         self.owned = {name for name in owned if name in self.base}
         self.image_layout = any(isinstance(m, nn.Conv2d) for m in module.modules())
         self.lock = threading.Lock()
@@ -83,7 +78,7 @@ class Prototype:
         return tensors + MODULE_BYTES * sum(1 for _ in self.module.modules())
 
 
-class LiveCopy:
+class ModelCopy:
     """A copy of a network that runs one task at a time: ``write`` makes a task live, ``run`` asks it.
 
     ``write`` has one caller at a time, and none while ``run`` is at work; copies do not disturb each other.
@@ -104,7 +99,7 @@ class LiveCopy:
             self._module.compile()
         self._head_like: nn.Module | None = None
         self._head: tuple[Tensor, ...] = ()
-        self._plans: dict[tuple[tuple[str, ...], bool], SwitchPlan] = {}
+        self._plans: dict[tuple[str, ...], SwitchPlan] = {}
         self._changed: frozenset[str] = frozenset()  # what may differ from the base values
         self._ready = False  # whether a task was written to its end
         self._outputs: int | None = None
@@ -127,10 +122,11 @@ class LiveCopy:
             self._changed |= touched
             for name in left:
                 self._tensors[name].copy_(base[name])
-            self._write_masks(task.masks, task)
-            if task.scales is not None:
-                self._write_scales(task, task.scales)
-            self._write_flat(task)
+            self._write_masks(task)
+            if task.norm is not None:
+                for name, place in task.layout.norm:
+                    live = self._tensors[name]
+                    live.copy_(task.norm[place].view(live.shape))
             self._write_head(task)
             self._changed, self._outputs, self._ready = touched, task.outputs, True
 
@@ -179,44 +175,27 @@ class LiveCopy:
             self._owned.discard(name)
         self._plans.clear()  # they are views
 
-    def _write_masks(self, masks: FlatMasks, task: PackedTask) -> None:
-        plain = self._prototype.plain
-        if task.affine is not None:
-            for (name, mask), numbers in zip(masks.items(), task.affine, strict=True):
-                base = plain[name]
-                bits = unpack(mask).as_strided(base.shape, base.stride())
-                self._tensors[name].copy_(formed_weight(base, bits, numbers, "affine"))
-            return
-        scaled = task.scales is None
-        for part in masks.parts:
-            plan = self._plans.get((part.names, scaled))
+    def _write_masks(self, task: PackedTask) -> None:
+        base = self._prototype.base
+        for part in task.masks.parts:
+            plan = self._plans.get(part.names)
             if plan is None:
-                plan = self._plan(part.names, self._prototype.base if scaled else plain)
                 if len(self._plans) >= MOST_PLANS:
                     self._plans.clear()
-                self._plans[part.names, scaled] = plan
+                live = [self._tensors[name] for name in part.names]
+                with (
+                    torch.inference_mode(False),
+                    torch.no_grad(),
+                ):  # views made in it are read-only outside
+                    plan = SwitchPlan(live, [base[n] for n in part.names], self._prototype.scratch)
+                self._plans[part.names] = plan
             plan.write_(part)
-
-    def _plan(self, names: tuple[str, ...], base: Mapping[str, Tensor]) -> SwitchPlan:
-        with torch.inference_mode(False), torch.no_grad():  # views made in it are read-only outside
-            live = [self._tensors[name] for name in names]
-            return SwitchPlan(live, [base[name] for name in names], self._prototype.scratch)
-
-    def _write_scales(self, task: PackedTask, scales: Tensor) -> None:
-        for name, place in task.layout.scaled:
-            live = self._tensors[name]
-            if name not in task.masks:
-                live.copy_(self._prototype.plain[name])
-            live.mul_(over_rows(scales[place], live))
-
-    def _write_flat(self, task: PackedTask) -> None:
-        if task.shifts is not None:
-            for name, place in task.layout.shifted:
-                self._tensors[name].copy_(task.shifts[place])
-        for places, values in zip(task.layout.own, task.own, strict=True):
-            for name, place in places:
-                live = self._tensors[name]
-                live.copy_(values[place].view(live.shape))
+        if task.coefficients is None:
+            return
+        for name, place in task.layout.coefficients:
+            weight, numbers = base[name], task.coefficients[place]
+            bits = unpack(task.masks[name]).as_strided(weight.shape, weight.stride())
+            self._tensors[name].copy_(formed_weight(weight, bits, numbers, task.form))
 
     def _write_head(self, task: PackedTask) -> None:
         if self._head_like is not task.head_like:

@@ -1,30 +1,44 @@
-"""The backbone made ready for serving: as fast as this machine runs it, and any number of live copies of it.
+"""The backbone made ready for serving: in the faster arithmetic of this machine, and any number of live copies.
 
-Task  --pack-->  PackedTask  --write-->  LiveCopy  --run-->  outputs
+Task  --pack-->  PackedTask  --write-->  ModelCopy  --run-->  outputs
+
+Folding batch norms into convolutions, and 1x1 convolutions as matrix products, were measured and left out: beside
+channels_last and bfloat16 they gave 1.05 to 1.3 times the images per second end to end (docs/BENCHMARKS.md).
 """
 
 from __future__ import annotations
 
 import copy
-from typing import get_args
+import time
+from math import inf
+from typing import Literal, TypeAlias, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from piggyback.errors import InputError
+from piggyback.errors import BackboneError, InputError
 from piggyback.network.backbone import Backbone
 from piggyback.network.frozen import FrozenBackbone
-from piggyback.serve.replicas.copies import LiveCopy, Prototype
+from piggyback.serve.replicas.copies import ModelCopy, Prototype
 from piggyback.serve.replicas.packed import PackedTask, Packer
-from piggyback.serve.replicas.preparing import Precision, prepare
 from piggyback.taskfile.task import Task
+from piggyback.zoo.weights import first_line
+
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+
+BFLOAT16_GAIN = 1.15
+"""bfloat16 costs accuracy: it is chosen where it is this many times faster, over all batches tried."""
+BATCHES = (1, 8, 32)
+ROUNDS = 7
+BUDGET_S = 2.5
+"""For all measuring; a slow network is measured on smaller batches only, fewer times."""
 
 
 class Network:
     """A backbone ready for serving; it does not change any more, so several threads may use it.
 
-    ``precision="auto"`` is float32, or bfloat16 where that is much faster here. ``fold`` rewrites the network
-    where that makes it faster and leaves its outputs as they are. The caller's backbone stays as it is.
+    ``precision="auto"`` is float32, or bfloat16 where that is measured to be clearly faster. The caller's backbone
+    stays as it is.
 
     >>> network = Network(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10)))
     >>> live = network.new_copy()
@@ -39,7 +53,6 @@ class Network:
         *,
         device: torch.device | str | None = None,
         precision: Precision = "auto",
-        fold: bool = True,
         compile: bool = False,
     ) -> None:
         if precision not in get_args(Precision):
@@ -54,37 +67,23 @@ class Network:
         with torch.inference_mode(False), torch.no_grad():
             frozen = FrozenBackbone(copy.deepcopy(module).eval(), head=head)
             self.fingerprint = frozen.fingerprint
-            """SHA-256 of the backbone as it came, its classifier left out."""
+            """SHA-256 of the backbone as it came, without its classifier."""
             self.shapes = frozen.shapes()
             """Of every weight that a task may mask, by name."""
             owned = (*frozen.masked_names, *frozen.norms())
             original = copy.deepcopy(frozen.head)
-            ready = prepare(
-                frozen.module.to(device or "cpu", torch.float32),
-                frozen.head_name,
-                frozen.masked_names,
-                self.preprocessing,
-                precision,
-                fold,
-            )
-            self.speed = ready.speed
+            ready = frozen.module.to(device or "cpu", torch.float32)
+            words = []
+            if any(isinstance(layer, nn.Conv2d) for layer in ready.modules()):
+                ready.to(memory_format=torch.channels_last)
+                words = ["channels last"]
+            side = None if self.preprocessing is None else self.preprocessing.image_size
+            ready, dtype, remark = _in_precision(ready, side, precision)
+            self.speed = ", ".join([str(dtype).removeprefix("torch."), *words, *remark])
             """How the network runs, in words."""
-            self._prototype = Prototype(
-                ready.module,
-                frozen.head_name,
-                ready.plain,
-                (*owned, *ready.folds.biases),
-                ready.dtype,
-                compiled=compile,
-            )
+            self._prototype = Prototype(ready, frozen.head_name, owned, dtype, compiled=compile)
         self._packer = Packer(
-            self.shapes,
-            frozen.base_state,
-            self.fingerprint,
-            original,
-            self._prototype.base,
-            ready.folds,
-            ready.dtype,
+            self.shapes, frozen.base_state, self.fingerprint, original, self._prototype.base, dtype
         )
 
     def pack(self, task: Task) -> PackedTask:
@@ -95,11 +94,82 @@ class Network:
         """
         return self._packer.pack(task)
 
-    def new_copy(self) -> LiveCopy:
+    def new_copy(self) -> ModelCopy:
         """Return a live copy, without a task in it yet."""
-        return LiveCopy(self._prototype)
+        return ModelCopy(self._prototype)
 
     @property
     def copy_bytes(self) -> int:
         """Bytes that one more live copy takes, without its head."""
         return self._prototype.copy_bytes
+
+
+def _in_precision(
+    module: nn.Module, side: int | None, precision: Precision
+) -> tuple[nn.Module, torch.dtype, list[str]]:
+    """The network in the precision wanted, its dtype, and what else is to be said of it.
+
+    Where no image size is known the network takes unknown inputs, and nothing can be tried on it.
+    """
+    if side is None:
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        return module.to(dtype), dtype, []
+    if problem := _problem(module, _images(module, side, 1)):
+        raise BackboneError(
+            f"the network does not take images of 3 x {side} x {side} ({problem}): expected what its "
+            "preprocessing says; give it the right one, or none"
+        )
+    if precision == "float32":
+        return module, torch.float32, []
+    low = copy.deepcopy(module).to(torch.bfloat16)
+    problem = _problem(low, _images(module, side, 1).bfloat16())
+    if problem and precision == "bfloat16":
+        raise BackboneError(f"the network does not run in bfloat16 ({problem}): use float32")
+    if problem:
+        return module, torch.float32, [f"does not run in bfloat16: {problem}"]
+    if precision == "bfloat16" or _gain(module, low, side) > BFLOAT16_GAIN:
+        return low, torch.bfloat16, []
+    return module, torch.float32, []
+
+
+@torch.inference_mode()
+def _gain(module: nn.Module, low: nn.Module, side: int) -> float:
+    """How many times faster ``low`` is, in bfloat16; the product over some sizes of batch."""
+    end, single, gain = time.perf_counter() + BUDGET_S, 0.0, 1.0
+    for batch in BATCHES:
+        left = end - time.perf_counter()
+        if batch > 1 and 2 * batch * single > left:
+            break
+        x = _images(module, side, batch)
+        # The best of some rounds in which both take turns; of one where time is short.
+        best = [inf, inf]
+        for turn in range(ROUNDS + 1):
+            for index, (net, dtype) in enumerate(((module, x.dtype), (low, torch.bfloat16))):
+                start = time.perf_counter()
+                net(x.to(dtype))
+                if x.is_cuda:
+                    torch.cuda.synchronize(x.device)
+                taken = time.perf_counter() - start
+                best[index] = taken if turn < 2 else min(best[index], taken)  # turn 0 warms up
+            if turn and time.perf_counter() > end - left / 2:
+                break
+        single = single or sum(best)
+        gain *= best[0] / best[1]
+    return gain
+
+
+def _images(module: nn.Module, side: int, batch: int) -> Tensor:
+    """Random images to try ``module`` on, always the same ones."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(batch)
+    x = torch.randn(batch, 3, side, side, generator=generator)
+    return x.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def _problem(module: nn.Module, x: Tensor) -> str:
+    """Why a network cannot run on ``x``, in a line; empty if it can."""
+    try:
+        module(x)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        return first_line(error) or type(error).__name__
+    return ""

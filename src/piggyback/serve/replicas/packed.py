@@ -1,21 +1,18 @@
-"""A task as it waits in memory for its turn: one run of bits, and little else."""
+"""A task as it waits in memory for its turn: its bits in one piece, and few tensors besides."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from piggyback.masks.bits import unpack
 from piggyback.masks.flat import FlatMasks, Layout, Layouts, flat_masks
-from piggyback.masks.forms import formed_weight
-from piggyback.masks.rule import masked_weight
+from piggyback.masks.rule import Form
 from piggyback.model.heads import load_head
 from piggyback.network.fingerprint import IGNORED
-from piggyback.serve.replicas.folding import Folds
 from piggyback.taskfile.fit import check_fits
 from piggyback.taskfile.parse import Shapes
 from piggyback.taskfile.task import Task
@@ -29,43 +26,38 @@ Places = tuple[tuple[str, slice], ...]
 
 @dataclass(frozen=True, eq=False)
 class TaskLayout:
-    """Which tensors a task changes, and where in its own their values are; tasks that are alike share one."""
+    """Which tensors a task changes, and where their values are; similar tasks share one."""
 
     masked: Layout
-    scaled: Places
-    """Weights whose rows are multiplied by ``scales``, and where those are."""
-    shifted: Places
-    """Biases that become ``shifts``."""
-    own: tuple[Places, ...]
-    """State that becomes ``own``; a group for each dtype."""
+    coefficients: Places
+    norm: Places
     touched: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
 class PackedTask:
-    """What a live copy needs to become a task; its tensors are where the network is, and never changed."""
+    """What a live copy needs to become a task. Its tensors are on the network's device and never changed."""
 
     outputs: int | None
-    """Of the head, where that is known: one a class."""
+    """Of the head, one per class; None where that is not known."""
     layout: TaskLayout
     masks: FlatMasks
-    affine: Tensor | None
-    """(masked weights, 4): the coefficients of the affine form."""
-    scales: Tensor | None
-    """float32; None where all weights are scaled as the backbone's."""
-    shifts: Tensor | None
-    own: tuple[Tensor, ...]
+    form: Form
+    coefficients: Tensor | None
+    """float32, flat; None for the plain form."""
+    norm: Tensor | None
+    """float32, flat: normalisation of the task's own, if it has any."""
     head: tuple[Tensor, ...]
     """In the order of ``head_like``'s state dict."""
     head_like: nn.Module
-    """A head without values: one for all heads of the same shape."""
+    """A head without values, shared by all heads of its shape."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes it holds in memory; what it shares with other tasks is not counted."""
-        planes = [p for part in self.masks.parts for p in (part.keep, part.negative)]
-        found = [*planes, self.affine, self.scales, self.shifts, *self.own, *self.head]
-        tensors = [tensor for tensor in found if tensor is not None]
+        """Bytes in memory, without what is shared with other tasks."""
+        planes = [plane for part in self.masks.parts for plane in (part.keep, part.negative)]
+        held = [*planes, self.coefficients, self.norm, *self.head]
+        tensors = [tensor for tensor in held if tensor is not None]
         values = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return values + OBJECT_BYTES * (len(tensors) + 2)
 
@@ -80,15 +72,14 @@ class Packer:
         fingerprint: str,
         head: nn.Module,
         base: Mapping[str, Tensor],
-        folds: Folds,
         dtype: torch.dtype,
     ) -> None:
-        """``shapes``, ``state`` and ``head`` are the backbone's as it came, ``base`` the tensors of live copies."""
+        """``shapes``, ``state`` and ``head`` are the original backbone's, ``base`` the tensors of live copies."""
         self._shapes, self._state, self._fingerprint, self._head = shapes, state, fingerprint, head
-        self._base, self._folds, self._dtype = base, folds, dtype
+        self._base, self._dtype = base, dtype
         self._device = next((t.device for t in base.values()), torch.device("cpu"))
         self._masked = Layouts()
-        # What tasks share is gone with the last of them.
+        # What tasks share goes with the last of them.
         self._layouts: WeakValueDictionary[tuple[object, ...], TaskLayout] = WeakValueDictionary()
         self._heads: WeakValueDictionary[tuple[object, ...], nn.Module] = WeakValueDictionary()
 
@@ -101,54 +92,27 @@ class Packer:
         """
         check_fits(task, self._shapes, self._state, self._fingerprint)
         with torch.inference_mode(False):
-            return self._packed(task)
-
-    def _packed(self, task: Task) -> PackedTask:
-        form, folds = task.info.rule.form, self._folds
-        changed = self._sources(task)
-        kept = {name: mask for name, mask in task.masks.items() if name not in changed}
-        masks = flat_masks(kept, self._base, self._masked)
-        scales, shifts = {}, {}
-        if changed or form == "channel" or (form == "affine" and folds.pairs):
-            for name, pair in folds.pairs.items():
-                scales[name], shifts[pair.bias] = folds.scale_and_shift(name, changed)
-            if form == "channel":
-                for name in kept:
-                    scale = task.coefficients[name].reshape(-1)
-                    scales[name] = scale * scales[name] if name in scales else scale
-        affine = [task.coefficients[name] for name in kept] if form == "affine" else []
-        own: dict[torch.dtype, dict[str, Tensor]] = {}
-        for name, tensor in task.norm.items():
-            if name not in changed and name not in kept and not name.endswith(IGNORED):
-                own.setdefault(self._base[name].dtype, {})[name] = tensor
-        like, head = self._head_of(task)
-        info = task.info
-        outputs = getattr(like, "out_features", getattr(like, "out_channels", None))
-        return PackedTask(
-            outputs=len(info.classes) or outputs,
-            layout=self._layout(masks.layout, scales, shifts, own.values()),
-            masks=masks,
-            affine=torch.stack(affine).to(self._device) if affine else None,
-            scales=self._flat(scales, torch.float32) if scales else None,
-            shifts=self._flat(shifts, torch.float32) if shifts else None,
-            own=tuple(self._flat(group, dtype) for dtype, group in own.items()),
-            head=head,
-            head_like=like,
-        )
-
-    def _sources(self, task: Task) -> dict[str, Tensor]:
-        """What the task changes of the tensors that were folded into convolutions."""
-        found = {n: t for n, t in task.norm.items() if n in self._folds.sources}
-        for name, mask in task.masks.items():
-            if name in self._folds.sources:
-                base, bits = self._folds.sources[name], unpack(mask)
-                numbers = task.coefficients.get(name)
-                found[name] = (
-                    masked_weight(base, bits)
-                    if numbers is None
-                    else formed_weight(base, bits, numbers, task.info.rule.form)
-                )
-        return found
+            masks = flat_masks(task.masks, self._base, self._masked)
+            form = task.info.rule.form
+            own = () if form == "plain" else task.masks
+            coefficients = {name: task.coefficients[name] for name in own}
+            norm = {
+                name: tensor
+                for name, tensor in task.norm.items()
+                if name not in task.masks and not name.endswith(IGNORED)
+            }
+            like, head = self._head_of(task)
+            outputs = getattr(like, "out_features", getattr(like, "out_channels", None))
+            return PackedTask(
+                outputs=len(task.info.classes) or outputs,
+                layout=self._layout(masks.layout, coefficients, norm),
+                masks=masks,
+                form=form,
+                coefficients=self._flat(coefficients),
+                norm=self._flat(norm),
+                head=head,
+                head_like=like,
+            )
 
     def _head_of(self, task: Task) -> tuple[nn.Module, tuple[Tensor, ...]]:
         head = load_head(task, self._head)
@@ -161,35 +125,24 @@ class Packer:
         return like, moved
 
     def _layout(
-        self,
-        masked: Layout,
-        scales: Mapping[str, Tensor],
-        shifts: Mapping[str, Tensor],
-        own: Collection[Mapping[str, Tensor]],
+        self, masked: Layout, coefficients: Mapping[str, Tensor], norm: Mapping[str, Tensor]
     ) -> TaskLayout:
-        groups = tuple(map(tuple, own))
-        key = (masked, tuple(scales), tuple(shifts), groups)
+        key = (masked, *((name, t.numel()) for name, t in coefficients.items()), tuple(norm))
         found = self._layouts.get(key)
         if found is None:
-            made = TaskLayout(
-                masked,
-                _places(scales),
-                _places(shifts),
-                tuple(map(_places, own)),
-                frozenset(
-                    (*masked.places, *scales, *shifts, *(n for names in groups for n in names))
-                ),
-            )
+            touched = frozenset((*masked.places, *norm))
+            made = TaskLayout(masked, _places(coefficients), _places(norm), touched)
             found = self._layouts.setdefault(key, made)
         return found
 
-    def _flat(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        joined = torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors.values()])
-        return joined.to(self._device)
+    def _flat(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        if not tensors:
+            return None
+        return torch.cat([t.reshape(-1).float() for t in tensors.values()]).to(self._device)
 
 
 def _places(tensors: Mapping[str, Tensor]) -> Places:
-    """Where each of some tensors is when they are joined."""
+    """Where each of some tensors is once they are joined."""
     found, start = [], 0
     for name, tensor in tensors.items():
         found.append((name, slice(start, start + tensor.numel())))

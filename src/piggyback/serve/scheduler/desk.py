@@ -18,7 +18,7 @@ from typing import Literal
 
 from piggyback.errors import ClosedError, InputError, OverloadError, UnavailableError
 from piggyback.schemas import Tier
-from piggyback.serve.replicas.copies import LiveCopy
+from piggyback.serve.replicas.copies import ModelCopy
 from piggyback.serve.replicas.packed import PackedTask
 from piggyback.serve.scheduler.queues import Queues
 from piggyback.serve.scheduler.requests import Request, fail
@@ -38,7 +38,7 @@ class Lease:
 
     key: Key
     batch: list[Request]
-    copy: LiveCopy
+    copy: ModelCopy
     tier: Tier
     """Where the task was."""
     write: PackedTask | None
@@ -54,7 +54,7 @@ class Desk:
     def __init__(
         self,
         memory: int,
-        copies: Collection[LiveCopy],
+        copies: Collection[ModelCopy],
         copy_bytes: int,
         *,
         max_batch: int,
@@ -68,7 +68,7 @@ class Desk:
             self._lock
         )  # something ended: there may be room, or peace
         self._queues: Queues[Key, Request] = Queues(max_batch, patience)
-        self._tiers: Tiers[Key, PackedTask, LiveCopy] = Tiers(memory, copies, copy_bytes)
+        self._tiers: Tiers[Key, PackedTask, ModelCopy] = Tiers(memory, copies, copy_bytes)
         self._counts = Counts()
         self._max_queue, self._workers = max_queue, len(copies)
         self._reserved = self._running = 0
@@ -280,7 +280,7 @@ class Desk:
             self._moved.notify_all()
             return requests
 
-    def add_copy(self, copy: LiveCopy) -> None:
+    def add_copy(self, copy: ModelCopy) -> None:
         """Use one more live copy, if there still is room for it."""
         with self._lock:
             if self._tiers.has_room_for_copy:
