@@ -71,7 +71,7 @@ class FakeEngine:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise DeadlineError(f"no answer within {timeout} s") from None
         best = letters.index(image[:1])
         names = (CLASSES[best], *[c for c in CLASSES if c != CLASSES[best]])

@@ -30,7 +30,7 @@ from piggyback.train.evaluation import Prediction, find_images, predict
 from piggyback.train.segmenting import Segmented, colours_of, save_label_map, segment
 
 
-class Format(str, enum.Enum):
+class Format(enum.StrEnum):
     """How answers are written."""
 
     TABLE = "table"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from piggyback.serve.http.limits import Limits
 
 
-class Precision(str, enum.Enum):
+class Precision(enum.StrEnum):
     """Of the network's arithmetic."""
 
     AUTO = "auto"
@@ -34,7 +34,7 @@ class Precision(str, enum.Enum):
     BFLOAT16 = "bfloat16"
 
 
-class LogLevel(str, enum.Enum):
+class LogLevel(enum.StrEnum):
     """What is logged at least."""
 
     DEBUG = "debug"

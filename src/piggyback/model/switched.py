@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -32,10 +32,6 @@ from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.norm import norm_modules
 from piggyback.taskfile.fit import check_fits
 from piggyback.taskfile.task import Task, check_name
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # in typing itself from Python 3.11 on
-
 
 _BARE = Task("backbone", masks={}, head={})
 """What the backbone alone is: a task that adds nothing."""

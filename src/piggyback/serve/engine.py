@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from threading import Barrier, Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 from weakref import ref
 
 import torch
@@ -38,10 +38,6 @@ from piggyback.serve.store.stores import open_store
 from piggyback.serve.store.watcher import Watcher
 from piggyback.taskfile import file
 from piggyback.zoo.load import load_backbone
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # in typing itself from Python 3.11 on
-
 
 LOADER_END_S = 1.0
 """How long ``close`` waits for a loader that is reading a file."""

@@ -161,7 +161,7 @@ class ClusterEngine:
                     f"all replicas are busy and {self.options.max_queue} requests wait for them; ask again later",
                     retry_after=1.0,
                 ) from error
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 response.cancel()
                 raise DeadlineError(
                     f"task {task!r}: no replica answered within {timeout} s; give it more time or send less"

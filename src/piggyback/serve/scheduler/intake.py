@@ -87,7 +87,7 @@ class Intake:
             raise ClosedError("the engine has stopped: it takes no more requests") from error
         try:
             requests = await asyncio.wait_for(asyncio.wrap_future(job), _left(until))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self._abandon(job, len(images), "timeout")
             raise self._late(entries, timeout) from None
         except asyncio.CancelledError:
@@ -99,7 +99,7 @@ class Intake:
             await asyncio.wait_for(waiting, _left(until))
             kept = _answered(requests) if skip_failed else requests
             return [request.future.result() for request in kept]
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self._desk.forget(requests, "timeout")
             raise self._late(entries, timeout) from None
         except BaseException:  # one of them failed, or the caller went away
