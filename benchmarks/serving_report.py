@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.serving_parts import Part
 
-BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
+BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
 TITLES = {
     "load": "Load: 1 to 1000 tasks",
     "against": "Against doing without masks",

@@ -151,7 +151,7 @@ def test_checks_compare_rounds_in_pairs_and_reports_hold_them(tmp_path):
     assert again == part
     assert read(tmp_path, "http") is None
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- numbers: begin -->\nthe last run\n<!-- numbers: end -->\nafter\n")
+    page.write_text("before\n<!-- serving: begin -->\nthe last run\n<!-- serving: end -->\nafter\n")
     put_into(page, [again])
     text = page.read_text()
     assert text.startswith("before\n")
@@ -193,7 +193,7 @@ def test_a_million_calls_and_ten_thousand_evictions(tmp_path):
 @pytest.mark.slow
 def test_every_section_runs_on_toy_sizes_and_reports(tmp_path):
     page, picture = tmp_path / "page.md", tmp_path / "plot.png"
-    page.write_text("<!-- numbers: begin -->\n<!-- numbers: end -->\n")
+    page.write_text("<!-- serving: begin -->\n<!-- serving: end -->\n")
     reports = ("--markdown", page, "--plot", picture)
     parts = parts_of(tmp_path, "--quick", *map(str, reports))
     assert set(parts) == {"load", "against", "cold", "stress", "packed", "http"}
