@@ -8,9 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ from piggyback.taskfile.file import save_file
 from piggyback.zoo.load import load_backbone
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 EXECUTED = [ROOT / "README.md", ROOT / "docs" / "GUIDE.md"]
 SERVING = ROOT / "docs" / "SERVING.md"
 SERVER = "http://127.0.0.1:8000"
@@ -278,7 +278,8 @@ def test_no_line_names_a_path_of_some_machine(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_extras_named_exist(page):
-    known = set(metadata("torch-piggyback").get_all("Provides-Extra") or ())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    known = set(project["optional-dependencies"])
     named = re.findall(r"(?:torch-piggyback|\.)\[([\w,]+)\]", page.read_text(encoding="utf-8"))
     assert {extra for group in named for extra in group.split(",")} <= known
 
