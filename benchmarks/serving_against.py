@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from pydantic import ByteSize
 from torch import nn
 
 from benchmarks.measure import Row
@@ -16,7 +17,7 @@ from benchmarks.serving_plain import PlainServer, from_disk, reloading, whole
 from benchmarks.serving_setup import Bench, bring, engine_of, folder, inputs, names, say
 from benchmarks.serving_traffic import EngineSide, Kind, Seen, Side, capacity, middle, offer
 from piggyback import MultiTaskModel
-from piggyback.serve.sizes import parse_bytes, show_bytes
+from piggyback.serve.options import parse_bytes
 
 AIM = 10.0
 B_DISK, B_MEMORY = "(b) load_state_dict from disk", "(b) load_state_dict from memory"
@@ -71,10 +72,13 @@ def measure(bench: Bench) -> Part:
                     )
                     found.setdefault((name, kind), []).append(seen)
                     say(f"against: {name}, {kind}: {seen.answered:.0f}/s")
+        each_says, all_say, most_say = (
+            ByteSize(number * each).human_readable() for number in (1, count, 1000)
+        )
         about = (
             f"{count} tasks, {engine.source}, {side} px, {engine.speed}; offered {rate:.0f}/s. "
-            f"A whole network takes {show_bytes(each)}: {count} of them {show_bytes(count * each)}, "
-            f"1000 {show_bytes(1000 * each)}; those that do not fit into {bench.bound} are not measured."
+            f"A whole network takes {each_says}: {count} of them {all_say}, 1000 {most_say}; "
+            f"those that do not fit into {bench.bound} are not measured."
         )
     rows = [
         traffic_row(server=name, traffic=kind, seen=middle(s)) for (name, kind), s in found.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from piggyback.errors import InputError
-from piggyback.serve.sizes import parse_bytes
+from piggyback.serve.options import parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from piggyback.cli.tasks_dir import first_task, no_tasks
 from piggyback.errors import InputError
 from piggyback.names import read_token
 from piggyback.network.backbone import Backbone
-from piggyback.serve.options import EngineOptions
-from piggyback.serve.sizes import parse_bytes
+from piggyback.serve.options import EngineOptions, parse_bytes
 from piggyback.taskfile.header import TaskHeader
 from piggyback.zoo.load import load_backbone
 

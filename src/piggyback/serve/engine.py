@@ -8,11 +8,11 @@ Nothing here knows of a network between machines: ``http/`` and ``cluster/`` car
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Barrier, Thread
-from types import TracebackType
 from typing import Any, Self
 from weakref import ref
 
@@ -23,13 +23,11 @@ from piggyback.errors import InputError, UnknownTaskError
 from piggyback.network.backbone import Backbone
 from piggyback.schemas import Answer, TaskStatus
 from piggyback.serve.inputs import samples
-from piggyback.serve.options import EngineOptions, torch_threads
+from piggyback.serve.options import EngineOptions, parse_bytes
 from piggyback.serve.replicas.network import Network
 from piggyback.serve.replicas.packed import PackedTask
-from piggyback.serve.scheduler.desk import Desk
-from piggyback.serve.scheduler.intake import Intake
-from piggyback.serve.scheduler.workers import load, work
-from piggyback.serve.sizes import parse_bytes
+from piggyback.serve.scheduler.scheduler import Scheduler
+from piggyback.serve.scheduler.workers import load, use_cores, work
 from piggyback.serve.stats import Stats
 from piggyback.serve.store.decoding import Decoder
 from piggyback.serve.store.folder import TaskEntry, TaskFolder
@@ -77,7 +75,7 @@ class Engine:
         workers, threads = self.options.division()
         if isinstance(backbone, str):
             backbone = load_backbone(backbone)
-        with torch_threads(threads):  # measured as it will run
+        with _torch_threads(threads):  # the network is measured as it will run
             self._network = Network(
                 backbone,
                 device=self.options.place,
@@ -85,18 +83,9 @@ class Engine:
                 compile=self.options.compile,
             )
             shapes = self._network.shapes
-            self._decoder = Decoder(shapes) if self.options.decode_apart else None
             self._folder = TaskFolder(store, servable(shapes, self._network.fingerprint))
-            copies = [self._network.new_copy() for _ in range(workers)]
-            self._desk = Desk(
-                budget,
-                copies,
-                self._network.copy_bytes,
-                max_batch=self.options.max_batch,
-                max_queue=self.options.max_queue,
-                patience=self.options.patience_ms / 1e3,
-            )
-            self._start(workers, threads)
+            self._decoder = Decoder(shapes) if self.options.decode_apart else None
+            self._start(budget, workers, threads)
         self._watcher: Watcher | None = None
         try:
             self.rescan()
@@ -126,7 +115,7 @@ class Engine:
     @property
     def queue_depth(self) -> int:
         """Images that wait."""
-        return self._desk.depth
+        return self._scheduler.depth
 
     @property
     def problem(self) -> str | None:
@@ -137,13 +126,13 @@ class Engine:
 
     def submit(self, image: Any, task: str, top_k: int = 5) -> Future[Answer]:
         """Queue an image and return its answer to come; ``cancel`` drops it as long as it waits."""
-        (request,) = self._intake.submit([image], [self._folder.entry(task)], top_k)
+        (request,) = self._scheduler.submit([image], [self._folder.entry(task)], top_k)
         waiting = ref(request)  # who keeps the future shall not keep the image
 
         def done(future: Future[Answer]) -> None:
             cancelled = waiting() if future.cancelled() else None
             if cancelled is not None:
-                self._desk.withdraw(cancelled)
+                self._scheduler.withdraw(cancelled)
 
         request.future.add_done_callback(done)
         return request.future
@@ -160,7 +149,7 @@ class Engine:
         """
         images, batch = samples(image_or_batch)
         entries = [self._folder.entry(task)] * len(images)
-        answers = self._intake.answers(images, entries, top_k, timeout)
+        answers = self._scheduler.answers(images, entries, top_k, timeout)
         return answers if batch else answers[0]
 
     async def predict_async(
@@ -169,7 +158,7 @@ class Engine:
         """Return what ``predict`` does, without blocking the event loop; cancelling it drops what waits."""
         images, batch = samples(image_or_batch)
         entries = [self._folder.entry(task)] * len(images)
-        answers = await self._intake.answers_async(images, entries, top_k, timeout)
+        answers = await self._scheduler.answers_async(images, entries, top_k, timeout)
         return answers if batch else answers[0]
 
     def infer(
@@ -185,7 +174,9 @@ class Engine:
         """
         entries = self._entries(tasks)
         images = [image] * len(entries)
-        return _surest_first(self._intake.answers(images, entries, top_k, timeout, tasks is None))
+        return _surest_first(
+            self._scheduler.answers(images, entries, top_k, timeout, tasks is None)
+        )
 
     async def infer_async(
         self,
@@ -198,7 +189,7 @@ class Engine:
         entries = self._entries(tasks)
         images = [image] * len(entries)
         skip = tasks is None
-        answers = await self._intake.answers_async(images, entries, top_k, timeout, skip)
+        answers = await self._scheduler.answers_async(images, entries, top_k, timeout, skip)
         return _surest_first(answers)
 
     # -- tasks ---------------------------------------------------------------------------------
@@ -225,61 +216,62 @@ class Engine:
         old = self._folder.entries.get(name)
         entry = self._folder.put(name, data, decode=self._packed)
         if old is not None and old.version != entry.version:
-            self._desk.retire(old, gone=False)
+            self._scheduler.retire(old, gone=False)
         return self._status(entry)
 
     def delete_task(self, name: str) -> None:
         """Delete a task's file; what is queued for it is still answered."""
-        self._desk.retire(self._folder.remove(name), gone=True)
+        self._scheduler.retire(self._folder.remove(name), gone=True)
 
     def rescan(self) -> None:
         """Look at the folder now: take in what was added, replaced or removed."""
         changes = self._folder.scan()
         for entry in changes.replaced:
-            self._desk.retire(entry, gone=False)
+            self._scheduler.retire(entry, gone=False)
         for entry in changes.removed:
-            self._desk.retire(entry, gone=True)
+            self._scheduler.retire(entry, gone=True)
 
     def stats(self) -> Stats:
         """Return what was done so far, and where everything is."""
-        return self._desk.stats(self._folder.entries.values())
+        return self._scheduler.stats(self._folder.entries.values())
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Stop: answer what is queued if ``drain``, within ``timeout`` seconds; what is left gets ClosedError."""
         if self._watcher is not None:
             self._watcher.stop()
         until = None if timeout is None else time.monotonic() + timeout
-        self._desk.close(drain, timeout)
+        self._scheduler.close(drain, timeout)
         for thread in self._workers:
             thread.join(None if until is None else max(0.0, until - time.monotonic()))
         for thread in self._loaders:  # one at a disk that hangs may never end
             thread.join(LOADER_END_S)
-        self._intake.close()
+        self._preparers.shutdown(wait=False)
         if self._decoder is not None:
             self._decoder.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _start(self, workers: int, cores: int) -> None:
+    def _start(self, budget: int, workers: int, threads: int) -> None:
         """Start all threads; they have told torch how many cores they use when this returns."""
-        preparers, loaders = max(2, workers), self.options.loaders
-        started = Barrier(workers + loaders + preparers + 1)
-        self._intake = Intake(self._desk, self.options.max_pixels, preparers, started)
-        working = (self._desk, cores, started)
+        preparing, loading = max(2, workers), self.options.loaders
+        started = Barrier(workers + loading + preparing + 1)
+        self._preparers = ThreadPoolExecutor(preparing, "piggyback-prepare")
+        copies = [self._network.new_copy() for _ in range(workers)]
+        self._scheduler = Scheduler(
+            budget, copies, self._network.copy_bytes, self.options, self._preparers
+        )
+        for _ in range(preparing):  # none is free before all are there, so each call starts one
+            self._preparers.submit(use_cores, 1, started)
+        working = (self._scheduler, threads, started)
         self._workers = [Thread(target=work, args=working) for _ in range(workers)]
-        loading = (self._desk, self._network, self._load, self._intake.again, started)
-        self._loaders = [Thread(target=load, args=loading) for _ in range(loaders)]
+        bringing = (self._scheduler, self._network, self._load, started)
+        self._loaders = [Thread(target=load, args=bringing) for _ in range(loading)]
         for thread in (*self._workers, *self._loaders):
             thread.daemon = True  # an engine that was not closed does not keep the process alive
             thread.start()
@@ -303,7 +295,7 @@ class Engine:
         return found
 
     def _status(self, entry: TaskEntry) -> TaskStatus:
-        tier, memory = self._desk.where(entry)
+        tier, memory = self._scheduler.where(entry)
         return TaskStatus(
             name=entry.name,
             version=entry.version,
@@ -314,6 +306,20 @@ class Engine:
             tier=tier,
             image_size=entry.preprocessing.image_size if entry.preprocessing else None,
         )
+
+
+@contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """Let torch use ``number`` cores within the block.
+
+    Threads that start in it and call ``torch.set_num_threads`` keep their own number; others are as before.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)  # also for threads to come: torch has one number for them
 
 
 def _check_device(device: str) -> None:

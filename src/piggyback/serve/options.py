@@ -1,14 +1,11 @@
-"""How an engine works: every choice, with its default."""
+"""How an engine works: every choice, with its default. Nothing here needs torch to be imported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from dataclasses import dataclass
 from threading import TIMEOUT_MAX
 from typing import Literal
-
-import torch
 
 from piggyback.errors import InputError
 
@@ -18,50 +15,48 @@ MOST_WORKERS = 4
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine works; the defaults are for a server of its own."""
+    """How an engine works; the defaults are for a machine that does nothing else."""
 
     max_batch: int = 32
     """Images answered together at most."""
     max_queue: int = 1024
     """Images that may wait, half of them for one task; more raise OverloadError."""
     patience_ms: float = 20.0
-    """How long a request may be passed by for the sake of fewer switches: see ``queues.py``."""
+    """How long a request may be passed over for the sake of fewer switches: see ``queues.py``."""
     workers: int | None = None
-    """Threads that run the network, each on its share of the cores; None: a worker a core, at most 4, one for a GPU."""
+    """Threads that run the network, each on its share of the cores; None: one per core, at most 4; one for a GPU."""
     loaders: int = 1
     """Threads that read task files."""
     decode_apart: bool = False
-    """Whether task files are decoded in a process of its own, so that hot tasks hardly notice cold ones; it takes about
-    300 MB, most of them shared."""
+    """Whether task files are decoded in a process of their own, so that hot tasks hardly notice cold ones. It takes
+    about 300 MB, most of them shared. A script that sets it needs ``if __name__ == "__main__":``."""
     device: str | None = None
     """None: the first GPU, else the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the network's arithmetic; auto: bfloat16 where it is measured to be clearly faster."""
     compile: bool = False
-    """Whether the network is compiled: minutes for the first batches, which come after the start; faster ones then."""
+    """Whether the network is compiled: the first batches take minutes, later ones are faster."""
     watch_s: float = 1.0
     """Seconds between looks at the folder; 0: only ``rescan`` looks."""
     max_pixels: int = 25_000_000
     """Of one image; larger ones are refused before they are decoded, which takes up to 19 bytes a pixel."""
 
     def __post_init__(self) -> None:
-        counts = {
-            "max_batch": self.max_batch,
-            "max_queue": self.max_queue,
-            "workers": 1 if self.workers is None else self.workers,
-            "loaders": self.loaders,
-            "max_pixels": self.max_pixels,
-        }
-        for name, value in counts.items():
-            if type(value) is not int or value < 1:
+        for name in ("max_batch", "max_queue", "workers", "loaders", "max_pixels"):
+            value = getattr(self, name)
+            unset = name == "workers" and value is None
+            if not unset and (type(value) is not int or value < 1):
                 raise InputError(f"{name} {value!r}: expected a whole number, 1 or more")
-        for name, seconds in (("patience_ms", self.patience_ms), ("watch_s", self.watch_s)):
+        for name in ("patience_ms", "watch_s"):
+            seconds = getattr(self, name)
             if not 0 <= seconds <= TIMEOUT_MAX:
                 raise InputError(f"{name} {seconds!r}: expected a number, 0 or more")
 
     @property
     def place(self) -> str:
         """The device that the network runs on."""
+        import torch  # here, so that a help page does not load it
+
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def division(self) -> tuple[int, int]:
@@ -70,22 +65,42 @@ class EngineOptions:
         >>> EngineOptions(workers=1).division()[0]
         1
         """
+        import torch
+
         cores = torch.get_num_threads()
         workers = self.workers or (min(cores, MOST_WORKERS) if self.place == "cpu" else 1)
         return workers, max(1, cores // workers)
 
 
-@contextmanager
-def torch_threads(number: int) -> Iterator[None]:
-    """Let torch use ``number`` cores within the block.
+_UNITS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?) ?([a-z]{0,3})", re.ASCII)
 
-    Threads that start in it and call ``torch.set_num_threads`` keep their own number; others are as before.
+
+def parse_bytes(size: int | str, what: str = "size") -> int:
+    """Return the bytes that ``size`` stands for, rounded down; raises InputError that names ``what``.
+
+    Units are decimal (kB, MB, GB, TB) or binary (KiB, MiB, GiB, TiB), in any case; a bare number is bytes.
+
+    >>> parse_bytes("2GiB"), parse_bytes("1.5 MB"), parse_bytes(4096)
+    (2147483648, 1500000, 4096)
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(
-            before
-        )  # the number of threads to come, too: torch has one for them all
+    # Not pydantic's ByteSize, which takes "1,5GB" for one byte.
+    if isinstance(size, int) and not isinstance(size, bool):
+        found = size
+    else:
+        match = _SIZE.fullmatch(size.strip().lower()) if isinstance(size, str) else None
+        if match is None or match[2] not in _UNITS:
+            raise InputError(
+                f"{what} {size!r}: expected bytes above 0, such as 2GiB, 512MiB, 1.5GB or 1000000"
+            )
+        whole, _, part = match[1].partition(".")
+        unit = _UNITS[match[2]]
+        # Integers throughout: a float has too few digits for large sizes.
+        found = int(whole) * unit + int(part or "0") * unit // 10 ** len(part)
+    if found < 1:
+        raise InputError(f"{what} {size!r}: expected at least 1 byte, such as 2GiB or 512MiB")
+    return found

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 from piggyback.errors import InputError
 from piggyback.names import read_token
 from piggyback.serve.http.limits import Limits
-from piggyback.serve.options import EngineOptions
-from piggyback.serve.sizes import parse_bytes
+from piggyback.serve.options import EngineOptions, parse_bytes
 
 T = TypeVar("T")
 

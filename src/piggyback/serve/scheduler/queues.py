@@ -1,4 +1,4 @@
-"""Requests wait in one queue a task; workers take batches, each of one task.
+"""Requests wait in one queue per task; workers take batches, each of one task.
 
     add     -> parked   its task is on disk      -- ready -->  waiting
             -> waiting  its task is in memory
@@ -7,9 +7,9 @@
             none has:                                        a task that is live already, of these
                                                              the longest queue; else the longest
 
-So switches are few while there is time, and nobody starves: once a request has waited for ``patience``, no batch
-is begun before its own but for requests that came before it. These are at most all that may wait,
-and the desk keeps one task from being more than half of them. To let tasks take turns instead was tried: where a few
+So switches are few while there is time, and nobody starves: once a request has waited for ``patience``, the only
+batches that begin before its own are of requests that came before it. These are at most all that may wait, and the
+scheduler keeps one task from being more than half of them. Letting tasks take turns instead was tried: where a few
 tasks have most of the requests, it holds up just those that make full batches.
 """
 
@@ -17,8 +17,42 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from piggyback.schemas import Answer
+from piggyback.serve.store.folder import TaskEntry
+
+
+@dataclass(eq=False)
+class Request:
+    """An image for a task, from the call to the answer; times are seconds of ``time.perf_counter``."""
+
+    entry: TaskEntry
+    """The version of the task that ``input`` was made for."""
+    source: Any
+    """The image as it was given: a task that is replaced meanwhile may want another input."""
+    input: Tensor
+    top_k: int
+    began: float
+    prepared: float
+    """When ``input`` was."""
+    arrived: float = 0.0
+    """When it was queued."""
+    loaded: float = 0.0
+    """When its task came into memory, if it had to wait for that."""
+    future: Future[Answer] = field(default_factory=Future)
+
+
+def fail(requests: Iterable[Request], error: Exception) -> None:
+    """Tell those who wait for ``requests`` why there is no answer."""
+    for request in requests:
+        if request.future.set_running_or_notify_cancel():
+            request.future.set_exception(error)
 
 
 class Waiting(Protocol):

@@ -1,72 +1,96 @@
 """A worker runs batches; a loader brings tasks into memory. Each is the body of a thread.
 
-Whatever goes wrong in either is told to those who wait for it, and the thread goes on: other tasks
-shall not notice.
+Whatever goes wrong in either is told to those who wait for it, and the thread goes on: other tasks do not notice.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from piggyback.errors import ClosedError
-from piggyback.schemas import Answer
+from piggyback.errors import InputError, PiggybackError, UnavailableError
+from piggyback.model.routing import confidence
+from piggyback.schemas import Answer, RankedClass, Tier, Timing
 from piggyback.serve.replicas.network import Network
 from piggyback.serve.replicas.packed import PackedTask
-from piggyback.serve.scheduler.desk import Desk, Lease
-from piggyback.serve.scheduler.requests import Request, answer_batch, as_seen, fail, stacked
+from piggyback.serve.scheduler.queues import Request
+from piggyback.serve.scheduler.scheduler import Lease, Scheduler
 from piggyback.serve.store.folder import TaskEntry
 
 
 def use_cores(number: int, started: threading.Barrier) -> None:
-    """Let this thread's operations use ``number`` cores, and wait for the engine's other threads to say theirs."""
+    """Let this thread's operations use ``number`` cores, and wait until the engine's other threads have said theirs."""
     torch.set_num_threads(number)
     started.wait()
 
 
-def work(desk: Desk, threads: int, started: threading.Barrier) -> None:
+def work(scheduler: Scheduler, threads: int, started: threading.Barrier) -> None:
     """Answer batches until the engine stops, each with ``threads`` cores."""
     use_cores(threads, started)
-    while _work_once(desk):
+    while _work_once(scheduler):
         pass
 
 
 def load(
-    desk: Desk,
+    scheduler: Scheduler,
     network: Network,
     read: Callable[[TaskEntry], tuple[TaskEntry, PackedTask]],
-    again: Callable[[Request, TaskEntry], Request],
     started: threading.Barrier,
 ) -> None:
-    """Bring tasks into memory until the engine stops.
-
-    ``read`` returns what a task's file really holds by then, and its packed form; ``again`` a request made anew for a
-    task that was replaced while it waited.
-    """
+    """Bring tasks into memory until the engine stops; ``read`` returns what a file really holds, and that packed."""
     use_cores(1, started)
-    while (wanted := desk.next_load()) is not None:
-        if isinstance(wanted, TaskEntry):
-            _bring(desk, wanted, read, again)
-        else:
-            try:
-                desk.add_copy(network.new_copy())
-            except Exception:  # the copies that are there do
+    while (wanted := scheduler.next_load()) is not None:
+        began = time.perf_counter()
+        try:
+            if not isinstance(wanted, TaskEntry):
+                scheduler.add_copy(network.new_copy())
+                continue
+            found, packed = read(wanted)
+            if found.key == wanted.key:
+                scheduler.hold(wanted, packed, time.perf_counter() - began)
+            else:
+                scheduler.load_replaced(wanted, found)
+        except Exception as error:
+            if isinstance(wanted, TaskEntry):
+                scheduler.load_failed(wanted, as_seen(error))
+            else:  # the copies that are there have to do
                 logging.getLogger(__name__).warning("no more live copies", exc_info=True)
 
 
-def _work_once(desk: Desk) -> bool:
+def as_seen(error: Exception) -> Exception:
+    """Return the error as those who wait should see it: a lack of memory is not their mistake.
+
+    >>> as_seen(MemoryError())
+    UnavailableError('memory is short (MemoryError): ask again, or give the engine a smaller budget')
+    """
+    # torch's allocator for the CPU raises a plain RuntimeError.
+    short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(
+        error
+    )
+    if isinstance(error, PiggybackError) or not short:
+        return error
+    made = UnavailableError(
+        f"memory is short ({type(error).__name__}): ask again, or give the engine a smaller budget"
+    )
+    made.__cause__ = error
+    return made
+
+
+def _work_once(scheduler: Scheduler) -> bool:
     """Answer a batch; a function of its own, so that a worker without work holds on to none."""
-    lease = desk.lease()
+    lease = scheduler.lease()
     if lease is None:
         return False
     began = time.perf_counter()
-    answered = _answer(desk, lease, began)
+    answered = _answer(scheduler, lease, began)
     times = [a.timing.total / 1e3 for a in answered if isinstance(a, Answer)]
-    desk.done(lease, time.perf_counter() - began, times)
+    scheduler.done(lease, time.perf_counter() - began, times)
     for request, answer in zip(lease.batch, answered, strict=True):
         if isinstance(answer, Answer):
             request.future.set_result(answer)
@@ -75,17 +99,17 @@ def _work_once(desk: Desk) -> bool:
     return True
 
 
-def _answer(desk: Desk, lease: Lease, began: float) -> Sequence[Answer | Exception]:
+def _answer(scheduler: Scheduler, lease: Lease, began: float) -> Sequence[Answer | Exception]:
     """Run a batch; an error stands where an answer would."""
     batch = lease.batch
     try:
         if lease.write is not None:
             lease.copy.write(lease.write)
-            desk.wrote(lease)
+            scheduler.wrote(lease)
     except Exception as error:  # noqa: BLE001
         return [as_seen(error)] * len(batch)
     try:
-        return _outputs(lease, batch, began)
+        return _run(lease, batch, began)
     except Exception as error:  # noqa: BLE001
         if len(batch) == 1:
             return [as_seen(error)]
@@ -93,41 +117,55 @@ def _answer(desk: Desk, lease: Lease, began: float) -> Sequence[Answer | Excepti
     alone: list[Answer | Exception] = []
     for request in batch:
         try:
-            alone += _outputs(lease, [request], began)
+            alone += _run(lease, [request], began)
         except Exception as error:  # noqa: BLE001
             alone.append(as_seen(error))
     return alone
 
 
-def _outputs(lease: Lease, batch: list[Request], began: float) -> list[Answer]:
-    outputs = lease.copy.run(stacked(batch))
-    return answer_batch(outputs, batch, lease.tier, began, time.perf_counter())
+def _run(lease: Lease, batch: Sequence[Request], began: float) -> list[Answer]:
+    shapes = {tuple(request.input.shape) for request in batch}
+    if len(shapes) > 1:
+        raise InputError(f"inputs of shapes {sorted(shapes)} in one batch: expected the same")
+    outputs = lease.copy.run(torch.stack([request.input for request in batch]))
+    return _answers(outputs, batch, lease.tier, began, time.perf_counter())
 
 
-def _bring(
-    desk: Desk,
-    entry: TaskEntry,
-    read: Callable[[TaskEntry], tuple[TaskEntry, PackedTask]],
-    again: Callable[[Request, TaskEntry], Request],
-) -> None:
-    """Load a task: those who wait for it go on, or are told why not."""
-    began = time.perf_counter()
-    try:
-        found, packed = read(entry)
-        if found.key == entry.key:
-            desk.hold(entry, packed, time.perf_counter() - began)
-            return
-    except Exception as error:  # noqa: BLE001
-        fail(desk.unhold(entry, failed=True), as_seen(error))
-        return
-    for request in desk.unhold(entry, failed=False):  # the file is another by now
-        try:
-            moved = again(request, found)
-        except Exception as error:  # noqa: BLE001
-            desk.unreserve(1)
-            fail([request], as_seen(error))
-            continue
-        try:
-            desk.submit([moved])
-        except ClosedError as error:
-            fail([request], error)
+def _answers(
+    outputs: Tensor, batch: Sequence[Request], tier: Tier, began: float, ended: float
+) -> list[Answer]:
+    """An answer for each row of ``outputs``, float32 (batch, classes) before the softmax.
+
+    ``began`` and ``ended`` are when the batch was run. Raises InputError where there is no number.
+    """
+    classes, entry = outputs.shape[1], batch[0].entry
+    names = entry.classes or tuple(map(str, range(classes)))
+    values, order = outputs.softmax(1).topk(min(max(r.top_k for r in batch), classes), dim=1)
+    sure = confidence(outputs).tolist() if classes > 1 else [0.0] * len(batch)
+    answers = []
+    for request, row, best, one in zip(batch, values.tolist(), order.tolist(), sure, strict=True):
+        if not math.isfinite(row[0]):
+            raise InputError(
+                f"task {entry.name!r}: the network's outputs for this input are not numbers; "
+                "expected finite values in the input"
+            )
+        ranked = list(zip(best, row, strict=True))[: request.top_k]
+        load = max(0.0, request.loaded - request.arrived)
+        answers.append(
+            Answer(
+                task=entry.name,
+                version=entry.version,
+                ranking=tuple([RankedClass(name=names[i], probability=p) for i, p in ranked]),
+                confidence=one,
+                tier=tier,
+                timing=Timing(
+                    prepare=1e3 * (request.prepared - request.began),
+                    queue=1e3 * (began - request.arrived - load),
+                    load=1e3 * load,
+                    run=1e3 * (ended - began),
+                    total=1e3 * (ended - request.began),
+                    batch=len(batch),
+                ),
+            )
+        )
+    return answers

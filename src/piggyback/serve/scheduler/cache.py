@@ -4,10 +4,10 @@
     packed   its bits are in memory: writing them into a live copy takes about as long as copying the weights
     disk     its file has to be read and decoded
 
-What was not used for longest goes first, by bytes: of the live copy and of the packed bits that were used longest
-ago, what has been taking more byte-seconds since, where a byte of bits counts for less because bits are dearer to
-get back. So tasks in memory that were forgotten make room for live copies, and live copies for tasks that are asked
-for now and then. A copy in use, and bits that nobody has used since they were loaded, stay.
+The least recently used goes first, weighted by bytes: of the live copy and of the packed bits that have waited longest,
+the one that has taken more byte-seconds since its last use. A byte of bits counts for less, because bits are dearer to
+get back. So forgotten tasks in memory make room for live copies, and live copies for tasks that are asked for now and
+then. A copy in use stays, and so do bits that requests wait for and nobody has used since they were loaded.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 from piggyback.errors import InputError
 from piggyback.schemas import Tier
 
 DEARER = 6.0
-"""What loading a task takes, in writings into a live copy: 15 to 20 ms against 2 to 3 for EfficientNet-Lite0."""
+"""What loading a task takes, in writes into a live copy: 15 to 20 ms against 2 to 3 for EfficientNet-Lite0."""
 
 
 class Sized(Protocol):
@@ -37,10 +38,17 @@ Packed = TypeVar("Packed", bound=Sized)
 Copy = TypeVar("Copy", bound=Hashable)
 
 
-class Tiers(Generic[Key, Packed, Copy]):
+@dataclass(eq=False)
+class _Bits(Generic[Packed]):
+    packed: Packed
+    unused: bool = True
+    """Since they were loaded."""
+
+
+class TaskCache(Generic[Key, Packed, Copy]):
     """The tasks in memory, least recently used first; not safe for threads, the caller holds a lock.
 
-    ``copies`` are the live copies at the start, one a worker at least, which are never given up; each takes
+    ``copies`` are the live copies at the start, at least one per worker, which are never given up; each takes
     ``copy_bytes``. ``clock`` returns seconds. Raises InputError where the budget has no room for them.
     """
 
@@ -54,26 +62,24 @@ class Tiers(Generic[Key, Packed, Copy]):
         if budget < len(copies) * copy_bytes:
             raise InputError(
                 f"memory {budget} bytes: expected at least {len(copies) * copy_bytes}, for {len(copies)} live "
-                f"copies of {copy_bytes} bytes, one a worker; give more memory or fewer workers"
+                f"copies of {copy_bytes} bytes, one per worker; give more memory or fewer workers"
             )
         self.budget, self._copy_bytes = budget, copy_bytes
-        self._least, self._clock = len(copies), clock
-        self._used: dict[Key, float] = {}  # when, of every task in memory
-        self._packed: OrderedDict[Key, Packed] = OrderedDict()
+        self._least, self._copies, self._clock = len(copies), len(copies), clock
+        self._bits: OrderedDict[Key, _Bits[Packed]] = OrderedDict()
         self._packed_bytes = 0
-        self._unused: set[Key] = set()
         self._dense: OrderedDict[Key, Copy] = OrderedDict()
+        self._used: dict[Key, float] = {}  # when, of every task in memory
         self._free: list[Copy] = list(copies)
-        self._pins: Counter[Copy] = Counter()
+        self._pins: Counter[Copy] = Counter()  # how many batches run on each copy
         self._extra: dict[Copy, int] = {}  # bytes of each beyond ``copy_bytes``
-        self._copies = len(copies)
         self.evictions: Counter[Literal["dense", "packed"]] = Counter()
 
-    # -- looking -------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------
 
     def tier(self, key: Key) -> Tier:
         """Return where a task is; a lookup or two, so it may be asked without the lock."""
-        return "dense" if key in self._dense else "packed" if key in self._packed else "disk"
+        return "dense" if key in self._dense else "packed" if key in self._bits else "disk"
 
     def is_dense(self, key: Key) -> bool:
         """Return whether a live copy holds the task."""
@@ -81,8 +87,8 @@ class Tiers(Generic[Key, Packed, Copy]):
 
     def memory(self, key: Key) -> int:
         """Return the bytes that a task's packed form takes; 0 on disk."""
-        packed = self._packed.get(key)
-        return 0 if packed is None else packed.nbytes
+        bits = self._bits.get(key)
+        return 0 if bits is None else bits.packed.nbytes
 
     @property
     def nbytes(self) -> dict[Literal["dense", "packed"], int]:
@@ -97,7 +103,7 @@ class Tiers(Generic[Key, Packed, Copy]):
     # -- packed tasks --------------------------------------------------------------------------
 
     def make_room(self, nbytes: int, wanted: Callable[[Key], bool]) -> bool | None:
-        """Give up what was used least until ``nbytes`` more fit; True once they do.
+        """Give up what is missed least until ``nbytes`` more fit; True once they do.
 
         Bits that are ``wanted`` and were not used since they were loaded stay. False: all that could go is still to be
         used, so ask again later. None: there will never be room.
@@ -110,23 +116,16 @@ class Tiers(Generic[Key, Packed, Copy]):
         return True
 
     def put(self, key: Key, packed: Packed) -> None:
-        """Hold a packed task, for which room was made; it stays until it was used once."""
+        """Hold a packed task, for which room was made."""
         self.forget(key)
-        self._packed[key] = packed
+        self._bits[key] = _Bits(packed)
         self._used[key] = self._clock()
         self._packed_bytes += packed.nbytes
-        self._unused.add(key)
 
     def forget(self, key: Key) -> bool:
-        """Drop a task's bits, and what a live copy holds of it unless that is in use.
-
-        Returns whether nothing is left.
-        """
-        packed = self._packed.pop(key, None)
-        self._packed_bytes -= 0 if packed is None else packed.nbytes
-        self._unused.discard(key)
-        copy = self._dense.get(key)
-        if copy is not None and not self._pins[copy]:
+        """Drop a task's bits, and what a live copy holds of it unless that is in use; True if nothing is left."""
+        self._drop_bits(key)
+        if key in self._dense and not self._pins[self._dense[key]]:
             self._free.append(self._dense.pop(key))
         self._tidy(key)
         return key not in self._dense
@@ -134,24 +133,23 @@ class Tiers(Generic[Key, Packed, Copy]):
     # -- live copies ---------------------------------------------------------------------------
 
     def acquire(self, key: Key) -> tuple[Copy, Tier, Packed | None]:
-        """Return a live copy to run a task in memory on, where it was, and what to write into the copy first.
+        """Return a live copy to run a task in memory on, where the task was, and what to write into the copy first.
 
         Nothing is to be written where the copy holds the task. The copy is the caller's to read until ``release``;
         others may read it too. Raises KeyError for a task on disk.
         """
-        copy = self._dense.get(key)
-        fresh = key in self._unused
-        self._unused.discard(key)
-        if copy is None and key not in self._packed:
+        copy, bits = self._dense.get(key), self._bits.get(key)
+        if copy is None and bits is None:
             raise KeyError(key)
         self._used[key] = self._clock()
-        if key in self._packed:
-            self._packed.move_to_end(key)
+        fresh = bits is not None and bits.unused
+        if bits is not None:
+            bits.unused = False
+            self._bits.move_to_end(key)
         if copy is not None:
             self._dense.move_to_end(key)
             self._pins[copy] += 1
             return copy, "dense", None
-        packed = self._packed[key]
         if self._free:
             copy = self._free.pop()
         else:
@@ -159,7 +157,7 @@ class Tiers(Generic[Key, Packed, Copy]):
             copy = self._dense.pop(last)
             self._tidy(last)
         self._pins[copy] += 1
-        return copy, "disk" if fresh else "packed", packed
+        return copy, "disk" if fresh else "packed", bits.packed if bits is not None else None
 
     def wrote(self, key: Key, copy: Copy, extra: int = 0) -> None:
         """Note that ``copy`` holds the task now, for others to use as well; it takes ``extra`` bytes for that."""
@@ -180,29 +178,28 @@ class Tiers(Generic[Key, Packed, Copy]):
         self._copies += 1
         self._free.append(copy)
 
+    # -- inside --------------------------------------------------------------------------------
+
     def _give_up(self, wanted: Callable[[Key], bool]) -> bool:
         """Drop the copy or the bits that are missed least; False where none can go."""
         spare = self._copies > self._least
         if spare and self._free:
-            self._drop(self._free.pop())
+            self._drop_copy(self._free.pop())
             return True
-        bits = (key for key in self._packed if key not in self._unused or not wanted(key))
-        packed, live = next(bits, None), next(self._idle(), None) if spare else None
+        droppable = (key for key, bits in self._bits.items() if not (bits.unused and wanted(key)))
+        packed, live = next(droppable, None), next(self._idle(), None) if spare else None
         if packed is not None and live is not None:
             now = self._clock()
-            of_bits = (now - self._used[packed]) * self._packed[packed].nbytes
+            of_bits = (now - self._used[packed]) * self.memory(packed)
             of_copy = (now - self._used[live]) * self._copy_bytes
             if of_bits > DEARER * of_copy:
                 live = None
-            else:
-                packed = None
         if live is not None:
-            self._drop(self._dense.pop(live))
+            self._drop_copy(self._dense.pop(live))
             self.evictions["dense"] += 1
             self._tidy(live)
         elif packed is not None:
-            self._packed_bytes -= self._packed.pop(packed).nbytes
-            self._unused.discard(packed)
+            self._drop_bits(packed)
             self.evictions["packed"] += 1
             self._tidy(packed)
         return live is not None or packed is not None
@@ -211,14 +208,18 @@ class Tiers(Generic[Key, Packed, Copy]):
     def _dense_bytes(self) -> int:
         return self._copies * self._copy_bytes + sum(self._extra.values())
 
-    def _drop(self, copy: Copy) -> None:
+    def _drop_copy(self, copy: Copy) -> None:
         self._copies -= 1
         self._extra.pop(copy, None)
 
+    def _drop_bits(self, key: Key) -> None:
+        if bits := self._bits.pop(key, None):
+            self._packed_bytes -= bits.packed.nbytes
+
     def _idle(self) -> Iterator[Key]:
-        """The tasks whose copy nobody runs, the one used longest ago first."""
+        """The tasks whose copy runs no batch, the one used longest ago first."""
         return (key for key, copy in self._dense.items() if not self._pins[copy])
 
     def _tidy(self, key: Key) -> None:
-        if key not in self._packed and key not in self._dense:
+        if self.tier(key) == "disk":
             self._used.pop(key, None)
