@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from piggyback.masks.rate import MARGIN, lr_factor, mask_lr
+from piggyback.masks.rule import MARGIN, lr_factor, mask_lr
 
 THRESHOLD = 5e-3
 

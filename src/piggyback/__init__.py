@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from piggyback.masks.bits import PackedMask as PackedMask
     from piggyback.masks.bits import pack as pack
     from piggyback.masks.bits import unpack as unpack
-    from piggyback.masks.init import ScoreInit as ScoreInit
     from piggyback.masks.optimizer import MaskOptimizer as MaskOptimizer
-    from piggyback.masks.rate import mask_lr as mask_lr
-    from piggyback.masks.rate import warmup_cosine as warmup_cosine
+    from piggyback.masks.optimizer import warmup_cosine as warmup_cosine
     from piggyback.masks.regularize import EntropyPrice as EntropyPrice
     from piggyback.masks.regularize import PullToKeep as PullToKeep
     from piggyback.masks.regularize import TargetDensity as TargetDensity
     from piggyback.masks.rule import MaskRule as MaskRule
+    from piggyback.masks.rule import ScoreInit as ScoreInit
+    from piggyback.masks.rule import mask_lr as mask_lr
     from piggyback.model.multitask import MultiTaskModel as MultiTaskModel
     from piggyback.network.backbone import Backbone as Backbone
     from piggyback.network.backbone import BackboneInfo as BackboneInfo
@@ -46,13 +46,13 @@ _HOMES = {
     "load_backbone": "piggyback.zoo.load",
     "Preprocessing": "piggyback.images.preprocessing",
     "PiggybackError": "piggyback.errors",
-    "ScoreInit": "piggyback.masks.init",
+    "ScoreInit": "piggyback.masks.rule",
     "MaskOptimizer": "piggyback.masks.optimizer",
     "PackedMask": "piggyback.masks.bits",
     "pack": "piggyback.masks.bits",
     "unpack": "piggyback.masks.bits",
-    "mask_lr": "piggyback.masks.rate",
-    "warmup_cosine": "piggyback.masks.rate",
+    "mask_lr": "piggyback.masks.rule",
+    "warmup_cosine": "piggyback.masks.optimizer",
     "EntropyPrice": "piggyback.masks.regularize",
     "PullToKeep": "piggyback.masks.regularize",
     "TargetDensity": "piggyback.masks.regularize",

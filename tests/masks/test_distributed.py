@@ -14,9 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
-from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rule import MaskRule
+from piggyback.masks.rule import MaskRule, ScoreInit
 from piggyback.model.multitask import MultiTaskModel
 from support.nets import Tiny, seeded
 

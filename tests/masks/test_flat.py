@@ -7,8 +7,7 @@ import pickle
 
 import torch
 
-from piggyback.masks.bits import logical_order, pack
-from piggyback.masks.flat import ALIGNED, Layouts, flat_masks
+from piggyback.masks.bits import ALIGNED, flat_masks, pack, to_c_order
 from support.nets import same_bits
 
 BASES = {
@@ -29,7 +28,7 @@ def assert_same(found, masks) -> None:
     assert list(found) == list(masks)
     assert len(found) == len(masks)
     for name, mask in masks.items():
-        logical = logical_order(found[name], BASES[name])
+        logical = to_c_order(found[name], BASES[name])
         assert logical.shape == mask.shape
         assert same_bits(logical.keep, mask.keep)
         assert (logical.negative is None) == (mask.negative is None)
@@ -47,18 +46,6 @@ def test_masks_come_out_as_they_went_in():
     assert all(len(part.keep) % ALIGNED == 0 for part in flat.parts)
     assert "a" in flat
     assert "e" not in flat
-
-
-def test_masks_of_the_same_weights_share_a_layout_unless_their_kinds_differ():
-    layouts = Layouts()
-    first, second, third = (
-        flat_masks(m, BASES, layouts) for m in (drawn(0), drawn(1), drawn(2, ""))
-    )
-    assert first.layout is second.layout
-    assert first.layout is not third.layout
-    assert_same(third, drawn(2, ""))
-    less = {name: mask for name, mask in drawn(0).items() if name != "c"}
-    assert [part.names for part in flat_masks(less, BASES, layouts).parts] == [("a", "b", "d")]
 
 
 def test_the_masks_given_are_copied():

@@ -8,10 +8,9 @@ from torch import nn
 
 from piggyback.errors import InputError
 from piggyback.masks.bits import pack
-from piggyback.masks.forms import coefficient_shape, formed_weight
-from piggyback.masks.live import LiveWeights
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rule import MaskRule, mask_of
+from piggyback.masks.rule import MaskRule, coefficient_shape, mask_of
+from piggyback.masks.switch import LiveWeights, formed_weight
 from support.nets import Convolutions, assert_same_state, seeded, state_of
 
 RULES = [MaskRule(form="channel"), MaskRule("ternary", form="channel"), MaskRule(form="affine")]
@@ -52,7 +51,7 @@ def test_live_weights_are_those_of_the_formula(rule, layout):
     live = LiveWeights(net.requires_grad_(False), MASKED)
     masks = {n: mask_of(torch.randint(-1, 2, base[n].shape), rule) for n in MASKED}
     numbers = {n: torch.randn(coefficient_shape(rule.form, tuple(base[n].shape))) for n in MASKED}
-    live.write_(live.lay_out({n: pack(m) for n, m in masks.items()}), numbers, rule.form)
+    live.write_(live.to_memory_order({n: pack(m) for n, m in masks.items()}), numbers, rule.form)
     for name in MASKED:
         wanted = formula(base[name], masks[name], numbers[name], rule)
         torch.testing.assert_close(net.get_parameter(name).detach(), wanted)

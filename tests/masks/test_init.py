@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from piggyback.errors import InputError
-from piggyback.masks.init import NEVER, ScoreInit, initial_scores
-from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rule import MaskRule
+from piggyback.masks.optimizer import NEVER, MaskOptimizer, initial_scores
+from piggyback.masks.rule import MaskRule, ScoreInit
 
 KINDS = ["magnitude", "constant", "uniform", "mean"]
 

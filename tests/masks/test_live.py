@@ -10,8 +10,8 @@ from torch import nn
 
 from piggyback.errors import InputError, TaskStateError
 from piggyback.masks.bits import PackedMask, pack, unpack
-from piggyback.masks.live import LiveWeights
 from piggyback.masks.rule import MaskRule, masked_weight
+from piggyback.masks.switch import LiveWeights
 from support.nets import Convolutions, assert_same_state, seeded, state_of
 
 NAMES = ["stem.0.weight", "body.depthwise.weight", "neck.weight"]
@@ -40,12 +40,12 @@ def test_what_is_written_is_captured_again(net, kind, layout):
     base = state_of(net)
     for _ in range(2):
         masks = masks_for(net, kind=kind)
-        live.write_(live.lay_out(masks))
+        live.write_(live.to_memory_order(masks))
         for name in NAMES:
             assert torch.equal(
                 net.get_parameter(name), masked_weight(base[name], unpack(masks[name]))
             )
-        found = live.logical(live.capture(NAMES, MaskRule(kind)))
+        found = live.to_c_order(live.capture(NAMES, MaskRule(kind)))
         for name in NAMES:
             assert torch.equal(unpack(found[name]), unpack(masks[name]))
     live.write_({})
@@ -55,8 +55,8 @@ def test_what_is_written_is_captured_again(net, kind, layout):
 def test_weights_without_a_mask_become_base_weights(net, live):
     base = state_of(net)
     masks = masks_for(net)
-    live.write_(live.lay_out(masks))
-    live.write_(live.lay_out({"neck.weight": masks["neck.weight"]}))
+    live.write_(live.to_memory_order(masks))
+    live.write_(live.to_memory_order({"neck.weight": masks["neck.weight"]}))
     for name in NAMES[:2]:
         assert torch.equal(net.get_parameter(name), base[name])
     assert not torch.equal(net.neck.weight, base["neck.weight"])
@@ -71,7 +71,7 @@ def test_masks_of_mixed_kinds_and_dtypes_in_one_task(net):
         **masks_for(net, NAMES[:2], "ternary"),
         **masks_for(net, NAMES[2:], "binary"),
     }
-    live.write_(live.lay_out(masks))
+    live.write_(live.to_memory_order(masks))
     for name in NAMES:
         assert torch.equal(net.get_parameter(name), masked_weight(base[name], unpack(masks[name])))
 
@@ -106,14 +106,14 @@ def test_weights_changed_without_their_base_weights_are_refused_before_a_write(n
     net.neck.weight.data = move(net.neck.weight.data)
     before = state_of(net)
     with pytest.raises(TaskStateError, match=r"'neck.weight' is now .* move the MultiTaskModel"):
-        live.write_(live.lay_out(masks_for(net)))
+        live.write_(live.to_memory_order(masks_for(net)))
     with pytest.raises(TaskStateError, match="move the MultiTaskModel"):
         live.capture(NAMES, MaskRule())
     assert_same_state(net, before)
 
 
 def test_weights_whose_memory_was_replaced_are_found_again(net, live):
-    masks = live.lay_out(masks_for(net))
+    masks = live.to_memory_order(masks_for(net))
     live.write_(masks)
     expected = state_of(net)
     live.write_({})
@@ -123,7 +123,7 @@ def test_weights_whose_memory_was_replaced_are_found_again(net, live):
 
 
 def test_a_copy_writes_to_the_copied_module(net, live):
-    masks = live.lay_out(masks_for(net))
+    masks = live.to_memory_order(masks_for(net))
     live.write_(masks)
     net_copy, live_copy = copy.deepcopy((net, live))
     live_copy.write_({})
@@ -138,7 +138,7 @@ def test_empty_weights_are_no_special_case():
         "0.weight": pack(torch.ones(3, 0, dtype=torch.bool)),
         "1.weight": PackedMask((2, 3), torch.zeros(1, dtype=torch.uint8)),
     }
-    live.write_(live.lay_out(masks))
+    live.write_(live.to_memory_order(masks))
     assert not net[1].weight.any()
     found = live.capture(["0.weight", "1.weight"], MaskRule())
     assert [mask.density for mask in found.values()] == [1.0, 0.0]

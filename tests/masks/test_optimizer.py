@@ -11,10 +11,9 @@ from torch.func import functional_call
 
 from piggyback.errors import CheckpointError, InputError
 from piggyback.masks.bits import pack
-from piggyback.masks.init import ScoreInit, initial_scores
-from piggyback.masks.optimizer import MaskOptimizer
+from piggyback.masks.optimizer import MaskOptimizer, initial_scores
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, TargetDensity
-from piggyback.masks.rule import MaskRule, mask_of
+from piggyback.masks.rule import MaskRule, ScoreInit, mask_of
 
 
 class StraightThrough(torch.autograd.Function):

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from piggyback.errors import CheckpointError, InputError
-from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
+from piggyback.masks.rule import ScoreInit
 from support.nets import Tiny, seeded
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from piggyback.errors import InputError
-from piggyback.masks.rate import Z, lr_factor, mask_lr, warmup_cosine
+from piggyback.masks.optimizer import warmup_cosine
+from piggyback.masks.rule import Z, lr_factor, mask_lr
 
 
 def test_schedules_start_peak_and_end_where_they_say() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from piggyback.errors import InputError
-from piggyback.masks.rule import MaskRule, keep_above_, mask_of, masked_weight
+from piggyback.masks.optimizer import keep_above_
+from piggyback.masks.rule import MaskRule, mask_of, masked_weight
 
 TAU = torch.tensor(5e-3)
 """The threshold as float32 scores are compared with it."""

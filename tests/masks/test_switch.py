@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from piggyback.masks import switch
 from piggyback.masks.bits import pack
-from piggyback.masks.live import LiveWeights
 from piggyback.masks.rule import masked_weight
+from piggyback.masks.switch import LiveWeights
 from support.nets import same_bits
 
 SIZES = [1, 7, 64, 65, 300, 9, 4096, 1001]
@@ -51,7 +51,7 @@ def test_layers_are_cut_into_blocks_without_a_trace(monkeypatch, block, kind, dt
         masks = random_masks(net, kinds.get(kind, kind))
         if kind == "mixed" and turn % 2:  # some layers of a ternary task without a second plane
             masks = {n: m > 0 if n.endswith(("1", "4")) else m for n, m in masks.items()}
-        live.write_(live.lay_out({name: pack(mask) for name, mask in masks.items()}))
+        live.write_(live.to_memory_order({name: pack(mask) for name, mask in masks.items()}))
         for name, param in net.named_parameters():
             assert same_bits(param, masked_weight(base.get_parameter(name), masks[name])), name
 
@@ -61,9 +61,11 @@ def test_a_switch_made_in_inference_mode_can_be_followed_by_one_outside():
     live = LiveWeights(net, dict(net.named_parameters()))
     base = copy.deepcopy(net)
     with torch.inference_mode():
-        live.write_(live.lay_out({n: pack(m) for n, m in random_masks(net, "binary").items()}))
+        live.write_(
+            live.to_memory_order({n: pack(m) for n, m in random_masks(net, "binary").items()})
+        )
     masks = random_masks(net, "binary")
-    live.write_(live.lay_out({n: pack(m) for n, m in masks.items()}))
+    live.write_(live.to_memory_order({n: pack(m) for n, m in masks.items()}))
     for name, param in net.named_parameters():
         assert same_bits(param, masked_weight(base.get_parameter(name), masks[name]))
 

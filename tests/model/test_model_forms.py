@@ -11,8 +11,8 @@ import torch
 
 from piggyback.errors import InputError
 from piggyback.masks.bits import pack, unpack
-from piggyback.masks.forms import coefficient_shape, formed_weight
-from piggyback.masks.rule import MaskRule, mask_of
+from piggyback.masks.rule import MaskRule, coefficient_shape, mask_of
+from piggyback.masks.switch import formed_weight
 from piggyback.model.multitask import MultiTaskModel
 from support.nets import (
     CASES,

@@ -10,9 +10,8 @@ from torch import nn
 
 from piggyback.errors import PiggybackWarning, TaskStateError
 from piggyback.masks.bits import unpack
-from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rule import MaskRule, mask_of
+from piggyback.masks.rule import MaskRule, ScoreInit, mask_of
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.fingerprint import IGNORED
 from support.nets import (

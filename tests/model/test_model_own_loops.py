@@ -11,7 +11,7 @@ from torch import nn
 
 from piggyback import MultiTaskModel, ScoreInit, mask_lr, warmup_cosine
 from piggyback.errors import InputError, PiggybackWarning
-from piggyback.masks.rate import HEAD_LR
+from piggyback.masks.rule import HEAD_LR
 from support.nets import Convolutions, seeded
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from piggyback import MultiTaskModel, load_backbone
 from piggyback.errors import BackboneError, BackboneMismatchError, InputError, TaskFileError
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.masks.init import ScoreInit
+from piggyback.masks.rule import ScoreInit
 from piggyback.model.heads import new_head
 from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import SegmentationHead, SegmentationNetwork

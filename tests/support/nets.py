@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rule import MaskRule
+from piggyback.masks.rule import MaskRule, ScoreInit
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.task import Task
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from piggyback.errors import InputError
-from piggyback.masks.init import ScoreInit
 from piggyback.masks.regularize import TargetDensity
-from piggyback.masks.rule import MaskRule
+from piggyback.masks.rule import MaskRule, ScoreInit
 from piggyback.train import Augment, Recipe
 from piggyback.train.recipe import default_epochs
 

@@ -1,12 +1,8 @@
 """The method, on tensors alone. To be read in this order:
 
-rule         the threshold: scores -> mask -> live weight
-forms        live weights with scales and offsets besides, of task files that have them
-init         where scores start
+rule         the threshold: scores -> mask -> live weight; where scores start, and how fast they move
 optimizer    learning the scores through the live weights
 regularize   terms added to the scores' gradient
-packing      masks in true bits
+bits         masks at one bit a weight
 switch       bits and base weights -> live weights, fast
-live         the masked parameters of a module, with their base weights
-coding/      bits in fewer bytes, for files
 """

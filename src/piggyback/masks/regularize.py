@@ -59,9 +59,8 @@ class TargetDensity:
 
     def add_(self, grad: Tensor, scores: Tensor, rule: MaskRule) -> None:
         """Add 2 * strength * (d - density), scaled by m's sign for a ternary mask."""
-        mask = mask_of(scores, rule)
-        push = 2 * self.strength * ((mask != 0).float().mean() - self.density)
-        grad.add_(push if rule.kind == "binary" else push * _sign(scores))
+        density = (mask_of(scores, rule) != 0).float().mean()
+        _push(grad, 2 * self.strength * (density - self.density), scores, rule)
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,9 @@ class EntropyPrice:
         """Add price * log2((1 - d) / d), with d held away from 0 and 1 by half a weight."""
         margin = 0.5 / max(scores.numel(), 1)
         density = (mask_of(scores, rule) != 0).float().mean().clamp(margin, 1 - margin)
-        push = self.price * ((1 - density) / density).log() / math.log(2)
-        grad.add_(push if rule.kind == "binary" else push * _sign(scores))
+        _push(grad, self.price * ((1 - density) / density).log() / math.log(2), scores, rule)
 
 
-def _sign(scores: Tensor) -> Tensor:
-    """-1 where a ternary mask's m falls with |m|, which is below 0; else 1."""
-    return 1.0 - 2.0 * (scores < 0).float()
+def _push(grad: Tensor, push: Tensor, scores: Tensor, rule: MaskRule) -> None:
+    """Add a gradient of |m|: where a ternary score is below 0, |m| grows as the score falls."""
+    grad.add_(push if rule.kind == "binary" else push * (1 - 2 * (scores < 0).float()))

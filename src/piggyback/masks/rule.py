@@ -1,6 +1,8 @@
-"""The threshold: the one place where scores become a mask (the paper's section 3).
+"""The method in numbers: the threshold, where scores start, and how fast they move (the paper's section 3).
 
-Tensors bring their own methods, so this needs no torch: what only reads a recipe or a file's header starts at once.
+    scores s  --threshold-->  mask m  -->  live weight W' = W m
+
+Tensors bring their own methods, so nothing here imports torch: recipes and help pages need only the options.
 """
 
 from __future__ import annotations
@@ -15,7 +17,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Form: TypeAlias = Literal["plain", "channel", "affine"]
-"""What a live weight is made of besides W and m: see ``forms.py``. Only the plain one is learned."""
+"""What a live weight is made of besides W and m:
+
+    plain     W' = W m                          the paper's; no coefficients
+    channel   W' = a_o W m                      one scale for each output channel o, the weight's first index
+    affine    W' = k0 W + k1 + k2 m + k3 W m    four numbers a weight tensor (Mancini et al. 2018)
+
+Task files may have any; only the plain one is learned.
+"""
+GradScale = Literal["none", "mean", "weight"]
+"""What a score's gradient is divided by: nothing, the layer's mean |W|, or each |W|."""
+InitKind = Literal["magnitude", "constant", "uniform", "mean"]
+Schedule = Literal["cosine", "step", "constant"]
+
+MARGIN = 5e-3
+"""The paper's: scores from 1e-2, threshold 5e-3."""
+Z = 0.7
+"""The margin in standard deviations of what noise does to a score, where nothing is known of the task: see
+docs/RECIPES.md."""
+HEAD_LR = 2e-3
+"""Peak rate of the classifier, and of normalisation where a task trains it."""
+
+
+# -- the threshold -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,13 +96,11 @@ def mask_of(scores: Tensor, rule: MaskRule) -> Tensor:
     tensor([-1,  0,  1], dtype=torch.int8)
     """
     above = scores > rule.threshold
-    if rule.kind == "binary":
-        return above
-    return above.char() - (scores < 0).char()  # int8
+    return above if rule.kind == "binary" else above.char() - (scores < 0).char()
 
 
 def masked_weight(base: Tensor, mask: Tensor) -> Tensor:
-    """Return the effective weight W' = W * m, in ``base``'s dtype, with exact zeros where m is 0.
+    """Return the live weight W' = W m, in ``base``'s dtype, with exact zeros where m is 0.
 
     A product would leave -0.0, and NaN where a weight is infinite; selecting does not.
 
@@ -87,24 +109,153 @@ def masked_weight(base: Tensor, mask: Tensor) -> Tensor:
     tensor([0., 3.])
     """
     kept = base.where(mask != 0, base.new_zeros(()))
-    return (-base).where(mask < 0, kept) if mask.dtype.is_signed else kept  # int8, bool
+    return (-base).where(mask < 0, kept) if mask.dtype.is_signed else kept
 
 
-def keep_above_(out: Tensor, base: Tensor, values: Tensor, threshold: float) -> None:
-    """Write ``base`` where ``values > threshold``, else 0, into ``out``; all of one dtype, device and layout.
+def coefficient_shape(form: Form, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape of the coefficients of a weight of ``shape``; None where the form has none.
 
-    ``masked_weight`` of a binary mask in one pass over memory; it differs for NaN only, which keeps the weight.
-
-    >>> import torch
-    >>> out = torch.empty(2)
-    >>> keep_above_(out, torch.tensor([-2.0, 3.0]), torch.tensor([0.006, 0.005]), threshold=5e-3)
-    >>> out
-    tensor([-2.,  0.])
+    >>> coefficient_shape("channel", (8, 3, 3, 3)), coefficient_shape("affine", (8, 3, 3, 3))
+    ((8,), (4,))
     """
-    import torch
+    return {"plain": None, "channel": tuple(shape[:1]), "affine": (4,)}[form]
 
-    if out.device.type in ("cpu", "cuda"):
-        # The gradient of ``torch.threshold`` selects so, four times as fast as ``torch.where`` on a CPU.
-        torch.ops.aten.threshold_backward.grad_input(base, values, threshold, grad_input=out)
-    else:
-        torch.where(values > threshold, base, base.new_zeros(()), out=out)
+
+# -- where scores start --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoreInit:
+    """How a weight's scores start.
+
+    ``magnitude``: at tau + margin_i, with margin_i proportional to max(|W_i| / rms, ``floor``) ** ``power`` and
+    ``value`` - tau in the mean of the layer, whose root mean square is rms. To mask a weight out costs about
+    W^2 H / 2, so large weights have to show more evidence than small ones before they go. Weights below ``keep``
+    times rms carry next to nothing, masked or not, and cost bits: they are always kept.
+    ``constant``: at ``value``, as the paper has it. ``uniform``: in [-``value``, ``value``]. ``mean``: at the
+    layer's mean |W|.
+
+    >>> ScoreInit("uniform", seed=3).seed
+    3
+    """
+
+    kind: InitKind = "magnitude"
+    value: float = 1e-2
+    """The paper's value for ``constant``, the layer's mean for ``magnitude``, half the width for ``uniform``; unused
+    for ``mean``."""
+    seed: int = 0
+    """For ``uniform``; the numbers depend on it and the weight's position only, so all processes draw the same."""
+    power: float = 1.0
+    """For ``magnitude``: how fast the margin grows with |W|."""
+    floor: float = 0.5
+    """For ``magnitude``: weights below this part of rms have the margin of those at it."""
+    keep: float = 0.2
+    """For ``magnitude``: weights below this part of rms are always kept; 0 leaves all to the gradient."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(InitKind):
+            kinds = ", ".join(map(repr, get_args(InitKind)))
+            raise InputError(f"score init {self.kind!r}: expected one of {kinds}")
+        for name in ("value", "power", "floor", "keep"):
+            number = getattr(self, name)
+            if not math.isfinite(number) or (name != "value" and number < 0):
+                raise InputError(f"score init: {name} {number}: expected a finite number from 0")
+
+    def margin(self, threshold: float) -> float:
+        """Return how far above ``threshold`` scores start in the mean; InputError unless that is above 0.
+
+        >>> round(ScoreInit().margin(5e-3), 6)
+        0.005
+        """
+        if not 0 < self.value - threshold < math.inf:
+            raise InputError(
+                f"score init {self.kind!r}: value {self.value} with threshold {threshold}: expected a value above "
+                "the threshold, so that weights are kept until their gradients speak against it"
+            )
+        return self.value - threshold
+
+
+# -- how fast scores move ------------------------------------------------------------------------
+#
+# Adam moves a score by about the rate a step while its gradient keeps its sign, and by a random walk where the
+# gradient is noise. After T steps at rates lr f_t noise alone has spread scores by N = lr sqrt(sum f_t^2), which is
+# lr sqrt(3 T / 8) for a warm-up and a cosine. Scores start at a margin above the threshold, so noise masks out the
+# share Phi(-z) of the weights, z = margin / N. Signal grows with lr T, noise with lr sqrt(T): a short run needs a
+# higher rate.
+
+
+def mask_lr(
+    steps: int,
+    schedule: Schedule = "cosine",
+    warmup: float = 0.3,
+    *,
+    margin: float = MARGIN,
+    z: float = Z,
+) -> float:
+    """Return the peak learning rate of the scores for a run of ``steps`` steps of Adam.
+
+    ``margin``: where scores start above the threshold, in the mean. ``z``: that margin in standard deviations of
+    what noise does to a score in the whole run; a smaller one moves more weights. Use the same ``schedule`` and
+    ``warmup`` as in ``warmup_cosine`` or ``lr_factor``; "constant" is for a loop without a scheduler.
+
+    Raises InputError for steps below 1, a warmup outside 0 to 1, and for a margin or z that is not finite and above 0.
+
+    >>> [round(mask_lr(steps), 6) for steps in (240, 1000, 5000)]
+    [0.00075, 0.000367, 0.000164]
+    >>> round(mask_lr(240, "constant"), 6)
+    0.000461
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps {steps!r}: expected a whole number from 1")
+    if not 0 <= warmup < 1:
+        raise InputError(f"warmup {warmup!r}: expected from 0 to below 1")
+    for name, value in (("margin", margin), ("z", z)):
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} {value!r}: expected a finite number above 0")
+    squares = math.fsum(lr_factor(schedule, t, steps, warmup) ** 2 for t in range(steps))
+    return margin / (z * math.sqrt(squares))
+
+
+def z_for(skill: float, steps: int) -> float:
+    """Return the z for a task whose classes the frozen features tell apart by ``skill``, from 0 to 1.
+
+    ``feature_skill`` measures it. Where it is low, a run of few steps learns more with more movement, and longer ones
+    learn enough with less; where it is high, movement only harms.
+
+    >>> [round(z_for(skill, 480), 2) for skill in (0.1, 0.55, 0.66, 1.0)]
+    [0.5, 0.7, 0.81, 1.0]
+    >>> [round(z_for(0.3, steps), 2) for steps in (480, 650, 5000)]
+    [0.5, 0.6, 0.7]
+    """
+    least = 0.5 + 0.2 * min(max((steps - 500) / 300, 0.0), 1.0)
+    return min(max(0.15 + skill, least), 1.0)
+
+
+def lr_factor(schedule: str, step: int, steps: int, warmup: float) -> float:
+    """Return the fraction of the peak learning rate at ``step`` (from 0) of ``steps``.
+
+    cosine: from 1/25 up to 1 over the first ``warmup`` of the steps, then down to 0, both along a half cosine.
+    step: 1, and a tenth from half-way on (the paper: after epoch 15 of 30). constant: 1. A pure function of the
+    step, so that a resumed run needs no scheduler state.
+
+    >>> [round(lr_factor("cosine", step, 10, warmup=0.2), 2) for step in (0, 2, 6, 9)]
+    [0.04, 1.0, 0.5, 0.04]
+    >>> [lr_factor("step", step, 30, warmup=0.0) for step in (14, 15)]
+    [1.0, 0.1]
+    """
+    if schedule not in get_args(Schedule):
+        raise InputError(f"schedule {schedule!r}: expected one of {', '.join(get_args(Schedule))}")
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return 1.0 if step < steps / 2 else 0.1
+    rising = warmup * steps
+    if step < rising:
+        low = 1 / 25
+        return low + (1 - low) * _half_cosine(step / rising)
+    return 1 - _half_cosine(min((step - rising) / max(steps - rising, 1), 1.0))
+
+
+def _half_cosine(x: float) -> float:
+    """From 0 at x = 0 to 1 at x = 1, flat at both ends."""
+    return (1 - math.cos(math.pi * x)) / 2

@@ -7,49 +7,237 @@
 
 Small networks have many small layers: what each costs beside its weights is one call, on views made
 before. Words are little-endian, as on every machine that torch is built for.
+
+MaskWriter writes a task's masks into tensors; LiveWeights are the masked parameters of a module, which it keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from piggyback.errors import InputError
-from piggyback.masks.bits import PackedMask, words
-from piggyback.masks.flat import FlatBits, FlatMasks, Layout, padded
+from piggyback.errors import InputError, TaskStateError
+from piggyback.masks.bits import (
+    FlatBits,
+    FlatMasks,
+    PackedMask,
+    flat_masks,
+    is_dense,
+    pack,
+    padded,
+    to_c_order,
+    unpack,
+    words,
+)
+from piggyback.masks.rule import Form, MaskRule, masked_weight
 
 BLOCK = {"cpu": 1 << 19, "cuda": 1 << 23}
 """Weights expanded at once: 2 MiB of float32 words per thread; a GPU wants fewer, larger calls."""
+MOST_PLANS = 8
+"""Plans that a writer keeps: one for each set of weights that its tasks mask."""
+
+Scratch = dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]]
+"""Memory to expand bits in: what brings each bit to the sign, and words."""
 
 
-class Scratch:
-    """Memory that switches expand bits in; shared by plans of which never two are at work at once."""
+class MaskWriter:
+    """Writes the masks of tasks into live weights, from base weights of the same names, dtypes and dense layouts.
 
-    def __init__(self) -> None:
-        self._held: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+    It keeps views of the weights: call ``forget`` when one has moved. Writers that share ``scratch``, which is
+    megabytes, must not be at work at the same time.
 
-    def __reduce__(self) -> tuple[type[Scratch], tuple[()]]:
-        return Scratch, ()  # a copy is used at other times
+    >>> live, base = {"w": torch.empty(3)}, {"w": torch.tensor([-2.0, 3.0, 4.0])}
+    >>> mask = pack(torch.tensor([False, True, True]))
+    >>> MaskWriter(live, base).write_(flat_masks({"w": mask}, base)); live["w"]
+    tensor([0., 3., 4.])
+    """
 
-    def words(self, like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """Return what moves each bit to the sign, (bits of a word,), and room for ``rows`` expanded words.
+    def __init__(
+        self,
+        live: Mapping[str, Tensor],
+        base: Mapping[str, Tensor],
+        scratch: Scratch | None = None,
+    ) -> None:
+        self._live, self._base = live, base
+        self._scratch: Scratch = {} if scratch is None else scratch
+        self._plans: dict[tuple[str, ...], _Plan] = {}
 
-        That is the distance to shift by, or for words of 16 bits the power of two to multiply with: torch shifts them
-        half as fast.
+    @torch.no_grad()
+    def write_(
+        self,
+        masks: FlatMasks,
+        coefficients: Mapping[str, Tensor] | None = None,
+        form: Form = "plain",
+    ) -> None:
+        """Make the live weights of ``masks`` W m, with exact zeros, or what ``form`` makes of W, m and coefficients.
+
+        Base weights are only read. Other live weights stay as they are.
         """
-        width = 8 * like.element_size()
-        held = self._held.get((like.dtype, like.device))
-        if held is None or len(held[1]) < rows:
-            with torch.inference_mode(False):  # tensors made in it cannot be written to outside
-                by = torch.arange(width - 1, -1, -1, dtype=like.dtype, device=like.device)
-                if width == 16:
-                    by = torch.ones_like(by) << by
-                held = (by, like.new_empty(rows, width))
-            self._held[like.dtype, like.device] = held
-        return held[0], held[1][:rows]
+        if coefficients:
+            for name, numbers in coefficients.items():
+                weight = self._base[name]
+                mask = unpack(masks[name]).as_strided(weight.shape, weight.stride())
+                self._live[name].copy_(formed_weight(weight, mask, numbers, form))
+            return
+        for bits in masks.parts:
+            plan = self._plans.get(bits.names)
+            if plan is None:
+                if len(self._plans) >= MOST_PLANS:
+                    self._plans.clear()
+                live = [self._live[name] for name in bits.names]
+                base = [self._base[name] for name in bits.names]
+                # Views made in inference mode would be read-only outside of it.
+                with torch.inference_mode(False), torch.no_grad():
+                    plan = self._plans[bits.names] = _Plan(live, base, self._scratch)
+            plan.write_(bits)
+
+    def forget(self) -> None:
+        """Take views of the weights anew at the next write."""
+        self._plans.clear()
+
+
+class LiveWeights:
+    """The masked parameters of a module, ``params``, and what the backbone came with, ``base``, by name.
+
+    Masks that it writes or captures are in the weights' order of memory; ``to_memory_order`` and ``to_c_order``
+    convert from and to the C order of task files.
+    """
+
+    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
+        self._module = module
+        self.params: dict[str, nn.Parameter] = {}
+        self.base: dict[str, Tensor] = {}
+        self._writer: MaskWriter | None = None
+        self._places: list[Any] = []  # where the live weights lay when the writer was made
+        self.cover(names)
+
+    @torch.no_grad()
+    def cover(self, names: Iterable[str]) -> None:
+        """Keep the base weights of ``names`` too; they must be unmasked at that moment."""
+        for name in names:
+            if name not in self.base:
+                param = self._module.get_parameter(name)
+                if not is_dense(param):
+                    param.data = param.data.contiguous()
+                self.params[name] = param
+                self.base[name] = param.detach().clone()
+
+    def base_of(self, param: Tensor) -> Tensor:
+        """Return the base weight of a live parameter."""
+        for name, live in self.params.items():
+            if live is param:
+                return self.base[name]
+        raise InputError(f"a {tuple(param.shape)} tensor is not one of the masked weights")
+
+    @torch.no_grad()
+    def write_(
+        self,
+        masks: Mapping[str, PackedMask],
+        coefficients: Mapping[str, Tensor] | None = None,
+        form: Form = "plain",
+    ) -> None:
+        """Make the live weights those of a task; a weight without a mask becomes the base weight.
+
+        ``coefficients`` are those of the masked weights, on their device, where ``form`` has any.
+        """
+        places = [(p.data_ptr(), p.dtype, p.stride()) for p in self.params.values()]
+        if self._writer is None or places != self._places:
+            self._check_layout()
+            self._writer, self._places = MaskWriter(self.params, self.base), places
+        flat = masks if isinstance(masks, FlatMasks) else FlatMasks(masks, self.base)
+        self._writer.write_(flat, coefficients, form)
+        for name, param in self.params.items():
+            if name not in masks:
+                param.copy_(self.base[name])
+
+    @torch.no_grad()
+    def capture(self, names: Iterable[str], rule: MaskRule) -> dict[str, PackedMask]:
+        """Return the masks, in order of memory, that turn the base weights into what the modules hold now.
+
+        A weight that is the same kept or not, such as 0, counts as kept. Raises TaskStateError where a live weight
+        is not W times any m of the rule: something else than a MaskOptimizer has changed it.
+        """
+        self._check_layout()
+        masks = {}
+        for name in names:
+            live, base = words(self.params[name]), words(self.base[name])
+            mask = live == base
+            known = mask | (live == 0)
+            if rule.kind == "ternary":
+                sign = torch.iinfo(base.dtype).min
+                negative = (live == base ^ sign) & ~mask
+                known |= negative
+                mask = mask.to(torch.int8) - negative.to(torch.int8)
+            if not known.all():
+                raise TaskStateError(
+                    f"weight {name!r}: {int((~known).sum())} of {known.numel()} values are neither kept nor "
+                    "masked out; expected base weights times a mask: train it in a group with masked=True "
+                    "of a MaskOptimizer"
+                )
+            packed = pack(mask)
+            masks[name] = PackedMask(tuple(self.base[name].shape), packed.keep, packed.negative)
+        return masks
+
+    def to_memory_order(self, masks: Mapping[str, PackedMask]) -> FlatMasks:
+        """Return C-order masks on the weights' device, in their order of memory."""
+        return flat_masks(masks, self.base)
+
+    def to_c_order(self, masks: Mapping[str, PackedMask]) -> dict[str, PackedMask]:
+        """Return masks as ``to_memory_order`` took them."""
+        return {name: to_c_order(mask, self.base[name]) for name, mask in masks.items()}
+
+    def apply(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Follow the module after ``nn.Module._apply`` moved it: the base weights get the same treatment."""
+        self._writer = None
+        self.base = {name: move(base) for name, base in self.base.items()}
+        self.params = {name: self._module.get_parameter(name) for name in self.base}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_writer": None}  # its views would be copied as weights
+
+    def _check_layout(self) -> None:
+        for name, param in self.params.items():
+            base = self.base[name]
+            if (param.dtype, param.device, param.stride()) != (
+                base.dtype,
+                base.device,
+                base.stride(),
+            ):
+                raise TaskStateError(
+                    f"weight {name!r} is now {param.dtype} on {param.device} with strides {param.stride()}, "
+                    f"its base weight {base.dtype} on {base.device} with strides {base.stride()}: "
+                    "move the MultiTaskModel itself, not the module in it"
+                )
+
+
+def formed_weight(base: Tensor, mask: Tensor, coefficients: Tensor, form: Form) -> Tensor:
+    """Return the live weight of a ``channel`` or ``affine`` form (see ``Form``) in ``base``'s dtype and shape.
+
+    It is always computed anew from the base weight, in float32 (float64 where W is), in the order of the formula and
+    with one rounding an operation: so a switch, a baked model and another machine agree to the bit.
+
+    >>> base, mask = torch.tensor([[-2.0, 3.0]]), torch.tensor([[False, True]])
+    >>> formed_weight(base, mask, torch.tensor([0.5]), "channel")
+    tensor([[0.0000, 1.5000]])
+    >>> formed_weight(base, mask, torch.tensor([1.0, 0.5, 0.25, 2.0]), "affine")
+    tensor([[-1.5000,  9.7500]])
+    """
+    wide = torch.promote_types(base.dtype, torch.float32)
+    weight, k = base.to(wide), coefficients.to(wide)
+    kept = masked_weight(weight, mask)
+    if form == "channel":
+        return (kept * k.reshape(k.shape + (1,) * (base.ndim - 1))).to(base.dtype)
+    made = weight * k[0] + k[1]
+    made += mask.to(wide) * k[2]
+    made += kept * k[3]
+    return made.to(base.dtype)
+
+
+# -- the fast path of W m ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -62,27 +250,30 @@ class _Block:
     """Live weights, base weights and expanded bits of a layer or a part of one, flat."""
 
 
-class SwitchPlan:
-    """Writes W * m into the live weights of some layers of one dtype and device; zeros are exact.
+class _Plan:
+    """Writes W m into the live weights of some layers of one dtype and device, through views made before."""
 
-    The plan holds views of the weights: make another when a weight has moved.
-    """
-
-    def __init__(
-        self, live: Sequence[Tensor], base: Sequence[Tensor], scratch: Scratch | None = None
-    ) -> None:
+    def __init__(self, live: Sequence[Tensor], base: Sequence[Tensor], scratch: Scratch) -> None:
         like = words(base[0])
-        self._dtype, self._last = like.dtype, 8 * like.element_size() - 1
-        self._lift = torch.mul if self._last == 15 else torch.bitwise_left_shift
+        self._dtype, width = like.dtype, 8 * like.element_size()
+        self._last = width - 1
+        self._lift = torch.mul if width == 16 else torch.bitwise_left_shift
         room = BLOCK.get(like.device.type, BLOCK["cuda"])
         if like.device.type == "cpu":
             room *= min(torch.get_num_threads(), 4)
-        total = sum(8 * padded(-(-weight.numel() // 8)) for weight in base)
-        rows = min(room, total) // (self._last + 1)
-        self._by, expanded = (scratch or Scratch()).words(like, rows)
-        self._blocks = list(_blocks([words(w) for w in live], [words(w) for w in base], expanded))
+        rows = min(room, sum(8 * padded(-(-weight.numel() // 8)) for weight in base)) // width
+        held = scratch.get((like.dtype, like.device))
+        if held is None or len(held[1]) < rows:
+            by = torch.arange(width - 1, -1, -1, dtype=like.dtype, device=like.device)
+            if (
+                width == 16
+            ):  # words of 16 bits are multiplied by a power of two: torch shifts them half as fast
+                by = torch.ones_like(by) << by
+            held = scratch[like.dtype, like.device] = by, like.new_empty(rows, width)
+        self._by, expanded = held
+        views = [words(w) for w in live], [words(w) for w in base]
+        self._blocks = list(_blocks(*views, expanded[:rows]))
 
-    @torch.no_grad()
     def write_(self, bits: FlatBits) -> None:
         """Write the live weights of these bits, whose masks are in the order of the layers."""
         keep = bits.keep.view(self._dtype).unsqueeze(1)
@@ -99,28 +290,6 @@ class SwitchPlan:
                 block.expanded.bitwise_and_(torch.iinfo(self._dtype).min)
                 for live, _, signs in block.pieces:
                     live.bitwise_xor_(signs)
-
-
-@torch.no_grad()
-def write_masked_(live: Tensor, base: Tensor, packed: PackedMask) -> Tensor:
-    """Return ``live`` after writing W * m into it, in place; zeros are exact and W is never read back from it.
-
-    ``live`` and ``base`` share dtype, device and a dense layout; the bits are in that layout's order of memory.
-
-    >>> from piggyback.masks.bits import pack
-    >>> base = torch.tensor([-2.0, 3.0, 4.0])
-    >>> write_masked_(torch.empty(3), base, pack(torch.tensor([False, True, True])))
-    tensor([0., 3., 4.])
-    """
-    if live.stride() != base.stride() or live.dtype != base.dtype or live.numel() != packed.numel:
-        raise InputError(
-            f"live weights {live.dtype} {tuple(live.shape)}, base weights {base.dtype} "
-            f"{tuple(base.shape)}, mask {packed.shape}: expected the same dtype, layout and size"
-        )
-    masks = {"": packed}
-    (bits,) = FlatMasks(Layout(masks, {"": base}), [packed]).parts
-    SwitchPlan([live], [base]).write_(bits)
-    return live
 
 
 def _blocks(live: list[Tensor], base: list[Tensor], expanded: Tensor) -> Iterator[_Block]:

@@ -30,7 +30,7 @@ class Learning:
     def begin(self) -> None:
         """Put the head in place and make the task's parameters trainable."""
         self.backbone.put_head(self.head)
-        self.backbone.distrust_state()
+        self.backbone.invalidate_state()
         for group in self.groups(0.0):
             for param in group["params"]:
                 param.requires_grad_(True)
@@ -76,7 +76,7 @@ class Learning:
             )
         return Task(
             name=self.name,
-            masks=live.logical(live.capture(self._names(), self.info.rule)),
+            masks=live.to_c_order(live.capture(self._names(), self.info.rule)),
             head=_rounded_head(self.head.state_dict(), self.info.head_kind),
             norm={name: round_half(tensor) for name, tensor in _copies(norms).items()},
             info=replace(self.info, provenance=dict(provenance)),

@@ -19,10 +19,8 @@ from piggyback.errors import (
     UnknownTaskError,
 )
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.masks.init import ScoreInit
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rate import HEAD_LR, Z, mask_lr, z_for
-from piggyback.masks.rule import MaskRule, check_learnable
+from piggyback.masks.rule import HEAD_LR, MaskRule, ScoreInit, Z, check_learnable, mask_lr, z_for
 from piggyback.model.distance import MOST, feature_skill, head_inputs, one_each
 from piggyback.model.heads import check_classes, class_names, head_kind, load_head, new_head
 from piggyback.model.learning import Learning

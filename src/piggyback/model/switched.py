@@ -88,7 +88,7 @@ class SwitchedModel(nn.Module):
         """Return a task: masks in C order, head, normalisation."""
         with self._lock:
             task = self._tasks[self._known(name)]
-            return replace(task, masks=self._frozen.live.logical(task.masks))
+            return replace(task, masks=self._frozen.live.to_c_order(task.masks))
 
     def add_task(self, task: Task, *, head: nn.Module | None = None) -> None:
         """Hold ``task`` too; ``head`` is the module for a custom head's tensors.
@@ -166,7 +166,7 @@ class SwitchedModel(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         with self._lock:
             live = self._frozen.live
-            logical = {name: live.logical(task.masks) for name, task in self._tasks.items()}
+            logical = {name: live.to_c_order(task.masks) for name, task in self._tasks.items()}
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
             self._frozen.apply(fn)
             for head in self._heads.values():
@@ -174,7 +174,7 @@ class SwitchedModel(nn.Module):
             for name, task in self._tasks.items():
                 self._tasks[name] = replace(
                     task,
-                    masks=live.lay_out(logical[name]),
+                    masks=live.to_memory_order(logical[name]),
                     norm={key: fn(tensor) for key, tensor in task.norm.items()},
                     head=self._heads[name].state_dict(),
                     coefficients={
@@ -225,7 +225,7 @@ class SwitchedModel(nn.Module):
         self._heads[task.name] = head.eval()
         self._tasks[task.name] = replace(
             task,
-            masks=live.lay_out(task.masks),
+            masks=live.to_memory_order(task.masks),
             norm={k: v.to(state[k].device, state[k].dtype) for k, v in task.norm.items()},
             head=head.state_dict(),
             coefficients={k: v.to(live.base[k].device) for k, v in task.coefficients.items()},

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from piggyback.errors import SelectionError, near_misses
 from piggyback.masks.bits import PackedMask
-from piggyback.masks.live import LiveWeights
 from piggyback.masks.rule import Form
+from piggyback.masks.switch import LiveWeights
 from piggyback.network.fingerprint import IGNORED, fingerprint
 from piggyback.network.head import find_head
 from piggyback.network.norm import norm_tensors
@@ -101,7 +101,7 @@ class FrozenBackbone:
             self._seen = [] if norm else self._sight()
         self.put_head(head)
 
-    def distrust_state(self) -> None:
+    def invalidate_state(self) -> None:
         """Let the next ``write_`` write all of the state: it may change in ways that torch does not count."""
         self._seen = []
 
@@ -141,7 +141,7 @@ class FrozenBackbone:
     def apply(self, move: Callable[[Tensor], Tensor]) -> None:
         """Follow the module after ``nn.Module._apply`` moved it."""
         self.live.apply(move)
-        self.distrust_state()
+        self.invalidate_state()
         self.base_state = {name: move(tensor) for name, tensor in self.base_state.items()}
 
 

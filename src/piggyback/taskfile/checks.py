@@ -10,7 +10,7 @@ from torch import Tensor
 
 from piggyback.errors import InputError, TaskFileError
 from piggyback.masks.bits import PackedMask
-from piggyback.masks.forms import coefficient_shape
+from piggyback.masks.rule import coefficient_shape
 from piggyback.taskfile.container import DIGEST_BYTES
 from piggyback.taskfile.parse import first_of
 from piggyback.taskfile.task import Task

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from piggyback.errors import BackboneMismatchError, TaskFileError, near_misses
-from piggyback.masks.forms import coefficient_shape
+from piggyback.masks.rule import coefficient_shape
 from piggyback.taskfile.container import (
     CHECKSUM,
     DIGEST_BYTES,

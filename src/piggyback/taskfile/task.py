@@ -51,7 +51,7 @@ class Task:
     """Normalisation parameters and statistics by state-dict name; empty when the backbone's are used."""
     info: TaskInfo = field(default_factory=TaskInfo)
     coefficients: Mapping[str, Tensor] = field(default_factory=dict)
-    """float32, for each masked weight; empty for a rule of the plain form. Shapes: see ``masks/forms.py``."""
+    """float32, for each masked weight; empty for a rule of the plain form. Shapes: see ``coefficient_shape``."""
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from piggyback.images.decode import normalise
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.masks.rate import Z, lr_factor, z_for
+from piggyback.masks.rule import Z, lr_factor, z_for
 from piggyback.model.distance import feature_skill, head_inputs, one_each
 from piggyback.model.summary import masks_verdict
 from piggyback.train.checkpoint import load_live, load_optimizer, optimizer_tensors

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from piggyback.masks.bits import PackedMask
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rate import MARGIN, mask_lr
+from piggyback.masks.rule import MARGIN, mask_lr
 from piggyback.model.heads import new_head
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.images.decode import normalise
-from piggyback.masks.rate import lr_factor
+from piggyback.masks.rule import lr_factor
 from piggyback.train.data.batches import Batch, serve
 from piggyback.train.evaluation import class_of_each, logits_of, measure
 from piggyback.train.events import EpochRow, Plan, Step

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from piggyback.errors import InputError
-from piggyback.masks.init import GradScale, ScoreInit
-from piggyback.masks.rate import HEAD_LR
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, Regularizer, TargetDensity
-from piggyback.masks.rule import MaskRule
+from piggyback.masks.rule import HEAD_LR, GradScale, MaskRule, ScoreInit
 from piggyback.taskfile.task import NormPolicy
 
 SHORTEST, LONG, MOST_EPOCHS = 480, 800, 60

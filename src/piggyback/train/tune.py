@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from piggyback.errors import InputError
-from piggyback.masks.init import ScoreInit
+from piggyback.masks.rule import ScoreInit
 from piggyback.train.data.batches import steps_in_epoch
 from piggyback.train.data.sets import ImageData, ImageSet
 from piggyback.train.events import Listener

@@ -17,7 +17,7 @@ from piggyback.errors import (
     TaskStateError,
 )
 from piggyback.masks.rule import MaskRule
-from piggyback.masks.switch import SwitchPlan
+from piggyback.masks.switch import MaskWriter
 from piggyback.serve.replicas.network import Network
 from piggyback.taskfile.file import load, save
 from support.nets import Attention, Tiny, assert_same_state, seeded, state_of
@@ -183,14 +183,14 @@ def test_a_write_that_fails_leaves_a_copy_that_does_not_answer(x, monkeypatch):
     with pytest.raises(TaskStateError, match="expected a whole task"):
         live.run(x)
     live.write(network.pack(first))
-    whole = SwitchPlan.write_
+    whole = MaskWriter.write_
 
-    def fails(plan, bits):
-        whole(plan, bits)
+    def fails(writer, *masks):
+        whole(writer, *masks)
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(SwitchPlan, "write_", fails)
+        patch.setattr(MaskWriter, "write_", fails)
         with pytest.raises(MemoryError):
             live.write(network.pack(second))
     with pytest.raises(TaskStateError):

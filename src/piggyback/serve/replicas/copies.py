@@ -16,16 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.errors import InputError, TaskStateError
-from piggyback.masks.bits import is_dense, unpack
-from piggyback.masks.forms import formed_weight
-from piggyback.masks.switch import Scratch, SwitchPlan
+from piggyback.masks.bits import is_dense
+from piggyback.masks.switch import MaskWriter, Scratch
 from piggyback.network.frozen import replace_module
 from piggyback.serve.replicas.packed import PackedTask
 
 MODULE_BYTES = 4096
 """About what a copy of a module takes besides its tensors."""
-MOST_PLANS = 8
-"""Switch plans that a copy keeps: one for each set of weights that its tasks mask."""
 
 
 @cache
@@ -66,7 +63,7 @@ class Prototype:
         self.image_layout = any(isinstance(m, nn.Conv2d) for m in module.modules())
         self.lock = threading.Lock()
         """Held by a copy that is written: they share the memory that bits are expanded in."""
-        self.scratch = Scratch()
+        self.scratch: Scratch = {}
         self.dtype = dtype
         self.device = next((t.device for t in self.base.values()), torch.device("cpu"))
 
@@ -99,7 +96,7 @@ class ModelCopy:
             self._module.compile()
         self._head_like: nn.Module | None = None
         self._head: tuple[Tensor, ...] = ()
-        self._plans: dict[tuple[str, ...], SwitchPlan] = {}
+        self._writer = MaskWriter(self._tensors, prototype.base, prototype.scratch)
         self._changed: frozenset[str] = frozenset()  # what may differ from the base values
         self._ready = False  # whether a task was written to its end
         self._outputs: int | None = None
@@ -122,7 +119,11 @@ class ModelCopy:
             self._changed |= touched
             for name in left:
                 self._tensors[name].copy_(base[name])
-            self._write_masks(task)
+            numbers = task.coefficients
+            coefficients = (
+                None if numbers is None else {n: numbers[p] for n, p in task.layout.coefficients}
+            )
+            self._writer.write_(task.masks, coefficients, task.form)
             if task.norm is not None:
                 for name, place in task.layout.norm:
                     live = self._tensors[name]
@@ -173,29 +174,7 @@ class ModelCopy:
         for name in names:
             self._tensors[name].data = self._prototype.base[name].data
             self._owned.discard(name)
-        self._plans.clear()  # they are views
-
-    def _write_masks(self, task: PackedTask) -> None:
-        base = self._prototype.base
-        for part in task.masks.parts:
-            plan = self._plans.get(part.names)
-            if plan is None:
-                if len(self._plans) >= MOST_PLANS:
-                    self._plans.clear()
-                live = [self._tensors[name] for name in part.names]
-                with (
-                    torch.inference_mode(False),
-                    torch.no_grad(),
-                ):  # views made in it are read-only outside
-                    plan = SwitchPlan(live, [base[n] for n in part.names], self._prototype.scratch)
-                self._plans[part.names] = plan
-            plan.write_(part)
-        if task.coefficients is None:
-            return
-        for name, place in task.layout.coefficients:
-            weight, numbers = base[name], task.coefficients[place]
-            bits = unpack(task.masks[name]).as_strided(weight.shape, weight.stride())
-            self._tensors[name].copy_(formed_weight(weight, bits, numbers, task.form))
+        self._writer.forget()  # it keeps views
 
     def _write_head(self, task: PackedTask) -> None:
         if self._head_like is not task.head_like:

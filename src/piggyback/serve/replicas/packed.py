@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from piggyback.masks.flat import FlatMasks, Layout, Layouts, flat_masks
+from piggyback.masks.bits import FlatMasks, MaskLayout, flat_masks
 from piggyback.masks.rule import Form
 from piggyback.model.heads import load_head
 from piggyback.network.fingerprint import IGNORED
@@ -28,7 +28,7 @@ Places = tuple[tuple[str, slice], ...]
 class TaskLayout:
     """Which tensors a task changes, and where their values are; similar tasks share one."""
 
-    masked: Layout
+    masked: MaskLayout
     coefficients: Places
     norm: Places
     touched: frozenset[str]
@@ -78,7 +78,6 @@ class Packer:
         self._shapes, self._state, self._fingerprint, self._head = shapes, state, fingerprint, head
         self._base, self._dtype = base, dtype
         self._device = next((t.device for t in base.values()), torch.device("cpu"))
-        self._masked = Layouts()
         # What tasks share goes with the last of them.
         self._layouts: WeakValueDictionary[tuple[object, ...], TaskLayout] = WeakValueDictionary()
         self._heads: WeakValueDictionary[tuple[object, ...], nn.Module] = WeakValueDictionary()
@@ -92,7 +91,7 @@ class Packer:
         """
         check_fits(task, self._shapes, self._state, self._fingerprint)
         with torch.inference_mode(False):
-            masks = flat_masks(task.masks, self._base, self._masked)
+            masks = flat_masks(task.masks, self._base)
             form = task.info.rule.form
             own = () if form == "plain" else task.masks
             coefficients = {name: task.coefficients[name] for name in own}
@@ -125,7 +124,7 @@ class Packer:
         return like, moved
 
     def _layout(
-        self, masked: Layout, coefficients: Mapping[str, Tensor], norm: Mapping[str, Tensor]
+        self, masked: MaskLayout, coefficients: Mapping[str, Tensor], norm: Mapping[str, Tensor]
     ) -> TaskLayout:
         key = (masked, *((name, t.numel()) for name, t in coefficients.items()), tuple(norm))
         found = self._layouts.get(key)
