@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import timm
 
-from support.timm_families import FAMILIES, LISTED_WITH, Family, exercise
+from support.timm_families import FAMILIES, LISTED_WITH, exercise, small
 
 QUICK = {
     "convnext": FAMILIES["convnext"],  # depthwise convolutions, layer scale
     "densenet": FAMILIES["densenet"],  # concatenation
     "efficientnet": FAMILIES["efficientnet"],  # depthwise, squeeze and excite
-    "mlp_mixer": Family("gmlp_ti16_224", 32, {"img_size": 32}),
+    "mlp_mixer": small("gmlp_ti16_224", 32, img_size=32),
     "mobilenetv3": FAMILIES["mobilenetv3"],  # a head behind a hidden layer
     "resnet": FAMILIES["resnet"],
     "swin_transformer": FAMILIES["swin_transformer"],  # relative position tables
     "vgg": FAMILIES["vgg"],
-    "vision_transformer": Family("vit_tiny_patch16_224", 32, {"img_size": 32, "depth": 2}),
+    "vision_transformer": small("vit_tiny_patch16_224", 32, img_size=32, depth=2),
 }
 
 
