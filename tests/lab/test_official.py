@@ -210,8 +210,8 @@ def changed(pack: Any, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ("missing", BackboneMismatchError, r"1 modules have no mask \(1\)"),
-        ("extra", BackboneMismatchError, r"1 masks are for modules without a weight .*\(2\)"),
+        ("missing", BackboneMismatchError, r"1 modules have no mask \(\[1\]\)"),
+        ("extra", BackboneMismatchError, r"1 masks are for modules without a weight .*\(\[2\]\)"),
         (
             "shape",
             BackboneMismatchError,

@@ -6,7 +6,7 @@ It follows from torchvision's own module tree, which has kept the order of 2017;
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torchvision
@@ -52,10 +52,7 @@ def architecture_of(task: Task) -> tuple[str, nn.Module]:
     for arch, spec in SPECS.items():
         with torch.device("meta"):
             module = torchvision.models.get_model(spec.partition(":")[2].partition(".")[0])
-        params = dict(module.named_parameters())
-        if found == {
-            name: tuple(params[name].shape) for name in shared_weights(arch, module).values()
-        }:
+        if found == weight_shapes(arch, module):
             return arch, module
     raise InputError(
         f"task {task.name!r} masks {len(found)} weights: expected all those of torchvision's {', '.join(SPECS)}, "
@@ -63,38 +60,30 @@ def architecture_of(task: Task) -> tuple[str, nn.Module]:
     )
 
 
-def _vgg(module: nn.Module) -> nn.Module:
-    """Features, a reshape, the two hidden layers with ReLU and dropout: one flat sequence."""
-    features, classifier = module.get_submodule("features"), module.get_submodule("classifier")
-    return nn.Sequential(*features.children(), nn.Flatten(), *list(classifier.children())[:-1])
-
-
-def _resnet(module: nn.Module) -> nn.Module:
-    children = [(name, child) for name, child in module.named_children() if name != "fc"]
-    return nn.Sequential(OrderedDict(children))
-
-
-def _densenet(module: nn.Module) -> nn.Module:
-    return module.get_submodule("features")
-
-
-_FAMILIES: Mapping[str, tuple[type[nn.Module], Callable[[nn.Module], nn.Module]]] = {
-    "vgg16": (torchvision.models.VGG, _vgg),
-    "vgg16bn": (torchvision.models.VGG, _vgg),
-    "resnet50": (torchvision.models.ResNet, _resnet),
-    "densenet121": (torchvision.models.DenseNet, _densenet),
-}
+def weight_shapes(arch: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters that ``shared_weights`` names."""
+    names = shared_weights(arch, module).values()
+    return {name: tuple(module.get_parameter(name).shape) for name in names}
 
 
 def _shared(arch: str, module: nn.Module) -> nn.Module:
-    if arch not in _FAMILIES:
+    """The authors' ``model.shared``: the network without its classifier."""
+    if arch not in SPECS:
         raise InputError(
             f"architecture {arch!r}: expected one of {', '.join(SPECS)}{near_misses(arch, SPECS)}"
         )
-    family, arrange = _FAMILIES[arch]
-    if not isinstance(module, family):
+    family = "VGG" if arch.startswith("vgg") else "ResNet" if arch == "resnet50" else "DenseNet"
+    kind: type[nn.Module] = getattr(torchvision.models, family)
+    if not isinstance(module, kind):
         raise BackboneMismatchError(
             f"architecture {arch!r} with a {type(module).__module__}.{type(module).__name__}: expected torchvision's "
-            f"{family.__name__}, whose modules the packs count; load {SPECS[arch]}"
+            f"{family}, whose modules the packs count; load {SPECS[arch]}"
         )
-    return arrange(module)
+    if family == "ResNet":
+        return nn.Sequential(OrderedDict((n, m) for n, m in module.named_children() if n != "fc"))
+    features = module.get_submodule("features")
+    if family == "DenseNet":
+        return features
+    # Features, a reshape, the two hidden layers with ReLU and dropout: one flat sequence.
+    hidden = list(module.get_submodule("classifier").children())[:-1]
+    return nn.Sequential(*features.children(), nn.Flatten(), *hidden)

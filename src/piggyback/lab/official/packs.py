@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, near_misses
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.lab.official.archive import Archive, open_archive
-from piggyback.lab.official.data import Record, Stored
-from piggyback.lab.official.network import shared_weights
+from piggyback.lab.official.network import shared_weights, weight_shapes
+from piggyback.lab.official.torch_files import Archive, Record, Stored, open_archive
 from piggyback.masks.bits import pack, unpack
 from piggyback.masks.rule import MaskRule
 from piggyback.model.heads import class_names
@@ -55,10 +54,10 @@ def import_official(
     """
     check_name(dataset)
     weights = shared_weights(arch, backbone.module)
-    params = dict(backbone.module.named_parameters())
+    shapes = weight_shapes(arch, backbone.module)
     with naming(path), open_archive(path) as archive:
         stored, classifier = _entries(archive.root, dataset)
-        _check_masks(stored, {i: tuple(params[name].shape) for i, name in weights.items()}, arch)
+        _check_masks(stored, {index: shapes[name] for index, name in weights.items()}, arch)
         head = _classifier(archive, classifier, backbone)
         masks = {
             name: pack(_signed(archive.tensor(stored[index]), f"module {index} ({name})"))
@@ -77,7 +76,7 @@ def import_official(
         backbone=BackboneInfo(backbone.source, whole, digests),
         provenance={"official": {"pack": Path(path).name, "arch": arch, "dataset": dataset}},
     )
-    order = [name for name in params if name in masks]
+    order = [name for name, _ in backbone.module.named_parameters() if name in masks]
     return Task(dataset, {name: masks[name] for name in order}, head, info=info)
 
 
@@ -96,9 +95,7 @@ def export_official(tasks: Sequence[Task], arch: str, module: nn.Module) -> dict
     """
     if twice := {task.name for task in tasks if sum(task.name == t.name for t in tasks) > 1}:
         raise InputError(f"tasks {sorted(twice)}: expected each name once in a pack; rename one")
-    weights = shared_weights(arch, module)
-    params = dict(module.named_parameters())
-    shapes = {name: tuple(params[name].shape) for name in weights.values()}
+    weights, shapes = shared_weights(arch, module), weight_shapes(arch, module)
     for task in tasks:
         _check_exportable(task, shapes, arch)
     return {
@@ -161,16 +158,9 @@ def _check_masks(
 ) -> None:
     missing, extra = sorted(shapes.keys() - stored.keys()), sorted(stored.keys() - shapes.keys())
     if missing or extra:
-        faults = [
-            f"{len(indices)} {what} ({', '.join(map(str, indices[:3]))}{', ...' if len(indices) > 3 else ''})"
-            for indices, what in (
-                (missing, "modules have no mask"),
-                (extra, "masks are for modules without a weight to mask"),
-            )
-            if indices
-        ]
         raise BackboneMismatchError(
-            f"its {len(stored)} masks are not for {arch!r}, which has {len(shapes)}: {', '.join(faults)}; "
+            f"its {len(stored)} masks are not for {arch!r}, which has {len(shapes)}: {len(missing)} modules have no "
+            f"mask ({missing[:3]}), {len(extra)} masks are for modules without a weight to mask ({extra[:3]}); "
             "name the architecture that the pack was made for"
         )
     for index, shape in shapes.items():

@@ -19,9 +19,7 @@ from torch import nn
 
 from piggyback.errors import PiggybackError, TaskFileError
 from piggyback.lab.official import import_official
-from piggyback.lab.official.archive import open_archive
-from piggyback.lab.official.data import Record
-from piggyback.lab.official.unpickler import read_pickle
+from piggyback.lab.official.torch_files import Record, open_archive, read_pickle
 from support.official_packs import FORMATS, made_pack, small
 
 
@@ -35,7 +33,7 @@ class Calls:
         return self.made
 
 
-class Custom(nn.Linear):
+class Custom(nn.Module):
     """A module class that is not torch's own."""
 
 
@@ -51,7 +49,7 @@ def hostile(mark: Path) -> dict[str, tuple[Any, str]]:
         "in a list": ([1, {"a": (touch,)}], f"{os.system.__module__}.system"),
         "an argument": (Calls(dict, [("a", touch)]), "__builtin__.dict"),
         "a state": (Calls(torch.nn.Identity, state=touch), f"{os.system.__module__}.system"),
-        "a class": (Custom(2, 2), f"{Custom.__module__}.Custom"),
+        "a class": (Calls(Custom), f"{Custom.__module__}.Custom"),
         "torch's": (Calls(torch.load, str(mark)), "torch.serialization.load"),
     }
 
@@ -76,49 +74,53 @@ def test_hostile_pickles_are_refused_by_name_and_not_run(
     else:
         path.write_bytes(pickle.dumps(value, 2 if form == "alone" else 4))
         name = name if form == "alone" else name.replace("__builtin__", "builtins")
-    with pytest.raises(TaskFileError) as caught:
+    with pytest.raises(TaskFileError, match="nothing of it was run") as caught:
         opened(path, whole=form in ("zip", "old"))
-    assert f"it holds {name!r}: expected only tensors" in str(caught.value)
-    assert "nothing of it was run" in str(caught.value)
+    assert f"it holds {name!r}: " in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not mark.exists()
+
+
+LINEAR = b"ctorch.nn.modules.linear\nLinear\n"
 
 
 @pytest.mark.parametrize(
     ("code", "name"),
     [
-        (b"(S'true'\nios\nsystem\n.", "os.system"),
-        (b"(ios\nsystem\n.", "os.system"),
-        (b"cposix\nsystem\n(S'true'\no.", "posix.system"),
+        (b"(S'true'\nios\nsystem\n.", "instruction STRING"),
+        (b"(ios\nsystem\n.", "instruction INST"),
+        (b"cposix\nsystem\n(U\x04trueo.", "instruction OBJ"),
+        (b"cposix\nsystem\nU\x04true\x85R.", "posix.system"),
         (b"\x80\x02\x82\x01.", "instruction EXT1"),
         (b"\x80\x02P1\n.", "instruction PERSID"),
-        (b"ctorch\nFloatStorage\n)R.", "a call of torch.FloatStorage"),
-        (
-            b"ctorch.nn.modules.linear\nLinear\n(K\x01tR.",
-            "a call of torch.nn.modules.linear.Linear",
-        ),
-        (
-            b"ctorch.nn.modules.linear\nLinear.__init__\n.",
-            "torch.nn.modules.linear.Linear.__init__",
-        ),
-        (b"ctorch.nn.modules.module os\nsystem\n.", "torch.nn.modules.module.os.system"),
-        (b"(S'file'\nctorch.nn.modules.linear\nLinear\ntQ.", "torch.nn.modules.linear.Linear"),
+        (b"\x80\x022.", "instruction DUP"),
+        (b"ctorch.nn.modules.linear\nLinear.__init__\n.", "Linear.__init__"),
+        (b"ctorch.nn.modules.module os\nsystem\n.", "torch.nn.modules.module os.system"),
+        (b"(U\x04file" + LINEAR + b"tQ.", "torch.nn.modules.linear.Linear"),
+        # Calls, and attributes, of what the list's names stand for.
+        (b"ctorch\nFloatStorage\n)R.", "TypeError"),
+        (LINEAR + b"(K\x01tR.", "TypeError"),
+        (LINEAR + b"}U\x04nameU\x01xsb.", "TypeError"),
+        (LINEAR + b")\x81K\x01b.", "TypeError"),
+        (b"ctorch._utils\n_rebuild_tensor\nN}U\x08__code__K\x01s\x86b.", "TypeError"),
+        (b"}U\x01ab.", "UnpicklingError"),
     ],
 )
 def test_instructions_that_torch_does_not_write(code: bytes, name: str) -> None:
-    with pytest.raises(TaskFileError, match="nothing of it was run") as caught:
+    with pytest.raises(TaskFileError) as caught:
         read_pickle(io.BytesIO(code))
     assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_module_is_a_record_whatever_its_attributes_say() -> None:
-    layer = nn.Linear(1, 1)
-    layer.__dict__["__setstate__"] = layer.__dict__["forward"] = "text"
-    layer._parameters.clear()
-    found = read_pickle(io.BytesIO(pickle.dumps(layer, 2)))
-    assert type(found) is Record
-    assert (found.name, found.state["forward"]) == ("torch.nn.modules.linear.Linear", "text")
-    assert set(vars(found)) == {"name", "state"}
+    layer = nn.Identity()
+    layer.__dict__["__setstate__"] = layer.__dict__["name"] = "text"
+    found = read_pickle(io.BytesIO(pickle.dumps([layer, nn.ReLU()], 2)))
+    assert all(isinstance(record, Record) for record in found)
+    assert found[0].name == "torch.nn.modules.linear.Identity"
+    assert found[0].state["name"] == "text"
+    assert found[1].name == "torch.nn.modules.activation.ReLU"
 
 
 def test_what_containers_come_as() -> None:
@@ -127,8 +129,8 @@ def test_what_containers_come_as() -> None:
         assert read_pickle(io.BytesIO(pickle.dumps(value, protocol))) == value
 
 
-NESTED = b"U\x04text" + b"q\x00h\x00\x86" * 16
-"""A tuple of a tuple twice, and so on: its text would be 2 ** 16 times as long, and with a few bytes more anything."""
+NESTED = b"U\x04text" + b"q\x00h\x00\x86" * 60
+"""A tuple of a tuple twice, and so on: as a key or as text it would take 2 ** 60 steps."""
 HUGE = b"\x8b" + struct.pack("<i", 5000) + b"\x7f" * 5000
 """A number with more digits than Python writes."""
 
@@ -138,47 +140,33 @@ def storage(key: bytes, numel: bytes = b"K\x01") -> bytes:
 
 
 def tensor(stored: bytes, shape: bytes, stride: bytes) -> bytes:
-    return (
-        b"ctorch._utils\n_rebuild_tensor\n(" + stored + b"K\x00(" + shape + b"t(" + stride + b"ttR"
-    )
+    head = b"ctorch._utils\n_rebuild_tensor\n("
+    return head + stored + b"K\x00(" + shape + b"t(" + stride + b"ttR"
 
 
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        (
-            b"](" + b"K\x00" * 5000 + b"eq\x00" + b"c__builtin__\nset\nh\x00\x85R" * 1000,
-            "1048576 steps",
-        ),
-        (b"]" * (1 << 20), "takes more than 1048576 steps"),
-        (b"X\xff\xff\xff\x7fabc", "ValueError in its pickle"),
-        (storage(NESTED), "ValueError in its pickle"),
-        (storage(b"U\x02\n1"), "ValueError in its pickle"),
-        (NESTED + b"U\x01a\x93", "TypeError in its pickle"),
-        (b"}" + HUGE + b"K\x00s", "ValueError in its pickle"),
-        (tensor(storage(b"U\x010"), b"K\x01" * 65, b"K\x01" * 65), "ValueError in its pickle"),
-        (tensor(storage(b"U\x010"), b"J\0\0\0\x40", b"K\x00"), "ValueError in its pickle"),
-        (storage(b"U\x010") + storage(b"U\x010", b"K\x02"), "ValueError in its pickle"),
-    ],
-    ids=[
-        "copies",
-        "containers",
-        "text",
-        "key",
-        "key's text",
-        "name",
-        "number",
-        "dimensions",
-        "one number",
-        "sizes",
-    ],
-)
-def test_few_bytes_cannot_ask_for_much_memory(code: bytes, message: str) -> None:
-    with pytest.raises(TaskFileError, match=message):
-        read_pickle(io.BytesIO(b"\x80\x02" + code + b"."))
+FEW = {
+    "copies": b"](" + b"K\x00" * 5000 + b"eq\x00" + b"c__builtin__\nset\nh\x00\x85R" * 1000,
+    "containers": b"]" * (1 << 20),
+    "text": b"X\xff\xff\xff\x7fabc",
+    "memo": b"Nr\xff\xff\xff\x7f",
+    "key": b"}" + NESTED + b"K\x00s",
+    "disguised tuples": b"N" + b"Nbq\x00h\x00\x86" * 60,
+    "storage's key": storage(b"U\x02\n1"),
+    "number": b"}" + HUGE + b"K\x00s",
+    "dimensions": tensor(storage(b"U\x010"), b"K\x01" * 65, b"K\x01" * 65),
+    "one number": tensor(storage(b"U\x010"), b"J\0\0\0\x40", b"K\x00"),
+    "sizes": storage(b"U\x010") + storage(b"U\x010", b"K\x02"),
+}
 
 
-@pytest.mark.parametrize("odd", [NESTED, HUGE], ids=["nested", "number"])
+@pytest.mark.parametrize("what", FEW)
+def test_few_bytes_cannot_ask_for_much_memory_or_time(what: str) -> None:
+    with pytest.raises(TaskFileError, match="get it again") as caught:
+        read_pickle(io.BytesIO(b"\x80\x02" + FEW[what] + b"."))
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("odd", [b"]", b"}U\x01aK\x01s"], ids=["list", "dictionary"])
 def test_what_follows_the_pickle_of_an_old_file_is_checked_too(odd: bytes, tmp_path: Path) -> None:
     path = tmp_path / "packed.pt"
     magic, version, system, empty = (
@@ -187,12 +175,11 @@ def test_what_follows_the_pickle_of_an_old_file_is_checked_too(odd: bytes, tmp_p
     )
     for data, message in (
         (magic + b"\x80\x02" + odd + b"." + system, "not of version 1001"),
-        (magic + version + system + empty + b"\x80\x02]" + odd + b"a.", "list of storages is not"),
+        (magic + version + system + empty + b"\x80\x02]" + odd + b"a.", "list of storages"),
     ):
         path.write_bytes(data)
-        with pytest.raises(TaskFileError, match=message) as caught, open_archive(path):
+        with pytest.raises(TaskFileError, match=message), open_archive(path):
             pass
-        assert len(str(caught.value)) < 200
 
 
 def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
@@ -211,10 +198,9 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
 def test_files_of_other_kinds(tmp_path: Path) -> None:
     path = tmp_path / "packed.pt"
     cases = {
-        b"": "empty, or no regular file",
+        b"": "empty",
         b"text\n" * 99: "does not begin as torch.save does",
         pickle.dumps({"a": 1}, 2): "does not begin as torch.save does",
-        b"\0" * 257 + b"ustar" + b"\0" * 300: "the tar format",
         b"PK\x03\x04" + b"x" * 99: "zip archive cannot be read",
     }
     for data, message in cases.items():
