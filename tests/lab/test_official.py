@@ -12,8 +12,9 @@ from torch import nn
 
 from piggyback.errors import BackboneMismatchError, InputError, TaskFileError
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.lab.official import export_official, import_official, save_official
-from piggyback.lab.official.network import SPECS, architecture_of, shared_weights
+from piggyback.lab.official import SPECS
+from piggyback.lab.official.network import architecture_of, shared_weights
+from piggyback.lab.official.packs import export_official, import_official, save_official
 from piggyback.masks.bits import unpack
 from piggyback.masks.rule import MaskRule
 from piggyback.model.multitask import MultiTaskModel

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from piggyback.errors import PiggybackError, TaskFileError
-from piggyback.lab.official import import_official
+from piggyback.lab.official.packs import import_official
 from piggyback.lab.official.torch_files import Record, open_archive, read_pickle
 from support.official_packs import FORMATS, made_pack, small
 

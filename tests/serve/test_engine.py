@@ -284,7 +284,9 @@ def test_requests_that_were_all_cancelled_cost_no_live_copy(folder, monkeypatch)
         running = engine.submit(INPUT, "t1")
         assert gate.reached.wait(10)
         waiting = engine.submit(INPUT, "t2")
-        monkeypatch.setattr(engine._scheduler, "withdraw", lambda request: None)  # its worker is faster
+        monkeypatch.setattr(
+            engine._scheduler, "withdraw", lambda request: None
+        )  # its worker is faster
         waiting.cancel()
         gate.opened.set()
         running.result(10)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from piggyback.cli.screen import results
-from piggyback.lab.official import export_official, save_official
 from piggyback.lab.official.network import architecture_of
+from piggyback.lab.official.packs import export_official, save_official
 from piggyback.taskfile.file import load_file
 
 

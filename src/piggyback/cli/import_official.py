@@ -10,8 +10,8 @@ import typer
 
 from piggyback.cli.flags import CheckpointOption
 from piggyback.cli.screen import results
-from piggyback.lab.official import check_pack, import_official
-from piggyback.lab.official.network import SPECS
+from piggyback.lab.official import SPECS
+from piggyback.lab.official.packs import check_pack, import_official
 from piggyback.taskfile.file import save_file
 from piggyback.zoo.load import load_backbone
 

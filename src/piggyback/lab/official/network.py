@@ -6,22 +6,14 @@ It follows from torchvision's own module tree, which has kept the order of 2017;
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 
 import torch
 import torchvision
 from torch import nn
 
 from piggyback.errors import BackboneMismatchError, InputError, near_misses
+from piggyback.lab.official import SPECS
 from piggyback.taskfile.task import Task
-
-SPECS: Mapping[str, str] = {
-    "vgg16": "torchvision:vgg16.IMAGENET1K_V1",
-    "vgg16bn": "torchvision:vgg16_bn.IMAGENET1K_V1",
-    "resnet50": "torchvision:resnet50.IMAGENET1K_V1",
-    "densenet121": "torchvision:densenet121.IMAGENET1K_V1",
-}
-"""The authors' names of architectures, and the weights of 2017 that their masks belong to."""
 
 
 def shared_weights(arch: str, module: nn.Module) -> dict[int, str]:
