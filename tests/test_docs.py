@@ -270,6 +270,15 @@ def test_relative_links_lead_somewhere(page):
             assert anchor in anchors(place), f"{page.name}: {target}"
 
 
+def test_the_modules_that_architecture_names_exist():
+    source = ROOT / "src" / "piggyback"
+    for paragraph in (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("\n\n"):
+        folder = re.match(r"\*\*`(\w+)/`\*\*", paragraph)
+        for name in re.findall(r"`([\w/]+(?:/|\.py))`", paragraph):
+            places = (ROOT, source, source / folder[1]) if folder else (ROOT, source)
+            assert any((place / name).exists() for place in places), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_line_names_a_path_of_some_machine(page):
     lines = page.read_text(encoding="utf-8").splitlines()
