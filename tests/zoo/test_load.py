@@ -200,7 +200,7 @@ def test_a_model_that_never_had_weights(offline: Path) -> None:
     ("spec", "image_size"), [("timm:vit_tiny_patch16_224", 65), ("torchvision:vit_b_32", 64)]
 )
 def test_an_image_size_the_network_cannot_take_is_an_error(spec: str, image_size: int) -> None:
-    with pytest.raises(BackboneError, match=f"takes no images of {image_size} x {image_size}"):
+    with pytest.raises(BackboneError, match=f"does not take images of {image_size} x {image_size}"):
         load_backbone(spec, pretrained=False, image_size=image_size)
 
 

@@ -221,13 +221,13 @@ def to_rgb(image: Image.Image, what: str, turned: int = 1) -> Tensor:
     if turned in _TURNS:
         image = image.transpose(_TURNS[turned])
     if image.mode == "F":
-        raise DataError(f"{what} holds float pixels: expected 8 or 16 bits a channel")
+        raise DataError(f"{what} holds float pixels: expected 8 or 16 bits per channel")
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(
                 f"{what} holds values from {values.min()} to {values.max()}: "
-                "expected 8 or 16 bits a channel"
+                "expected 8 or 16 bits per channel"
             )
         # Pillow's own conversion clips at 255, which turns most 16-bit images white.
         image = Image.fromarray((values >> 8).astype(np.uint8))
@@ -298,7 +298,7 @@ def clip_box(box: Box, size: tuple[int, int], what: object) -> Box:
     right, bottom = min(box[2], size[0]), min(box[3], size[1])
     if left >= right or top >= bottom:
         raise DataError(
-            f"image {str(what)!r}: box {tuple(box)} holds none of its {size[0]} x {size[1]} "
+            f"image {str(what)!r}: box {tuple(box)} covers none of its {size[0]} x {size[1]} "
             "pixels: expected left, top, right, bottom within them; check its annotation"
         )
     return left, top, right, bottom

@@ -180,6 +180,6 @@ def _check_values(maps: Tensor, classes: Sequence[str], what: str) -> None:
     if len(wrong):
         value = len(classes) + int(wrong[0])
         raise DataError(
-            f"{what}: value {value} found: expected 0 to {len(classes) - 1}, a class each, or the "
+            f"{what}: value {value} found: expected 0 to {len(classes) - 1}, one per class, or the "
             "value of void pixels"
         )

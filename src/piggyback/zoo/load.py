@@ -81,7 +81,7 @@ def load_backbone(
         preprocessing = replace(preprocessing or Preprocessing(), image_size=image_size)
         if (why := refusal(module, image_size)) is not None:
             raise BackboneError(
-                f"backbone {spec!r} takes no images of {image_size} x {image_size} pixels ({why}); "
+                f"backbone {spec!r} does not take images of {image_size} x {image_size} pixels ({why}); "
                 "choose a larger size, or a multiple of its patch size"
             )
     return Backbone(module, source, preprocessing, head, size_given=image_size is not None)
@@ -89,7 +89,7 @@ def load_backbone(
 
 @torch.no_grad()
 def refusal(module: nn.Module, image_size: int) -> str | None:
-    """Return why ``module``, in eval mode, takes no images of this size; None where it does.
+    """Return why ``module``, in eval mode, does not take images of this size; None if it does.
 
     One empty image runs through, since only that tells. Modes are put back.
 

@@ -140,7 +140,7 @@ def _create(
             if not any(option in str(error) for option in options):
                 raise
             last = error
-    raise BackboneError(f"backbone {spec!r}: no image size but its own can be set ({last})")
+    raise BackboneError(f"backbone {spec!r}: only its own image size can be used ({last})")
 
 
 def _size_options(name: str, image_size: int | None) -> list[dict[str, Any]]:
