@@ -30,8 +30,7 @@ from piggyback.serve.scheduler.scheduler import Scheduler
 from piggyback.serve.scheduler.workers import load, use_cores, work
 from piggyback.serve.stats import Stats
 from piggyback.serve.store.decoding import Decoder
-from piggyback.serve.store.folder import TaskEntry, TaskFolder
-from piggyback.serve.store.servable import servable
+from piggyback.serve.store.folder import TaskEntry, TaskFolder, servable
 from piggyback.serve.store.stores import open_store
 from piggyback.serve.store.watcher import Watcher
 from piggyback.taskfile import file

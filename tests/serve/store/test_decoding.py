@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -23,16 +26,18 @@ SHAPES = {"body.weight": (64, 4), "body.bias": (64,)}
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
     made = Decoder(SHAPES)
-    assert made.wait(120)
+    made.ready.result(120)
     yield made
     made.close()
 
 
 def ended(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
+    for _ in range(1000):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
     return False
 
 
@@ -56,7 +61,7 @@ def test_errors_come_back_as_they_are_and_it_goes_on(decoder):
         decoder.load(data[:-5] + b"12345", "t0")
     other = Decoder({"body.weight": (63, 4)})
     try:
-        assert other.wait(120)
+        other.ready.result(120)
         with pytest.raises(BackboneMismatchError):
             other.load(data, "t0")
     finally:
@@ -68,9 +73,11 @@ def test_until_it_is_ready_files_are_decoded_here_and_closing_ends_it():
     data = save(telling_tasks(1)["t0"])
     made = Decoder(SHAPES)
     assert save(made.load(data, "t0")) == data
-    pid = made.pid
+    pid = made.ready.result(120)
     made.close()
     assert ended(pid)
+    with pytest.raises(UnavailableError):
+        made.load(data, "t0")
 
 
 def test_a_process_that_ends_fails_one_task_and_is_started_again(tmp_path, caplog):
@@ -79,16 +86,26 @@ def test_a_process_that_ends_fails_one_task_and_is_started_again(tmp_path, caplo
     with Engine(Telling(), tmp_path / "tasks", "64MiB", options) as engine:
         decoder = engine._decoder
         assert decoder is not None
-        assert decoder.wait(120)
+        first = decoder.ready.result(120)
         assert engine.predict(INPUT, "t0").classes[0] == expected("t0")
-        first = decoder.pid
         os.kill(first, signal.SIGKILL)
         with pytest.raises(UnavailableError, match="the process that decodes files ended at it"):
             decoder.load(files["t1"], "t1")
         assert "starting another" in caplog.text
         assert engine.predict(INPUT, "t0").classes[0] == expected("t0")
         assert engine.predict(INPUT, "t1").classes[0] == expected("t1")
-        assert decoder.wait(120)
-        assert decoder.pid != first
+        second = decoder.ready.result(120)
+        assert second != first
         assert engine.predict(INPUT, "t2").classes[0] == expected("t2")
-    assert ended(decoder.pid)
+    assert ended(second)
+
+
+def test_it_ends_when_the_engines_process_is_killed():
+    line = (
+        "import sys, time; from piggyback.serve.store.decoding import Decoder;"
+        "print(Decoder({}).ready.result(120), flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", line], stdout=subprocess.PIPE, text=True) as engine:
+        pid = int(engine.stdout.readline())
+        engine.kill()
+    assert ended(pid)

@@ -18,8 +18,7 @@ from piggyback.errors import (
 )
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
-from piggyback.serve.store.remote import Secrets, open_remote, place_of
-from piggyback.serve.store.stores import open_store
+from piggyback.serve.store.stores import open_store, place_of, without_secrets
 from piggyback.taskfile.file import save
 from support.telling import INPUT, Telling, expected, telling_tasks
 
@@ -79,7 +78,7 @@ def bucket(monkeypatch):
 
 @pytest.fixture
 def store(bucket, tmp_path):
-    return open_remote(bucket, tmp_path / "cache")
+    return open_store(bucket, tmp_path / "cache")
 
 
 def put(url, name, data):
@@ -102,7 +101,7 @@ def test_what_is_read_is_what_was_written_and_is_fetched_once(store, bucket, tmp
     store.write("signs", b"one")
     store.list()
     assert [store.read("signs") for _ in range(3)] == [b"one"] * 3
-    assert open_remote(bucket, tmp_path / "cache").read("signs") == b"one"  # another process
+    assert open_store(bucket, tmp_path / "cache").read("signs") == b"one"  # another process
     assert Bucket.reads == 1
     put(bucket, "signs.safetensors", b"two")
     store.list()
@@ -196,7 +195,7 @@ def test_a_file_system_that_marks_nothing_cannot_be_watched(store):
 
 
 def test_a_time_is_the_stamp_where_there_is_no_checksum(tmp_path):
-    store = open_remote(f"memory://{uuid.uuid4().hex}", tmp_path)
+    store = open_store(f"memory://{uuid.uuid4().hex}", tmp_path)
     store.write("signs", b"one")
     first = store.list()
     store.write("signs", b"two")
@@ -208,7 +207,7 @@ def test_secrets_of_a_url_are_in_no_message(tmp_path, monkeypatch, bucket):
     url = bucket.replace("://", "://AKIAUSER:pa%24%24word@") + "?X-Signature=abcdef123"
     system = Bucket()
     monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **_: (system, "/tasks"))
-    store = open_remote(url, tmp_path)
+    store = open_store(url, tmp_path)
     Bucket.failure = OSError(
         f"403 for {url}\nand https://other:hunter22@host/x?sig=zzzzzz with pa$$word"
     )
@@ -223,9 +222,8 @@ def test_secrets_of_a_url_are_in_no_message(tmp_path, monkeypatch, bucket):
 
 
 def test_a_secret_that_a_long_message_would_cut_is_hidden_first():
-    hidden = Secrets("s3://me:opensesame@b").hidden_in(
-        ValueError("x" * 180 + " opensesame " + "y" * 99)
-    )
+    long = ValueError("x" * 180 + " opensesame " + "y" * 99)
+    hidden = without_secrets(long, "s3://me:opensesame@b")
     assert "opens" not in hidden
     assert len(hidden) == 200
 
@@ -236,14 +234,14 @@ def test_a_file_system_that_cannot_be_made_is_unavailable(monkeypatch):
 
     monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
     with pytest.raises(UnavailableError, match="cannot be reached") as caught:
-        open_remote("sftp://me:opensesame@host/tasks")
+        open_store("sftp://me:opensesame@host/tasks")
     assert "opensesame" not in str(caught.value)
 
 
 def test_a_place_is_a_url_without_secrets():
     assert place_of("s3://bucket/tasks") == "s3://bucket/tasks"
     assert place_of("sftp://me:secret@host:22/tasks#x") == "sftp://host:22/tasks"
-    assert "secret" not in Secrets("s3://a:secret@b").hidden_in(ValueError("it was secret"))
+    assert "secret" not in without_secrets(ValueError("it was secret"), "s3://a:secret@b")
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -253,14 +251,14 @@ def test_a_missing_package_is_named(monkeypatch):
         {"class": "no_such_package.System", "err": "Install no_such_package"},
     )
     with pytest.raises(MissingExtraError, match=r"nowhere:// needs .*pip install no_such_package"):
-        open_remote("nowhere://bucket/tasks")
+        open_store("nowhere://bucket/tasks")
 
 
 def test_an_unknown_protocol_and_what_is_no_url_are_refused():
     with pytest.raises(InputError, match="qqq:// is unknown"):
-        open_remote("qqq://bucket/tasks")
+        open_store("qqq://bucket/tasks")
     with pytest.raises(InputError, match="expected a URL"):
-        open_remote("tasks")
+        open_store("://tasks")
 
 
 def test_a_file_url_is_a_folder(tmp_path):

@@ -11,8 +11,7 @@ from torch import nn
 from piggyback.errors import BackboneMismatchError, InputError, TaskFileError
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.frozen import FrozenBackbone
-from piggyback.serve.store.folder import Check
-from piggyback.serve.store.servable import servable
+from piggyback.serve.store.folder import Check, servable
 from piggyback.taskfile.file import save
 from piggyback.taskfile.task import Task
 from support.nets import Tiny, learn, seeded

@@ -1,22 +1,23 @@
-"""Decodes task files in a process of its own: the engine's threads do not wait for Python's lock meanwhile.
+"""Decodes task files in a process of its own, so that the engine's threads do not wait for Python's lock meanwhile.
 
 Decoding a task is thousands of small steps that each hold the lock; the network's forward pass, which takes and
-gives it a few hundred times, would be late at every one. The process runs at a lower priority, so that
-cold tasks take what hot ones leave. What it sends back is pickled: both ends are this program.
+gives it a few hundred times, would be late at every one. The process runs at a lower priority, so that cold tasks
+take what hot ones leave.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import threading
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from io import BytesIO
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +28,13 @@ from piggyback.taskfile.parse import Shapes
 from piggyback.taskfile.task import Task
 
 NICENESS = 10
-_LENGTH = 8
-_END_S = 5.0
+logger = logging.getLogger(__name__)
 
 
 class Decoder:
-    """Loads task files for a backbone with these shapes, one at a time; may be used from several threads.
+    """Loads task files for a backbone with these shapes; may be used from several threads.
 
-    The process takes seconds to start; until then, files are decoded here.
+    The process takes seconds to start; until then, and where it cannot be started, files are decoded here.
     """
 
     def __init__(self, shapes: Shapes) -> None:
@@ -44,122 +44,88 @@ class Decoder:
         self._start()
 
     @property
-    def pid(self) -> int:
-        """The process that decodes."""
-        return self._process.pid
-
-    def wait(self, timeout: float) -> bool:
-        """Return whether the process was ready within ``timeout`` seconds."""
-        return self._ready.wait(timeout)
+    def ready(self) -> Future[int]:
+        """Holds the id of the process once it decodes."""
+        return self._ready
 
     def load(self, data: bytes, name: str) -> Task:
-        """Return what ``tasks.file.load`` does; raises what it does, and UnavailableError where the process ended."""
-        if not self._ready.is_set():
-            return load(data, name, expect=self._shapes)
+        """Return and raise what ``taskfile.file.load`` does; UnavailableError where the process ended."""
         with self._lock:
-            try:
-                _send(self._process.stdin, (name, data))
-                answer = _receive(self._process.stdout)
-            except (OSError, EOFError, pickle.UnpicklingError) as error:
-                self._end()
-                if not self._closed:
-                    logging.getLogger(__name__).warning(
-                        "the decoding process ended; starting another"
-                    )
+            pool, ready = self._pool, self._ready
+        if not ready.done() or ready.exception() is not None:
+            return load(data, name, expect=self._shapes)
+        try:
+            decoded = pool.submit(_decode, data, name).result()
+        except (BrokenProcessPool, RuntimeError) as error:  # RuntimeError: it was closed just now
+            with self._lock:
+                if pool is self._pool and not self._closed:
+                    logger.warning("the decoding process ended; starting another")
                     self._start()
-                raise UnavailableError(
-                    f"task {name!r}: the process that decodes files ended at it; memory may be short, ask again"
-                ) from error
-        if isinstance(answer, Exception):
-            raise answer
-        task: Task = answer
+            raise UnavailableError(
+                f"task {name!r}: the process that decodes files ended at it; memory may be short, ask again"
+            ) from error
+        task: Task = pickle.loads(decoded)
         return task
 
     def close(self) -> None:
-        """End the process; a file that is being decoded is given up."""
-        self._closed = True
-        self._end()
+        """End the process once it has decoded what it is at."""
+        with self._lock:
+            self._closed = True
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import decode; decode()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
+        self._pool = ProcessPoolExecutor(1, context, _begin, (self._shapes,))
+        self._ready = self._pool.submit(os.getpid)
+        self._ready.add_done_callback(_tell_problem)
+
+
+def _tell_problem(ready: Future[int]) -> None:
+    if not ready.cancelled() and (problem := ready.exception()) is not None:
+        logger.warning(
+            "task files are decoded in this process: no other can be started: %s", problem
         )
-        self._ready = threading.Event()
-        greeted = threading.Thread(target=self._greet, args=(self._process, self._ready))
-        greeted.daemon = True
-        greeted.start()
-
-    def _greet(self, process: subprocess.Popen[bytes], ready: threading.Event) -> None:
-        with suppress(OSError, EOFError):  # it was ended before it was ready
-            _send(process.stdin, self._shapes)
-            _receive(process.stdout)
-            ready.set()
-
-    def _end(self) -> None:
-        self._process.kill()  # it holds nothing but copies
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_S)
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
 
 
-def decode() -> None:
-    """Answer what a ``Decoder`` writes to this process's standard input, until it ends."""
+# -- in the process ------------------------------------------------------------------------------
+
+_expected: dict[str, tuple[int, ...]] = {}
+
+
+def _begin(shapes: dict[str, tuple[int, ...]]) -> None:
+    _expected.update(shapes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine's to decide
     torch.set_num_threads(1)
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-    incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not come between
-    shapes = _receive(incoming)
-    _send(outgoing, None)
-    while True:
-        try:
-            name, data = _receive(incoming)
-        except EOFError:
-            return
-        try:
-            answer: Task | Exception = load(data, name, expect=shapes)
-        except Exception as error:  # noqa: BLE001  raised again where it was asked for
-            answer = error
-        _send(outgoing, answer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the engine's was killed: nothing else would tell it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _decode(data: bytes, name: str) -> bytes:
+    buffer = BytesIO()
+    _Pickler(buffer, protocol=5).dump(load(data, name, expect=_expected))
+    return buffer.getvalue()
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors as their bytes: torch's own way takes files or shared memory."""
+    """Tensors as their bytes: torch's own way between processes takes shared memory, an open file for each."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             flat = value.detach().contiguous().reshape(-1).view(torch.uint8)
-            return _tensor, (
-                str(value.dtype).removeprefix("torch."),
-                value.shape,
-                flat.numpy().tobytes(),
-            )
+            return _tensor, (value.dtype, value.shape, flat.numpy().tobytes())
         return NotImplemented
 
 
-def _tensor(dtype: str, shape: torch.Size, data: bytes) -> Tensor:
+def _tensor(dtype: torch.dtype, shape: torch.Size, data: bytes) -> Tensor:
     if not data:
-        return torch.empty(shape, dtype=getattr(torch, dtype))
-    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).reshape(shape)
-
-
-def _send(pipe: IO[bytes] | None, value: Any) -> None:
-    if pipe is None:
-        raise EOFError
-    buffer = BytesIO()
-    _Pickler(buffer, protocol=5).dump(value)
-    pipe.write(buffer.tell().to_bytes(_LENGTH, "little"))
-    pipe.write(buffer.getbuffer())
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes] | None) -> Any:
-    length = b"" if pipe is None else pipe.read(_LENGTH)
-    if pipe is None or len(length) < _LENGTH:
-        raise EOFError
-    return pickle.loads(pipe.read(int.from_bytes(length, "little")))
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)

@@ -11,10 +11,10 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 
 from piggyback.errors import (
+    InputError,
     PiggybackError,
     TaskFileError,
     UnavailableError,
@@ -23,7 +23,9 @@ from piggyback.errors import (
 )
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.serve.store.stores import SUFFIX, Stamp, Store
+from piggyback.taskfile.fit import check_fingerprint
 from piggyback.taskfile.header import TaskHeader
+from piggyback.taskfile.parse import Shapes, header_of
 from piggyback.taskfile.task import check_name
 
 MAX_BYTES = 64 << 20
@@ -76,8 +78,8 @@ class TaskFolder:
     """
 
     def __init__(self, store: Store, check: Check, max_bytes: int = MAX_BYTES) -> None:
-        self.entries: Mapping[str, TaskEntry] = MappingProxyType({})
-        self.refused: Mapping[str, str] = MappingProxyType({})
+        self.entries: Mapping[str, TaskEntry] = {}
+        self.refused: Mapping[str, str] = {}
         """Why not, by file name; an older version of the file may still be served."""
         self.problem: str | None = None
         """Why the store could not be listed at the last scan."""
@@ -86,8 +88,6 @@ class TaskFolder:
         self._max_bytes = max_bytes
         self._stamps: dict[str, Stamp] = {}
         """Of the files whose content is known, good or bad."""
-        self._held: dict[str, TaskEntry] = {}
-        """Behind ``entries``: never changed either, but sooner copied than through the proxy."""
         self._scanned: Mapping[str, TaskEntry] = self.entries
         self._scanning = threading.Lock()
         self._lock = threading.Lock()
@@ -215,30 +215,65 @@ class TaskFolder:
         )
 
     def _hold(self, entry: TaskEntry) -> None:
-        self._serve({**self._held, entry.name: entry})
+        self.entries = {**self.entries, entry.name: entry}
         self._clear({file_name(entry.name)})
 
     def _forget(self, name: str) -> None:
         self._stamps.pop(name, None)
-        self._serve({held: entry for held, entry in self._held.items() if held != name})
+        self.entries = {held: entry for held, entry in self.entries.items() if held != name}
         self._clear({file_name(name)})
 
-    def _serve(self, held: dict[str, TaskEntry]) -> None:
-        self._held, self.entries = held, MappingProxyType(held)
-
     def _refuse(self, name: str, why: str) -> None:
-        self.refused = MappingProxyType({**self.refused, file_name(name): why})
+        self.refused = {**self.refused, file_name(name): why}
 
     def _clear(self, files: set[str]) -> None:
         if not files.isdisjoint(self.refused):
-            kept = {file: why for file, why in self.refused.items() if file not in files}
-            self.refused = MappingProxyType(kept)
+            self.refused = {f: why for f, why in self.refused.items() if f not in files}
 
     def _unknown(self, name: str) -> UnknownTaskError:
         held = f"{len(self.entries)} tasks are served" if self.entries else "no task is served"
         why = self.refused.get(file_name(name))
         hint = near_misses(name, self.entries) if why is None else f"; its file is refused: {why}"
         return UnknownTaskError(f"unknown task {name[:100]!r}: {held}{hint}")
+
+
+def servable(shapes: Shapes, fingerprint: str) -> Check:
+    """Return a check for files of tasks on the backbone with these shapes (by name) and fingerprint.
+
+    It takes a file's bytes and the name to serve it as, and returns the header under that name. It raises
+    TaskFileError for a damaged file, BackboneMismatchError for another backbone's, InputError for a task that
+    cannot be served: one that does not classify, or whose head is a module of its own.
+
+    >>> from piggyback.taskfile.file import Task, save
+    >>> servable({}, "")(save(Task("signs", {}, {})), "roads").name
+    'roads'
+    """
+
+    def check(data: bytes, name: str) -> TaskHeader:
+        try:
+            header = replace(header_of(data, shapes), name=name)
+        except TaskFileError as error:
+            raise TaskFileError(f"task {name!r}: {error}") from error
+        check_fingerprint(name, header.info.backbone, fingerprint)
+        kind, head = header.info.kind, header.info.head_kind
+        if kind == "segmentation" or head == "segmentation":
+            raise InputError(
+                f"task {name!r} labels every pixel: a server answers with classes of whole images; "
+                "use: piggyback predict --out DIR"
+            )
+        if kind != "classification":
+            raise InputError(
+                f"task {name!r} is of kind {kind[:40]!r}: a server expects 'classification'; "
+                "run it with MultiTaskModel"
+            )
+        if head not in ("linear", "conv"):
+            raise InputError(
+                f"task {name!r}: its head of kind {head[:40]!r} is a module of its own: a server expects "
+                "'linear' or 'conv'; run it with MultiTaskModel and head=<that module>"
+            )
+        return header
+
+    return check
 
 
 def version_of(data: bytes) -> str:
