@@ -11,7 +11,7 @@ from benchmarks.command import main
 from benchmarks.measure import Row, Settings
 from benchmarks.networks import add_task, network
 from piggyback import MultiTaskModel, PackedMask
-from piggyback.taskfile.parse import read_header
+from piggyback.taskfile.header import read_header
 
 AIM = 1.01
 

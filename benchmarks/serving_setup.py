@@ -25,7 +25,7 @@ from piggyback.network.backbone import Backbone
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
 from piggyback.taskfile.file import load_file, save
-from piggyback.taskfile.parse import read_header
+from piggyback.taskfile.header import read_header
 from piggyback.zoo.load import load_backbone
 
 FLIPPED = 0.01

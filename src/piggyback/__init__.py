@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from piggyback.taskfile.file import load_file as load_file
     from piggyback.taskfile.file import save as save
     from piggyback.taskfile.file import save_file as save_file
-    from piggyback.taskfile.parse import read_header as read_header
+    from piggyback.taskfile.header import read_header as read_header
     from piggyback.taskfile.task import Task as Task
     from piggyback.taskfile.task import TaskInfo as TaskInfo
     from piggyback.zoo.load import load_backbone as load_backbone
@@ -60,7 +60,7 @@ _HOMES = {
     "MultiTaskModel": "piggyback.model.multitask",
     "load": "piggyback.taskfile.file",
     "load_file": "piggyback.taskfile.file",
-    "read_header": "piggyback.taskfile.parse",
+    "read_header": "piggyback.taskfile.header",
     "save": "piggyback.taskfile.file",
     "save_file": "piggyback.taskfile.file",
     "Task": "piggyback.taskfile.task",

@@ -29,7 +29,7 @@ from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
 from piggyback.serve.store.stores import LocalStore
 from piggyback.taskfile.file import save
-from piggyback.taskfile.parse import header_of
+from piggyback.taskfile.header import header_of
 from support.telling import INPUT, Telling, expected, telling_tasks, write_tasks
 
 QUIET = {"watch_s": 0.0, "device": "cpu"}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from piggyback.errors import TaskFileError
 from piggyback.masks.bits import PackedMask, pack, unpack
 from piggyback.taskfile.codec import rans
-from piggyback.taskfile.codec.codec import decode, encode
+from piggyback.taskfile.codec.reader import decode
+from piggyback.taskfile.codec.writer import encode
 
 SHAPES = [  # EfficientNet-like: a stem, then expansion, depthwise and projection, and a head
     (32, 3, 3, 3),

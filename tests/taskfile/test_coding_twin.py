@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from piggyback.masks.bits import pack, unpack
-from piggyback.taskfile.codec.codec import decode, encode
+from piggyback.taskfile.codec.reader import decode
+from piggyback.taskfile.codec.writer import encode
 
 
 class Twin:

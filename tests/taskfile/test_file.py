@@ -26,10 +26,10 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.bits import PackedMask, pack, unpack
 from piggyback.masks.rule import MaskRule
 from piggyback.network.backbone import BackboneInfo
-from piggyback.taskfile import parse
 from piggyback.taskfile.disk import replace_whole
 from piggyback.taskfile.file import load, load_file, save, save_file
-from piggyback.taskfile.parse import read_header
+from piggyback.taskfile.header import header_of as file_header
+from piggyback.taskfile.header import read_header
 from piggyback.taskfile.task import Task, TaskInfo
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -205,12 +205,12 @@ def test_file_round_trip_and_header(tmp_path: Path) -> None:
 def test_the_header_of_bytes_is_checked_as_a_file_is() -> None:
     data = save(small())
     shapes = {"a.weight": (20, 30), "b.weight": (20, 1, 3, 3)}
-    assert parse.header_of(data) == parse.header_of(data, shapes)
-    assert [layer.name for layer in parse.header_of(data).layers] == list(shapes)
+    assert file_header(data) == file_header(data, shapes)
+    assert [layer.name for layer in file_header(data).layers] == list(shapes)
     with pytest.raises(BackboneMismatchError, match=r"'b\.weight'"):
-        parse.header_of(data, {**shapes, "b.weight": (20, 1, 3, 4)})
+        file_header(data, {**shapes, "b.weight": (20, 1, 3, 4)})
     with pytest.raises(TaskFileError, match="SHA-256"):
-        parse.header_of(data[:-1] + bytes([data[-1] ^ 1]), shapes)
+        file_header(data[:-1] + bytes([data[-1] ^ 1]), shapes)
 
 
 def test_header_overhead_is_small() -> None:

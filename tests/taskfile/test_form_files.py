@@ -17,7 +17,7 @@ from piggyback.masks.bits import unpack
 from piggyback.masks.rule import Form, MaskRule
 from piggyback.taskfile import header
 from piggyback.taskfile.file import load, load_file, save, save_file
-from piggyback.taskfile.parse import read_header
+from piggyback.taskfile.header import read_header
 from piggyback.taskfile.task import Task
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -12,7 +12,7 @@ import torch
 from piggyback.masks.regularize import TargetDensity
 from piggyback.network.backbone import Backbone
 from piggyback.taskfile.file import load_file
-from piggyback.taskfile.parse import read_header
+from piggyback.taskfile.header import read_header
 from piggyback.train import EpochRow, ImageData, Listener, Recipe, Step, from_tensors, train
 from piggyback.train.guard import MARKS, TRIES, Guard
 from piggyback.train.run import CHECKPOINT

@@ -17,7 +17,7 @@ from piggyback.masks.rule import MaskRule
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
 from piggyback.taskfile.file import load_file
-from piggyback.taskfile.parse import read_header
+from piggyback.taskfile.header import read_header
 from piggyback.train import (
     EpochRow,
     ImageData,

@@ -15,8 +15,7 @@ from piggyback.cli.flags import JsonOption
 from piggyback.cli.screen import results, write_json
 from piggyback.lab.tables.card import task_card
 from piggyback.lab.tables.plots import human_bytes
-from piggyback.taskfile.header import TaskHeader
-from piggyback.taskfile.parse import read_header
+from piggyback.taskfile.header import TaskHeader, read_header
 
 
 def run(

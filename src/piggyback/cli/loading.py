@@ -14,8 +14,7 @@ from piggyback.errors import BackboneError, DataError, near_misses
 from piggyback.lab.datasets import DATASETS, load
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
-from piggyback.taskfile.header import TaskHeader
-from piggyback.taskfile.parse import read_header
+from piggyback.taskfile.header import TaskHeader, read_header
 from piggyback.train.data.folder import load_folder
 from piggyback.train.data.segmentation import is_segmentation_folder, load_camvid_layout
 from piggyback.train.data.sets import ImageData

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from piggyback.errors import InputError, PiggybackError
 from piggyback.serve.store.stores import SUFFIX, open_store
-from piggyback.taskfile.header import TaskHeader
-from piggyback.taskfile.parse import header_of
+from piggyback.taskfile.header import TaskHeader, header_of
 
 
 def first_task(place: str) -> TaskHeader | None:

@@ -12,7 +12,7 @@ from piggyback.cli.loading import backbone_of
 from piggyback.cli.screen import results, write_json
 from piggyback.network.fingerprint import fingerprint
 from piggyback.taskfile.file import load_file
-from piggyback.taskfile.parse import read_header
+from piggyback.taskfile.header import read_header
 
 _SHOWN = 10
 

@@ -24,7 +24,8 @@ from piggyback.errors import (
 )
 from piggyback.names import is_token
 from piggyback.schemas import Answer, TaskStatus
-from piggyback.taskfile.disk import naming, read_whole
+from piggyback.taskfile.disk import naming
+from piggyback.taskfile.header import read_whole
 from piggyback.taskfile.task import check_name
 
 T = TypeVar("T")

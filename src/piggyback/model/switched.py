@@ -30,7 +30,7 @@ from piggyback.model.learning import Learning
 from piggyback.model.routing import run_grouped
 from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.norm import norm_modules
-from piggyback.taskfile.fit import check_fits
+from piggyback.taskfile.checks import check_fits
 from piggyback.taskfile.task import Task, check_name
 
 _BARE = Task("backbone", masks={}, head={})

@@ -80,7 +80,7 @@ def build(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     try:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"a tensor's name is no Unicode text ({error})") from error
+        raise InputError(f"a tensor's name is not Unicode text ({error})") from error
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned in a mapped file
     if len(text) > MAX_HEADER:
         raise InputError(
@@ -103,7 +103,7 @@ def header_length(prefix: bytes, size: int) -> int:
     if length > MAX_HEADER or length > size - 8:
         raise TaskFileError(
             f"header length {length} in a file of {size} bytes: expected at most "
-            f"{min(MAX_HEADER, size - 8)}; it is cut off or no task file"
+            f"{min(MAX_HEADER, size - 8)}; it is cut off or not a task file"
         )
     return length
 
@@ -112,10 +112,12 @@ def parse_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, Entr
     """Return metadata, and entries by tensor name that fill a file of ``size`` bytes exactly."""
     header = strict_json(text, "header")
     if not isinstance(header, dict):
-        raise TaskFileError(f"header is {_kind(header)}: expected a JSON object; it is damaged")
+        raise TaskFileError(
+            f"header is {type(header).__name__}: expected a JSON object; it is damaged"
+        )
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise TaskFileError("__metadata__: expected an object of strings; it is no task file")
+        raise TaskFileError("__metadata__: expected an object of strings; it is not a task file")
     base = 8 + len(text)
     entries = {name: _entry(name, value, base) for name, value in header.items()}
     position = base
@@ -138,7 +140,7 @@ def check_digest(data: memoryview, entries: Mapping[str, Entry]) -> None:
     """Raise unless the last 32 bytes are the SHA-256 of all bytes before them."""
     entry = entries.get(CHECKSUM)
     if entry is None or (entry.dtype, entry.shape, entry.stop) != ("U8", (32,), len(data)):
-        raise TaskFileError("no checksum at its end: expected 32 bytes; it is no task file")
+        raise TaskFileError("no checksum at its end: expected 32 bytes; it is not a task file")
     found = hashlib.sha256(data[: entry.start]).digest()
     if found != bytes(data[entry.start :]):
         raise TaskFileError(
@@ -197,7 +199,7 @@ def strict_json(text: bytes | str, what: str) -> Any:
         return found
 
     def constant(name: str) -> NoReturn:
-        raise TaskFileError(f"{what}: {name} is no JSON value; it is damaged")
+        raise TaskFileError(f"{what}: {name} is not a JSON value; it is damaged")
 
     def integer(digits: str) -> int:
         if len(digits) > 20:
@@ -222,26 +224,18 @@ def strict_json(text: bytes | str, what: str) -> Any:
         if "\\u" in plain:  # an escape may hide half a surrogate pair, which no output could show
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (UnicodeError, json.JSONDecodeError) as error:
-        raise TaskFileError(f"{what} is no JSON text in UTF-8 ({error}); it is damaged") from error
+        raise TaskFileError(f"{what} is not JSON text in UTF-8 ({error}); it is damaged") from error
     except RecursionError as error:
         raise TaskFileError(f"{what} nests too deep; the file is damaged") from error
-    _check_depth(value, what)
+    if _deeper(value, MAX_DEPTH):
+        raise TaskFileError(f"{what} nests deeper than {MAX_DEPTH} levels; the file is damaged")
     return value
 
 
-def _check_depth(value: Any, what: str) -> None:
-    """Raise where lists and objects nest too deep for what walks them later."""
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        found: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                found.extend(item.values())
-            elif isinstance(item, list):
-                found.extend(item)
-        level = found
-    if level:
-        raise TaskFileError(f"{what} nests deeper than {MAX_DEPTH} levels; the file is damaged")
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects nest deeper than so many levels."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _deeper(item, levels - 1) for item in inside)
 
 
 def _json_entry(dtype: str, shape: Sequence[int], start: int, stop: int) -> dict[str, Any]:
@@ -285,7 +279,3 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__

@@ -1,33 +1,14 @@
-"""Whole files or none: reading what is as large as it says, writing what replaces one at once."""
+"""Whole files or none: writing what replaces a file at once, and errors that name the file."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from piggyback.errors import BackboneMismatchError, TaskFileError
-from piggyback.taskfile.container import header_length, parse_header
-from piggyback.taskfile.header import check_format
-
-LARGE = 1 << 20
-"""Bytes from which a file's header is looked at before the rest is read."""
-
-
-def read_whole(path: str | os.PathLike[str]) -> bytes:
-    """Return a task file's bytes; another kind of file is refused before all of it is read."""
-    if not stat.S_ISREG(Path(path).stat().st_mode):
-        raise TaskFileError("it is no regular file: expected a task file; check the path")
-    with Path(path).open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > LARGE:
-            text = file.read(header_length(file.read(8), size))
-            check_format(parse_header(text, size)[0])
-            file.seek(0)
-        return file.read(size)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:

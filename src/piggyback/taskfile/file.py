@@ -1,4 +1,4 @@
-"""The task file: four verbs; ``parse`` has a look at the header. docs/FORMAT.md describes every byte.
+"""The task file: four verbs; ``header`` has a look at what a file says of itself. docs/FORMAT.md describes every byte.
 
 save(task) -> bytes     load(bytes) -> task     save_file(task, path)     load_file(path) -> task
 """
@@ -21,11 +21,10 @@ from piggyback.taskfile.checks import (
     checked_mask,
     digest_rows,
 )
-from piggyback.taskfile.codec import codec
+from piggyback.taskfile.codec import reader, writer
 from piggyback.taskfile.container import Entry
-from piggyback.taskfile.disk import naming, read_whole, write_whole
-from piggyback.taskfile.header import LayerHeader, to_metadata
-from piggyback.taskfile.parse import (
+from piggyback.taskfile.disk import naming, write_whole
+from piggyback.taskfile.header import (
     DIGESTS,
     FORM,
     HALF,
@@ -33,8 +32,11 @@ from piggyback.taskfile.parse import (
     MASKS,
     NORM,
     SCALE,
+    LayerHeader,
     Shapes,
     parse,
+    read_whole,
+    to_metadata,
 )
 from piggyback.taskfile.rounding import int8_to_rows, rows_to_int8, to_half
 from piggyback.taskfile.task import Task, check_name
@@ -47,7 +49,7 @@ def save(task: Task) -> bytes:
     >>> load(save(task)).head["weight"].shape
     torch.Size([2, 3])
     """
-    coded = codec.encode([checked_mask(task, name) for name in task.masks])
+    coded = writer.encode([checked_mask(task, name) for name in task.masks])
     layers = tuple(
         LayerHeader(name, mask.shape, mask.kept, codec, bits)
         for (name, mask), codec, bits in zip(
@@ -87,7 +89,7 @@ def load(data: bytes, name: str | None = None, expect: Shapes | None = None) -> 
         ternary = header.info.rule.kind == "ternary"
         shapes = [layer.shape for layer in header.layers]
         kept = [layer.kept for layer in header.layers]
-        decoded = codec.decode(stream, shapes, ternary=ternary, kept=kept)
+        decoded = reader.decode(stream, shapes, ternary=ternary, kept=kept)
         masks = {layer.name: m for layer, m in zip(header.layers, decoded, strict=True)}
     scales = _tensors(view, entries, SCALE)
     check_scales(scales, _tensors(view, entries, HEAD))

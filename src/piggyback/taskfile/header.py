@@ -1,19 +1,41 @@
-"""What a task file says about itself, as an object: read without decoding a mask."""
+"""What a task file says about itself: read and checked before anything is decoded, and without torch.
+
+file  --container-->  metadata and entries  --parse-->  TaskHeader
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
-from piggyback.errors import InputError, TaskFileError, TaskNameError
+from piggyback.errors import (
+    BackboneMismatchError,
+    InputError,
+    TaskFileError,
+    TaskNameError,
+    near_misses,
+)
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.masks.rule import MaskRule
+from piggyback.masks.rule import MaskRule, coefficient_shape
 from piggyback.network.backbone import BackboneInfo
-from piggyback.taskfile.container import check_shape, strict_json
+from piggyback.taskfile.container import (
+    CHECKSUM,
+    DIGEST_BYTES,
+    Entry,
+    check_digest,
+    check_shape,
+    header_length,
+    parse_header,
+    strict_json,
+)
+from piggyback.taskfile.disk import naming
 from piggyback.taskfile.task import TaskInfo, check_name
 
 FORMAT = "piggyback-task"
@@ -22,8 +44,17 @@ VERSION = 3
 SEGMENTATION = "segmentation"
 """The head kind that came with version 2."""
 CODECS = ("constant", "raw", "coded")
+MASKS, DIGESTS = "masks", "digests"
+HEAD, NORM, FORM = "head.", "norm.", "form."
+SCALE, HALF = "scale.", "half."
+"""Of version 3: the scales of head rows that are int8, and normalisation in float16."""
+FREE_BYTES = 1 << 20
+MAX_EXPANSION = 1024
+"""A file may claim FREE_BYTES + MAX_EXPANSION * its size bytes of packed masks, unless the caller knows the shapes."""
+LARGE = 1 << 20
+"""Bytes from which a file's header is looked at before the rest is read."""
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
-_FIELDS = {
+_FIELDS = [
     "name",
     "kind",
     "classes",
@@ -33,7 +64,10 @@ _FIELDS = {
     "backbone",
     "provenance",
     "masks",
-}
+]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of the weights that may be masked, by name."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +134,160 @@ class TaskHeader:
         return 8 * (self.bytes_masks + self.bytes_form) / self.weights if self.weights else 0.0
 
 
+def header_of(data: bytes, expect: Shapes | None = None) -> TaskHeader:
+    """Return what a file's bytes say about themselves, checked as ``load`` does, but no mask is decoded.
+
+    >>> from piggyback.taskfile.file import save
+    >>> from piggyback.taskfile.task import Task
+    >>> header_of(save(Task("signs", {}, {}))).name
+    'signs'
+    """
+    return parse(memoryview(data), expect)[0]
+
+
+def read_header(path: str | os.PathLike[str]) -> TaskHeader:
+    """Return what the file at ``path`` says about itself: checksum verified, no mask decoded."""
+    with naming(path):
+        return header_of(read_whole(path))
+
+
+def read_whole(path: str | os.PathLike[str]) -> bytes:
+    """Return a task file's bytes; another kind of file is refused before all of it is read."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise TaskFileError("it is not a regular file: expected a task file; check the path")
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGE:
+            text = file.read(header_length(file.read(8), size))
+            check_format(parse_header(text, size)[0])
+            file.seek(0)
+        return file.read(size)
+
+
+def parse(data: memoryview, expect: Shapes | None) -> tuple[TaskHeader, dict[str, Entry]]:
+    """Return header and entries: everything about a file but the contents of its tensors, checked."""
+    length = header_length(bytes(data[:8]), len(data))
+    metadata, entries = parse_header(bytes(data[8 : 8 + length]), len(data))
+    name, info, layers = from_metadata(metadata)
+    check_digest(data, entries)
+    version = int(metadata["version"])
+    sizes = {"masks": 0, "form": 0, "head": 0, "norm": 0}
+    if version > 2:
+        sizes |= {"scale": 0, "half": 0}
+    for key, entry in entries.items():
+        part = key.partition(".")[0]
+        if key in (DIGESTS, CHECKSUM):
+            continue
+        if part not in sizes or (part == MASKS) != (key == part) or not key.isprintable():
+            raise TaskFileError(f"tensor {key[:80]!r} belongs to no part of a task; it is damaged")
+        sizes[part] += entry.nbytes
+    header = TaskHeader(
+        name=name,
+        info=info,
+        layers=layers,
+        version=version,
+        bytes_masks=sizes["masks"],
+        bytes_form=sizes["form"],
+        bytes_head=sizes["head"] + sizes.get("scale", 0),
+        bytes_norm=sizes["norm"] + sizes.get("half", 0),
+        bytes_header=len(data) - sum(sizes.values()),
+    )
+    _check_tensor(entries, MASKS, len(layers) > 0, (sizes["masks"],))
+    _check_tensor(entries, DIGESTS, DIGESTS in entries, (len(layers), DIGEST_BYTES))
+    if version > 2:
+        _check_short(entries)
+    _check_form(header, {k.removeprefix(FORM): e for k, e in entries.items() if k.startswith(FORM)})
+    if expect is None:
+        _check_size(header)
+    else:
+        _check_shapes(header, expect)
+    return header, entries
+
+
+def _check_tensor(
+    entries: Mapping[str, Entry], name: str, wanted: bool, shape: tuple[int, ...]
+) -> None:
+    entry = entries.get(name)
+    if (entry is not None) != wanted:
+        raise TaskFileError(f"tensor {name!r} {'is missing' if wanted else 'describes no weight'}")
+    if entry is not None and (entry.dtype, entry.shape) != ("U8", shape):
+        raise TaskFileError(f"tensor {name!r}: {entry.dtype} {entry.shape}: expected U8 {shape}")
+
+
+def _check_form(header: TaskHeader, entries: Mapping[str, Entry]) -> None:
+    """Raise TaskFileError where a file's coefficients are not those that its mask rule and masks ask for."""
+    form = header.info.rule.form
+    wanted = {x.name: coefficient_shape(form, x.shape) for x in header.layers}
+    wanted = {} if form == "plain" else wanted
+    if entries.keys() != wanted.keys():
+        raise TaskFileError(
+            f"coefficients for {len(entries)} weights: expected them for {len(wanted)}, since its mask rule "
+            f"has form {form!r}{first_of(entries.keys() ^ wanted.keys())}; it is damaged"
+        )
+    for name, entry in entries.items():
+        if (entry.dtype, entry.shape) != ("F32", wanted[name]):
+            raise TaskFileError(
+                f"coefficients of {name!r}: {entry.dtype} {entry.shape}: expected F32 {wanted[name]}; "
+                "it is damaged"
+            )
+
+
+def _check_short(entries: Mapping[str, Entry]) -> None:
+    """Raise TaskFileError where a file's short tensors do not fit what they stand for, or it has none."""
+    short = [name for name in entries if name.startswith((SCALE, HALF))]
+    if not short:
+        raise TaskFileError("version 3 without a tensor in a short form: expected a lower one")
+    for name in short:
+        entry, plain = entries[name], name.removeprefix(SCALE).removeprefix(HALF)
+        if name.startswith(HALF):
+            if entry.dtype != "F16" or NORM + plain in entries:
+                raise TaskFileError(
+                    f"tensor {name!r}: {entry.dtype}: expected F16 and no {NORM + plain!r}; it is damaged"
+                )
+            continue
+        codes = entries.get(HEAD + plain)
+        if codes is None or codes.dtype != "I8" or len(codes.shape) < 2:
+            raise TaskFileError(f"tensor {name!r} without an I8 {HEAD + plain!r}; it is damaged")
+        if (entry.dtype, entry.shape) != ("F32", codes.shape[:1]):
+            raise TaskFileError(
+                f"tensor {name!r}: {entry.dtype} {entry.shape}: expected F32 {codes.shape[:1]}, "
+                "a scale for each row; it is damaged"
+            )
+
+
+def _check_size(header: TaskHeader) -> None:
+    """Raise TaskFileError where a file claims far more weights than its bytes could tell apart."""
+    claimed = sum(-(-layer.numel // 8) for layer in header.layers)
+    allowed = FREE_BYTES + MAX_EXPANSION * header.bytes_total
+    if claimed > allowed:
+        raise TaskFileError(
+            f"{header.weights} masked weights in a file of {header.bytes_total} bytes: expected at "
+            f"most {8 * allowed}; if you trust it, load it with expect=<your backbone's shapes>"
+        )
+
+
+def _check_shapes(header: TaskHeader, expect: Shapes) -> None:
+    """Raise BackboneMismatchError where a file masks other weights than the backbone has."""
+    source = header.info.backbone.source or "another backbone"
+    for layer in header.layers:
+        what = f"task {header.name!r} masks {layer.name!r} of shape {layer.shape}"
+        if layer.name not in expect:
+            raise BackboneMismatchError(
+                f"{what}: this backbone has no such weight{near_misses(layer.name, expect)}; "
+                f"load {source}, which the task was learned on"
+            )
+        if tuple(expect[layer.name]) != layer.shape:
+            raise BackboneMismatchError(
+                f"{what}: this backbone's has shape {tuple(expect[layer.name])}; "
+                f"load {source}, which the task was learned on"
+            )
+
+
+def first_of(names: Iterable[str]) -> str:
+    """Return the end of a complaint about names that are on one side only."""
+    return f"; the first that differs is {min(names)[:80]!r}"
+
+
 def version_of(info: TaskInfo, short: bool = False) -> int:
     """Return the format version of a task's file: 3 with tensors in a short form; else 2 for a mask rule with a form
     or a head that scores pixels; else 1.
@@ -152,7 +340,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     """
     version = check_format(metadata)
     values = strict_json(metadata["task"], "task description")
-    _expect(isinstance(values, dict) and values.keys() == _FIELDS, "fields", sorted(_FIELDS))
+    _expect(isinstance(values, dict) and values.keys() == set(_FIELDS), "fields", sorted(_FIELDS))
     backbone, rule, provenance = values["backbone"], values["rule"], values["provenance"]
     _expect(_strings(backbone, "source", "fingerprint"), "backbone", "source and fingerprint")
     _check_rule(rule, version, version > 2 or values["head"] == SEGMENTATION)
@@ -183,7 +371,7 @@ def check_format(metadata: Mapping[str, str]) -> int:
     """Return the version of a task file by its metadata; raises TaskFileError unless this library reads it."""
     found = metadata.get("format", "none")
     if found != FORMAT:
-        raise TaskFileError(f"format {found[:40]!r}: expected {FORMAT!r}; it is no task file")
+        raise TaskFileError(f"format {found[:40]!r}: expected {FORMAT!r}; it is not a task file")
     version = metadata.get("version", "")
     if _NUMBER.fullmatch(version) and int(version) > VERSION:
         raise TaskFileError(

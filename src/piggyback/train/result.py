@@ -19,7 +19,7 @@ from piggyback.errors import CheckpointError
 from piggyback.model.summary import masks_verdict
 from piggyback.taskfile import container
 from piggyback.taskfile.file import load, save
-from piggyback.taskfile.parse import MASKS
+from piggyback.taskfile.header import MASKS
 from piggyback.taskfile.task import Task
 from piggyback.train import checkpoint
 from piggyback.train.evaluation import measure

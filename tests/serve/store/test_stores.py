@@ -224,7 +224,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, store: Lo
     (tmp_path / "folder.safetensors").mkdir()
     assert sorted(store.list()) == ["folder", "pipe"]
     for name in ("pipe", "folder"):
-        with pytest.raises(TaskFileError, match="no regular file"):
+        with pytest.raises(TaskFileError, match="not a regular file"):
             store.read(name)
 
 

@@ -27,8 +27,7 @@ from piggyback.serve.store import stores
 from piggyback.serve.store.folder import Changes, TaskEntry, TaskFolder, version_of
 from piggyback.serve.store.stores import LocalStore, Stamp
 from piggyback.taskfile.file import save
-from piggyback.taskfile.header import TaskHeader
-from piggyback.taskfile.parse import header_of
+from piggyback.taskfile.header import TaskHeader, header_of
 from piggyback.taskfile.task import Task, TaskInfo
 
 
@@ -376,7 +375,7 @@ def test_read_of_what_is_gone_and_of_what_became_no_task_file(
     path.mkdir()
     lay(place, "letters", b"")
     lay(place, "large", bytes(2 << 20))
-    for name, why in (("signs", "no regular file"), ("letters", "0 bytes"), ("large", "header")):
+    for name, why in (("signs", "not a regular file"), ("letters", "0 bytes"), ("large", "header")):
         with pytest.raises(UnavailableError, match=why):
             folder.read(folder.entry(name))
 

@@ -24,7 +24,7 @@ from piggyback.lab.tables.experiment_tables import (
     experiment_markdown,
 )
 from piggyback.lab.tables.plots import save_png
-from piggyback.taskfile.parse import read_header
+from piggyback.taskfile.header import read_header
 from piggyback.train.logs import write_text
 from piggyback.train.result import RESULT
 

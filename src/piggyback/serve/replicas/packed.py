@@ -13,8 +13,8 @@ from piggyback.masks.bits import FlatMasks, MaskLayout, flat_masks
 from piggyback.masks.rule import Form
 from piggyback.model.heads import load_head
 from piggyback.network.fingerprint import IGNORED
-from piggyback.taskfile.fit import check_fits
-from piggyback.taskfile.parse import Shapes
+from piggyback.taskfile.checks import check_fits
+from piggyback.taskfile.header import Shapes
 from piggyback.taskfile.task import Task
 
 OBJECT_BYTES = 512

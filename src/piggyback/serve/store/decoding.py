@@ -24,7 +24,7 @@ from torch import Tensor
 
 from piggyback.errors import UnavailableError
 from piggyback.taskfile.file import load
-from piggyback.taskfile.parse import Shapes
+from piggyback.taskfile.header import Shapes
 from piggyback.taskfile.task import Task
 
 NICENESS = 10

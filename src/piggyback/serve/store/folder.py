@@ -23,9 +23,8 @@ from piggyback.errors import (
 )
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.serve.store.stores import SUFFIX, Stamp, Store
-from piggyback.taskfile.fit import check_fingerprint
-from piggyback.taskfile.header import TaskHeader
-from piggyback.taskfile.parse import Shapes, header_of
+from piggyback.taskfile.checks import check_fingerprint
+from piggyback.taskfile.header import Shapes, TaskHeader, header_of
 from piggyback.taskfile.task import check_name
 
 MAX_BYTES = 64 << 20
@@ -69,7 +68,7 @@ class TaskFolder:
     >>> import tempfile
     >>> from piggyback.serve.store.stores import LocalStore
     >>> from piggyback.taskfile.file import Task, save
-    >>> from piggyback.taskfile.parse import header_of
+    >>> from piggyback.taskfile.header import header_of
     >>> with tempfile.TemporaryDirectory() as place:
     ...     folder = TaskFolder(LocalStore(place), lambda data, name: header_of(data))
     ...     entry = folder.put("signs", save(Task("signs", {}, {})))

@@ -21,7 +21,8 @@ from piggyback.errors import (
     require,
 )
 from piggyback.serve.store.file_cache import FileCache
-from piggyback.taskfile.disk import read_whole, replace_whole
+from piggyback.taskfile.disk import replace_whole
+from piggyback.taskfile.header import read_whole
 from piggyback.taskfile.task import check_name
 
 SUFFIX = ".safetensors"

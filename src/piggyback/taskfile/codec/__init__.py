@@ -1,8 +1,6 @@
-"""Masks in fewer bits than one a weight: ``codec`` is the way in, docs/FORMAT.md the description.
+"""Masks in fewer bits than one a weight: ``writer.encode`` and ``reader.decode``; docs/FORMAT.md is the description.
 
-codec      masks <-> streams of numbers, layer by layer
-classes    rows or columns of a layer that share a density
-writer     streams -> bytes
-reader     bytes -> streams, trusting nothing
-rans       the entropy coder under both, in integers
+writer   masks -> bit strings -> bytes
+reader   bytes -> bit strings -> masks, trusting nothing
+rans     the entropy coder under both, in integers
 """

@@ -1,30 +1,87 @@
-"""The decoder's half of mask coding: bytes become bit strings, and those become marked weights.
+"""The decoder of masks: bytes -> bit strings -> marked weights -> packed masks. docs/FORMAT.md describes the bytes.
 
-Every number that is read is checked before it sizes anything or is counted to.
+Every number that is read is checked before it sizes anything or is counted to. Marked bits are the rarer ones, so
+decoding takes time per masked-out weight, not per weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import prod
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from piggyback.errors import TaskFileError
+from piggyback.masks.bits import PackedMask
 from piggyback.taskfile.codec import rans
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
-CODED = 1
-"""First byte of coded masks."""
+RAW, CODED = 0, 1
+"""First byte of masks that are not coded, and of those that are."""
 MAX_CLASSES = 4
 MAX_SHIFT = 30
+BLOCK = 1 << 15
+"""Packed bytes of signs that are expanded at once."""
+SPARSE = 128
+"""Below one mark in so many weights, marks go to packed bytes; above, to a byte a weight first."""
+
+
+def decode(
+    data: bytes,
+    shapes: Sequence[tuple[int, ...]],
+    ternary: bool = False,
+    kept: Sequence[int] | None = None,
+) -> list[PackedMask]:
+    """Return the masks of these shapes, all binary or all ternary, on the CPU.
+
+    Raises TaskFileError unless ``data`` is exactly what they need. With ``kept``, the number of
+    weights that each mask keeps, wrong shapes are found before any memory of their size is taken.
+    """
+    sizes = [prod(shape) for shape in shapes]
+    if data[:1] == bytes([RAW]):
+        masks = _decode_raw(data, shapes, sizes, ternary)
+        _check_kept([_ones(mask.keep.numpy()) for mask in masks], kept)
+        return masks
+    reader = _Reader(data)
+    places = [reader.read_record() for _ in shapes]
+    signs = [reader.read_record() for _ in shapes] if ternary else []
+    if any(sign.planes for sign in signs):
+        raise TaskFileError("classes of lines among the signs; the file is damaged")
+    reader.read_strings(sum(sizes) * (2 if ternary else 1))
+    if kept is not None:
+        pairs = zip(places, sizes, kept, strict=True)
+        reader.check_marks(sum(size - k if place.ones else k for place, size, k in pairs))
+    for place, shape in zip(places, shapes, strict=True):
+        reader.read_planes(place, shape)
+    marks = [reader.marks(place, shape) for place, shape in zip(places, shapes, strict=True)]
+    found = [
+        size - len(m) if place.ones else len(m)
+        for place, size, m in zip(places, sizes, marks, strict=True)
+    ]
+    _check_kept(found, kept)
+    offsets = [0, *accumulate(8 * -(-size // 8) for size in sizes)]
+    marks = [m + offset for m, offset in zip(marks, offsets, strict=False)]
+    packed = _scatter(marks, [place.ones for place in places], sizes, offsets)
+    keeps = [packed[o // 8 : o // 8 + -(-s // 8)] for o, s in zip(offsets, sizes, strict=False)]
+    negatives: list[torch.Tensor | None] = [None] * len(keeps)
+    for i, sign in enumerate(signs):
+        marked = reader.marks(sign, (found[i],))
+        negatives[i] = torch.from_numpy(_signs(keeps[i], marked, sign.ones))
+    reader.finish()
+    return [
+        PackedMask(shape, torch.from_numpy(keep), negative)
+        for shape, keep, negative in zip(shapes, keeps, negatives, strict=True)
+    ]
 
 
 @dataclass
-class Place:
+class _Place:
     """Where one mask's marks are: its record, and, with classes, the lines of each class."""
 
     ones: bool
@@ -36,7 +93,7 @@ class Place:
     lines: list[Ints] = field(default_factory=list)
 
 
-class Reader:
+class _Reader:
     """Reads what ``Writer`` wrote; every number is checked before it sizes anything."""
 
     def __init__(self, data: bytes) -> None:
@@ -59,7 +116,7 @@ class Reader:
         self._marks: list[Ints] = []
         self._cursors = [0] * len(self._shapes)
 
-    def read_record(self) -> Place:
+    def read_record(self) -> _Place:
         """Return the next mask's record."""
         head = self._take(1)[0]
         classes = head & 7
@@ -71,7 +128,7 @@ class Reader:
                 f"mask record names string {max(names)}: expected below {len(self._shapes)}; "
                 "the file is damaged"
             )
-        return Place(head >= 16, (head >> 3) & 1, names[:classes], names[classes:])
+        return _Place(head >= 16, (head >> 3) & 1, names[:classes], names[classes:])
 
     def read_strings(self, weights: int) -> None:
         """Decode all strings to the positions of their marks."""
@@ -124,7 +181,7 @@ class Reader:
                 "numbers of kept weights; the file is damaged"
             )
 
-    def read_planes(self, place: Place, shape: tuple[int, ...]) -> None:
+    def read_planes(self, place: _Place, shape: tuple[int, ...]) -> None:
         """Find the lines of each class of one mask."""
         if place.planes and not prod(shape):
             raise TaskFileError(f"classes of lines in a mask of shape {shape}; it is damaged")
@@ -139,7 +196,7 @@ class Reader:
             left = left[~chosen]
         place.lines.append(left)
 
-    def marks(self, place: Place, shape: tuple[int, ...]) -> Ints:
+    def marks(self, place: _Place, shape: tuple[int, ...]) -> Ints:
         """Return the flat indices, C order, of a mask's marks; unsorted."""
         rows, columns, rest = three_axes(shape)
         if len(place.strings) == 1:
@@ -189,6 +246,79 @@ class Reader:
             if byte < 128:
                 return value
         raise TaskFileError("a length of more than 42 bits in the masks; it is damaged")
+
+
+def _check_kept(found: Sequence[int], kept: Sequence[int] | None) -> None:
+    for i, (a, b) in enumerate(zip(found, found if kept is None else kept, strict=True)):
+        if a != b:
+            raise TaskFileError(f"mask {i} keeps {a} weights: expected {b}; the file is damaged")
+
+
+def _ones(packed: Bytes) -> int:
+    return int.from_bytes(packed.tobytes(), "little").bit_count()
+
+
+def _signs(keep: Bytes, marks: Ints, ones: bool) -> Bytes:
+    """The sign plane, a block at a time; ``marks`` count kept weights, and others are ``ones``."""
+    negative = np.zeros_like(keep)
+    before = 0
+    for start in range(0, len(keep), BLOCK):
+        where = np.unpackbits(keep[start : start + BLOCK], bitorder="little").view(bool)
+        count = int(np.count_nonzero(where))
+        first, last = marks.searchsorted((before, before + count))
+        flags = np.full(count, ones)
+        flags[marks[first:last] - before] ^= True
+        where[where] = flags
+        negative[start : start + BLOCK] = np.packbits(where, bitorder="little")
+        before += count
+    return negative
+
+
+def _scatter(marks: list[Ints], ones: list[bool], sizes: list[int], offsets: list[int]) -> Bytes:
+    """Packed bits of all masks, each from a whole byte on: ``ones`` where not marked."""
+    everything = np.concatenate(marks or [np.zeros(0, np.int64)])
+    if SPARSE * len(everything) > offsets[-1]:
+        flags = np.zeros(offsets[-1], bool)
+        flags[everything] = True
+        packed = np.packbits(flags, bitorder="little")
+    else:
+        everything.sort()
+        where = everything >> 3
+        bits = np.left_shift(1, everything & 7).astype(np.uint8)
+        packed = np.zeros(offsets[-1] // 8, np.uint8)
+        if len(where):
+            first = np.flatnonzero(np.diff(where, prepend=-1))
+            packed[where[first]] = np.bitwise_or.reduceat(bits, first)
+    for one, size, offset in zip(ones, sizes, offsets[:-1], strict=True):
+        if one and size:
+            plane = packed[offset // 8 : offset // 8 + -(-size // 8)]
+            np.invert(plane, out=plane)
+            plane[-1] &= 255 >> (-size % 8)
+    return packed
+
+
+def _decode_raw(
+    data: bytes, shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], ternary: bool
+) -> list[PackedMask]:
+    lengths = [-(-size // 8) for size in sizes]
+    expected = 1 + sum(lengths) * (2 if ternary else 1)
+    if len(data) != expected:
+        raise TaskFileError(f"{len(data)} bytes of raw masks: expected {expected}; it is damaged")
+    masks = []
+    at = 1
+    for shape, size, length in zip(shapes, sizes, lengths, strict=True):
+        keep = np.frombuffer(data, np.uint8, length, at).copy()
+        at += length
+        sign = None
+        if ternary:
+            sign = np.frombuffer(data, np.uint8, length, at).copy()
+            at += length
+        spare = 0xFF & ~(255 >> (-size % 8))
+        if (size and keep[-1] & spare) or (sign is not None and np.any(sign & ~keep)):
+            raise TaskFileError("a raw mask has bits outside its weights; the file is damaged")
+        negative = None if sign is None else torch.from_numpy(sign)
+        masks.append(PackedMask(shape, torch.from_numpy(keep), negative))
+    return masks
 
 
 def three_axes(shape: tuple[int, ...]) -> tuple[int, int, int]:
