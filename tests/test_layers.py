@@ -127,13 +127,19 @@ def test_every_public_name_is_there():
     assert list(piggyback.__all__) == sorted(set(piggyback.__all__), key=piggyback.__all__.index)
 
 
-@pytest.mark.parametrize("module", ["piggyback.names", "piggyback.schemas"])
-def test_what_a_client_shares_needs_no_torch(module):
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("piggyback.names", "piggyback.schemas", "piggyback.client", "piggyback.train"),
+        *("piggyback.taskfile.header", "piggyback.train.recipe"),
+    ],
+)
+def test_what_needs_no_network_needs_no_torch(module):
     found = run_python(f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))")
     assert not {"torch", "numpy", "timm"} & set(found)
 
 
-@pytest.mark.parametrize("module", ["piggyback.client", "piggyback.serve.options"])
+@pytest.mark.parametrize("module", ["piggyback.serve.options"])
 def test_importing_a_part_loads_nothing_optional(module):
     found = run_python(
         f"""

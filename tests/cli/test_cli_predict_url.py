@@ -28,7 +28,9 @@ def behave(asked: Asked) -> Told:
 
     if path == "/v1/predict":
         answers = [one("letters"), one("signs")]
-        return Told(200, {"images": [{"task": "letters", "answers": answers}] * count})
+        return Told(
+            200, {"images": [{"task": "letters", "inferred": True, "answers": answers}] * count}
+        )
     return Told(200, {"answers": [one(path.split("/")[3])] * count})
 
 

@@ -11,11 +11,24 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from piggyback.schemas import Answer, RankedClass, TaskStatus, Timing
+from piggyback.schemas import (
+    Answer,
+    BackboneStatus,
+    RankedClass,
+    RequestLimits,
+    TaskList,
+    TaskStatus,
+    Timing,
+)
 
 STATUS = TaskStatus(
     name="signs", version="0f" * 8, kind="classification", classes=("go", "stop"), file_bytes=900,
     memory_bytes=120, tier="packed", image_size=64,
+)  # fmt: skip
+
+LIST = TaskList(
+    backbone=BackboneStatus(source="", fingerprint="ab" * 32), speed="float32", tasks=[STATUS], refused={},
+    limits=RequestLimits(body_bytes=1 << 24, pixels=25_000_000, images=64, tasks=64),
 )  # fmt: skip
 
 
@@ -127,7 +140,7 @@ def as_a_server(asked: Asked) -> Told:
     if path == "/health":
         return Told(200, {"status": "ready"})
     if path == "/v1/tasks":
-        return Told(200, {"tasks": [STATUS.model_dump(mode="json")], "refused": {}})
+        return Told(200, LIST.model_dump(mode="json"))
     if path == "/v1/tasks/signs":
         if asked.method == "DELETE":
             return Told(204)

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+from piggyback import __version__
+from piggyback.errors import PiggybackError, PiggybackWarning
 
 COMMANDS = {
     "quickstart": "Learn two tasks on one frozen network, in minutes, on the CPU.",
@@ -26,7 +29,8 @@ COMMANDS = {
     "import-official": "Turn a pack of the paper's authors into a task file.",
     "export-official": "Turn task files into a pack as the paper's authors write them.",
 }
-"""In the order of the help; each is a module of this package with a function ``run``, and ``VERBS`` if it has some."""
+"""In the order of the help. Each is a module of this package with a function ``run``, and ``VERBS`` if it has some; it
+imports torch, and what needs torch, inside ``run``: help, and what needs no network, are there at once."""
 
 _FORMAT_WARNING = warnings.formatwarning
 
@@ -38,13 +42,31 @@ _OPTIONS: dict[str, Any] = {
 
 
 class Commands(TyperGroup):
-    """Imports a command's module when it is run, so that help needs none of the heavy libraries."""
+    """Imports a command's module when it is run."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that ``args`` begin with, loaded."""
         if args and args[0] in COMMANDS:
             self.commands[args[0]] = load(args[0])
         return super().resolve_command(ctx, args)
+
+
+class Command(TyperCommand):
+    """Shows its options in sections, by ``rich_help_panel``, in plain text; those without one come first."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options into the help."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if param.param_type_name == "argument" else "Options"
+                panel = getattr(param, "rich_help_panel", None) or kind
+                sections.setdefault(panel, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -72,23 +94,21 @@ def application() -> typer.Typer:
 
 
 def load(name: str) -> Any:
-    """Return the command called ``name`` with its options; imports what it needs."""
+    """Return the command called ``name`` with its options; imports its module."""
     module = importlib.import_module(f"piggyback.cli.{name.replace('-', '_')}")
     app = typer.Typer(add_completion=False, **_OPTIONS)
     if hasattr(module, "VERBS"):
         app.callback()(module.run)
         for verb, run in module.VERBS.items():
-            app.command(verb)(run)
+            app.command(verb, cls=Command)(run)
     else:
-        app.command(name)(module.run)
+        app.command(name, cls=Command)(module.run)
     return typer.main.get_command(app)
 
 
-def _tell_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version  # a quarter of a second that no other command needs
-
-        typer.echo(f"piggyback {version('torch-piggyback')}")
+        typer.echo(f"piggyback {__version__}")
         raise typer.Exit
 
 
@@ -96,12 +116,14 @@ def _root(
     show_version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=_tell_version, help="Show the version and exit."
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
         ),
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", help="Show the trace of an error; may stand anywhere in the line."),
+        typer.Option(
+            "--debug", help="Show the traceback of an error; may stand anywhere in the line."
+        ),
     ] = False,
 ) -> None:
     """One frozen pretrained network, many tasks: a bit per weight and a small head each.
@@ -122,15 +144,13 @@ def _warning_line(
     line: str | None = None,
 ) -> str:
     """A warning of ours in one line, without the place in the code; others as Python shows them."""
-    if category.__name__ == "PiggybackWarning":  # by name: the package is heavy
+    if issubclass(category, PiggybackWarning):
         return f"warning: {message}\n"
     return _FORMAT_WARNING(message, category, filename, lineno, line)
 
 
 def _one_line(error: Exception) -> str | None:
-    """The message for an error that its reader can mend; None for a defect of this program."""
-    from piggyback.errors import PiggybackError  # the package is heavy: not before it is needed
-
+    """The message of an error that its reader can mend; None for a defect of this program."""
     if isinstance(error, PiggybackError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:

@@ -1,5 +1,5 @@
-"""A client of ``piggyback serve``: the engine's answers and errors, over HTTP, by the standard library alone."""
+"""A client of ``piggyback serve``: the engine's answers and errors, over HTTP. Needs no torch and no NumPy."""
 
-from piggyback.client.client import Client
+from piggyback.client.client import AsyncClient, Client
 
-__all__ = ["Client"]
+__all__ = ["AsyncClient", "Client"]

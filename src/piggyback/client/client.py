@@ -1,72 +1,283 @@
-"""The client: methods as the engine has them, each one request or a few."""
+"""Clients: methods as the engine has them, each one HTTP request or a few.
+
+``_Core`` says what goes out and how an answer is read, in generators that yield requests and pauses; ``Client`` sends
+and waits, ``AsyncClient`` awaits.
+"""
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
-from urllib.parse import urlencode
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, overload
 
-from piggyback.client.address import parse_url
-from piggyback.client.connections import Connections, Reply
-from piggyback.client.images import encoded, is_batch, multipart
-from piggyback.client.refusals import can_be_asked_again, content_of, retry_after, strange
+import anyio
+import httpx2 as httpx
+
+from piggyback.client.images import encode, is_batch
 from piggyback.errors import (
+    ERRORS_BY_CODE,
+    ClosedError,
     DeadlineError,
     InputError,
+    PiggybackError,
     ServerError,
     TaskNameError,
     UnavailableError,
     UnknownTaskError,
 )
-from piggyback.names import is_token
-from piggyback.schemas import Answer, TaskStatus
+from piggyback.names import check_name, is_token
+from piggyback.schemas import (
+    Answer,
+    Answers,
+    ErrorBody,
+    Health,
+    Inferences,
+    TaskList,
+    TaskStatus,
+)
 from piggyback.taskfile.disk import naming
 from piggyback.taskfile.header import read_whole
-from piggyback.taskfile.task import check_name
-
-T = TypeVar("T")
 
 IMAGES_A_REQUEST = 16
 BYTES_A_REQUEST = 8 * 2**20
 """A longer list of images goes out in several requests, none above these; a single image may be larger."""
+_SHOWN = 200
+"""Characters of an answer that is not one of ours."""
+_POLL_S = 0.1
+"""Seconds between two looks at a server that is not ready."""
+_FAILURES = (httpx.RequestError, UnicodeError)
+"""What sending raises; the latter for a host name that cannot be one."""
+_BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+"""How httpx says that the server closed a connection."""
 
 
-class Client:
+class _Request(NamedTuple):
+    """What to send, as ``httpx.Client.request`` takes it."""
+
+    method: str
+    path: str
+    options: dict[str, Any]
+
+
+T = TypeVar("T")
+Flow: TypeAlias = Generator[_Request | float, Any, T]
+"""Yields requests, and is sent the answer or httpx's error; or seconds to wait. Returns what was asked for."""
+
+
+class _Core:
+    """What both clients share: everything but sending and waiting."""
+
+    _kind: Any
+    """The client of httpx."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        timeout: float | httpx.Timeout = 30.0,
+        retries: int = 2,
+        **options: Any,
+    ) -> None:
+        if not isinstance(timeout, httpx.Timeout) and not 0 < timeout < math.inf:
+            raise InputError(f"timeout {timeout!r}: expected seconds above 0")
+        if not isinstance(retries, int) or retries < 0:
+            raise InputError(f"retries {retries!r}: expected an integer from 0")
+        if token is not None and not is_token(token):
+            raise InputError("token: expected printable ASCII without spaces")  # it is not shown
+        self.url = check_url(url)
+        self.retries = retries
+        self._timeout = httpx.Timeout(timeout)
+        headers = httpx.Headers(options.pop("headers", None))
+        headers.setdefault("Accept", "application/json")
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        self._options = {"trust_env": False, **options, "headers": headers}
+        self._connect()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def _connect(self) -> None:
+        self._http = self._kind(base_url=self.url, timeout=self._timeout, **self._options)
+        self._process = os.getpid()
+
+    def _open(self) -> Any:
+        """The client of httpx; a new one after a fork, where two processes would read each other's answers."""
+        if self._process != os.getpid():
+            self._connect()
+        if self._http.is_closed:
+            raise ClosedError(f"client of {self.url}: it was closed; make a new one")
+        return self._http
+
+    # -- what each method asks --------------------------------------------------------------------
+
+    def _predict(self, images: Any, task: str | None, top_k: int) -> Flow[Any]:
+        path = "/v1/predict" if task is None else f"/v1/tasks/{_name(task)}/predict"
+        several = is_batch(images)
+        if several and not len(images):
+            raise InputError("no images: expected one or more")
+        answers: list[Answer] = []
+        for group in _grouped(encode(image) for image in (images if several else [images])):
+            sent = {"params": {"top_k": _count(top_k)}, **_content(group)}
+            if task is None:
+                inferred = yield from self._ask("POST", path, Inferences, **sent)
+                found = [one.answers[0] for one in inferred.images if one.answers]
+            else:
+                found = (yield from self._ask("POST", path, Answers, **sent)).answers
+            self._check_count(len(found), len(group))
+            answers += found
+        return answers if several else answers[0]
+
+    def _infer(self, image: Any, tasks: Sequence[str] | None, top_k: int) -> Flow[list[Answer]]:
+        if isinstance(tasks, str) or (tasks is not None and not tasks):
+            raise InputError(f"tasks {tasks!r}: expected a list of names, or None for all")
+        query = {"task": [_name(name) for name in tasks or ()], "top_k": _count(top_k)}
+        content = _content([encode(image)])
+        found = yield from self._ask("POST", "/v1/predict", Inferences, params=query, **content)
+        self._check_count(len(found.images), 1)
+        return list(found.images[0].answers)
+
+    def _tasks(self) -> Flow[list[TaskStatus]]:
+        return list((yield from self._ask("GET", "/v1/tasks", TaskList)).tasks)
+
+    def _task(self, name: str) -> Flow[TaskStatus]:
+        return self._ask("GET", f"/v1/tasks/{_name(name)}", TaskStatus)
+
+    def _put_task(self, name: str, file: str | os.PathLike[str] | bytes) -> Flow[TaskStatus]:
+        check_name(name)
+        if isinstance(file, (bytes, bytearray, memoryview)):
+            data = bytes(file)
+        else:
+            with naming(file):
+                data = read_whole(Path(file))
+        headers = {"Content-Type": "application/octet-stream"}
+        return self._ask("PUT", f"/v1/tasks/{name}", TaskStatus, content=data, headers=headers)
+
+    def _delete_task(self, name: str) -> Flow[Any]:
+        return self._ask("DELETE", f"/v1/tasks/{_name(name)}", None)
+
+    def _health(self) -> Flow[Health]:
+        """What the server says about itself; one that is away may still be starting."""
+        response = yield _Request("GET", "/health", {})
+        if isinstance(response, Exception):
+            why = self._failure("GET", "/health", response)
+        else:
+            try:
+                return Health.model_validate_json(response.content)
+            except ValueError:
+                why = self._strange(response)
+        return Health(status="starting", reason=str(why))
+
+    def _wait(self, timeout: float) -> Flow[None]:
+        end = time.monotonic() + timeout
+        while (found := (yield from self._health())).status != "ready":
+            why = found.reason or found.status
+            if found.status == "failed":
+                raise UnavailableError(f"server {self.url}: it failed to start: {why}")
+            if time.monotonic() > end:
+                raise DeadlineError(
+                    f"server {self.url}: not ready after {timeout:g} seconds; {why}"
+                )
+            yield _POLL_S
+
+    # -- one request, and what comes back ---------------------------------------------------------
+
+    def _ask(self, method: str, path: str, model: Any, **options: Any) -> Flow[Any]:
+        """The answer to a request, as ``model``; raises what a refusal stands for.
+
+        A server that is busy or starting has done nothing, and says when to ask again; nobody waits longer for that
+        than for an answer. An idle connection may be closed at the moment a request goes out on it: then it goes
+        out once more. What may have changed something is never sent twice.
+        """
+        harmless = method in ("GET", "POST")  # a POST asks here, and changes nothing
+        patience = self._timeout.read or math.inf
+        broken, left = False, self.retries
+        while True:
+            response = yield _Request(method, path, options)
+            if isinstance(response, Exception):
+                if broken or not harmless or not isinstance(response, _BROKEN):
+                    raise self._failure(method, path, response) from response
+                broken = True
+                continue
+            pause = _retry_after(response)
+            if response.status_code not in (429, 503) or not 0 <= pause <= patience:
+                return self._read(response, model)
+            if not harmless or not left:
+                return self._read(response, model)
+            yield pause
+            left -= 1
+
+    def _read(self, response: httpx.Response, model: Any) -> Any:
+        try:
+            if response.is_success:
+                return model and model.model_validate_json(response.content)
+            refusal = ErrorBody.model_validate_json(response.content).error
+        except ValueError as error:  # pydantic's is one
+            raise self._strange(response) from error
+        kind = ERRORS_BY_CODE.get(refusal.code)
+        if kind is None:
+            raise ServerError(
+                f"server {self.url}: refused with {response.status_code} {refusal.code}: "
+                f"{refusal.message}"
+            )
+        made = kind(refusal.message)
+        made.retry_after = pause if (pause := _retry_after(response)) >= 0 else made.retry_after
+        raise made
+
+    def _check_count(self, found: int, expected: int) -> None:
+        if found != expected:
+            raise ServerError(f"server {self.url}: expected {expected} answers, found {found}")
+
+    def _strange(self, response: httpx.Response) -> ServerError:
+        place = response.headers.get("location")
+        moved = f", which points to {place!r}" if place else ""
+        text = " ".join(response.content[: 4 * _SHOWN].decode("utf-8", "replace").split())[:_SHOWN]
+        return ServerError(
+            f"server {self.url}: expected a Piggyback server's answer, found status "
+            f"{response.status_code}{moved} and {text!r}; check the URL"
+        )
+
+    def _failure(self, method: str, path: str, error: Exception) -> PiggybackError:
+        why = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, httpx.TimeoutException):
+            limit = self._timeout.read or 0
+            return DeadlineError(
+                f"server {self.url}: no answer to {method} {path} in {limit:g} seconds"
+            )
+        if isinstance(error, (httpx.ConnectError, httpx.ProxyError, UnicodeError)):
+            return ServerError(
+                f"server {self.url}: cannot be reached ({why}); is it running, and is the URL right?"
+            )
+        return ServerError(
+            f"server {self.url}: broke off at {method} {path} ({why}); is it stopping, or not an "
+            "HTTP server?"
+        )
+
+
+class Client(_Core):
     """Asks a Piggyback server; usable from any number of threads, as a context manager or until ``close``.
 
-    Answers and errors are the engine's own classes: UnknownTaskError with near misses, DataError for what is no
-    image, OverloadError, DeadlineError, UnavailableError. A server that cannot be reached raises ServerError, one
+    Answers and errors are the engine's own classes: UnknownTaskError with near misses, DataError for what is not
+    an image, OverloadError, DeadlineError, UnavailableError. A server that cannot be reached raises ServerError, one
     that wants a token AccessError.
 
     An image is a path, the bytes of an image file, a PIL image, a uint8 array (h, w, 3) or tensor (3, h, w);
     several are a list, or an array with a dimension more.
 
-    ``timeout``: seconds to connect and to wait for an answer, for each try. ``retries``: how often a request is
-    sent again to a server that is busy or still starting, after the time that it asks for. Environment variables
-    for proxies are not looked at.
+    ``timeout``: seconds to connect and to wait for an answer, for each try; or an ``httpx2.Timeout``. ``retries``:
+    how often a request is sent again to a server that is busy or still starting, after the time that it asks for.
+    All other options are those of ``httpx2.Client``: ``verify`` for a CA of your own, ``cert`` for a client's
+    certificate, ``proxy``, ``headers``, ``transport``, ``limits``. Proxies in environment variables are used only
+    with ``trust_env=True``.
 
     >>> Client("http://127.0.0.1:8000")
     Client('http://127.0.0.1:8000')
     """
 
-    def __init__(
-        self, url: str, token: str | None = None, timeout: float = 30.0, retries: int = 2
-    ) -> None:
-        if not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
-            raise InputError(f"timeout {timeout!r}: expected seconds above 0")
-        if not isinstance(retries, int) or retries < 0:
-            raise InputError(f"retries {retries!r}: expected an integer from 0")
-        self.url = str(parse_url(url))
-        self.retries = retries
-        self._headers = {"Accept": "application/json", **_authorization(token)}
-        self._connections = Connections(parse_url(url), float(timeout))
-
-    def __repr__(self) -> str:
-        return f"Client({self.url!r})"
+    _kind = httpx.Client
 
     def __enter__(self) -> Client:
         return self
@@ -76,7 +287,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; the client cannot be used after that."""
-        self._connections.close()
+        self._http.close()
 
     @overload
     def predict(
@@ -93,159 +304,167 @@ class Client:
 
         Without a task, each image's answer is that of the task that is surest of it.
         """
-        if task is None:
-            read = _surest
-            path = _with("/v1/predict", top_k=top_k)
-        else:
-            read = _answers
-            path = _with(f"/v1/tasks/{_asked(task)}/predict", top_k=top_k)
-        if not is_batch(images):
-            return self._ask(path, [encoded(images)], read)[0]
-        if not len(images):
-            raise InputError("no images: expected one or more")
-        groups = _grouped(encoded(image) for image in images)
-        return [answer for group in groups for answer in self._ask(path, group, read)]
+        return self._run(self._predict(images, task, top_k))
 
     def infer(self, image: Any, tasks: Sequence[str] | None = None, top_k: int = 5) -> list[Answer]:
         """Return the answers of several tasks for one image, surest first; of all tasks if none is named."""
-        if isinstance(tasks, str) or (tasks is not None and not tasks):
-            raise InputError(f"tasks {tasks!r}: expected a list of names, or None for all")
-        named = [("task", _asked(name)) for name in tasks or ()]
-        path = _with("/v1/predict", *named, top_k=top_k)
-        found: list[Answer] = self._ask(path, [encoded(image)], _all_of_one)
-        return found
+        return self._run(self._infer(image, tasks, top_k))
 
     def tasks(self) -> list[TaskStatus]:
         """Return the tasks that the server answers for, by name."""
-        return self._json(
-            "GET",
-            "/v1/tasks",
-            lambda found: [TaskStatus.model_validate(one) for one in found["tasks"]],
-        )
+        return self._run(self._tasks())
 
     def task(self, name: str) -> TaskStatus:
         """Return the state of one task."""
-        return self._json("GET", f"/v1/tasks/{_asked(name)}", TaskStatus.model_validate)
+        return self._run(self._task(name))
 
     def put_task(self, name: str, file: str | os.PathLike[str] | bytes) -> TaskStatus:
         """Add or replace a task, from a task file or its bytes; the server must know the client's token."""
-        check_name(name)
-        if isinstance(file, (bytes, bytearray, memoryview)):
-            data = bytes(file)
-        else:
-            with naming(file):
-                data = read_whole(Path(file))
-        return self._json("PUT", f"/v1/tasks/{name}", TaskStatus.model_validate, data)
+        return self._run(self._put_task(name, file))
 
     def delete_task(self, name: str) -> None:
         """Remove a task and its file; the server must know the client's token."""
-        path = f"/v1/tasks/{_asked(name)}"
-        content_of(self._send("DELETE", path), self.url)
+        self._run(self._delete_task(name))
 
     def ready(self) -> bool:
         """Return whether the server is there and answers."""
-        return self._state()[0] == "ready"
+        return self._run(self._health()).status == "ready"
 
     def wait(self, timeout: float = 60.0) -> None:
         """Return once the server is ready.
 
         Raises UnavailableError for a server that has failed to start, and DeadlineError after ``timeout`` seconds.
         """
-        end = time.monotonic() + timeout
-        while (found := self._state())[0] != "ready":
-            if found[0] == "failed":
-                raise UnavailableError(f"server {self.url}: it failed to start: {found[1]}")
-            if time.monotonic() > end:
-                raise DeadlineError(
-                    f"server {self.url}: not ready after {timeout:g} seconds; {found[1] or found[0]}"
-                )
-            time.sleep(0.1)
+        self._run(self._wait(timeout))
 
-    def _state(self) -> tuple[str, str]:
-        """What the server says about itself, and why."""
+    def _run(self, flow: Flow[T]) -> T:
+        got: Any = None
         try:
-            reply = self._connections.send("GET", "/health", None, self._headers, again=True)
-        except (ServerError, DeadlineError) as error:
-            return "away", str(error)
-        try:
-            found = json.loads(reply.body)
-            return str(found["status"]), str(found.get("reason", ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "strange", str(strange(reply, self.url))
+            while True:
+                step = flow.send(got)
+                if isinstance(step, _Request):
+                    try:
+                        got = self._open().request(step.method, step.path, **step.options)
+                    except _FAILURES as error:
+                        got = error
+                else:
+                    time.sleep(step)
+                    got = None
+        except StopIteration as done:
+            return cast(T, done.value)
 
-    def _ask(
-        self, path: str, images: Sequence[tuple[str, bytes]], read: Callable[[Any], list[Answer]]
+
+class AsyncClient(_Core):
+    """``Client`` for asyncio and Trio: the same methods, awaited; options as ``httpx2.AsyncClient`` has them.
+
+    >>> AsyncClient("http://127.0.0.1:8000", retries=0)
+    AsyncClient('http://127.0.0.1:8000')
+    """
+
+    _kind = httpx.AsyncClient
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; the client cannot be used after that."""
+        await self._http.aclose()
+
+    async def predict(self, images: Any, task: str | None = None, top_k: int = 5) -> Any:
+        """Return the answer of ``task`` for an image, or a list of answers: see ``Client.predict``."""
+        return await self._run(self._predict(images, task, top_k))
+
+    async def infer(
+        self, image: Any, tasks: Sequence[str] | None = None, top_k: int = 5
     ) -> list[Answer]:
-        """The answers to one request: the image itself if it is one, a form if they are more."""
-        kind, body = images[0] if len(images) == 1 else multipart(images)
-        found = self._json("POST", path, read, body, kind)
-        if read is not _all_of_one and len(found) != len(images):
-            raise ServerError(
-                f"server {self.url}: expected {len(images)} answers, found {len(found)}"
-            )
-        return found
+        """Return the answers of several tasks for one image, surest first; of all tasks if none is named."""
+        return await self._run(self._infer(image, tasks, top_k))
 
-    def _json(
-        self,
-        method: str,
-        path: str,
-        read: Callable[[Any], T],
-        body: bytes | None = None,
-        kind: str = "application/octet-stream",
-    ) -> T:
-        reply = self._send(method, path, body, kind)
-        content = content_of(reply, self.url)
+    async def tasks(self) -> list[TaskStatus]:
+        """Return the tasks that the server answers for, by name."""
+        return await self._run(self._tasks())
+
+    async def task(self, name: str) -> TaskStatus:
+        """Return the state of one task."""
+        return await self._run(self._task(name))
+
+    async def put_task(self, name: str, file: str | os.PathLike[str] | bytes) -> TaskStatus:
+        """Add or replace a task, from a task file or its bytes."""
+        return await self._run(self._put_task(name, file))
+
+    async def delete_task(self, name: str) -> None:
+        """Remove a task and its file."""
+        await self._run(self._delete_task(name))
+
+    async def ready(self) -> bool:
+        """Return whether the server is there and answers."""
+        return (await self._run(self._health())).status == "ready"
+
+    async def wait(self, timeout: float = 60.0) -> None:
+        """Return once the server is ready; errors as those of ``Client.wait``."""
+        await self._run(self._wait(timeout))
+
+    async def _run(self, flow: Flow[T]) -> T:
+        got: Any = None
         try:
-            return read(content)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise strange(reply, self.url) from error
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        kind: str = "application/octet-stream",
-    ) -> Reply:
-        """One request, again while the server says that it did nothing and will soon."""
-        headers = self._headers if body is None else {**self._headers, "Content-Type": kind}
-        again = method in ("GET", "POST")  # here a POST asks and changes nothing
-        for left in range(self.retries, -1, -1):
-            reply = self._connections.send(method, path, body, headers, again)
-            if not (again and left and can_be_asked_again(reply)):
-                break
-            pause = retry_after(reply)
-            if pause > self._connections.timeout:
-                break
-            time.sleep(pause)
-        return reply
+            while True:
+                step = flow.send(got)
+                if isinstance(step, _Request):
+                    try:
+                        got = await self._open().request(step.method, step.path, **step.options)
+                    except _FAILURES as error:
+                        got = error
+                else:
+                    await anyio.sleep(step)
+                    got = None
+        except StopIteration as done:
+            return cast(T, done.value)
 
 
-def _authorization(token: str | None) -> dict[str, str]:
-    if token is None:
-        return {}
-    if not is_token(token):
-        raise InputError("token: expected printable ASCII without spaces")  # and it is not shown
-    return {"Authorization": f"Bearer {token}"}
+def check_url(url: str) -> str:
+    """Return the URL of a server, as httpx writes it; raises InputError unless it is a plain http or https URL.
+
+    >>> check_url("HTTPS://Models.example/vision/")
+    'https://models.example/vision'
+    """
+    why = ""
+    try:
+        parts = httpx.URL(url)
+        port = 1 if parts.port is None else parts.port
+        good = parts.scheme in ("http", "https") and parts.host and 1 <= port < 65536
+    except (httpx.InvalidURL, TypeError) as error:
+        parts, good, why = httpx.URL(), False, f" ({error})"
+    if parts.userinfo:
+        # The URL is not shown: there may be a password in it.
+        raise InputError(
+            f"URL of {parts.host!r}: expected no user name or password in it; a token goes into `token`"
+        )
+    if not good or set("?# ") & set(url):
+        raise InputError(
+            f"URL {url!r}: expected http:// or https://, a host, and nothing after the path, such as "
+            f"http://127.0.0.1:8000{why}"
+        )
+    return str(parts).rstrip("/")
 
 
-def _asked(task: str) -> str:
+def _name(task: str) -> str:
     """A task's name; one that cannot be a name, and so no part of a path either, does not go out."""
     try:
         return check_name(task)
     except TaskNameError as error:
-        raise UnknownTaskError(f"{error}; it can be no task of a server") from error
+        raise UnknownTaskError(f"{error}; a server can have no such task") from error
 
 
-def _with(path: str, *pairs: tuple[str, str], top_k: int) -> str:
+def _count(top_k: int) -> int:
     if not isinstance(top_k, int) or top_k < 1:
         raise InputError(f"top_k {top_k!r}: expected an integer from 1")
-    return f"{path}?{urlencode([*pairs, ('top_k', str(top_k))])}"
+    return top_k
 
 
-def _grouped(
-    images: Iterator[tuple[str, bytes]],
-) -> Iterator[list[tuple[str, bytes]]]:
+def _grouped(images: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
     """Images in groups of a size that a server takes."""
     group: list[tuple[str, bytes]] = []
     size = 0
@@ -259,14 +478,15 @@ def _grouped(
         yield group
 
 
-def _answers(found: Any) -> list[Answer]:
-    return [Answer.model_validate(one) for one in found["answers"]]
+def _content(images: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
+    """A request's body: the image itself if it is one, a form if they are more."""
+    if len(images) == 1:
+        ((kind, data),) = images
+        return {"content": data, "headers": {"Content-Type": kind}}
+    return {"files": [("image", (str(at), data, kind)) for at, (kind, data) in enumerate(images)]}
 
 
-def _surest(found: Any) -> list[Answer]:
-    return [Answer.model_validate(one["answers"][0]) for one in found["images"]]
-
-
-def _all_of_one(found: Any) -> list[Answer]:
-    (image,) = found["images"]
-    return _answers(image)
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds after which the server wants to be asked again; -1 where it does not say."""
+    text = response.headers.get("retry-after", "").strip()
+    return float(text) if text.isascii() and text.isdigit() else -1.0

@@ -1,18 +1,27 @@
-"""What a client sends, and what comes back."""
+"""What clients send, and what comes back."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import pytest
 import torch
 from PIL import Image
 
 from piggyback.client import Client
 from piggyback.client.client import IMAGES_A_REQUEST
-from piggyback.errors import ClosedError, DataError, InputError, TaskFileError
+from piggyback.errors import (
+    ClosedError,
+    DataError,
+    InputError,
+    TaskFileError,
+    TaskNameError,
+    UnknownTaskError,
+)
 from piggyback.taskfile.file import save, save_file
 from piggyback.taskfile.task import Task
 from support.fake_server import STATUS, FakeServer, answer
@@ -21,8 +30,7 @@ from support.fake_server import STATUS, FakeServer, answer
 def test_an_image_goes_out_as_it_is_and_its_answer_comes_back(
     server: FakeServer, client: Client
 ) -> None:
-    found = client.predict(b"BM one", "signs", top_k=3)
-    assert found == answer("signs", "BM one")
+    assert client.predict(b"BM one", "signs", top_k=3) == answer("signs", "BM one")
     (asked,) = server.asked
     assert (asked.method, asked.path) == ("POST", "/v1/tasks/signs/predict?top_k=3")
     assert (asked.body, asked.headers["content-type"]) == (b"BM one", "image/bmp")
@@ -91,21 +99,44 @@ def test_tasks_are_listed_added_and_removed(
     assert (server.asked[-1].method, server.asked[-1].path) == ("DELETE", "/v1/tasks/signs")
 
 
-def test_the_token_is_sent_and_never_shown(server: FakeServer) -> None:
-    with Client(server.url, token="s3cret") as client:
+def test_the_token_is_sent_and_never_shown(make: Any, server: FakeServer) -> None:
+    with make(server.url, token="s3cret") as client:
         client.tasks()
         assert "s3cret" not in repr(client)
     assert server.asked[0].headers["authorization"] == "Bearer s3cret"
     for token in ("", "two words", "line\nbreak", "naïve"):
         with pytest.raises(InputError, match="printable ASCII") as told:
-            Client(server.url, token=token)
+            make(server.url, token=token)
         assert not token or token not in str(told.value)
 
 
-def test_a_base_path_goes_in_front(server: FakeServer) -> None:
-    with Client(f"{server.url}/some/place/") as client:
+def test_a_base_path_goes_in_front(make: Any, server: FakeServer) -> None:
+    with make(f"{server.url}/some/place/") as client:
         client.ready()
     assert server.asked[0].path == "/some/place/health"
+
+
+def test_options_of_httpx_are_passed_on(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[httpx2.Request] = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request)
+        return httpx2.Response(200, json={"status": "ready"})
+
+    timeout = httpx2.Timeout(3, connect=1)
+    transport = httpx2.MockTransport(handle)
+    with Client("http://a.example", headers={"X": "y"}, timeout=timeout, transport=transport) as c:
+        assert c.ready()
+    assert seen[0].headers["x"] == "y"
+    assert seen[0].extensions["timeout"] == {"connect": 1, "read": 3, "write": 3, "pool": 3}
+    # A proxy is used if it is named, one of the environment only where that is asked for.
+    for options in ({"proxy": server.url}, {"trust_env": True}, {}):
+        monkeypatch.setenv("http_proxy", server.url)
+        with Client("http://no.such.host.invalid", **options) as client:
+            client.ready()
+    assert [asked.path for asked in server.asked] == ["http://no.such.host.invalid/health"] * 2
 
 
 def test_one_connection_serves_request_after_request(client: Client, server: FakeServer) -> None:
@@ -115,9 +146,9 @@ def test_one_connection_serves_request_after_request(client: Client, server: Fak
     assert {asked.connection for asked in server.asked} == {0}
 
 
-def test_threads_get_their_own_answers(client: Client, server: FakeServer) -> None:
+def test_threads_get_their_own_answers(server: FakeServer) -> None:
     images = [b"BM %d" % number for number in range(200)]
-    with ThreadPoolExecutor(8) as pool:
+    with Client(server.url) as client, ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda image: client.predict(image, "signs"), images))
     assert [one.classes[0].encode() for one in found] == images
     assert len({asked.connection for asked in server.asked}) <= 8
@@ -133,33 +164,16 @@ def test_a_forked_process_does_not_use_its_parents_connections(
     assert [asked.connection for asked in server.asked] == [0, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("image", "error", "words"),
-    [
-        ("missing.png", DataError, "'missing.png': cannot be read"),
-        (b"", DataError, "nothing in it"),
-        (b"II*\0 a TIFF", DataError, "expected JPEG, PNG, WebP, BMP or GIF"),
-        (torch.zeros(3, 4, 4), InputError, r"float32, shape \(3, 4, 4\)"),
-        (3, InputError, "found int"),
-        (None, InputError, "found NoneType"),
-    ],
-)
-def test_what_is_no_image_is_not_sent(
-    client: Client, server: FakeServer, image: object, error: type[Exception], words: str
+def test_wrong_arguments_are_not_sent(
+    client: Client, make: Any, server: FakeServer, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match=words):
-        client.predict(image, "signs")
-    assert server.asked == []
-
-
-def test_wrong_arguments_are_not_sent(client: Client, server: FakeServer, tmp_path: Path) -> None:
     for call, words in (
         (lambda: client.predict(b"BM", "signs", top_k=0), "top_k 0"),
         (lambda: client.predict([], "signs"), "no images"),
         (lambda: client.infer(b"BM", "signs"), "expected a list of names"),
         (lambda: client.infer(b"BM", []), "expected a list of names"),
-        (lambda: Client(server.url, timeout=0), "timeout 0"),
-        (lambda: Client(server.url, retries=-1), "retries -1"),
+        (lambda: make(server.url, timeout=0), "timeout 0"),
+        (lambda: make(server.url, retries=-1), "retries -1"),
     ):
         with pytest.raises(InputError, match=words):
             call()
@@ -168,8 +182,59 @@ def test_wrong_arguments_are_not_sent(client: Client, server: FakeServer, tmp_pa
     assert server.asked == []
 
 
+def test_names_that_could_be_paths_are_not_sent(client: Client, server: FakeServer) -> None:
+    for name in ("../signs", "..", "a/b", "", "a?b", "a%2Fb", "näme", "x" * 101):
+        for call in (
+            lambda name=name: client.predict(b"BM x", name),
+            lambda name=name: client.infer(b"BM x", [name]),
+            lambda name=name: client.task(name),
+            lambda name=name: client.delete_task(name),
+        ):
+            with pytest.raises(UnknownTaskError, match="expected letters"):
+                call()
+        with pytest.raises(TaskNameError):
+            client.put_task(name, b"x")
+    assert server.asked == []
+
+
 def test_a_closed_client_says_so(client: Client) -> None:
     client.close()
     for call in (client.tasks, client.ready, lambda: client.put_task("signs", b"x")):
         with pytest.raises(ClosedError, match="was closed"):
             call()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("127.0.0.1:8000", "ftp://host", "http://", "http://:80", "http://host:0", "http://[::1"),
+        *("http://host:99999", "http://host:port", "http://host/?x=1", "http://host/#x"),
+        *("http://ho st", "http://host\r\nX: 1", None),
+    ],
+)
+def test_odd_urls_are_refused(url: str) -> None:
+    with pytest.raises(InputError, match=r"^URL .*such as http://127"):
+        Client(url)
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
+    with pytest.raises(InputError, match="no user name or password") as told:
+        Client("http://me:hunter2@host")
+    assert "hunter2" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        ("missing.png", DataError),
+        (b"", DataError),
+        (b"II*\0 a TIFF", DataError),
+        (None, InputError),
+    ],
+)
+def test_what_is_not_an_image_is_not_sent(
+    client: Client, server: FakeServer, image: object, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="image"):
+        client.predict(image, "signs")
+    assert server.asked == []
