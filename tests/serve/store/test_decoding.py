@@ -105,7 +105,9 @@ def test_it_ends_when_the_engines_process_is_killed():
         "import sys, time; from piggyback.serve.store.decoding import Decoder;"
         "print(Decoder({}).ready.result(120), flush=True); time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-c", line], stdout=subprocess.PIPE, text=True) as engine:
+    with subprocess.Popen(
+        [sys.executable, "-c", line], stdout=subprocess.PIPE, text=True
+    ) as engine:
         pid = int(engine.stdout.readline())
         engine.kill()
     assert ended(pid)
