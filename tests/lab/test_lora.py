@@ -24,6 +24,7 @@ from piggyback.errors import (
     TaskFileError,
 )
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.lab.experiments.compare import compare
 from piggyback.lab.lora.adapters import (
     Layer,
     adapt_,
@@ -34,7 +35,6 @@ from piggyback.lab.lora.adapters import (
     own_ranks,
 )
 from piggyback.lab.lora.file import load_lora
-from piggyback.lab.tables.compare import compare
 from piggyback.network.backbone import Backbone
 from piggyback.network.select import select_weights
 from piggyback.train import (

@@ -21,8 +21,8 @@ from piggyback.cli.options import only, takes_recipe
 from piggyback.cli.screen import Show, notes, results, write_json
 from piggyback.errors import InputError
 from piggyback.lab.datasets import DATASETS
-from piggyback.lab.tables.compare import Proof, compare
-from piggyback.lab.tables.tables import to_screen
+from piggyback.lab.experiments.compare import Proof, compare
+from piggyback.lab.tables.formats import run_record, runs_screen
 from piggyback.taskfile.task import check_name
 from piggyback.train import METHODS, Recipe
 
@@ -85,13 +85,13 @@ def run(
         listener=Show,
     )
     screen = notes() if json else results()
-    screen.print(to_screen(compared.rows))
+    screen.print(runs_screen(compared.rows))
     if compared.proof is not None:
         show_proof(screen, compared.proof)
     for path in (*compared.written, *compared.files.values()):
         screen.print(f"wrote {path}", soft_wrap=True)
     if json:
-        write_json([row.to_json() for row in compared.rows])
+        write_json([run_record(row) for row in compared.rows])
 
 
 def show_proof(screen: Console, proof: Proof) -> None:

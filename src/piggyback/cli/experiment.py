@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -16,16 +15,11 @@ from piggyback.cli.flags import JsonOption
 from piggyback.cli.options import only
 from piggyback.cli.screen import Show, notes, results, write_json
 from piggyback.errors import InputError, TrainingError
-from piggyback.lab.datasets import default_roots
-from piggyback.lab.experiments import runner
-from piggyback.lab.experiments.cost import costs
-from piggyback.lab.experiments.manifest import Manifest, load_manifest, shipped
-from piggyback.lab.experiments.pictures import draw
-from piggyback.lab.experiments.results import table_of, write
-from piggyback.lab.experiments.runner import Outcome
-from piggyback.lab.experiments.sources import FromDisk, Sources
-from piggyback.lab.experiments.toy import Toy, toy
-from piggyback.lab.tables.experiment_tables import experiment_screen
+
+if TYPE_CHECKING:  # help pages need none of it
+    from piggyback.lab.experiments.manifest import Source
+    from piggyback.lab.experiments.runner import Experiment
+    from piggyback.lab.experiments.sources import FromDisk
 
 NameArgument = Annotated[
     str,
@@ -64,23 +58,21 @@ ToyOption = Annotated[
 
 def list_experiments(data: DataOption = None, json: JsonOption = False) -> None:
     """List the experiments that come with the package, and whether their data is there."""
-    sources = _sources(data, False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("experiment")
-    for column in ("tasks", "methods", "missing"):
-        table.add_column(column, justify="right")
+    from piggyback.lab.experiments.manifest import load_manifest, shipped
+
+    table = _table("experiment", "tasks", "methods", "missing", names=1)
     rows = []
     for name in shipped():
         manifest = load_manifest(name)
-        lacking = list(replace(sources, folders=manifest.sources).missing(manifest))
+        lacking = list(_from_disk(data, manifest.sources).missing(manifest))
         rows.append(
             {
                 "name": name,
                 "title": manifest.title,
                 "paper": manifest.paper,
-                "backbones": [backbone.name for backbone in manifest.backbones],
+                "backbones": list(manifest.backbones),
                 "tasks": list(manifest.tasks),
-                "methods": [method.label for method in manifest.methods],
+                "methods": list(manifest.methods),
                 "missing": lacking,
             }
         )
@@ -137,24 +129,18 @@ def run_experiment(
       piggyback experiment run table2 --tasks cubs,flowers --dry-run
       piggyback experiment run mine.yaml --toy
     """
-    manifest, sources, folder = _chosen(name, data, out, tasks, methods, seed, toy_size, download)
+    experiment = _experiment(name, data, out, tasks, methods, seed, toy_size, download)
     if dry_run:
-        _show_costs(manifest, sources, folder, json)
+        _show_costs(experiment, json)
         return
-    outcome = runner.run(
-        manifest,
-        sources,
-        folder,
-        workers=workers,
-        hear=Show,
-        told=lambda line: notes().print(line),
-    )
-    _show(outcome, folder, json, draw(outcome, sources, folder))
-    if outcome.failed:
-        count = len(outcome.failed)
+    from piggyback.lab.experiments.report import draw
+
+    experiment.run(workers=workers, listener=Show, log=lambda line: notes().print(line))
+    _show(experiment, json, draw(experiment))
+    if failed := experiment.failed:
         raise TrainingError(
-            f"{count} cell{'s' if count > 1 else ''} failed, the first: {outcome.failed[0].error}; "
-            "the same command tries again"
+            f"{len(failed)} cell{'s' if len(failed) > 1 else ''} failed, the first: "
+            f"{failed[0].error}; the same command tries again"
         )
 
 
@@ -168,12 +154,12 @@ def show_experiment(
     json: JsonOption = False,
 ) -> None:
     """Show the table of what is finished, without training; writes it and the plots anew."""
-    manifest, sources, folder = _chosen(name, None, out, tasks, methods, seed, toy_size, False)
-    if not folder.is_dir():
+    experiment = _experiment(name, None, out, tasks, methods, seed, toy_size)
+    if not experiment.out.is_dir():
         raise InputError(
-            f"experiment {name!r}: no folder {str(folder)!r}; give --out, or run it first"
+            f"experiment {name!r}: no folder {str(experiment.out)!r}; give --out, or run it first"
         )
-    _show(runner.standing(manifest, sources, folder), folder, json)
+    _show(experiment, json)
 
 
 def run() -> None:
@@ -190,11 +176,16 @@ def run() -> None:
 VERBS = {"list": list_experiments, "run": run_experiment, "show": show_experiment}
 
 
-def _sources(data: list[Path] | None, download: bool) -> FromDisk:
-    return FromDisk(tuple(data or default_roots()), download)
+def _from_disk(
+    data: list[Path] | None, folders: Mapping[str, Source], download: bool = False
+) -> FromDisk:
+    from piggyback.lab.datasets import default_roots
+    from piggyback.lab.experiments.sources import FromDisk
+
+    return FromDisk(tuple(data or default_roots()), download, folders)
 
 
-def _chosen(
+def _experiment(
     name: str,
     data: list[Path] | None,
     out: Path | None,
@@ -202,54 +193,64 @@ def _chosen(
     methods: str | None,
     seeds: list[int] | None,
     toy_size: bool,
-    download: bool,
-) -> tuple[Manifest, Sources, Path]:
+    download: bool = False,
+) -> Experiment:
+    from piggyback.lab.experiments.manifest import load_manifest
+    from piggyback.lab.experiments.runner import Experiment
+    from piggyback.lab.experiments.sources import Toy, toy
+
     whole = load_manifest(name)
-    labels = [method.label for method in whole.methods]
     manifest = whole.only(
         None if tasks is None else only(whole.tasks, tasks, "--tasks"),
-        None if methods is None else only(labels, methods, "--methods", ";"),
+        None if methods is None else only(whole.methods, methods, "--methods", ";"),
         seeds,
     )
     folder = out or Path("experiments", whole.name + ("-toy" if toy_size else ""))
     if toy_size:
-        return toy(manifest), Toy(), folder
-    sources = replace(_sources(data, download), folders=manifest.sources)
-    return manifest, sources, folder
+        return Experiment(toy(manifest), Toy(), folder)
+    sources = _from_disk(data, manifest.sources, download)
+    return Experiment(manifest, sources, folder)
 
 
-def _show(outcome: Outcome, folder: Path, json: bool, drawn: Sequence[Path] = ()) -> None:
-    table = table_of(outcome)
-    written = (*write(outcome, folder), *drawn)
+def _show(experiment: Experiment, json: bool, drawn: Sequence[Path] = ()) -> None:
+    from piggyback.lab.experiments.report import table_of, write
+    from piggyback.lab.tables.formats import table_screen
+
+    written = (*write(experiment), *drawn)
     screen = notes() if json else results()
-    screen.print(experiment_screen(table, outcome.manifest.title))
-    if count := len(outcome.waiting):
+    screen.print(table_screen(table_of(experiment), experiment.manifest.title))
+    if count := len(experiment.waiting):
         screen.print(f"{count} training{'s are' if count > 1 else ' is'} not finished")
     for path in written:
         screen.print(f"wrote {path}", soft_wrap=True)
     if json:
-        write_json([row.to_json() for row in outcome.rows])
+        write_json([row.to_json() for row in experiment.rows])
 
 
-def _show_costs(manifest: Manifest, sources: Sources, folder: Path, json: bool) -> None:
-    lines = costs(manifest, sources, folder)
-    lacking = sources.missing(manifest)
+def _show_costs(experiment: Experiment, json: bool) -> None:
+    from piggyback.lab.experiments.report import costs
+
+    lines = costs(experiment)
+    lacking = experiment.sources.missing(experiment.manifest)
     if json:
         write_json({"lines": [vars(line) for line in lines], "missing": lacking})
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("backbone", "method"):
-        table.add_column(column)
-    for column in ("trainings", "done", "images passed", "hours left"):
-        table.add_column(column, justify="right")
+    table = _table("backbone", "method", "trainings", "done", "images passed", "hours left")
     for line in lines:
         hours = "-" if line.hours is None else f"{line.hours:.1f}"
         table.add_row(
             line.backbone, line.label, str(line.runs), str(line.done), f"{line.images:,}", hours
         )
-    screen = results()
+    screen, tasks = results(), experiment.manifest.tasks
     screen.print(table)
     total = sum(line.runs for line in lines)
-    screen.print(f"{total} trainings on {len(manifest.tasks)} tasks: {', '.join(manifest.tasks)}")
+    screen.print(f"{total} trainings on {len(tasks)} tasks: {', '.join(tasks)}")
     for lack in lacking.values():
         screen.print(f"missing: {lack}", soft_wrap=True)
+
+
+def _table(*titles: str, names: int = 2) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, title in enumerate(titles):
+        table.add_column(title, justify="left" if at < names else "right")
+    return table

@@ -14,7 +14,7 @@ from rich.text import Text
 from piggyback.cli.flags import JsonOption
 from piggyback.cli.screen import results, write_json
 from piggyback.lab.tables.card import task_card
-from piggyback.lab.tables.plots import human_bytes
+from piggyback.lab.tables.formats import human_bytes
 from piggyback.taskfile.header import TaskHeader, read_header
 
 

@@ -15,7 +15,7 @@ from piggyback.cli.flags import JsonOption
 from piggyback.cli.screen import Show, notes, results, write_json
 from piggyback.errors import require
 from piggyback.lab.quickstart.run import Answered, load_data, quickstart
-from piggyback.lab.tables.tables import to_screen
+from piggyback.lab.tables.formats import run_record, runs_screen
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
         )
     done = quickstart(out, data, listener=Show)
     compared = done.comparison
-    screen.print(to_screen(compared.rows))
+    screen.print(runs_screen(compared.rows))
     screen.print("one batch, images of both tasks, one model, one call:")
     screen.print(_mixed(done.mixed))
     if compared.proof is not None:
@@ -63,7 +63,7 @@ def run(
         f"  piggyback predict {out / 'images'} --infer-task \\\n    {tasks}", soft_wrap=True
     )
     if json:
-        write_json([row.to_json() for row in compared.rows])
+        write_json([run_record(row) for row in compared.rows])
 
 
 def _mixed(answers: list[Answered]) -> Table:

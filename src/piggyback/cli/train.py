@@ -19,8 +19,8 @@ from piggyback.cli.flags import (
 from piggyback.cli.loading import load_images, load_sized
 from piggyback.cli.options import takes_recipe
 from piggyback.cli.screen import Show, results, write_json
+from piggyback.lab.tables.formats import run_record, runs_screen
 from piggyback.lab.tables.rows import row_of
-from piggyback.lab.tables.tables import to_screen
 from piggyback.taskfile.task import check_name
 from piggyback.train import Recipe, train
 from piggyback.train.checkpoint import write_atomically
@@ -84,10 +84,10 @@ def run(
         place = file
     row = row_of(result)
     if json:
-        write_json({**row.to_json(), "file": str(place)})
+        write_json({**run_record(row), "file": str(place)})
         return
     screen = results()
-    screen.print(to_screen([row]))
+    screen.print(runs_screen([row]))
     screen.print(f"wrote {place}", soft_wrap=True)
 
 

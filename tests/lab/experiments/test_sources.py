@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from piggyback.errors import DataError, ManifestError
-from piggyback.lab.experiments import runner
 from piggyback.lab.experiments.manifest import load_manifest, parse_manifest
 from piggyback.lab.experiments.plan import trials
-from piggyback.lab.experiments.sources import FromDisk
-from piggyback.lab.experiments.toy import Toy
+from piggyback.lab.experiments.runner import Experiment
+from piggyback.lab.experiments.sources import FromDisk, Toy
 from piggyback.train import ImageData
 
 TEXT = """
@@ -90,7 +89,7 @@ def test_what_is_missing_is_told_before_anything_trains(root: Path) -> None:
     found = FromDisk((root,), folders=manifest.sources)
     assert "'cats'" in found.missing(manifest)["pets"]
     with pytest.raises(DataError, match="'cats'"):
-        runner.run(manifest, found, root / "out")
+        Experiment(manifest, found, root / "out").run()
     assert not (root / "out").exists()
     with pytest.raises(DataError, match="no class 'dogs'; did you mean 'dog'"):
         sources(root, "{pets: {folder: pets, classes: [cat, dogs]}}").data("pets")
@@ -126,7 +125,7 @@ def test_the_evidence_has_ten_sets_and_equal_tries() -> None:
     manifest = load_manifest("evidence")
     assert len(manifest.tasks) == 10
     assert set(manifest.tasks) == set(manifest.sources)
-    tries = {method.label: len(method.trials) for method in manifest.methods}
+    tries = {label: len(method.trials) for label, method in manifest.methods.items()}
     masks = tries.pop("masks")
     assert masks == 1  # the defaults
     assert len(set(tries.values())) == 1

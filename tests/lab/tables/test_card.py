@@ -31,7 +31,9 @@ HEADER = TaskHeader(
 def test_card_tells_scores_needs_and_use() -> None:
     card = task_card(HEADER)
     for text in (
-        "# signs",
+        "\n# signs\n",
+        "base_model: timm/resnet18.a1_in1k\n",
+        "value: 90.44\n",
         "216 weights masked at 0.333 bits each",
         "| test accuracy | 90.44% |",
         "`timm:resnet18.a1_in1k`",

@@ -1,56 +1,168 @@
-"""Plots show every point and leave matplotlib as it was."""
+"""Plots of an experiment show every value once and nothing that was not measured."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 from PIL import Image
 
 from piggyback.lab.tables.plots import (
     accuracy_against_bytes,
     density_per_layer,
-    human_bytes,
+    density_per_task,
+    error_per_task,
+    learning_curves,
     save_png,
 )
-from piggyback.lab.tables.rows import Row
+from piggyback.lab.tables.rows import Failure
+from piggyback.lab.tables.table import result_table
+from support.experiment_rows import METHODS, rows
+
+LABELS = [label for label, *_ in METHODS]
 
 
-def test_accuracy_has_a_panel_a_task_and_a_point_a_method(rows: list[Row]) -> None:
-    figure = accuracy_against_bytes(rows)
+def bars(figure: Figure, at: int = 0) -> dict[str, list[float]]:
+    """Heights by label, in the order of the tasks."""
+    found: dict[str, list[float]] = {}
+    for container in figure.axes[at].containers:
+        if isinstance(container, BarContainer):
+            found.setdefault(container.get_label(), []).append(container.patches[0].get_height())
+    return found
+
+
+def legend(figure: Figure) -> list[str]:
+    (made,) = figure.legends
+    return [text.get_text() for text in made.get_texts()]
+
+
+def test_errors_have_a_bar_per_method_and_task() -> None:
+    figure = error_per_task(result_table(rows()))
+    assert bars(figure)["masks"] == [12.0, 22.0]
+    assert list(bars(figure)) == legend(figure) == LABELS
+    ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert ticks == ["signs", "letters"]
+
+
+def test_bars_do_not_overlap() -> None:
+    figure = error_per_task(result_table(rows([f"t{i}" for i in range(10)])))
+    patches = [p for c in figure.axes[0].containers if isinstance(c, BarContainer) for p in c]
+    ends = sorted((p.get_x(), p.get_x() + p.get_width()) for p in patches)
+    assert len(ends) == 10 * len(METHODS)
+    assert all(right <= left for (_, right), (left, _) in pairwise(ends))
+
+
+def test_what_is_missing_is_named_and_has_no_bar() -> None:
+    lacking = [row for row in rows() if (row.task, row.label) != ("letters", "masks")]
+    failed = [Failure("lite0", "letters", "masks", "out of memory")]
+    for lost, text in (([], "none"), (failed, "failed")):
+        figure = error_per_task(result_table(lacking, failed=lost))
+        assert bars(figure)["masks"] == [12.0]
+        assert [note.get_text() for note in figure.axes[0].texts] == [text]
+
+
+def test_published_errors_are_lines() -> None:
+    table = result_table(rows(), published={("lite0", "letters", "masks"): 77.5})
+    figure = error_per_task(table)
+    (line,) = [x for x in figure.axes[0].lines if x.get_label() == "published"]
+    assert list(line.get_ydata()) == [22.5, 22.5]
+    assert legend(figure) == [*LABELS, "published"]
+
+
+def test_only_methods_with_masks_have_a_density() -> None:
+    figure = density_per_task(result_table(rows()))
+    assert bars(figure) == {"masks": [87.5, 87.5], "masks ternary": [80.0, 80.0]}
+
+
+def test_a_backbone_has_a_panel_and_measures_are_named() -> None:
+    figure = error_per_task(result_table(rows(backbones=("lite0", "vgg16"))), "mean IoU")
+    assert [axes.get_title() for axes in figure.axes] == ["lite0", "vgg16"]
+    assert figure.axes[1].get_ylabel() == "100 - mean IoU (%)"
+
+
+def test_accuracy_has_a_panel_per_task_and_a_point_per_method() -> None:
+    figure = accuracy_against_bytes(result_table(rows()), "mean IoU")
     assert [axes.get_title() for axes in figure.axes] == ["signs", "letters"]
-    for axes, masks in zip(figure.axes, (86.0, 99.0), strict=True):
-        assert {text.get_text() for text in axes.texts} == {"head", "masks", "finetune"}
-        points = [tuple(point) for line in axes.lines for point in line.get_xydata()]
-        assert (360_000.0, masks) in points
-        assert axes.get_xscale() == "log"
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
+    points = [tuple(p) for line in figure.axes[1].lines for p in line.get_xydata()]
+    assert (641_000.0, 78.0) in points
+    assert legend(figure) == LABELS
+    assert figure.get_supylabel() == "mean IoU (%)"
 
 
-def test_density_has_a_line_a_task() -> None:
-    layers = {f"blocks.{i}.conv.weight": 1 - i / 50 for i in range(30)}
-    figure = density_per_layer({"signs": layers, "letters": {"blocks.3.conv.weight": 0.5}})
-    (axes,) = figure.axes
-    signs, letters = axes.lines
-    assert list(signs.get_ydata()) == pytest.approx([100 - 2 * i for i in range(30)])
-    assert (list(letters.get_xdata()), list(letters.get_ydata())) == ([3], [50.0])
-    assert len(axes.get_xticks()) <= 15
+def test_methods_look_different() -> None:
+    methods = [f"m{i}" for i in range(10)]
+    made = [replace(rows(["signs"], [0])[0], label=label) for label in methods]
+    figure = accuracy_against_bytes(result_table(made))
+    looks = {
+        (line.get_color(), line.get_marker(), line.get_markerfacecolor())
+        for line in figure.axes[0].lines
+    }
+    assert len(looks) == len(methods)
+    drawn = error_per_task(result_table(made)).axes[0].patches
+    assert len({(patch.get_facecolor(), patch.get_hatch()) for patch in drawn}) == len(methods)
 
 
-def test_plots_are_written_without_touching_global_state(rows: list[Row], tmp_path: Path) -> None:
-    before = dict(mpl.rcParams)
-    had_pyplot = "matplotlib.pyplot" in sys.modules
-    save_png(accuracy_against_bytes(rows), tmp_path / "deep" / "a.png")
-    save_png(density_per_layer({}), tmp_path / "b.png")
-    assert Image.open(tmp_path / "deep" / "a.png").size[0] > 800
-    assert Image.open(tmp_path / "b.png").format == "PNG"
+def test_density_per_layer_has_a_panel_per_task_and_a_line_per_method() -> None:
+    layers = {f"conv{i}.weight": 1 - i / 50 for i in range(30)}
+    figure = density_per_layer(
+        {
+            ("signs", "masks"): layers,
+            ("signs", "ternary"): {"conv3.weight": 0.5},
+            ("letters", "masks"): layers,
+        }
+    )
+    signs, letters = figure.axes
+    assert (signs.get_title(), letters.get_title()) == ("signs", "letters")
+    masks, ternary = signs.lines
+    assert list(masks.get_ydata()) == pytest.approx([100 - 2 * i for i in range(30)])
+    assert (list(ternary.get_xdata()), list(ternary.get_ydata())) == ([4], [50.0])
+    assert legend(figure) == ["masks", "ternary"]
+
+
+def test_learning_curves_have_a_panel_per_task_and_a_line_per_method() -> None:
+    curves = {("signs", "masks"): {10: 50.0, 20: 60.0}, ("signs", "head"): {10: 30.0}}
+    figure = learning_curves({**curves, ("letters", "masks"): {5: 70.0}})
+    signs, letters = figure.axes
+    assert (signs.get_title(), letters.get_title()) == ("signs", "letters")
+    assert list(signs.lines[0].get_xdata()) == [10, 20]
+    assert list(signs.lines[0].get_ydata()) == [50.0, 60.0]
+    assert signs.lines[0].get_color() == letters.lines[0].get_color()
+    assert signs.lines[1].get_color() != signs.lines[0].get_color()
+    assert legend(figure) == ["masks", "head"]
+
+
+def test_the_legend_lies_above_the_panels_and_within_the_figure() -> None:
+    table = result_table(rows(["signs"]))
+    for figure in (error_per_task(table), accuracy_against_bytes(table)):
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y0 >= figure.axes[0].get_window_extent().y1
+
+
+def test_plots_are_written_without_touching_global_state(tmp_path: Path) -> None:
+    before, had_pyplot = dict(mpl.rcParams), "matplotlib.pyplot" in sys.modules
+    save_png(error_per_task(result_table(rows())), tmp_path / "error.png")
+    assert Image.open(tmp_path / "error.png").size[0] >= 750
     assert dict(mpl.rcParams) == before
     assert ("matplotlib.pyplot" in sys.modules) == had_pyplot
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e12, "2.5e+03 GB")]
-)
-def test_sizes_are_in_the_unit_that_suits_them(count: float, text: str) -> None:
-    assert human_bytes(count) == text
+def test_an_empty_experiment_has_plots() -> None:
+    table = result_table([])
+    for figure in (
+        error_per_task(table),
+        density_per_task(table),
+        accuracy_against_bytes(table),
+        density_per_layer({}),
+    ):
+        assert not figure.legends
+        figure.draw_without_rendering()

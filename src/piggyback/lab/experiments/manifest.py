@@ -1,34 +1,33 @@
 """Manifests: one experiment as data, read from YAML and checked before anything is loaded.
 
-    title, paper        what it shows; where the paper has it
-    backbones           NAME: SPEC, or NAME: {spec, checkpoint, pretrained}
-    tasks               names of data sets or sources, each with recipe fields of its own
-    sources             NAME: FOLDER of class folders, or NAME: {folder, classes, train_per_class}
-    recipe              recipe fields of all cells
-    methods             LABEL: {method, recipe, trials, choose, max_bits, order, published}
-    seeds               each cell is repeated with each of them
-    reference           the label that differences are taken to
-    published           the table of ``published.py`` that results are put beside
-    score               decathlon, where the tasks are its ten domains
-
 A recipe field within another is written with a dot: ``augment.flip``, ``rule.kind``.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from piggyback.errors import ManifestError, near_misses
 from piggyback.lab.datasets import DATASETS
 from piggyback.lab.experiments.published import PUBLISHED
-from piggyback.lab.experiments.strict_yaml import read_yaml
+from piggyback.lab.tables.rows import first_problem
 from piggyback.taskfile.task import check_name
 from piggyback.train import METHODS, Recipe
 from piggyback.train.recipe import READ_ONLY
@@ -36,71 +35,204 @@ from piggyback.train.recipe import READ_ONLY
 PACKNET = "packnet"
 """The one method that learns several tasks in turn, and so is no training method of one task."""
 
-_DECIDED = ("method", "seed")
-"""Recipe fields that the cell decides."""
+_DECIDED = ("method", "seed", *READ_ONLY)
+"""Recipe fields that the cell decides, or nobody."""
 
 
-@dataclass(frozen=True)
-class BackboneChoice:
-    """A backbone of an experiment."""
+def recipe_fields(options: Any) -> dict[str, Any]:
+    """Return recipe fields by dotted name, checked to exist; raises ValueError.
 
-    name: str
-    """In tables and folders."""
+    >>> recipe_fields({"augment": {"flip": True}, "epochs": 3})
+    {'augment.flip': True, 'epochs': 3}
+    """
+    if options is None:  # as YAML has a key without a value
+        return {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"expected recipe fields and their values, found {options!r:.80}")
+    fields, defaults = flat(options), flat(Recipe().to_json())
+    _check_known("recipe field", fields, [key for key in defaults if key not in _DECIDED])
+    for key, value in fields.items():
+        expected, kinds = _taken(defaults[key])
+        if type(value) not in kinds:
+            raise ValueError(f"{key}: expected {expected}, found {value!r:.80}")
+    return fields
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values by dotted name.
+
+    >>> flat({"rule": {"kind": "binary"}})
+    {'rule.kind': 'binary'}
+    """
+    return dict(_flat(values, ""))
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _taken(default: Any) -> tuple[str, tuple[type, ...]]:
+    """What a recipe field with this default takes, in words and as types."""
+    if isinstance(default, bool):
+        return "true or false", (bool,)
+    if isinstance(default, str):
+        return "a word, in quotes if it is no or yes", (str,)  # YAML has these as booleans
+    if isinstance(default, (int, float)):
+        return "a number", (int, float)
+    if default is None:
+        return "a number, a list or null", (int, float, list, type(None))
+    return "a list", (list,)
+
+
+def _seeds(value: Any) -> Any:
+    good = isinstance(value, Sequence) and all(type(seed) is int and seed >= 0 for seed in value)
+    if not good or not value or len(set(value)) < len(value):
+        raise ValueError(f"expected a list of integers from 0, each once, found {value!r:.80}")
+    return tuple(value)
+
+
+def _classes(value: Any) -> Any:
+    if isinstance(value, list) and value and all(type(name) is str for name in value):
+        return tuple(value)
+    if value is None or (type(value) is int and value > 1):
+        return value
+    raise ValueError(f"expected a list of names, or a number from 2, found {value!r:.80}")
+
+
+def _order(value: Any) -> Any:
+    if isinstance(value, list) and all(value.count(task) == 1 for task in value):
+        return tuple(value)
+    raise ValueError(f"expected a list of tasks, each once, found {value!r:.80}")
+
+
+Fields = Annotated[dict[str, Any], BeforeValidator(recipe_fields)]
+"""Recipe fields by dotted name."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class BackboneChoice(_Part):
+    """A backbone of an experiment: SPEC, or {spec, checkpoint, pretrained}."""
+
     spec: str
     """As ``load_backbone`` takes it."""
     checkpoint: str | None = None
     """A file with its weights, looked for beside the data."""
     pretrained: bool = True
 
-
-@dataclass(frozen=True)
-class MethodChoice:
-    """A row of an experiment's table."""
-
-    label: str
-    method: str
-    """A training method, or ``packnet``."""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    trials: tuple[Mapping[str, Any], ...] = ({},)
-    """Settings that are tried with the first seed; the best on val is kept."""
-    choose: str = "each"
-    """each: the best trial of each task; all: the one that is best for all tasks in the mean."""
-    max_bits: float | None = None
-    """Trials with more bits per weight are not chosen while there are others."""
-    order: tuple[str, ...] = ()
-    """For PackNet: the order of the tasks; by default the manifest's."""
-    published: str | None = None
-    """The method among the published numbers that it is put beside; by default none."""
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, value: Any) -> Any:
+        return {"spec": value} if isinstance(value, str) else value
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(_Part):
     """A folder of class folders that a task's images come from, as ``load_folder`` reads it."""
 
     folder: str
     """Below one of the folders with data sets, or there as FOLDER.tar; or anywhere."""
-    classes: tuple[str, ...] | int | None = None
+    classes: Annotated[tuple[str, ...] | int | None, BeforeValidator(_classes)] = None
     """Only these, or so many of the first."""
-    train_per_class: int | None = None
+    train_per_class: PositiveInt | None = None
     """At most so many training images of each class, the first by name."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, value: Any) -> Any:
+        return {"folder": value} if isinstance(value, str) else value
 
-@dataclass(frozen=True)
-class Manifest:
+
+class MethodChoice(_Part):
+    """A line of an experiment's table."""
+
+    method: str
+    """A training method, or ``packnet``; by default the line's label."""
+    recipe: Fields = {}
+    trials: Annotated[tuple[Fields, ...], Field(strict=False, min_length=1)] = ({},)
+    """Settings that are tried with the first seed; the best on val is kept."""
+    choose: Literal["each", "all"] = "each"
+    """each: the best trial of each task; all: the one that is best for all tasks in the mean."""
+    max_bits: PositiveFloat | None = None
+    """Trials with more bits per weight are not chosen while there are others."""
+    order: Annotated[tuple[str, ...] | None, BeforeValidator(_order)] = None
+    """For PackNet: the order of the tasks; by default the manifest's."""
+    published: str | None = None
+    """The method among the published numbers that it is put beside; by default none."""
+
+    @field_validator("method")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        _check_known("method", [value], [*METHODS, PACKNET])
+        return value
+
+
+class Manifest(_Part):
     """One experiment: every cell is a backbone, a task, a method and a seed."""
 
     name: str
-    title: str
-    backbones: tuple[BackboneChoice, ...]
-    tasks: Mapping[str, Mapping[str, Any]]
-    methods: tuple[MethodChoice, ...]
-    sources: Mapping[str, Source] = field(default_factory=dict)
+    title: Annotated[str, Field(min_length=1)]
+    """What it shows."""
     paper: str = ""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
+    """Where the paper has it."""
+    backbones: Annotated[dict[str, BackboneChoice], Field(min_length=1)]
+    tasks: Annotated[dict[str, Fields], Field(min_length=1)]
+    """Names of data sets or sources, each with recipe fields of its own."""
+    sources: dict[str, Source] = {}
+    recipe: Fields = {}
+    """Recipe fields of all cells."""
+    methods: Annotated[dict[str, MethodChoice], Field(min_length=1)]
+    """By the label of their line in the table."""
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (0,)
+    """Each cell is repeated with each of them."""
     reference: str | None = None
+    """The label that differences are taken to."""
     published: str | None = None
-    score: str | None = None
+    """The table of ``published.py`` that results are put beside."""
+    score: Literal["decathlon"] | None = None
+    """decathlon, where the tasks are its ten domains."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _named_by_label(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            label: {"method": label, **part} if isinstance(part, Mapping) else part
+            for label, part in value.items()
+        }
+
+    @field_validator("sources")
+    @classmethod
+    def _can_be_tasks(cls, value: dict[str, Source]) -> dict[str, Source]:
+        for task in value:
+            check_name(task)
+        return value
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Manifest:
+        """Check what names another part of the manifest, or something in a table of ours."""
+        _check_known("data set or source", self.tasks, [*self.sources, *DATASETS])
+        if self.reference is not None:
+            _check_known("reference", [self.reference], self.methods)
+        if self.published is not None:
+            _check_known("published table", [self.published], PUBLISHED)
+        for label, method in self.methods.items():
+            where = f"methods.{label}: "
+            if method.order is not None and method.method != PACKNET:
+                raise ValueError(f"{where}only {PACKNET} has an order of tasks")
+            _check_known("task", method.order or (), self.tasks, where)
+            if method.published is not None:
+                if self.published is None:
+                    raise ValueError("expected 'published', the table, found none")
+                known = {of for _, _, of in PUBLISHED[self.published].values}
+                _check_known("published method", [method.published], known, where)
+        return self
 
     def kind(self, task: str) -> str:
         """Return what a task is: "classification" or "segmentation"."""
@@ -116,17 +248,23 @@ class Manifest:
 
         Raises ManifestError for a name that it does not have.
         """
-        mine = {method.label: method for method in self.methods}
-        _known(self.name, "task", tasks or (), self.tasks)
-        _known(self.name, "method", labels or (), mine)
-        kept = {k: v for k, v in self.tasks.items() if tasks is None or k in tasks}
-        methods = [
-            dataclasses.replace(m, order=tuple(task for task in m.order if task in kept))
-            for m in self.methods
-            if labels is None or m.label in labels
-        ]
-        wanted = _seeds(self.name, list(seeds or self.seeds))
-        return dataclasses.replace(self, tasks=kept, methods=tuple(methods), seeds=wanted)
+        where = ""
+        try:
+            _check_known("task", tasks or (), self.tasks)
+            _check_known("method", labels or (), self.methods)
+            where = "seeds: "
+            wanted = _seeds(seeds or self.seeds)
+        except ValueError as error:
+            raise ManifestError(f"experiment {self.name!r}: {where}{error}") from error
+        kept = {key: value for key, value in self.tasks.items() if tasks is None or key in tasks}
+        methods = {
+            label: method
+            if method.order is None
+            else method.model_copy(update={"order": tuple(t for t in method.order if t in kept)})
+            for label, method in self.methods.items()
+            if labels is None or label in labels
+        }
+        return self.model_copy(update={"tasks": kept, "methods": methods, "seeds": wanted})
 
 
 def shipped() -> dict[str, Path]:
@@ -164,179 +302,66 @@ def parse_manifest(text: str, name: str) -> Manifest:
     """Return the manifest that YAML ``text`` describes; raises ManifestError."""
     try:
         content = read_yaml(text)
-    except yaml.YAMLError as error:
+        if not isinstance(content, Mapping):
+            raise ValueError(f"expected keys and values, found {content!r:.80}")
+        _check_known("key", content, [key for key in Manifest.model_fields if key != "name"])
+        return Manifest.model_validate({**content, "name": name})
+    except ValidationError as error:
+        problem = _unknown_key(error) or first_problem(error)
+        raise ManifestError(f"experiment {name!r}: {problem}") from error
+    except (ValueError, yaml.YAMLError) as error:
         raise ManifestError(f"experiment {name!r}: {' '.join(str(error).split())}") from error
-    content = _mapping(name, "the file", content)
-    fields = {f.name for f in dataclasses.fields(Manifest)} - {"name"}
-    _known(name, "key", content, fields)
-    for needed in ("title", "backbones", "tasks", "methods"):
-        if not content.get(needed):
-            raise ManifestError(f"experiment {name!r}: expected {needed!r}, found none")
-    tasks = {
-        str(task): recipe_fields(name, f"task {task!r}", options or {})
-        for task, options in _mapping(name, "tasks", content["tasks"]).items()
+
+
+def _unknown_key(error: ValidationError) -> str | None:
+    """The first problem, where that is a key that a part of a manifest does not have."""
+    first = error.errors()[0]
+    if first["type"] != "extra_forbidden":
+        return None
+    parts: dict[str, type[_Part]] = {
+        "backbones": BackboneChoice,
+        "sources": Source,
+        "methods": MethodChoice,
     }
-    methods = tuple(
-        _method(name, str(label), values, tuple(tasks))
-        for label, values in _mapping(name, "methods", content["methods"]).items()
-    )
-    made = Manifest(
-        name=name,
-        title=str(content["title"]),
-        sources=_sources(name, content.get("sources") or {}),
-        paper=str(content.get("paper", "")),
-        backbones=tuple(_backbones(name, content["backbones"])),
-        tasks=tasks,
-        methods=methods,
-        recipe=recipe_fields(name, "recipe", content.get("recipe") or {}),
-        seeds=_seeds(name, content.get("seeds", [0])),
-        reference=content.get("reference"),
-        published=content.get("published"),
-        score=content.get("score"),
-    )
-    labels = [method.label for method in methods]
-    _known(name, "data set or source", tasks, [*made.sources, *DATASETS])
-    _known(name, "reference", [made.reference] if made.reference else [], labels)
-    _known(name, "score", [made.score] if made.score else [], ["decathlon"])
-    _known(name, "published table", [made.published] if made.published else [], list(PUBLISHED))
-    beside = {method.label: method.published for method in methods if method.published is not None}
-    if beside and not made.published:
-        raise ManifestError(f"experiment {name!r}: expected 'published', the table, found none")
-    for label, method in beside.items():
-        known = {of for _, _, of in PUBLISHED[str(made.published)].values}
-        _known(name, f"published method of {label!r}", [method], known)
-    return made
+    *where, key = map(str, first["loc"])
+    return f"{'.'.join(where)}: {_unknown('key', key, parts[where[0]].model_fields)}"
 
 
-def recipe_fields(name: str, where: str, options: Any) -> dict[str, Any]:
-    """Return recipe fields by dotted name, checked to exist; raises ManifestError.
-
-    >>> recipe_fields("mine", "recipe", {"augment": {"flip": True}, "epochs": 3})
-    {'augment.flip': True, 'epochs': 3}
-    """
-    flat = dict(_flat(_mapping(name, where, options)))
-    defaults = _fields()
-    _known(name, f"{where}: recipe field", flat, defaults)
-    for key, value in flat.items():
-        expected, kinds = _kinds(defaults[key])
-        if type(value) not in kinds:
-            raise _wrong(name, f"{where}: {key}", expected, value)
-    return flat
-
-
-def _kinds(default: Any) -> tuple[str, tuple[type, ...]]:
-    """What a recipe field with this default takes, in words and as types."""
-    if isinstance(default, bool):
-        return "true or false", (bool,)
-    if isinstance(default, str):
-        return "a word, in quotes if it is no or yes", (str,)  # YAML has these as booleans
-    if isinstance(default, (int, float)):
-        return "a number", (int, float)
-    if default is None:
-        return "a number, a list or null", (int, float, list, type(None))
-    return "a list", (list,)
-
-
-def _seeds(name: str, seeds: Any) -> tuple[int, ...]:
-    good = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not good or not seeds or len(set(seeds)) < len(seeds):
-        raise _wrong(name, "seeds", "a list of integers from 0, each once", seeds)
-    return tuple(seeds)
-
-
-def _fields() -> dict[str, Any]:
-    return {
-        key: value for key, value in _flat(Recipe().to_json()) if key not in (*_DECIDED, *READ_ONLY)
-    }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _backbones(name: str, content: Any) -> Iterator[BackboneChoice]:
-    for short, value in _mapping(name, "backbones", content).items():
-        options = {"spec": value} if isinstance(value, str) else value
-        options = _mapping(name, f"backbone {short!r}", options)
-        _known(name, f"backbone {short!r}: key", options, ("spec", "checkpoint", "pretrained"))
-        for key, value in {"spec": None, **options}.items():
-            kind, words = (bool, "true or false") if key == "pretrained" else (str, "a text")
-            if type(value) is not kind:
-                raise _wrong(name, f"backbone {short!r}: {key}", words, value)
-        yield BackboneChoice(str(short), **options)
-
-
-def _sources(name: str, content: Any) -> dict[str, Source]:
-    found = {}
-    for task, value in _mapping(name, "sources", content).items():
-        where = f"source {task!r}"
-        options = dict(
-            _mapping(name, where, {"folder": value} if isinstance(value, str) else value)
-        )
-        _known(name, f"{where}: key", options, [f.name for f in dataclasses.fields(Source)])
-        if type(options.get("folder")) is not str:
-            raise _wrong(name, f"{where}: folder", "a text", options.get("folder"))
-        classes, most = options.get("classes"), options.get("train_per_class")
-        if isinstance(classes, list) and classes and all(type(one) is str for one in classes):
-            options["classes"] = tuple(classes)
-        elif classes is not None and not (type(classes) is int and classes > 1):
-            raise _wrong(name, f"{where}: classes", "a list of names, or a number from 2", classes)
-        if most is not None and not (type(most) is int and most > 0):
-            raise _wrong(name, f"{where}: train_per_class", "a number from 1", most)
-        found[check_name(str(task))] = Source(**options)
-    return found
-
-
-def _method(name: str, label: str, values: Any, tasks: Sequence[str]) -> MethodChoice:
-    where = f"method {label!r}"
-    values = dict(_mapping(name, where, values))
-    fields = {f.name for f in dataclasses.fields(MethodChoice)} - {"label"}
-    _known(name, f"{where}: key", values, fields)
-    method = values.get("method", label)
-    _known(name, "method", [method], [*METHODS, PACKNET])
-    trials = values.get("trials", [{}])
-    if not isinstance(trials, list) or not trials:
-        raise _wrong(name, f"{where}: trials", "a list of settings", trials)
-    order = values.get("order", list(tasks) if method == PACKNET else [])
-    if order and method != PACKNET:
-        raise ManifestError(f"experiment {name!r}: {where}: only {PACKNET} has an order of tasks")
-    if not isinstance(order, list) or any(order.count(task) > 1 for task in order):
-        raise _wrong(name, f"{where}: order", "a list of tasks, each once", order)
-    _known(name, f"{where}: task", order, tasks)
-    together = values.get("choose", "each")
-    _known(name, f"{where}: choose", [together], ("each", "all"))
-    bits = values.get("max_bits")
-    if bits is not None and not (type(bits) in (int, float) and bits > 0):
-        raise _wrong(name, f"{where}: max_bits", "a number above 0", bits)
-    return MethodChoice(
-        label=label,
-        method=method,
-        recipe=recipe_fields(name, where, values.get("recipe") or {}),
-        trials=tuple(recipe_fields(name, f"{where}: trial", trial or {}) for trial in trials),
-        choose=together,
-        max_bits=bits,
-        order=tuple(order),
-        published=values.get("published"),
-    )
-
-
-def _mapping(name: str, where: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise _wrong(name, where, "keys and values", value)
-    return value
-
-
-def _wrong(name: str, where: str, expected: str, found: object) -> ManifestError:
-    return ManifestError(f"experiment {name!r}: {where}: expected {expected}, found {found!r:.80}")
-
-
-def _known(name: str, what: str, found: Collection[Any], known: Collection[Any]) -> None:
+def _check_known(
+    what: str, found: Collection[Any], known: Collection[str], where: str = ""
+) -> None:
     for key in found:
         if key not in known:
-            names = [str(one) for one in known]
-            close = near_misses(str(key), names) or f"; expected one of {', '.join(names)}"
-            raise ManifestError(f"experiment {name!r}: unknown {what} {key!r}{close}")
+            raise ValueError(where + _unknown(what, key, known))
+
+
+def _unknown(what: str, key: Any, known: Collection[str]) -> str:
+    close = near_misses(str(key), known) or f"; expected one of {', '.join(known)}"
+    return f"unknown {what} {key!r}{close}"
+
+
+def read_yaml(text: str) -> Any:
+    """Return what YAML ``text`` holds: plain values, no key twice, 2e-4 a number; raises yaml.YAMLError.
+
+    >>> read_yaml("{rate: 2e-4}")
+    {'rate': 0.0002}
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} appears twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"),
+    list("-+0123456789"),
+)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from piggyback.lab.experiments.manifest import (
     MethodChoice,
     Source,
 )
-from piggyback.lab.tables.cells import CellRow
+from piggyback.lab.tables.rows import Row
 from piggyback.train import Recipe
 
 
@@ -30,7 +30,11 @@ from piggyback.train import Recipe
 class Job:
     """One training; for PackNet, one sequence of trainings."""
 
-    backbone: BackboneChoice
+    backbone: str
+    """Its name in the manifest."""
+    choice: BackboneChoice
+    label: str
+    """Of the method's line in the table."""
     method: MethodChoice
     tasks: tuple[str, ...]
     """One; for PackNet all, in order."""
@@ -38,14 +42,14 @@ class Job:
     seed: int
     recipes: Mapping[str, Recipe]
     """By task."""
-    sources: Mapping[str, Source] = field(default_factory=dict)
+    sources: Mapping[str, Source]
     """Of those of its tasks whose images are a folder's."""
 
     @property
     def title(self) -> str:
         """What it is called on the screen."""
         tried = f" {_slug(self.settings)}" if len(self.method.trials) > 1 else ""
-        return f"{'+'.join(self.tasks)} {self.method.label}{tried} seed {self.seed}"
+        return f"{'+'.join(self.tasks)} {self.label}{tried} seed {self.seed}"
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -60,7 +64,7 @@ class Job:
         """
         method = ",".join(filter(None, (self.method.method, _slug(self.method.recipe))))
         return Path(
-            _slug(self.backbone.name),
+            _slug(self.backbone),
             _slug("+".join(self.tasks)),
             method,
             _slug(self.settings) or "run",
@@ -70,13 +74,13 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """Return what decides its result, as JSON: a job that ended with another is not this one."""
         values = {
-            "backbone": [self.backbone.spec, self.backbone.checkpoint, self.backbone.pretrained],
+            "backbone": [self.choice.spec, self.choice.checkpoint, self.choice.pretrained],
             "method": self.method.method,
             "recipes": {task: recipe.identity() for task, recipe in self.recipes.items()},
             "order": list(self.tasks),
         }
         if self.sources:
-            values["sources"] = {task: asdict(source) for task, source in self.sources.items()}
+            values["sources"] = {task: source.model_dump() for task, source in self.sources.items()}
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
@@ -88,9 +92,9 @@ def trials(manifest: Manifest, prepared: Mapping[str, Mapping[str, Any]]) -> lis
     override. Raises ManifestError for a recipe that cannot be, and for two of them in one folder.
     """
     jobs = [
-        _job(manifest, prepared, backbone, method, tasks, trial, manifest.seeds[0])
+        _job(manifest, prepared, backbone, label, tasks, trial, manifest.seeds[0])
         for backbone in manifest.backbones
-        for method in manifest.methods
+        for label, method in manifest.methods.items()
         for tasks in _cells(manifest, method)
         for trial in range(len(method.trials))
     ]
@@ -105,20 +109,20 @@ def trials(manifest: Manifest, prepared: Mapping[str, Mapping[str, Any]]) -> lis
     return jobs
 
 
-def repeats(
-    manifest: Manifest,
-    prepared: Mapping[str, Mapping[str, Any]],
-    best: Sequence[tuple[Job, int]],
-) -> list[Job]:
-    """Return the jobs of the other seeds; ``best`` has a job and the chosen trial of each cell."""
+def repeats(manifest: Manifest, chosen: Sequence[Job]) -> list[Job]:
+    """Return the jobs of the other seeds; ``chosen`` are those of the first."""
     return [
-        _job(manifest, prepared, first.backbone, first.method, first.tasks, trial, seed)
+        replace(
+            job,
+            seed=seed,
+            recipes={task: replace(recipe, seed=seed) for task, recipe in job.recipes.items()},
+        )
         for seed in manifest.seeds[1:]
-        for first, trial in best
+        for job in chosen
     ]
 
 
-def choose(rows: Mapping[int, Sequence[CellRow]], max_bits: float | None = None) -> int:
+def choose(rows: Mapping[int, Sequence[Row]], max_bits: float | None = None) -> int:
     """Return the trial whose rows, one a task, are best on val in the mean.
 
     Trials with more bits per weight than ``max_bits`` in a row are left out, unless all have; then
@@ -136,7 +140,7 @@ def choose(rows: Mapping[int, Sequence[CellRow]], max_bits: float | None = None)
 
 
 def recipe_of(method: str, seed: int, *settings: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that dotted ``settings`` describe, later ones first in rank.
+    """Return the recipe that dotted ``settings`` describe; later ones win.
 
     >>> recipe_of("masks", 0, {"epochs": 3}, {"augment.flip": True, "epochs": 5}).augment.flip
     True
@@ -152,22 +156,23 @@ def recipe_of(method: str, seed: int, *settings: Mapping[str, Any]) -> Recipe:
     return Recipe.from_json({**values, "method": method, "seed": seed})
 
 
-def _cells(manifest: Manifest, method: MethodChoice) -> Iterator[tuple[str, ...]]:
+def _cells(manifest: Manifest, method: MethodChoice) -> list[tuple[str, ...]]:
     if method.method != PACKNET:
-        yield from ((task,) for task in manifest.tasks)
-    elif method.order:  # else none of its tasks is among those asked for
-        yield method.order
+        return [(task,) for task in manifest.tasks]
+    order = tuple(manifest.tasks) if method.order is None else method.order
+    return [order] if order else []  # none of its tasks is among those asked for
 
 
 def _job(
     manifest: Manifest,
     prepared: Mapping[str, Mapping[str, Any]],
-    backbone: BackboneChoice,
-    method: MethodChoice,
+    backbone: str,
+    label: str,
     tasks: tuple[str, ...],
     trial: int,
     seed: int,
 ) -> Job:
+    method = manifest.methods[label]
     try:
         recipes = {
             task: recipe_of(
@@ -182,11 +187,10 @@ def _job(
             for task in tasks
         }
     except (TypeError, ValueError) as error:  # InputError is a ValueError
-        raise ManifestError(
-            f"experiment {manifest.name!r}: method {method.label!r}: {error}"
-        ) from error
+        raise ManifestError(f"experiment {manifest.name!r}: method {label!r}: {error}") from error
     sources = {task: manifest.sources[task] for task in tasks if task in manifest.sources}
-    return Job(backbone, method, tasks, trial, seed, recipes, sources)
+    choice = manifest.backbones[backbone]
+    return Job(backbone, choice, label, method, tasks, trial, seed, recipes, sources)
 
 
 def _slug(value: str | Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Published numbers, each with its source; results are put beside them.
+"""Published numbers, each with its source; results are put beside them. And the Visual Decathlon's score.
 
     table        what it has
     released     top-1 error of the masks the authors released: their README
@@ -12,13 +12,13 @@ one. So a lookup names its table.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 from piggyback.errors import InputError, near_misses
-from piggyback.lab.experiments.decathlon import DOMAINS, REFERENCE
+from piggyback.lab.tables.rows import Mean
 
 PAPER = "Mallya, Davis, Lazebnik, ECCV 2018, arXiv 1801.06519"
 
@@ -32,14 +32,6 @@ class PublishedTable:
     """What ``values`` hold, in percent."""
     values: Mapping[tuple[str, str, str], float]
     """By backbone, task and method: names as manifests and data sets have them."""
-
-    def accuracy(self, backbone: str, task: str, method: str) -> float | None:
-        """Return the accuracy in percent, or None where it was not published."""
-        key = tuple(map(_plain, (backbone, task, method)))
-        for known, value in self.values.items():
-            if tuple(map(_plain, known)) == key:
-                return value if self.measure == "accuracy" else round(100 - value, 2)
-        return None
 
 
 def published(table: str, backbone: str, task: str, method: str) -> float | None:
@@ -58,8 +50,33 @@ def published(table: str, backbone: str, task: str, method: str) -> float | None
             f"published numbers {table!r}: expected one of {', '.join(PUBLISHED)}"
             f"{near_misses(table, PUBLISHED)}"
         )
-    return PUBLISHED[table].accuracy(backbone, task, method)
+    wanted = _plain(backbone, task, method)
+    for names, value in PUBLISHED[table].values.items():
+        if _plain(*names) == wanted:
+            return value if PUBLISHED[table].measure == "accuracy" else round(100 - value, 2)
+    return None
 
+
+def _plain(*names: str) -> list[str]:
+    """Names without case and punctuation: VGG-16 is vgg16."""
+    return [re.sub(r"[^a-z0-9]", "", name.lower()) for name in names]
+
+
+REFERENCE: Mapping[str, float] = MappingProxyType(
+    {
+        "decathlon-imagenet12": 59.87,
+        "decathlon-aircraft": 60.34,
+        "decathlon-cifar100": 82.12,
+        "decathlon-daimlerpedcls": 92.82,
+        "decathlon-dtd": 55.53,
+        "decathlon-gtsrb": 97.53,
+        "decathlon-vgg-flowers": 81.41,
+        "decathlon-omniglot": 87.69,
+        "decathlon-svhn": 96.55,
+        "decathlon-ucf101": 51.20,
+    }
+)
+"""Accuracy (%) of fully fine-tuned networks on the Decathlon's ten domains, in the challenge's order."""
 
 _NETWORKS = ("vgg16", "resnet50", "densenet121")
 _RELEASED = {
@@ -100,18 +117,70 @@ PUBLISHED: Mapping[str, PublishedTable] = MappingProxyType(
             PAPER,
             "accuracy",
             {(_WIDE, domain, "finetune"): value for domain, value in REFERENCE.items()}
-            | {(_WIDE, domain, "masks"): v for domain, v in zip(DOMAINS, _MASKS, strict=True)},
+            | {
+                (_WIDE, name, "masks"): value for name, value in zip(REFERENCE, _MASKS, strict=True)
+            },
         ),
     }
 )
 """Tables by name."""
 
-DECATHLON_MEANS: Mapping[str, float] = MappingProxyType({"finetune": 76.51, "masks": 76.60})
-"""Published mean accuracy (%) over the ten domains, by method."""
-DECATHLON_SCORES: Mapping[str, int] = MappingProxyType({"finetune": 2500, "masks": 2838})
-"""Published score, by method; that of masks is of accuracies not yet rounded, the printed ones give 2840."""
+
+def decathlon_score(
+    accuracies: Mapping[str, float], reference: Mapping[str, float] = REFERENCE
+) -> float:
+    """Return the Visual Decathlon's score (Rebuffi et al. 2017), from 0 to 10,000.
+
+        score = sum over domains of 1000 * (max(0, Emax - E) / Emax)^2
+
+    E is the domain's test error, Emax twice the error of a fully fine-tuned network. Both arguments have test
+    accuracies in percent by domain. Rounded to two decimals they leave the score uncertain by about 3: the errors of
+    GTSRB and SVHN are small. Raises InputError for a domain that is missing or unknown, for an accuracy outside
+    0 to 100, and for a reference without errors.
+
+    >>> round(decathlon_score(REFERENCE))
+    2500
+    """
+    _check_domains("accuracies", accuracies)
+    _check_domains("reference", reference)
+    total = 0.0
+    for domain in REFERENCE:
+        largest, error = 2 * (100 - reference[domain]), 100 - accuracies[domain]
+        if largest == 0:
+            raise InputError(
+                f"reference: {domain}: expected an accuracy below 100, found {reference[domain]}"
+            )
+        total += 1000 * (max(0.0, largest - error) / largest) ** 2
+    return total
 
 
-def _plain(name: str) -> str:
-    """A name without case and punctuation: VGG-16 is vgg16."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+def decathlon_scores(means: Iterable[Mean]) -> dict[tuple[str, str], float]:
+    """Return the score of each (backbone, label) that has all ten domains, of means over seeds.
+
+    >>> decathlon_scores([])
+    {}
+    """
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for mean in means:
+        found.setdefault((mean.backbone, mean.label), {})[mean.task] = mean.accuracy
+    return {
+        line: decathlon_score({domain: accuracies[domain] for domain in REFERENCE})
+        for line, accuracies in found.items()
+        if accuracies.keys() >= REFERENCE.keys()
+    }
+
+
+def _check_domains(what: str, values: Mapping[str, float]) -> None:
+    for name in values:
+        if name not in REFERENCE:
+            raise InputError(
+                f"{what}: unknown domain {name!r}{near_misses(name, REFERENCE)}; "
+                f"expected {', '.join(REFERENCE)}"
+            )
+    for domain in REFERENCE:
+        if domain not in values:
+            raise InputError(f"{what}: expected all ten domains, found no {domain!r}")
+        if not 0 <= values[domain] <= 100:  # NaN is refused as well
+            raise InputError(
+                f"{what}: {domain}: expected percent from 0 to 100, found {values[domain]}"
+            )

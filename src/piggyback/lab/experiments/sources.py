@@ -1,19 +1,26 @@
-"""Where an experiment's backbones and images come from, and what of them is missing."""
+"""Where an experiment's backbones and images come from: from disk, or made up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor, nn
+
 from piggyback.errors import DataError
-from piggyback.lab.datasets import dataset, load, locate, missing
+from piggyback.images.label_maps import SegmentationSet
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.lab.datasets import DATASETS, dataset, load, locate, missing
 from piggyback.lab.datasets.unpack import unpacked
 from piggyback.lab.experiments.manifest import BackboneChoice, Manifest, Source
 from piggyback.network.backbone import Backbone
-from piggyback.train import ImageData, load_folder
+from piggyback.network.segmentation import SegmentationNetwork
+from piggyback.train import ImageData, from_tensors, load_folder
 from piggyback.zoo.load import load_backbone
+from piggyback.zoo.segmentation import PREFIX
 
 
 class Sources(Protocol):
@@ -46,28 +53,26 @@ class FromDisk:
 
     def backbone(self, choice: BackboneChoice, image_size: int | None) -> Backbone:
         """Return a backbone; raises DataError where its checkpoint is missing."""
-        place = None if choice.checkpoint is None else self._checkpoint(choice.checkpoint)
+        place = None if choice.checkpoint is None else self._find(choice.checkpoint)
         if choice.checkpoint is not None and place is None:
-            raise DataError(self._no_checkpoint(choice))
+            raise DataError(self._no_checkpoint(choice.spec, choice))
         return load_backbone(
-            choice.spec,
-            pretrained=choice.pretrained,
-            checkpoint=place,
-            image_size=image_size,
+            choice.spec, pretrained=choice.pretrained, checkpoint=place, image_size=image_size
         )
 
     def data(self, task: str) -> ImageData:
         """Return a data set or a folder's images; raises DataError where they are missing or damaged."""
-        if (source := self.folders.get(task)) is not None:
-            place = self._folder(source)
-            if place is None:
-                raise DataError(self._no_folder(task, source))
-            if not place.is_dir():
-                place = unpacked(place, (source.folder,))
-            return load_folder(
-                place, task, classes=source.classes, train_per_class=source.train_per_class
-            )
-        return load(task, self.roots, download=self.download)
+        source = self.folders.get(task)
+        if source is None:
+            return load(task, self.roots, download=self.download)
+        place = self._folder(source)
+        if place is None:
+            raise DataError(self._no_folder(task, source))
+        if not place.is_dir():
+            place = unpacked(place, (source.folder,))
+        return load_folder(
+            place, task, classes=source.classes, train_per_class=source.train_per_class
+        )
 
     def prepared(self, task: str) -> Mapping[str, Any]:
         """Return size, crop and flip as the paper has them for this set; nothing for a folder."""
@@ -82,10 +87,11 @@ class FromDisk:
 
     def train_images(self, task: str) -> int:
         """Return the published number; of a folder, that of its files."""
-        if (source := self.folders.get(task)) is not None:
-            place = self._folder(source)
-            return 0 if place is None or not place.is_dir() else len(self.data(task).train)
-        return int(dataset(task).counts["train"])
+        source = self.folders.get(task)
+        if source is None:
+            return int(dataset(task).counts["train"])
+        place = self._folder(source)
+        return len(self.data(task).train) if place is not None and place.is_dir() else 0
 
     def missing(self, manifest: Manifest) -> dict[str, str]:
         """Return a line for each data set and checkpoint that is not there."""
@@ -98,34 +104,126 @@ class FromDisk:
             can_get = self.download and dataset(task).download is not None
             if locate(task, self.roots) is None and not can_get:
                 lines[task] = missing(task, self.roots)
-        for choice in manifest.backbones:
-            if choice.checkpoint is not None and self._checkpoint(choice.checkpoint) is None:
-                lines[choice.name] = self._no_checkpoint(choice)
+        for name, choice in manifest.backbones.items():
+            if choice.checkpoint is not None and self._find(choice.checkpoint) is None:
+                lines[name] = self._no_checkpoint(name, choice)
         return lines
+
+    def _find(self, *names: str) -> Path | None:
+        """The first of ``names`` that is below a root, or there from here."""
+        places = (root / name for root in (*self.roots, Path()) for name in names)
+        return next((place for place in places if place.exists()), None)
 
     def _folder(self, source: Source) -> Path | None:
         """Where a source lies: its folder, or its .tar."""
-        places = [root / name for root in (*self.roots, Path()) for name in _packed(source.folder)]
-        return next((place for place in places if place.exists()), None)
+        return self._find(source.folder, f"{source.folder}.tar")
+
+    def _searched(self) -> str:
+        return ", ".join(str(root) for root in (*self.roots, Path()))
 
     def _no_folder(self, task: str, source: Source) -> str:
-        places = ", ".join(str(root) for root in (*self.roots, Path()))
         return (
-            f"source {task!r}: no folder {source.folder!r} in {places}; "
+            f"source {task!r}: no folder {source.folder!r} in {self._searched()}; "
             "put it there as <split>/<class>/<file>, or give --data"
         )
 
-    def _checkpoint(self, name: str) -> Path | None:
-        places: Sequence[Path] = (Path(), *self.roots)
-        return next((root / name for root in places if (root / name).is_file()), None)
-
-    def _no_checkpoint(self, choice: BackboneChoice) -> str:
-        places = ", ".join(str(root) for root in (Path(), *self.roots))
+    def _no_checkpoint(self, name: str, choice: BackboneChoice) -> str:
         return (
-            f"backbone {choice.name!r}: no file {choice.checkpoint!r} in {places}; "
+            f"backbone {name!r}: no file {choice.checkpoint!r} in {self._searched()}; "
             f"put the weights of {choice.spec} there"
         )
 
 
-def _packed(folder: str) -> tuple[str, str]:
-    return folder, f"{folder}.tar"
+SIDE = 16
+"""Of a toy's images, in pixels."""
+_CLASSES, _EACH = 3, 12
+_RECIPE = {
+    "epochs": 2, "batch_size": 8, "image_size": SIDE,
+    "amp": "no", "channels_last": "no", "tensorboard": False,
+}  # fmt: skip
+_SMALLER = (*_RECIPE, "crop_pct", "lora_rank", "lora_bytes", "prune_epochs", "mask_lr")
+
+
+def toy(manifest: Manifest) -> Manifest:
+    """Return a manifest with the same rows and columns whose cells take a second each."""
+
+    def cut(options: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in options.items() if key not in _SMALLER}
+
+    def two(trials: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+        """Those that still differ."""
+        made = [cut(trial) for trial in trials]
+        return tuple(t for at, t in enumerate(made) if t not in made[:at])[:2]
+
+    changes = {
+        "tasks": {task: cut(options) for task, options in manifest.tasks.items()},
+        "methods": {
+            label: method.model_copy(
+                update={"recipe": cut(method.recipe), "trials": two(method.trials)}
+            )
+            for label, method in manifest.methods.items()
+        },
+        "recipe": {**cut(manifest.recipe), **_RECIPE, "mask_lr": 2e-3, "lora_rank": 1},
+        "seeds": manifest.seeds[:2],
+    }
+    return manifest.model_copy(update=changes)
+
+
+class Toy:
+    """Sources of a toy: nothing is read, nothing is downloaded."""
+
+    def backbone(self, choice: BackboneChoice, image_size: int | None) -> Backbone:
+        """Return a small random network, for segmentation where the spec says so."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            fine = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU())
+            coarse = nn.Sequential(
+                nn.Conv2d(12, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU()
+            )
+            pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8))
+            network: nn.Module = nn.Sequential(fine, coarse, *pooled)
+            head = "4"
+            if choice.spec.startswith(PREFIX):
+                network, head = SegmentationNetwork(_Features(fine, coarse), (12, 16)), "head"
+        return Backbone(network.eval(), "", Preprocessing(SIDE), head)
+
+    def data(self, task: str) -> ImageData:
+        """Return a few images of a few classes, told apart by a colour under noise."""
+        info = DATASETS.get(task)  # None for a folder, which holds images of more classes
+        count = _CLASSES if info is None else min(info.classes, _CLASSES)
+        names = tuple(f"class {label}" for label in range(count))
+        generator = torch.Generator().manual_seed(len(task))
+        labels = torch.arange(_EACH * len(names)) % len(names)
+        images = torch.rand(len(labels), 3, SIDE, SIDE, generator=generator) * 120
+        images[torch.arange(len(labels)), labels] += 100
+        if info is None or info.kind == "classification":
+            return from_tensors(task, names, (images.byte(), labels))
+        maps = labels.byte().view(-1, 1, 1).expand(-1, SIDE, SIDE).contiguous()
+        parts = zip(images.byte().chunk(3), maps.chunk(3), strict=True)  # all classes in each
+        train, val, test = (SegmentationSet(names, *part) for part in parts)
+        return ImageData(task, train, val, test)
+
+    def prepared(self, task: str) -> Mapping[str, Any]:
+        """Return nothing: the images are made as they are needed."""
+        return {}
+
+    def train_images(self, task: str) -> int:
+        """Return the number of made-up images."""
+        return _EACH * _CLASSES
+
+    def missing(self, manifest: Manifest) -> dict[str, str]:
+        """Return nothing: nothing can be missing."""
+        return {}
+
+
+class _Features(nn.Module):
+    """Two feature maps, the finer one first."""
+
+    def __init__(self, fine: nn.Module, coarse: nn.Module) -> None:
+        super().__init__()
+        self.fine, self.coarse = fine, coarse
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return maps at the images' size and at half of it."""
+        fine = self.fine(x)
+        return [fine, self.coarse(fine)]

@@ -11,26 +11,25 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 Job = TypeVar("Job")
-Work = Callable[[Job], str | None]
-"""Does a job; returns what went wrong, if anything. Sent to the workers, so it can be pickled."""
+Result = TypeVar("Result")
 
 
 def side_by_side(
-    work: Work[Job], jobs: Sequence[Job], workers: int
-) -> Generator[tuple[Job, str | None], None, None]:
-    """Yield each job when it has ended, with what went wrong if anything did.
+    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+) -> Generator[tuple[Job, Result | str], None, None]:
+    """Yield each job when it has ended, with what ``work`` returned for it, or how its process died.
 
     A process that dies takes one job with it; the others go on, and another process takes its
     place. Closing the iterator, as Ctrl-C does, ends the processes at once.
     """
     waiting = deque(jobs)
-    idle: list[_Worker[Job]] = []
-    busy: list[tuple[_Worker[Job], Job]] = []
+    idle: list[_Worker] = []
+    busy: list[tuple[_Worker, Job]] = []
     try:
         idle += (_Worker(work, place) for place in places(min(workers, len(jobs))))
         while waiting or busy:
@@ -42,13 +41,13 @@ def side_by_side(
             for worker, job in [pair for pair in busy if pair[0].connection in ready]:
                 busy.remove((worker, job))
                 try:
-                    problem = worker.connection.recv()
+                    result = worker.connection.recv()
                     idle.append(worker)
                 except (EOFError, ConnectionError):
-                    problem = worker.end()
+                    result = worker.end()
                     if waiting:
                         idle.append(_Worker(work, worker.place))
-                yield job, problem
+                yield job, result
     finally:
         for worker in (*idle, *(worker for worker, _ in busy)):
             worker.end()
@@ -74,10 +73,10 @@ def places(workers: int) -> list[Place]:
     return [Place(devices[n % count] if count else None, threads) for n in range(workers)]
 
 
-class _Worker(Generic[Job]):
+class _Worker:
     """A process that does one job after the other."""
 
-    def __init__(self, work: Work[Job], place: Place) -> None:
+    def __init__(self, work: Callable[[Any], object], place: Place) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self.place = place
         self.connection, theirs = context.Pipe()
@@ -86,7 +85,7 @@ class _Worker(Generic[Job]):
             self._process.start()
         theirs.close()  # so that reading from a dead worker ends
 
-    def give(self, job: Job) -> None:
+    def give(self, job: object) -> None:
         """Send a job."""
         with contextlib.suppress(ConnectionError):  # dead: reading its answer tells
             self.connection.send(job)
@@ -101,7 +100,7 @@ class _Worker(Generic[Job]):
         return f"its process died ({how}); not enough memory, perhaps"
 
 
-def _serve(work: Work[Job], connection: Connection, place: Place) -> None:
+def _serve(work: Callable[[Any], object], connection: Connection, place: Place) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if place.device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place.device  # read when CUDA is first used

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from piggyback.images.decode import normalise
+from piggyback.lab.experiments.compare import Comparison, compare
 from piggyback.lab.quickstart.digits import digits
 from piggyback.lab.quickstart.letters import letters
-from piggyback.lab.tables.compare import Comparison, compare
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.train import ImageData, Listener, Recipe
 from piggyback.zoo.load import load_backbone

@@ -1,9 +1,11 @@
-"""Task cards: what a task file is, in Markdown, for the page or the mail it is sent with."""
+"""Model cards: what a task file is, in Markdown, with the metadata by which the Hugging Face Hub lists it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from piggyback.taskfile.header import TaskHeader
 from piggyback.taskfile.task import TaskInfo
@@ -15,21 +17,55 @@ def task_card(header: TaskHeader) -> str:
     """Return a card for a task file: what it does, what it needs, how it was made, how to run it.
 
     >>> from piggyback.taskfile.task import TaskInfo
-    >>> task_card(TaskHeader("signs", TaskInfo(classes=("stop", "go")), ())).splitlines()[0]
-    '# signs'
+    >>> print(task_card(TaskHeader("signs", TaskInfo(classes=("stop", "go")), ())))  # doctest: +ELLIPSIS
+    ---
+    library_name: torch-piggyback
+    pipeline_tag: image-classification
+    tags:
+    - piggyback
+    ---
+    <BLANKLINE>
+    # signs
+    <BLANKLINE>
+    A classification task for the frozen backbone `(not named)`: a head alone, 0 bytes.
+    ...
     """
     info = header.info
     backbone = info.backbone.source or "(not named)"
     parts = [
+        f"---\n{_metadata(header).to_yaml()}\n---",
         f"# {header.name}",
         f"A {info.kind} task for the frozen backbone `{backbone}`: {_size(header)}",
-        _table("Scores", _scores(info)),
+        _table(
+            "Scores",
+            {f"{split} {_measure(info)}": f"{v:.2f}%" for split, v in _scores(info).items()},
+        ),
         _table("Needs", _needs(header)),
         _table("Made by", _made(info.provenance)),
         f"## Classes\n\n{_classes(info.classes)}",
         f"## Use\n\n```python\n{_code(header.name, info.backbone.source)}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(header: TaskHeader) -> ModelCardData:
+    """What the Hub reads: the library, the backbone where it is one of timm's there, the scores."""
+    info, (prefix, _, name) = header.info, header.info.backbone.source.partition(":")
+    task = "image-segmentation" if info.kind == "segmentation" else "image-classification"
+    results = [
+        EvalResult(
+            task, header.name, header.name, _measure(info), round(value, 2), dataset_split=split
+        )
+        for split, value in _scores(info).items()
+    ]
+    return ModelCardData(
+        base_model=f"timm/{name}" if prefix == "timm" else None,
+        eval_results=results or None,
+        library_name="torch-piggyback",
+        model_name=header.name if results else None,
+        pipeline_tag=task,
+        tags=["piggyback"],
+    )
 
 
 def _size(header: TaskHeader) -> str:
@@ -41,13 +77,14 @@ def _size(header: TaskHeader) -> str:
     )
 
 
-def _scores(info: TaskInfo) -> dict[str, str]:
-    found = {}
-    measure = "mean IoU" if info.kind == "segmentation" else "accuracy"
-    for split in ("test", "val"):
-        if isinstance(value := info.provenance.get(f"{split}_accuracy"), (int, float)):
-            found[f"{split} {measure}"] = f"{value:.2f}%"
-    return found
+def _measure(info: TaskInfo) -> str:
+    return "mean IoU" if info.kind == "segmentation" else "accuracy"
+
+
+def _scores(info: TaskInfo) -> dict[str, float]:
+    """Percent by split, as the file says."""
+    found = {split: info.provenance.get(f"{split}_accuracy") for split in ("test", "val")}
+    return {split: value for split, value in found.items() if isinstance(value, (int, float))}
 
 
 def _needs(header: TaskHeader) -> dict[str, str]:

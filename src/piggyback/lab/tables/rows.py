@@ -1,48 +1,92 @@
-"""One row a run: what every comparison table is made of."""
+"""Rows: what each run measured, and their means over seeds. Every table and plot is made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
+
+from piggyback.errors import InputError
 from piggyback.train.result import TrainResult
+
+ONE_FILE = frozenset({"packnet"})
+"""Methods whose tasks share one growing file: a row's bytes count all tasks up to its own."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one task with one seed."""
+    """One method on one task with one backbone and one seed."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    backbone: str
+    """Its name in the manifest; empty outside an experiment."""
     task: str
+    label: str
+    """The name of the method's line in the table, such as ``masks ternary``."""
     method: str
-    seed: int
+    seed: NonNegativeInt
     accuracy: float
-    """Percent, on test."""
+    """Percent, on test; mean IoU for segmentation."""
     val_accuracy: float
-    """Percent, on val."""
+    """Percent, on val, by which the epoch and the trial were chosen."""
     bits_per_weight: float | None
     """Mask bytes on disk * 8 / masked weights; None for methods without masks."""
-    bytes: int
-    """Of the task file, or of the fine-tuned copy."""
+    bytes: NonNegativeInt
+    """Of the task file or of the trained copy; of all tasks so far for methods in ``ONE_FILE``."""
     seconds: float
-    """Training and choosing the epoch."""
-    verdict: str = field(default="", kw_only=True)
+    """Training and choosing the epoch, of the chosen trial."""
+    density: float | None = None
+    """Fraction of the masked weights that is kept, from 0 to 1; None for methods without masks."""
+    trials: NonNegativeInt = 1
+    """Settings that were tried for this row."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of the trial that was best on val, plain JSON."""
+    verdict: str = ""
     """Of masks that masked nothing or collapsed: a line that says so and what to do."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields by name."""
+        """Return the fields by name, plain JSON."""
         return asdict(self)
 
+    @staticmethod
+    def from_json(values: object) -> Row:
+        """Return the row that ``to_json`` wrote; raises InputError for anything else.
 
-COLUMNS = tuple(column.name for column in fields(Row))
+        >>> row = Row("vgg16", "cubs", "masks", "masks", 0, 79.0, 80.0, 0.9, 16_000, 9.5, 0.8)
+        >>> Row.from_json(row.to_json()) == row
+        True
+        """
+        try:
+            return _ROW.validate_python(values)
+        except ValidationError as error:
+            raise InputError(f"result: {first_problem(error)}") from error
+
+
+_ROW = TypeAdapter(Row)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell of the table whose run ended in an error."""
+
+    backbone: str
+    task: str
+    label: str
+    error: str
+    """One line."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A task's method over all its seeds."""
+    """One method on one task with one backbone, over all its seeds."""
 
+    backbone: str
     task: str
+    label: str
     method: str
     seeds: int
     accuracy: float
@@ -51,50 +95,97 @@ class Mean:
     bits_per_weight: float | None
     bytes: float
     seconds: float
-    verdicts: tuple[str, ...] = field(default=(), kw_only=True)
+    density: float | None
+    trials: int
+    """Largest number of settings that were tried for one of the seeds."""
+    verdicts: tuple[str, ...]
     """Of its runs, each once."""
 
 
-def row_of(result: TrainResult) -> Row:
-    """Return a run's row, rounded to what its digits mean."""
-    bits = result.bits_per_weight
+def row_of(
+    result: TrainResult,
+    backbone: str = "",
+    label: str = "",
+    trials: int = 1,
+    chosen: Mapping[str, Any] | None = None,
+) -> Row:
+    """Return a run's row, rounded to what its digits mean; ``label`` is by default the method."""
+    task = result.task
     return Row(
+        backbone=backbone,
         task=result.name,
+        label=label or result.method,
         method=result.method,
         seed=result.seed,
         accuracy=round(result.accuracy, 4),
         val_accuracy=round(result.val_accuracy, 4),
-        bits_per_weight=None if bits is None else round(bits, 5),
+        bits_per_weight=result.bits_per_weight,
         bytes=result.bytes,
         seconds=round(result.seconds, 2),
+        density=task.density if task is not None and task.masks else None,
+        trials=trials,
+        chosen=dict(chosen or {}),
         verdict=result.verdict,
     )
 
 
-def means(rows: Sequence[Row]) -> list[Mean]:
-    """Return one mean for each (task, method), in the order they first appear.
+def means(rows: Iterable[Row]) -> list[Mean]:
+    """Return one mean for each (backbone, task, label), in the order they first appear.
 
-    >>> rows = [Row("signs", "head", seed, 50.0 + seed, 50.0, None, 100, 1.0) for seed in (0, 2)]
+    Raises InputError where a seed appears twice, which would count it twice.
+
+    >>> rows = [Row("vgg16", "cubs", "head", "head", s, 50.0 + s, 50.0, None, 9, 1.0) for s in (0, 2)]
     >>> means(rows)[0].accuracy
     51.0
     """
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.task, row.method), []).append(row)
+        groups.setdefault((row.backbone, row.task, row.label), []).append(row)
     return [_mean(group) for group in groups.values()]
 
 
-def _mean(rows: Sequence[Row]) -> Mean:
+def first_problem(error: ValidationError) -> str:
+    """Return the first thing that pydantic found wrong, in one line: where, what was expected, what was found."""
+    problem = error.errors()[0]
+    where = "".join(f"{part}: " for part in [".".join(map(str, problem["loc"]))] if part)
+    if problem["type"] == "value_error":  # raised by a check of ours, which says it all
+        return f"{where}{problem['ctx']['error']}"
+    expected = problem["msg"].removeprefix("Input should be ")
+    if problem["type"] == "missing":
+        return f"{where}expected a value, found none"
+    return f"{where}expected {expected}, found {problem['input']!r:.80}"
+
+
+def _mean(rows: list[Row]) -> Mean:
+    first = rows[0]
+    name = f"{first.label} on {first.task}" + (first.backbone and f" with {first.backbone}")
+    if len({row.seed for row in rows}) < len(rows):
+        raise InputError(f"{name}: expected each seed once, found {[row.seed for row in rows]}")
+    if len(found := sorted({row.method for row in rows})) > 1:
+        raise InputError(f"{name}: expected one method per label, found {', '.join(found)}")
     accuracies = [row.accuracy for row in rows]
-    bits = [row.bits_per_weight for row in rows if row.bits_per_weight is not None]
     return Mean(
-        task=rows[0].task,
-        method=rows[0].method,
+        backbone=first.backbone,
+        task=first.task,
+        label=first.label,
+        method=first.method,
         seeds=len(rows),
         accuracy=mean(accuracies),
         spread=stdev(accuracies) if len(rows) > 1 else 0.0,
-        bits_per_weight=mean(bits) if bits else None,
+        bits_per_weight=mean_of_known(row.bits_per_weight for row in rows),
         bytes=mean(row.bytes for row in rows),
         seconds=mean(row.seconds for row in rows),
+        density=mean_of_known(row.density for row in rows),
+        trials=max(row.trials for row in rows),
         verdicts=tuple(dict.fromkeys(row.verdict for row in rows if row.verdict)),
     )
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None where all are.
+
+    >>> mean_of_known([1.0, None, 2.0])
+    1.5
+    """
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None

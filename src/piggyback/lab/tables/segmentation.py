@@ -1,15 +1,10 @@
-"""Segmentation side by side: a table with a row a class, and pictures of what methods make of it.
-
-measured = {"masks": [of seed 0, ...], ...} -> ``iou_table``    Markdown, mean over seeds
-images, label maps by title                 -> ``side_by_side`` figure
-runs of ``train`` by label                  -> ``compare_segmentation`` both, in a folder
-"""
+"""Segmentation side by side: a table with a row per class, and pictures of what methods make of it."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -21,47 +16,33 @@ from torch import Tensor, nn
 from piggyback.errors import InputError
 from piggyback.images.decode import normalise
 from piggyback.images.label_maps import VOID
-from piggyback.images.preprocessing import Preprocessing
-from piggyback.lab.tables.networks import network_of
 from piggyback.lab.tables.plots import save_png
+from piggyback.model.heads import new_head
+from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
-from piggyback.train.checkpoint import write_atomically
-from piggyback.train.data.sets import ImageData, Split
+from piggyback.network.frozen import replace_module
+from piggyback.train.data.sets import ImageData
 from piggyback.train.evaluation import Measured, measure
+from piggyback.train.logs import write_text
 from piggyback.train.recipe import Recipe
 from piggyback.train.result import TrainResult
-from piggyback.train.segmenting import Colour, colours_of
+from piggyback.train.segmenting import colours_of
 from piggyback.train.training import preprocessing_of
 
 TABLE, PICTURE, NUMBERS = "per-class.md", "side-by-side.png", "per-class.json"
 """What ``compare_segmentation`` writes."""
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentations:
-    """What ``compare_segmentation`` made."""
-
-    measured: Mapping[str, tuple[Measured, ...]]
-    """On test, by label, a value a run."""
-    table: Path
-    picture: Path
+_DRAWN = 4  # test images
+_BATCH = 16
 
 
 def compare_segmentation(
-    backbone: Backbone,
-    data: ImageData,
-    runs: Mapping[str, Sequence[TrainResult]],
-    folder: Path,
-    *,
-    images: Sequence[int] | None = None,
-    batch_size: int = 16,
-) -> Segmentations:
-    """Write the table of all ``runs`` on test, and pictures by the first run of each label.
+    backbone: Backbone, data: ImageData, runs: Mapping[str, Sequence[TrainResult]], folder: Path
+) -> tuple[Path, Path]:
+    """Return the table of all ``runs`` on test, and pictures by the first run of each label, both in ``folder``.
 
     ``runs``: results of the methods masks, head and finetune on ``data``, a list for each label.
-    ``images``: which test images are drawn; by default four from evenly over the set. All runs must
-    have the same preprocessing, since pictures show what the networks see. Raises InputError where
-    runs do not go together.
+    Four images from evenly over test are drawn. Raises InputError where runs do not go together:
+    they must have the same preprocessing, since pictures show what the networks see.
     """
     if not runs or not all(runs.values()):
         raise InputError("runs: expected one or more results for each label")
@@ -74,32 +55,55 @@ def compare_segmentation(
         sizes = sorted(one.image_size for one in prepared)
         raise InputError(f"runs with images of {sizes} pixels: expected the same preprocessing")
     (preprocessing,) = prepared
-    chosen = _evenly(len(data.test), 4) if images is None else list(images)
-    shown = data.test.subset(torch.tensor(chosen)).in_memory(preprocessing)
-    measured: dict[str, tuple[Measured, ...]] = {}
-    maps: dict[str, Tensor] = {"truth": _maps(shown, preprocessing)}
+    shown = data.test.subset(torch.tensor(_evenly(len(data.test), _DRAWN))).in_memory(preprocessing)
+    pictures = torch.stack([shown.load(i, preprocessing) for i in range(len(shown))])
+    measured: dict[str, list[Measured]] = {}
+    maps = {"truth": shown.targets(torch.arange(len(shown)), preprocessing)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for label, results in runs.items():
-        found = []
-        for number, result in enumerate(results):
+        measured[label] = []
+        for result in results:
             network = network_of(backbone, result).to(device)
-            found.append(
-                measure(network, data.test, preprocessing, device=device, batch_size=batch_size)
+            measured[label].append(
+                measure(network, data.test, preprocessing, device=device, batch_size=_BATCH)
             )
-            if number == 0:
-                maps[label] = _answers(network, shown, preprocessing, device)
-        measured[label] = tuple(found)
-    pictures = torch.stack([shown.load(i, preprocessing) for i in range(len(shown))])
+            if label not in maps:
+                with torch.inference_mode():
+                    logits = network(normalise(pictures.to(device), preprocessing))
+                maps[label] = logits.argmax(1).byte().cpu()
     figure = side_by_side(pictures, maps, data.classes)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / TABLE, iou_table(measured))
-    _write(folder / NUMBERS, json.dumps(_numbers(measured), indent=1) + "\n")
+    write_text(folder / TABLE, iou_table(measured))
+    write_text(folder / NUMBERS, json.dumps(_numbers(measured), indent=1) + "\n")
     save_png(figure, folder / PICTURE)
-    return Segmentations(measured, folder / TABLE, folder / PICTURE)
+    return folder / TABLE, folder / PICTURE
+
+
+def network_of(backbone: Backbone, result: TrainResult) -> nn.Module:
+    """Return a plain network, in evaluation mode, with what a run has learned on ``backbone``.
+
+    The backbone's module stays as it is. Raises BackboneMismatchError for a task of other weights,
+    InputError for a method that leaves neither a task nor all weights.
+    """
+    module = copy.deepcopy(backbone.module)
+    if result.task is not None:
+        model = MultiTaskModel(module, head=backbone.head, source=backbone.source)
+        model.add_task(result.task)
+        model.set_task(result.name)
+        return module.eval()
+    if result.state is None or result.method != "finetune":
+        raise InputError(
+            f"run {result.name!r} of method {result.method!r}: expected masks, head or finetune"
+        )
+    bias = [t for name, t in result.state.items() if name.startswith(f"{backbone.head}.")][-1]
+    with torch.random.fork_rng(devices=[]):  # its values are overwritten
+        head = new_head(module.get_submodule(backbone.head), len(bias))
+    replace_module(module, backbone.head, head)
+    module.load_state_dict(dict(result.state))
+    return module.eval()
 
 
 def iou_table(measured: Mapping[str, Sequence[Measured]]) -> str:
-    """Return the IoU of each class in Markdown, a column a label, and the means; in percent.
+    """Return the IoU of each class in Markdown, a column per label, and the means; in percent.
 
     Several measurements give their mean, and for the last rows the standard deviation too.
 
@@ -129,13 +133,8 @@ def iou_table(measured: Mapping[str, Sequence[Measured]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def side_by_side(
-    images: Tensor,
-    maps: Mapping[str, Tensor],
-    classes: Sequence[str],
-    colours: Sequence[Colour] | None = None,
-) -> Figure:
-    """Return a figure with a row an image: itself, then its label maps under their titles.
+def side_by_side(images: Tensor, maps: Mapping[str, Tensor], classes: Sequence[str]) -> Figure:
+    """Return a figure with a row per image: itself, then its label maps under their titles.
 
     ``images`` uint8 (n, 3, h, w), ``maps`` uint8 (n, h, w) each; void is white. Below, the colour of
     each class that occurs. Raises InputError for maps of another size.
@@ -150,7 +149,7 @@ def side_by_side(
         if tuple(found.shape) != wanted:
             raise InputError(f"label maps {title!r} {tuple(found.shape)}: expected {wanted}")
     table = torch.full((256, 3), 255, dtype=torch.uint8)
-    table[: len(classes)] = torch.tensor(colours or colours_of(classes), dtype=torch.uint8)
+    table[: len(classes)] = torch.tensor(colours_of(classes), dtype=torch.uint8)
     columns = {"image": images.permute(0, 2, 3, 1)}
     columns |= {title: table[found.long()] for title, found in maps.items()}
     shape = images.shape[-2] / images.shape[-1]
@@ -169,30 +168,14 @@ def side_by_side(
     counted = torch.bincount(shown, minlength=len(table))
     handles = [
         Patch(
-            facecolor=_unit(colour),
+            facecolor=(table[label] / 255).tolist(),
             edgecolor="#888888",
             label="void" if label == VOID else classes[label],
         )
-        for label, (colour, count) in enumerate(zip(table, counted, strict=True))
-        if count
+        for label in counted.nonzero().flatten().tolist()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     return figure
-
-
-@torch.inference_mode()
-def _answers(
-    network: nn.Module, images: Split, preprocessing: Preprocessing, device: torch.device
-) -> Tensor:
-    x = torch.stack([images.load(i, preprocessing) for i in range(len(images))])
-    logits: Tensor = network(normalise(x.to(device), preprocessing))
-    return logits.argmax(1).byte().cpu()
-
-
-def _maps(images: Split, preprocessing: Preprocessing) -> Tensor:
-    if images.kind != "segmentation":
-        raise InputError("the images have one class each: expected label maps")
-    return images.targets(torch.arange(len(images)), preprocessing)
 
 
 def _evenly(count: int, most: int) -> list[int]:
@@ -218,15 +201,3 @@ def _numbers(measured: Mapping[str, Sequence[Measured]]) -> dict[str, list[dict[
         ]
         for label, found in measured.items()
     }
-
-
-def _unit(colour: Tensor) -> tuple[float, ...]:
-    return tuple(value / 255 for value in colour.tolist())
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: _put(temporary, text))
-
-
-def _put(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -1,10 +1,10 @@
-"""Cells of an imaginary experiment."""
+"""Rows of an imaginary experiment."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from piggyback.lab.tables.cells import CellRow
+from piggyback.lab.tables.rows import Row
 
 METHODS = (
     ("head", "head", -30.0, None, 250_000, None),
@@ -16,14 +16,14 @@ METHODS = (
 """Label, method, gain over fine-tuning, bits per weight, bytes, density."""
 
 
-def cells(
+def rows(
     tasks: Sequence[str] = ("signs", "letters"),
     seeds: Sequence[int] = (0, 1),
     backbones: Sequence[str] = ("lite0",),
-) -> list[CellRow]:
-    """Rows of all methods: fine-tuning has 90% on the first task and 10 less on each next."""
+) -> list[Row]:
+    """Of all methods: fine-tuning has 90% on the first task and 10 less on each next."""
     return [
-        CellRow(
+        Row(
             backbone, task, label, method, seed, 90.0 - 10 * at + gain - 2 * seed, 91.0, bits,
             size + 1000 * at, 60.5, density, 3, {"mask_lr": 1e-4},
         )

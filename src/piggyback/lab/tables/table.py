@@ -1,23 +1,23 @@
-"""The table of an experiment: a line a method and backbone, a column a task, beside published numbers."""
+"""The table of results: a line per method and backbone, a column per task, beside published numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean, stdev
 
-from piggyback.lab.tables.cells import ONE_FILE, CellMean, CellRow, FailedCell, cell_means
+from piggyback.lab.tables.rows import ONE_FILE, Failure, Mean, Row, mean_of_known, means
 
 Names = tuple[str, str, str]
 """Backbone, task, label: the names of a cell."""
 
 
 @dataclass(frozen=True)
-class TableCell:
+class Cell:
     """One method on one task."""
 
     task: str
-    mean: CellMean | None
+    mean: Mean | None
     """Over the seeds that are done; None for a cell that was not run or failed."""
     errors: tuple[str, ...]
     """Of the seeds that failed."""
@@ -25,21 +25,24 @@ class TableCell:
     """Accuracy in percent."""
 
     @property
+    def accuracy(self) -> float | None:
+        """Percent, over the seeds that are done."""
+        return self.mean.accuracy if self.mean else None
+
+    @property
     def difference(self) -> float | None:
         """Accuracy minus the published one, in points."""
-        return _minus(self.mean.accuracy if self.mean else None, self.published)
+        return _minus(self.accuracy, self.published)
 
 
 @dataclass(frozen=True)
-class TableLine:
+class Line:
     """One method with one backbone on all tasks."""
 
     backbone: str
     label: str
-    cells: tuple[TableCell, ...]
+    cells: tuple[Cell, ...]
     """In the order of the table's tasks."""
-    difference: float | None
-    """Mean accuracy minus the reference line's with the same backbone, in points."""
     score: float | None
     spread: float | None
     """Standard deviation over seeds of the mean accuracy; None while a seed lacks a task, and for one seed."""
@@ -47,19 +50,17 @@ class TableLine:
     @property
     def accuracy(self) -> float | None:
         """Mean over all tasks; None while one is missing, since means of other tasks mislead."""
-        return _complete([cell.mean.accuracy if cell.mean else None for cell in self.cells])
+        return _complete(cell.accuracy for cell in self.cells)
 
     @property
     def published(self) -> float | None:
         """Mean of the published accuracies, where every task has one."""
-        return _complete([cell.published for cell in self.cells])
+        return _complete(cell.published for cell in self.cells)
 
     @property
     def bits_per_weight(self) -> float | None:
         """Mean over the tasks that have masks."""
-        bits = [cell.mean.bits_per_weight for cell in self.cells if cell.mean]
-        known = [value for value in bits if value is not None]
-        return mean(known) if known else None
+        return mean_of_known(cell.mean.bits_per_weight for cell in self.cells if cell.mean)
 
     @property
     def bytes(self) -> float | None:
@@ -72,11 +73,11 @@ class TableLine:
 
 
 @dataclass(frozen=True)
-class ExperimentTable:
+class ResultTable:
     """All lines, those of one backbone together."""
 
     tasks: tuple[str, ...]
-    lines: tuple[TableLine, ...]
+    lines: tuple[Line, ...]
     reference: str
     """Label of the lines that differences are taken to."""
 
@@ -90,63 +91,61 @@ class ExperimentTable:
         """Names of the methods, in order."""
         return tuple(dict.fromkeys(line.label for line in self.lines))
 
+    def difference(self, line: Line) -> float | None:
+        """Return a line's mean accuracy minus the reference line's with the same backbone, in points."""
+        base = {own.backbone: own.accuracy for own in self.lines if own.label == self.reference}
+        if line.label == self.reference:
+            return None
+        return _minus(line.accuracy, base.get(line.backbone))
 
-def experiment_table(
-    rows: Iterable[CellRow],
+
+def result_table(
+    rows: Iterable[Row],
     *,
     planned: Sequence[Names] = (),
-    failed: Iterable[FailedCell] = (),
+    failed: Iterable[Failure] = (),
     published: Mapping[Names, float] | None = None,
     scores: Mapping[tuple[str, str], float] | None = None,
     reference: str = "finetune",
-) -> ExperimentTable:
-    """Return the table of an experiment's cells.
+) -> ResultTable:
+    """Return the table of an experiment's rows.
 
     ``planned`` sets the order, and names cells that may not be there yet; others follow as they come. ``published``
     has accuracies in percent by backbone, task and label; ``scores`` one number a line, by backbone and label.
 
-    >>> row = CellRow("vgg16", "cubs", "masks", "masks", 0, 79.0, 80.0, 0.9, 16_000, 9.5, 0.8)
-    >>> table = experiment_table([row], published={("vgg16", "cubs", "masks"): 79.25})
+    >>> row = Row("vgg16", "cubs", "masks", "masks", 0, 79.0, 80.0, 0.9, 16_000, 9.5, 0.8)
+    >>> table = result_table([row], published={("vgg16", "cubs", "masks"): 79.25})
     >>> table.lines[0].cells[0].difference
     -0.25
     """
     rows = list(rows)
-    means = {(cell.backbone, cell.task, cell.label): cell for cell in cell_means(rows)}
+    measured = {(one.backbone, one.task, one.label): one for one in means(rows)}
     errors: dict[Names, list[str]] = {}
-    for cell in failed:
-        errors.setdefault((cell.backbone, cell.task, cell.label), []).append(cell.error)
-    names = list(dict.fromkeys([*planned, *means, *errors]))
-    tasks = tuple(dict.fromkeys(task for _, task, _ in names))
-    backbones = dict.fromkeys(backbone for backbone, _, _ in names)
+    for failure in failed:
+        names = (failure.backbone, failure.task, failure.label)
+        errors.setdefault(names, []).append(failure.error)
+    known = list(dict.fromkeys([*planned, *measured, *errors]))
+    tasks = tuple(dict.fromkeys(task for _, task, _ in known))
+    backbones = dict.fromkeys(backbone for backbone, _, _ in known)
     lines = []
     for own in backbones:
-        for label in dict.fromkeys(label for backbone, _, label in names if backbone == own):
+        for label in dict.fromkeys(label for backbone, _, label in known if backbone == own):
             cells = tuple(
-                TableCell(
+                Cell(
                     task,
-                    means.get((own, task, label)),
+                    measured.get((own, task, label)),
                     tuple(errors.get((own, task, label), ())),
                     (published or {}).get((own, task, label)),
                 )
                 for task in tasks
             )
-            score = (scores or {}).get((own, label))
             mine = [row for row in rows if (row.backbone, row.label) == (own, label)]
-            lines.append(TableLine(own, label, cells, None, score, _spread(mine, len(tasks))))
-    return ExperimentTable(tasks, _with_differences(lines, reference), reference)
+            score = (scores or {}).get((own, label))
+            lines.append(Line(own, label, cells, score, _spread(mine, len(tasks))))
+    return ResultTable(tasks, tuple(lines), reference)
 
 
-def _with_differences(lines: Sequence[TableLine], reference: str) -> tuple[TableLine, ...]:
-    base = {line.backbone: line.accuracy for line in lines if line.label == reference}
-    return tuple(
-        line
-        if line.label == reference
-        else replace(line, difference=_minus(line.accuracy, base.get(line.backbone)))
-        for line in lines
-    )
-
-
-def _spread(rows: Sequence[CellRow], tasks: int) -> float | None:
+def _spread(rows: Sequence[Row], tasks: int) -> float | None:
     """Of the mean over the tasks, which must all be there with every seed: means of fewer differ more."""
     seeds: dict[int, list[float]] = {}
     for row in rows:
@@ -160,6 +159,6 @@ def _minus(value: float | None, other: float | None) -> float | None:
     return None if value is None or other is None else round(value - other, 6)
 
 
-def _complete(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if known and len(known) == len(values) else None
+def _complete(values: Iterable[float | None]) -> float | None:
+    found = list(values)
+    return None if None in found else mean_of_known(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.lab.tables.compare import compare, prove
+from piggyback.lab.experiments.compare import compare, prove
 from piggyback.network.backbone import Backbone
 from piggyback.taskfile.file import load_file
 from piggyback.train import ImageData, Recipe, from_tensors, train
@@ -69,11 +70,13 @@ def test_one_row_a_run_and_files_of_the_best_seed(
         RECIPE,
         tmp_path,
         seeds=[3, 4],
-        recipes={"head": replace(RECIPE, epochs=1)},
-        listener=lambda label: told.append(label),
+        settings={"head": {"epochs": 1}},
+        listener=told.append,
     )
-    assert len(compared.rows) == len(told) == 8
-    assert told[0] == "channel head seed 3"
+    runs = [(row.seed, row.task, row.method) for row in compared.rows]
+    assert runs == list(product((3, 4), ("channel", "half"), ("head", "masks")))
+    assert told[:2] == ["channel head seed 3", "channel masks seed 3"]
+    assert load_file(tmp_path / "runs/half/head-seed4/half.safetensors").name == "half"
     assert compared.proof is not None
     assert compared.proof.identical
     assert compared.proof.forgotten == ()

@@ -1,0 +1,213 @@
+"""Several methods on several tasks: an experiment made in memory, and a proof that no task disturbed another.
+
+for each seed, task, method:    train                       -> a row, a task file
+all task files in one model:    measure each task again     -> the same accuracy, the same backbone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from piggyback.lab.experiments.manifest import BackboneChoice, Manifest, MethodChoice, flat
+from piggyback.lab.experiments.plan import Job, repeats, trials
+from piggyback.lab.experiments.runner import train_job
+from piggyback.lab.tables.formats import runs_csv, runs_json, runs_markdown
+from piggyback.lab.tables.plots import accuracy_against_bytes, density_per_layer, save_png
+from piggyback.lab.tables.rows import Row, row_of
+from piggyback.lab.tables.table import result_table
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.network.backbone import Backbone
+from piggyback.network.fingerprint import fingerprint
+from piggyback.taskfile.file import save_file
+from piggyback.train import ImageData, Listener, Recipe, TrainResult, evaluate
+from piggyback.train.logs import write_text
+from piggyback.train.processes import processes
+
+
+@dataclass(frozen=True)
+class Remeasured:
+    """A task's test accuracy when it was trained, and again beside all other tasks."""
+
+    task: str
+    alone: float
+    together: float
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Whether tasks disturbed each other or the backbone."""
+
+    before: str
+    """Fingerprint of the backbone before anything was trained."""
+    after: str
+    """And after all tasks were trained, held in one model, and run in turns."""
+    tasks: tuple[Remeasured, ...]
+
+    @property
+    def identical(self) -> bool:
+        """Whether the backbone is the same to the bit."""
+        return self.before == self.after
+
+    @property
+    def forgotten(self) -> tuple[str, ...]:
+        """Names of the tasks whose accuracy changed."""
+        return tuple(task.task for task in self.tasks if task.alone != task.together)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` returns."""
+
+    rows: list[Row]
+    files: dict[str, Path]
+    """The task file of each task, by name: of the seed that was best on val."""
+    proof: Proof | None
+    """None where no method made a task."""
+    written: tuple[Path, ...]
+    """Tables and plots."""
+
+
+def compare(
+    backbone: Backbone,
+    data: Mapping[str, ImageData],
+    methods: Sequence[str],
+    recipe: Recipe,
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    resume: bool = False,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    listener: Callable[[str], Listener | None] = lambda title: None,
+) -> Comparison:
+    """Return the rows of all runs, after writing tables, plots and task files below ``out``.
+
+    ``settings`` has recipe fields of a method's own, by dotted name. ``resume`` goes on with runs
+    that are there. ``listener(title)`` gives each run its listener. What stops one run, stops all.
+    """
+    before = _fingerprint(backbone)
+    results = []
+    for job in _jobs(data, methods, recipe, seeds, settings or {}):
+        (task,) = job.tasks
+        (result,) = train_job(
+            job,
+            backbone,
+            data,
+            out / "runs" / task / f"{job.label}-seed{job.seed}",
+            resume=resume,
+            listener=listener(job.title if len(seeds) > 1 else f"{task} {job.label}"),
+        )
+        results.append(replace(result, state=None))  # a full copy of every network adds up
+    rows = [row_of(result) for result in results]
+    best = _best(results)
+    files = {name: out / "tasks" / f"{name}.safetensors" for name in best}
+    for name, result in best.items():
+        if result.task is not None and processes().is_main_process:
+            files[name].parent.mkdir(parents=True, exist_ok=True)
+            save_file(result.task, files[name])
+    processes().wait_for_everyone()
+    shared = [result for result in results if result.task is not None]
+    proof = prove(backbone, shared, data, before) if shared else None
+    return Comparison(rows, files, proof, _write(rows, best, out))
+
+
+def prove(
+    backbone: Backbone,
+    results: Sequence[TrainResult],
+    data: Mapping[str, ImageData],
+    before: str,
+) -> Proof:
+    """Return what the tasks score when one model holds them all, and the backbone's fingerprint."""
+    model = MultiTaskModel(backbone)
+    # Device, layout, kernels and batches as the tasks were measured with: others round differently.
+    layout = torch.contiguous_format
+    if any(result.provenance["speed"]["channels_last"] for result in results):
+        layout = torch.channels_last
+    model.to(processes().device).to(memory_format=layout)
+    held = {f"{result.name}-{result.method}-{result.seed}": result for result in results}
+    measured = []
+    try:
+        for label, result in held.items():
+            if result.task is not None:
+                model.add_task(result.task.renamed(label))
+        for label, result in held.items():
+            size = result.provenance["recipe"]["batch_size"]
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                again = evaluate(model, label, data[result.name].test, batch_size=size)
+            measured.append(Remeasured(label, result.accuracy, again.accuracy))
+        model.set_task(None)
+        after = _fingerprint(backbone)
+    finally:
+        model.release()
+        model.to("cpu").to(memory_format=torch.contiguous_format)
+    return Proof(before, after, tuple(measured))
+
+
+def _jobs(
+    tasks: Mapping[str, ImageData],
+    methods: Sequence[str],
+    recipe: Recipe,
+    seeds: Sequence[int],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> list[Job]:
+    """The runs of a comparison as an experiment has them; seed by seed, then task by task."""
+    manifest = Manifest.model_construct(  # not checked: its tasks are images that are at hand
+        name="compare",
+        title="Methods side by side",
+        backbones={"backbone": BackboneChoice(spec="")},
+        tasks={task: {} for task in tasks},
+        recipe=flat(recipe.to_json()),
+        methods={
+            name: MethodChoice(method=name, recipe=dict(settings.get(name, {}))) for name in methods
+        },
+        seeds=tuple(seeds),
+    )
+    first = trials(manifest, {})
+    order = [(seed, task) for seed in seeds for task in tasks]
+    jobs = [*first, *repeats(manifest, first)]
+    return sorted(jobs, key=lambda job: order.index((job.seed, job.tasks[0])))
+
+
+def _best(results: Sequence[TrainResult]) -> dict[str, TrainResult]:
+    """For each task the run to keep: masks before head, then the best on val."""
+
+    def merit(result: TrainResult) -> tuple[bool, float]:
+        return result.bits_per_weight is not None, result.val_accuracy
+
+    best: dict[str, TrainResult] = {}
+    for result in results:
+        held = best.get(result.name)
+        if result.task is not None and (held is None or merit(result) > merit(held)):
+            best[result.name] = result
+    return best
+
+
+def _write(rows: Sequence[Row], best: Mapping[str, TrainResult], out: Path) -> tuple[Path, ...]:
+    """The tables and plots of a comparison, written once where several processes train together."""
+    texts = {
+        "table.csv": runs_csv(rows),
+        "table.json": runs_json(rows),
+        "table.md": runs_markdown(rows),
+    }
+    figures = {"accuracy.png": accuracy_against_bytes(result_table(rows))}
+    layers = {
+        (name, result.method): {weight: mask.density for weight, mask in result.task.masks.items()}
+        for name, result in best.items()
+        if result.task is not None and result.task.masks
+    }
+    if layers:
+        figures["density.png"] = density_per_layer(layers)
+    if processes().is_main_process:
+        for name, text in texts.items():
+            write_text(out / name, text)
+        for name, figure in figures.items():
+            save_png(figure, out / name)
+    return tuple(out / name for name in (*texts, *figures))
+
+
+def _fingerprint(backbone: Backbone) -> str:
+    return fingerprint(backbone.module, (), backbone.head)[0]

@@ -1,0 +1,233 @@
+"""What an experiment takes, and what it leaves: costs, tables, plots, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from piggyback.errors import CheckpointError
+from piggyback.lab.experiments.manifest import PACKNET
+from piggyback.lab.experiments.plan import Job
+from piggyback.lab.experiments.published import decathlon_scores, published
+from piggyback.lab.experiments.runner import Experiment
+from piggyback.lab.experiments.sources import Sources
+from piggyback.lab.packnet import epochs_after_pruning
+from piggyback.lab.tables.formats import table_csv, table_json, table_markdown
+from piggyback.lab.tables.plots import (
+    accuracy_against_bytes,
+    density_per_layer,
+    density_per_task,
+    error_per_task,
+    learning_curves,
+    save_png,
+)
+from piggyback.lab.tables.rows import means
+from piggyback.lab.tables.segmentation import compare_segmentation
+from piggyback.lab.tables.table import Names, ResultTable, result_table
+from piggyback.taskfile.header import read_header
+from piggyback.train import TrainResult
+from piggyback.train.logs import write_text
+from piggyback.train.result import RESULT, finished
+
+_DRAWN = ("head", "masks", "finetune")
+"""Methods whose networks can be made again from what a run leaves."""
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one line of the table: a method with a backbone, on all tasks.
+
+    Lines that share trainings are each counted in full.
+    """
+
+    backbone: str
+    label: str
+    runs: int
+    """Trainings, over tasks, trials and seeds."""
+    done: int
+    """Of these, finished."""
+    images: int
+    """Passed through the network in training, of all runs."""
+    hours: float | None
+    """Left, at the speed of this experiment's finished runs with this backbone; None without any."""
+
+
+def costs(experiment: Experiment) -> list[Cost]:
+    """Return what each line of an experiment takes, in the order of the table."""
+    known = [*experiment.trials, *experiment.repeats]
+    chosen = {(job.backbone, job.label, job.tasks) for job in experiment.chosen}
+    # Before a trial is chosen, the first stands for its repeats.
+    unknown = [
+        job
+        for job in experiment.trials
+        if not job.trial and (job.backbone, job.label, job.tasks) not in chosen
+    ]
+    planned = known + unknown * (len(experiment.manifest.seeds) - 1)
+    done = [job for job in known if experiment.rows_of(job) is not None]
+    lines = []
+    for backbone in experiment.manifest.backbones:
+        ended = [job for job in done if job.backbone == backbone]
+        seconds = sum(row.seconds for job in ended for row in experiment.rows_of(job) or ())
+        seen = sum(_passes(job, experiment.sources)[1] for job in ended)
+        for label in experiment.manifest.methods:
+            mine = [job for job in planned if (job.backbone, job.label) == (backbone, label)]
+            own = [job for job in ended if job.label == label]
+            passes = [_passes(job, experiment.sources) for job in mine]
+            left = sum(pixels for _, pixels in passes)
+            left -= sum(_passes(job, experiment.sources)[1] for job in own)
+            lines.append(
+                Cost(
+                    backbone=backbone,
+                    label=label,
+                    runs=len(mine),
+                    done=len(own),
+                    images=sum(images for images, _ in passes),
+                    hours=left * seconds / seen / 3600 if seen else None,
+                )
+            )
+    return lines
+
+
+def _passes(job: Job, sources: Sources) -> tuple[int, int]:
+    """Images, and pixels, that a job passes through its network in training."""
+    images = pixels = 0
+    for task in job.tasks:
+        recipe = job.recipes[task]
+        count = sources.train_images(task)
+        epochs = recipe.epochs_for(count)
+        if job.method.method == PACKNET and task != job.tasks[-1]:  # which is not pruned
+            epochs += epochs_after_pruning(recipe, count)
+        images += epochs * count
+        pixels += epochs * count * (recipe.image_size or 224) ** 2
+    return images, pixels
+
+
+def table_of(experiment: Experiment) -> ResultTable:
+    """Return an experiment's table, beside the published numbers that its manifest names."""
+    manifest = experiment.manifest
+    beside: dict[Names, float] = {}
+    for backbone, task, label in experiment.planned:
+        method = manifest.methods[label].published
+        if manifest.published is not None and method is not None:
+            value = published(manifest.published, backbone, task, method)
+            beside |= {} if value is None else {(backbone, task, label): value}
+    rows = experiment.rows
+    return result_table(
+        rows,
+        planned=experiment.planned,
+        failed=experiment.failed,
+        published=beside,
+        scores=decathlon_scores(means(rows)) if manifest.score == "decathlon" else {},
+        reference=manifest.reference or "finetune",
+    )
+
+
+def write(experiment: Experiment) -> tuple[Path, ...]:
+    """Return the tables and plots of an experiment after writing them into its folder."""
+    table, rows, out = table_of(experiment), experiment.rows, experiment.out
+    verdicts = [
+        f"\n{row.task} {row.label} seed {row.seed}: {row.verdict}\n" for row in rows if row.verdict
+    ]
+    title = f"# {experiment.manifest.title}\n\n"
+    texts = {
+        "table.md": title + table_markdown(table) + "".join(verdicts),
+        "table.csv": table_csv(table),
+        "table.json": table_json(table),
+        "trials.json": json.dumps([row.to_json() for row in experiment.tried], indent=1) + "\n",
+    }
+    kinds = {experiment.manifest.kind(task) for task in experiment.manifest.tasks}
+    measure = "mean IoU" if kinds == {"segmentation"} else "accuracy"
+    figures = {}
+    if rows:
+        figures["error.png"] = error_per_task(table, measure)
+        figures["accuracy.png"] = accuracy_against_bytes(table, measure)
+    if any(row.density is not None for row in rows):
+        figures["density-per-task.png"] = density_per_task(table)
+    if layers := _of_first_seed(experiment, _layers):
+        figures["density-per-layer.png"] = density_per_layer(layers)
+    if curves := _of_first_seed(experiment, _curve):
+        figures["curves.png"] = learning_curves(curves, measure)
+    for name, text in texts.items():
+        write_text(out / name, text)
+    for name, figure in figures.items():
+        save_png(figure, out / name)
+    return tuple(out / name for name in (*texts, *figures))
+
+
+def _of_first_seed(
+    experiment: Experiment, read: Callable[[Path, str], _Found | None]
+) -> dict[tuple[str, str], _Found]:
+    """What ``read`` finds in the folders of the first seed's runs, by task and label."""
+    several = len(experiment.manifest.backbones) > 1
+    found = {}
+    for job in experiment.chosen:
+        task, *more = job.tasks
+        if not more and (value := read(experiment.out / job.folder, task)):
+            found[f"{job.backbone}, {task}" if several else task, job.label] = value
+    return found
+
+
+def _layers(folder: Path, task: str) -> Mapping[str, float] | None:
+    """Density by masked weight, from the task file."""
+    file = folder / f"{task}.safetensors"
+    if not file.exists():
+        return None
+    return {layer.name: layer.density for layer in read_header(file).layers}
+
+
+def _curve(folder: Path, task: str) -> Mapping[int, float] | None:
+    """Val accuracy by training step."""
+    if not (folder / RESULT).exists():
+        return None
+    result = _record(folder)["result"]
+    steps = result["provenance"]["steps_per_epoch"]
+    return {row["epoch"] * steps: row["val_accuracy"] for row in result["history"]}
+
+
+def draw(experiment: Experiment) -> tuple[Path, ...]:
+    """Return the tables and pictures of an experiment's segmentation tasks after writing them.
+
+    They go below ``out/BACKBONE/TASK``, from the runs that are finished; test is run through each.
+    """
+    cells: dict[tuple[str, str], dict[str, list[Job]]] = {}
+    for job in experiment.ended:
+        task, *more = job.tasks
+        drawn = not more and job.method.method in _DRAWN
+        if drawn and experiment.manifest.kind(task) == "segmentation":
+            lines = cells.setdefault((job.backbone, task), {})
+            lines.setdefault(job.label, []).append(job)
+    written: list[Path] = []
+    for (_, task), lines in cells.items():
+        results = {
+            label: [result_in(experiment.out / job.folder) for job in jobs]
+            for label, jobs in lines.items()
+        }
+        job = next(iter(lines.values()))[0]
+        backbone = experiment.sources.backbone(job.choice, job.recipes[task].image_size)
+        folder = experiment.out / job.folder.parents[2]
+        written += compare_segmentation(backbone, experiment.sources.data(task), results, folder)
+    return tuple(written)
+
+
+def result_in(folder: Path) -> TrainResult:
+    """Return the result of the run that ended in ``folder``; raises CheckpointError where none did."""
+    result = finished(folder, _record(folder)["identity"])
+    if result is None:
+        raise CheckpointError(f"run folder {str(folder)!r}: no run has ended there")
+    return result
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """A run's ``result.json``."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return {"identity": record["identity"], "result": record["result"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"run folder {str(folder)!r}: its {RESULT} cannot be read ({error!r}); "
+            "expected a run that has ended"
+        ) from error

@@ -1,0 +1,375 @@
+"""Tables as text: Markdown, CSV, JSON, and for the terminal.
+
+``runs_...`` has a line per task and method: what ``train``, ``compare`` and ``quickstart`` show.
+``table_...`` has a line per method and a column per task: what ``experiment`` shows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from piggyback.lab.tables.rows import Row, means
+from piggyback.lab.tables.table import Cell, Line, ResultTable
+
+RUN_COLUMNS = (
+    "task", "method", "seed", "accuracy", "val_accuracy", "bits_per_weight", "bytes", "seconds", "verdict",
+)  # fmt: skip
+"""Of the CSV and JSON of runs."""
+COLUMNS = (
+    "backbone", "task", "label", "method", "seeds", "failed", "accuracy", "spread", "published",
+    "difference", "bits_per_weight", "bytes", "density", "seconds", "trials",
+)  # fmt: skip
+"""Of the CSV of an experiment and of the cells in its JSON; ``difference`` is to the published accuracy."""
+
+
+def human_bytes(count: float) -> str:
+    """Return a size in the unit that suits it, in powers of ten.
+
+    >>> human_bytes(13_600_000), human_bytes(512)
+    ('13.6 MB', '512 B')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.3g} {unit}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in one place of a table."""
+
+    value: str
+    spread: str = ""
+    published: str = ""
+    difference: str = ""
+    """To the published number."""
+    best: bool = False
+    """Whether it is the best of its column."""
+
+    def markdown(self) -> str:
+        """Return it in one line."""
+        value = _escaped(self.value)
+        text = f"**{value}**" if self.best else value
+        text += f" {self.spread}" if self.spread else ""
+        if self.published:
+            text += f"<br>published {self.published}"
+            text += f" ({self.difference})" if self.difference else ""
+        return text
+
+    def rich(self) -> Text:
+        """Return it for the terminal, in up to three lines."""
+        text = Text(self.value, style="bold" if self.best else "")
+        if self.spread:
+            text.append(f"\n{self.spread}", style="dim")
+        if self.published:
+            known = f"{self.published} {self.difference}".strip()
+            text.append(f"\n({known})", style="dim")
+        return text
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table before it is written: names on the left, numbers on the right."""
+
+    titles: list[str]
+    lines: list[list[Entry]]
+    names: int = 2
+    """Columns of names."""
+    summary: int = 0
+    """Columns at the right end that the terminal keeps together."""
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        head = "|---" * self.names + "|--:" * (len(self.titles) - self.names) + "|"
+        rows = [self.titles, *([entry.markdown() for entry in line] for line in self.lines)]
+        text = [f"| {' | '.join(row)} |" for row in rows]
+        return "\n".join([text[0], head, *text[1:]]) + "\n"
+
+    def screen(self, width: int) -> Iterator[Table]:
+        """Yield the table for a terminal, in parts with the same names where it is too wide."""
+        columns = [
+            (title, [line[at].rich() for line in self.lines])
+            for at, title in enumerate(self.titles)
+        ]
+        names, end = columns[: self.names], len(columns) - self.summary
+        groups = [[column] for column in columns[self.names : end]]
+        part = list(names)
+        for group in filter(None, [*groups, columns[end:]]):
+            if len(part) > len(names) and _width([*part, *group]) > width:
+                yield self._part(part)
+                part = list(names)
+            part += group
+        yield self._part(part)
+
+    def _part(self, columns: Sequence[tuple[str, list[Text]]]) -> Table:
+        made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for at, (title, _) in enumerate(columns):
+            side: Any = "left" if at < self.names else "right"
+            made.add_column(Text(title), justify=side, no_wrap=True)
+        for at, texts in enumerate(zip(*(texts for _, texts in columns), strict=True)):
+            if self.names > 1 and at and self.lines[at][0].value != self.lines[at - 1][0].value:
+                made.add_section()
+            made.add_row(*texts)
+        return made
+
+
+def _width(columns: Sequence[tuple[str, list[Text]]]) -> int:
+    """As ``_part`` pads them."""
+    widest = [
+        max(line.cell_len for text in (Text(title), *texts) for line in text.split())
+        for title, texts in columns
+    ]
+    return sum(widest) + 2 * len(columns)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A grid between a title and notes, for a rich console of any width."""
+
+    grid: Grid
+    title: str = ""
+    notes: Sequence[str] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the title, the parts, the notes."""
+        if self.title:
+            yield Text(self.title, style="bold")
+        yield from self.grid.screen(options.max_width)
+        for note in self.notes:
+            yield Text(note)
+
+
+def runs_csv(rows: Sequence[Row]) -> str:
+    """Return a header and a line per run; an empty field where there are no masks.
+
+    >>> print(runs_csv([Row("", "signs", "head", "head", 0, 50.5, 51.0, None, 1200, 3.5)]).split()[1])
+    signs,head,0,50.5,51.0,,1200,3.5,
+    """
+    return _csv(RUN_COLUMNS, map(run_record, rows))
+
+
+def runs_json(rows: Sequence[Row]) -> str:
+    """Return a JSON list with an object per run, whose keys are ``RUN_COLUMNS``."""
+    return json.dumps([run_record(row) for row in rows], indent=2) + "\n"
+
+
+def run_record(row: Row) -> dict[str, Any]:
+    """Return what tables of runs say about one, by column."""
+    record = {name: getattr(row, name) for name in RUN_COLUMNS}
+    if row.bits_per_weight is not None:
+        record["bits_per_weight"] = round(row.bits_per_weight, 5)
+    return record
+
+
+def runs_markdown(rows: Sequence[Row]) -> str:
+    """Return the table of means over seeds in Markdown; below it, what went wrong with masks.
+
+    >>> print(runs_markdown([Row("", "signs", "head", "head", 0, 50.5, 51.0, None, 1200, 3.5)]))
+    | task | method | accuracy (%) | bits per weight | bytes | seconds |
+    |---|---|--:|--:|--:|--:|
+    | signs | head | 50.50 | - | 1,200 | 3.5 |
+    <BLANKLINE>
+    """
+    return _runs(rows).markdown() + "".join(f"\n{line}\n" for line in verdicts(rows))
+
+
+def runs_screen(rows: Sequence[Row]) -> ConsoleRenderable:
+    """Return the same table for a rich console."""
+    return Screen(_runs(rows), notes=verdicts(rows))
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each task and method whose masks did not learn, and what to do.
+
+    >>> row = Row("", "signs", "masks", "masks", 0, 50.5, 51.0, 0.0, 99, 3.5, verdict="masked nothing")
+    >>> verdicts([row])
+    ['signs masks: masked nothing']
+    """
+    return [
+        f"{mean.task} {mean.method}: {verdict}" for mean in means(rows) for verdict in mean.verdicts
+    ]
+
+
+def _runs(rows: Sequence[Row]) -> Grid:
+    titles = ["task", "method", "accuracy (%)", "bits per weight", "bytes", "seconds"]
+    lines = [
+        (
+            mean.task,
+            mean.method,
+            f"{mean.accuracy:.2f}" + (f" ± {mean.spread:.2f}" if mean.seeds > 1 else ""),
+            _number(mean.bits_per_weight, ".3f"),
+            f"{mean.bytes:,.0f}",
+            f"{mean.seconds:.1f}",
+        )
+        for mean in means(rows)
+    ]
+    return Grid(titles, [[Entry(text) for text in line] for line in lines])
+
+
+def table_csv(table: ResultTable) -> str:
+    """Return a header and a line per cell, with empty fields for what is not known.
+
+    >>> from piggyback.lab.tables.table import result_table
+    >>> row = Row("vgg16", "cubs", "head", "head", 0, 79.0, 80.0, None, 1200, 9.5)
+    >>> print(table_csv(result_table([row])).splitlines()[1])
+    vgg16,cubs,head,head,1,0,79.0,0.0,,,,1200,,9.5,1
+    """
+    return _csv(COLUMNS, (_record(line, cell) for line in table.lines for cell in line.cells))
+
+
+def table_json(table: ResultTable) -> str:
+    """Return the tasks and the lines as a JSON object; null for what is not known."""
+    lines = [
+        {
+            "backbone": line.backbone,
+            "label": line.label,
+            "accuracy": line.accuracy,
+            "spread": line.spread,
+            "difference": table.difference(line),
+            "published": line.published,
+            "score": line.score,
+            "bits_per_weight": line.bits_per_weight,
+            "bytes": line.bytes,
+            "cells": [_record(line, cell) | {"errors": cell.errors} for cell in line.cells],
+        }
+        for line in table.lines
+    ]
+    content = {"tasks": table.tasks, "reference": table.reference, "lines": lines}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def table_markdown(table: ResultTable) -> str:
+    """Return the table in Markdown: the best of each column bold, ``-`` for what is not there.
+
+    Below it, a line for each error.
+
+    >>> from piggyback.lab.tables.table import result_table
+    >>> row = Row("vgg16", "cubs", "head", "head", 0, 79.0, 80.0, None, 1200, 9.5)
+    >>> print(table_markdown(result_table([row])))
+    | backbone | method | cubs | mean | vs finetune | bits per weight | bytes |
+    |---|---|--:|--:|--:|--:|--:|
+    | vgg16 | head | 79.00 | 79.00 | - | - | 1,200 |
+    <BLANKLINE>
+    """
+    problems = [f"- {_escaped(problem)}\n" for problem in _problems(table)]
+    return _grid(table).markdown() + "".join(["\n", *problems] if problems else [])
+
+
+def table_screen(table: ResultTable, title: str = "") -> ConsoleRenderable:
+    """Return the same table for a rich console; the backbone is named where there are several."""
+    whole = _grid(table, human_bytes)
+    first = 0 if len(table.backbones) > 1 else 1
+    titles = [text.replace("vs ", "vs\n").replace("per ", "per\n") for text in whole.titles[first:]]
+    summary = len(whole.titles) - 2 - len(table.tasks)
+    grid = Grid(titles, [line[first:] for line in whole.lines], 2 - first, summary)
+    notes = list(_problems(table))
+    if any(cell.published is not None for line in table.lines for cell in line.cells):
+        notes.insert(0, "In brackets: the published accuracy, and the difference to it.")
+    return Screen(grid, title, notes)
+
+
+def _grid(table: ResultTable, size: Callable[[float], str] = "{:,.0f}".format) -> Grid:
+    scored = any(line.score is not None for line in table.lines)
+    best = {name: _best(table, name) for name in table.backbones}
+    lines = []
+    for line in table.lines:
+        columns = zip(_values(line), best[line.backbone], strict=True)
+        *marks, of_mean, of_score = [v is not None and v == top for v, top in columns]
+        spread = "" if line.spread is None else f"± {line.spread:.2f}"
+        beside = _beside(line.published, line.accuracy)
+        entries = [
+            Entry(line.backbone),
+            Entry(line.label),
+            *(_entry(cell, mark) for cell, mark in zip(line.cells, marks, strict=True)),
+            Entry(_number(line.accuracy), spread, *beside, of_mean),
+            Entry(_signed(table.difference(line)) or "-"),
+            *([Entry(_number(line.score, ".0f"), best=of_score)] if scored else []),
+            Entry(_number(line.bits_per_weight, ".3f")),
+            Entry("-" if line.bytes is None else size(line.bytes)),
+        ]
+        lines.append(entries)
+    tail = ["mean", f"vs {table.reference}", *(["score"] if scored else [])]
+    titles = ["backbone", "method", *table.tasks, *tail, "bits per weight", "bytes"]
+    return Grid(titles, lines)
+
+
+def _values(line: Line) -> list[float | None]:
+    """What can be the best of its column, as it is shown: tasks, mean, score."""
+    found = [*(cell.accuracy for cell in line.cells), line.accuracy]
+    shown = [None if value is None else round(value, 2) for value in found]
+    return [*shown, None if line.score is None else round(line.score)]
+
+
+def _best(table: ResultTable, backbone: str) -> list[float | None]:
+    """The largest value of each column, where there are several to choose from."""
+    lines = [_values(line) for line in table.lines if line.backbone == backbone]
+    known = [
+        [value for value in column if value is not None] for column in zip(*lines, strict=True)
+    ]
+    return [max(column) if len(column) > 1 else None for column in known]
+
+
+def _entry(cell: Cell, best: bool) -> Entry:
+    beside = _beside(cell.published, cell.accuracy)
+    if cell.mean is None:
+        return Entry("failed" if cell.errors else "-", "", *beside)
+    spread = [f"± {cell.mean.spread:.2f}"] if cell.mean.seeds > 1 else []
+    spread += [f"({len(cell.errors)} failed)"] if cell.errors else []
+    return Entry(_number(cell.accuracy), " ".join(spread), *beside, best)
+
+
+def _beside(published: float | None, accuracy: float | None) -> tuple[str, str]:
+    """The published number, and the difference to it."""
+    if published is None:
+        return "", ""
+    return _number(published), _signed(None if accuracy is None else accuracy - published)
+
+
+def _problems(table: ResultTable) -> Iterator[str]:
+    for line in table.lines:
+        for cell in line.cells:
+            for error in dict.fromkeys(cell.errors):
+                where = f"{line.label} on {cell.task} with {line.backbone}"
+                yield f"failed: {where}: {' '.join(error.split())}"
+
+
+def _record(line: Line, cell: Cell) -> dict[str, Any]:
+    record: dict[str, Any] = dict.fromkeys(COLUMNS)
+    if cell.mean is not None:
+        record |= {name: getattr(cell.mean, name) for name in COLUMNS if hasattr(cell.mean, name)}
+    own = {"backbone": line.backbone, "task": cell.task, "label": line.label}
+    beside = {"published": cell.published, "difference": cell.difference}
+    seeds = 0 if cell.mean is None else cell.mean.seeds
+    return record | own | beside | {"seeds": seeds, "failed": len(cell.errors)}
+
+
+def _csv(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{round(value, 2) + 0.0:+.2f}"  # -0.0 + 0.0 is 0.0
+
+
+def _escaped(text: str) -> str:
+    """A name or an error, which must not break the table or become markup."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
