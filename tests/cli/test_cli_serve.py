@@ -48,7 +48,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     def run(app: Any, host: str, port: int, *, say: Callable[[str], object], log_level: str) -> int:
         found.app, found.host, found.port, found.log_level = app, host, port, log_level
-        app.service._start()
+        app.state.service._start()
         say(f"ready at http://{host}:{port}")
         return 0
 
@@ -85,7 +85,7 @@ def test_the_defaults(piggyback: Command, seen: Seen, folder: Path, toy: str) ->
     backbone, tasks, memory, options = seen.engine
     assert backbone.source == f"{toy}:build"
     assert (tasks, memory, options) == (str(folder), 2 * 2**30, EngineOptions(decode_apart=True))
-    assert (seen.app.service.limits, seen.app.service.token) == (Limits(), None)
+    assert (seen.app.state.service.limits, seen.app.state.service.token) == (Limits(), None)
     assert (seen.host, seen.port, seen.log_level) == ("127.0.0.1", 8000, "info")
 
 
@@ -112,8 +112,8 @@ def test_options_get_where_they_belong(
         max_pixels=1000,
         decode_apart=True,
     )
-    assert seen.app.service.limits == Limits(body_bytes=2**20, timeout_s=2.5)
-    assert seen.app.service.token == b"s3cret"
+    assert seen.app.state.service.limits == Limits(body_bytes=2**20, timeout_s=2.5)
+    assert seen.app.state.service.token == "s3cret"
     assert (seen.host, seen.port, seen.log_level) == ("::1", 9000, "warning")
     assert "s3cret" not in ran.out + ran.err
 
@@ -123,7 +123,7 @@ def test_the_token_may_be_in_the_environment(
 ) -> None:
     monkeypatch.setenv("PIGGYBACK_TOKEN", "s3cret")
     piggyback("serve", folder, "--backbone", f"{toy}:build")
-    assert seen.app.service.token == b"s3cret"
+    assert seen.app.state.service.token == "s3cret"
     monkeypatch.setenv("PIGGYBACK_TOKEN", "")
     ran = piggyback("serve", folder, "--backbone", f"{toy}:build")
     assert (ran.code, ran.err.count("\n")) == (1, 1)

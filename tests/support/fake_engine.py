@@ -135,15 +135,15 @@ class FakeEngine:
 
 
 @contextmanager
-def served(start, *, token=None, limits=None, said=None, ready=True) -> Iterator[HttpServer]:
+def served(start, *, said=None, ready=True, **options) -> Iterator[HttpServer]:
     """A server in a thread, on a free port of this machine; ``start`` is an engine, or makes one."""
-    app = create_app(start if callable(start) else lambda: start, token=token, limits=limits)
+    app = create_app(start if callable(start) else lambda: start, **options)
     bound = listen("127.0.0.1", 0)
     server = HttpServer(app, "127.0.0.1", [].append if said is None else said.append)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:
-        wait_until(lambda: server.address and (not ready or app.service.status == "ready"))
+        wait_until(lambda: server.address and (not ready or app.state.service.status == "ready"))
         yield server
     finally:
         server.handle_exit(15, None)

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from fastapi import FastAPI
+
 from piggyback.errors import (
     DeadlineError,
     OverloadError,
@@ -31,7 +33,7 @@ from piggyback.serve.cluster.options import ClusterOptions
 from piggyback.serve.cluster.process import begin
 from piggyback.serve.cluster.replica import Report
 from piggyback.serve.engine import Engine
-from piggyback.serve.http.app import Application, create_app
+from piggyback.serve.http.app import create_app
 from piggyback.serve.http.routes import together
 from piggyback.serve.options import EngineOptions
 from piggyback.serve.stats import Stats
@@ -57,7 +59,7 @@ class Ingress:
         self._engines = engines
         self._options = options
 
-    def __serve_build_asgi_app__(self) -> Application:
+    def __serve_build_asgi_app__(self) -> FastAPI:
         def start() -> Engine:
             # It has every method that the application calls.
             return cast("Engine", ClusterEngine(self._engines, self._options.engine))
@@ -69,7 +71,7 @@ class Ingress:
 
     async def finish(self) -> bool:
         """Refuse what comes from now on (503), and return whether all before was answered in ``limits.stop_s``."""
-        service = self._application.service
+        service = self._application.state.service
         service.refuse()
         until = time.monotonic() + self._options.limits.stop_s
         while service.in_flight and time.monotonic() < until:

@@ -1,162 +1,191 @@
-"""The web application: FastAPI's router and OpenAPI document around handlers that speak ASGI themselves.
-
-    Gate (id, token, errors, log) -> router -> Direct route -> handler -> Reply
-
-FastAPI's own way from a request to a function costs more than a small network takes: its middleware, its
-dependencies, its parsing of bodies that have arrived whole. Here a route hands the request to its handler.
-"""
+"""The web application: ordinary FastAPI, to which anyone may add middleware, routers and overrides."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi import FastAPI
-from fastapi.responses import Response
-from fastapi.routing import APIRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import TypeAdapter, ValidationError
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
 
 import piggyback
-from piggyback.errors import InputError
-from piggyback.names import is_token
-from piggyback.serve.engine import Engine
+from piggyback.errors import InputError, near_misses
+from piggyback.names import is_token, read_token
 from piggyback.serve.http import metrics
-from piggyback.serve.http.assets import Assets
-from piggyback.serve.http.calls import Call
-from piggyback.serve.http.gate import CALL, REPLY, Gate
+from piggyback.serve.http.errors import answer_errors
 from piggyback.serve.http.limits import Limits
-from piggyback.serve.http.openapi import DESCRIBED
-from piggyback.serve.http.refusals import RefusedError
-from piggyback.serve.http.replies import Reply, json_reply
-from piggyback.serve.http.routes import Handler, health
+from piggyback.serve.http.middleware import PAGE_POLICY, AccessMiddleware, BodyLimitMiddleware
+from piggyback.serve.http.routes import api, open_routes
 from piggyback.serve.http.service import Service
 
+if TYPE_CHECKING:
+    from piggyback.serve.engine import Engine
 
-class Application(FastAPI):
-    """FastAPI with the gate in place of its own middleware."""
+T = TypeVar("T")
 
-    def __init__(self, service: Service) -> None:
-        @asynccontextmanager
-        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-            service.begin()
-            yield
-            await service.end()
-
-        super().__init__(
-            title="Piggyback",
-            summary="Many image classifiers, one network in memory.",
-            version=piggyback.__version__,
-            lifespan=lifespan,
-            docs_url=None,
-            redoc_url=None,
-            openapi_url=None,
-            redirect_slashes=False,
-        )
-        self.service = service
-        self.counts = metrics.HttpCounts()
-
-    def openapi(self) -> dict[str, Any]:
-        """Return the document, which says that there may be a token."""
-        document = super().openapi()
-        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"token": []}, {}]
-        return document
-
-    def build_middleware_stack(self) -> ASGIApp:
-        """Return the gate around the router: it does what FastAPI's middleware would, in our format."""
-        return Gate(self.router, self.service, self.counts)
-
-
-class Direct(APIRoute):
-    """A route that hands requests to a handler; FastAPI matches and describes it."""
-
-    def __init__(self, path: str, handler: Handler, method: str, **described: Any) -> None:
-        super().__init__(
-            path,
-            _described,
-            methods=[method],
-            name=handler.__name__,
-            response_class=Response,
-            **described,
-        )
-        self._handler = handler
-        self.app = self._answer
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Call = scope[CALL]
-        call.route = self.path
-        call.names = scope["path_params"]
-        scope[REPLY] = await self._handler(call)
+DOCS_POLICY = (
+    f"{PAGE_POLICY} data:; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
+)
 
 
 def create_app(
-    start: Callable[[], Engine], *, token: str | None = None, limits: Limits | None = None
-) -> Application:
-    """Return an application that starts an engine by ``start``, in a thread, and answers 503 until it is there.
+    engine: Engine | Callable[[], Engine],
+    *,
+    token: str | None = None,
+    limits: Limits | None = None,
+    local_only: bool = False,
+    cors_origins: Sequence[str] = (),
+) -> FastAPI:
+    """Return an application that answers for ``engine``.
 
-    With a ``token``, everything under /v1 and /metrics wants it, and tasks can be uploaded and deleted. The engine is
-    closed when the application ends. Raises InputError for a token that no header could carry.
+    A function is called in a thread when the application starts, and answers are 503 until it has returned; the engine
+    it makes is closed when the application ends. An engine that is given ready stays the caller's to close.
+
+    With a ``token``, everything under /v1 and /metrics wants it, and tasks can be uploaded and deleted. With
+    ``local_only``, only requests for an address or "localhost" are answered: for a server on loopback without a token.
+    ``cors_origins``: whose pages may ask, such as ``["https://shop.example"]``. Raises InputError for a token that no
+    header could carry.
 
     >>> def start() -> Engine: ...
-    >>> sorted(create_app(start).openapi()["paths"])  # doctest: +ELLIPSIS
-    ['/health', '/v1/predict', '/v1/tasks', ...]
+    >>> app = create_app(start)
+    >>> @app.get("/version")
+    ... async def version() -> str: return "1"
+    >>> sorted(app.openapi()["paths"])  # doctest: +ELLIPSIS
+    ['/health', '/livez', '/v1/predict', '/v1/tasks', ..., '/version']
     """
     if token is not None and not is_token(token):
         raise InputError("the token: expected one or more ASCII characters without spaces")
-    service = Service(start, None if token is None else token.encode(), limits or Limits())
-    app = Application(service)
-    for each in DESCRIBED:
-        route = Direct(
-            each.path,
-            each.handler,
-            each.method,
-            summary=each.summary,
-            description=each.handler.__doc__,
-            status_code=each.status,
-            responses=each.responses(),
-            openapi_extra=each.extra,
+    service = Service(engine, limits or Limits(), token, local_only)
+    counts = metrics.HttpCounts()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.begin()
+        yield
+        await service.end()
+
+    app = FastAPI(
+        title="Piggyback",
+        summary="Many image classifiers, one network in memory.",
+        version=piggyback.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.state.metrics = metrics.registry(service, counts)
+    # The last that is added is the first to see a request.
+    app.add_middleware(BodyLimitMiddleware, service=service)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Request-ID"],
         )
-        app.router.routes.append(route)
-    app.router.routes.append(Direct("/health", health, "HEAD", include_in_schema=False))
-    for path, handler in _undescribed(app).items():
-        for method in ("GET", "HEAD"):
-            app.router.routes.append(Direct(path, handler, method, include_in_schema=False))
+    app.add_middleware(AccessMiddleware, service=service, counts=counts)
+    answer_errors(app, [*open_routes.routes, *api.routes])
+    app.include_router(open_routes)
+    app.include_router(api)
+    _add_pages(app)
     return app
 
 
-def _undescribed(app: Application) -> dict[str, Handler]:
-    """Routes that answer in other formats than the API's."""
-    assets = Assets()
-    numbers = metrics.registry(app.service, app.counts)
+def app_from_env(environ: Mapping[str, str] = os.environ) -> FastAPI:
+    """Return an application as environment variables say: a factory for uvicorn and gunicorn.
 
-    async def page(call: Call) -> Reply:
-        return asset(call, "index.html")
+        PIGGYBACK_TASKS=tasks/ PIGGYBACK_BACKBONE=resnet50 uvicorn --factory piggyback.serve.http:app_from_env
 
-    async def page_file(call: Call) -> Reply:
-        return asset(call, call.names["name"])
+    PIGGYBACK_TASKS (a folder or URL) and PIGGYBACK_BACKBONE are needed. PIGGYBACK_MEMORY is the engine's budget;
+    PIGGYBACK_TOKEN or PIGGYBACK_TOKEN_FILE the token; PIGGYBACK_CORS_ORIGINS origins, with commas between them;
+    PIGGYBACK_LOCAL_ONLY=0 lets a server without a token answer under every name. PIGGYBACK_ENGINE_... and
+    PIGGYBACK_LIMITS_... set the fields of ``EngineOptions`` and ``Limits``, such as PIGGYBACK_ENGINE_MAX_BATCH=8.
+    Raises InputError, which names the variable.
+    """
+    from piggyback.serve.engine import (
+        Engine,
+    )  # torch takes seconds, which only a server has to wait
+    from piggyback.serve.options import EngineOptions
 
-    def asset(call: Call, name: str) -> Reply:
-        reply = assets.reply(name, call.header(b"if-none-match"))
-        if reply is None:
-            raise RefusedError(404, "not_found", f"no such file {name[:80]!r}")
-        return reply
+    missing = [name for name in ("PIGGYBACK_TASKS", "PIGGYBACK_BACKBONE") if not environ.get(name)]
+    if missing:
+        raise InputError(f"environment variable {missing[0]}: expected it to be set")
+    options = _from_env(EngineOptions, "PIGGYBACK_ENGINE_", environ)
+    limits = _from_env(Limits, "PIGGYBACK_LIMITS_", environ)
+    token = read_token(environ.get("PIGGYBACK_TOKEN_FILE"))
+    origins = environ.get("PIGGYBACK_CORS_ORIGINS", "")
 
-    async def prometheus(call: Call) -> Reply:
-        # A thousand tasks make a megabyte of text: others are answered meanwhile.
-        text = await app.service.aside(lambda: metrics.exposition(numbers))
-        return Reply(text, kind=metrics.KIND)
+    def start() -> Engine:
+        memory = environ.get("PIGGYBACK_MEMORY", "2GiB")
+        return Engine(environ["PIGGYBACK_BACKBONE"], environ["PIGGYBACK_TASKS"], memory, options)
 
-    async def openapi(call: Call) -> Reply:
-        return json_reply(app.openapi())
+    return create_app(
+        start,
+        token=token,
+        limits=limits,
+        local_only=token is None and environ.get("PIGGYBACK_LOCAL_ONLY", "1") != "0",
+        cors_origins=[origin.strip() for origin in origins.split(",") if origin.strip()],
+    )
 
-    return {
-        "/": page,
-        "/page/{name}": page_file,
-        "/metrics": prometheus,
-        "/openapi.json": openapi,
+
+def _from_env(kind: type[T], prefix: str, environ: Mapping[str, str]) -> T:
+    """A dataclass from the variables that begin with ``prefix``."""
+    given = {
+        name.removeprefix(prefix).lower(): text
+        for name, text in environ.items()
+        if name.startswith(prefix)
     }
+    known = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    for name in given:
+        if name not in known:
+            hint = near_misses(name, known)
+            raise InputError(f"environment variable {prefix}{name.upper()}: no such option{hint}")
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])).upper()
+        raise InputError(f"environment variable {prefix}{name}: {first['msg']}") from error
 
 
-async def _described() -> None:
-    """Never called: routes answer by their handlers."""
+def _add_pages(app: FastAPI) -> None:
+    """Add the page and the documentation; neither loads anything from elsewhere."""
+    page = _Files(directory=Path(__file__).parent / "page")
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return await page.get_response("index.html", request.scope)
+
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
+    async def docs() -> Response:
+        response = get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="Piggyback",
+            swagger_js_url="swagger/swagger-ui-bundle.js",
+            swagger_css_url="swagger/swagger-ui.css",
+            swagger_favicon_url="page/icon.svg",
+        )
+        response.headers["content-security-policy"] = DOCS_POLICY
+        return response
+
+    app.mount("/page", page)
+    app.mount("/swagger", _Files(packages=[("fastapi_swagger", "resources")]))
+
+
+class _Files(StaticFiles):
+    """Files that a browser asks for again each time, by their ETag."""
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        """Return a file, or 304."""
+        response = await super().get_response(path, scope)
+        response.headers["cache-control"] = "no-cache"
+        return response

@@ -32,12 +32,10 @@ class Limits:
     """Seconds from a request's last byte to its answer."""
     upload_bytes: int = MAX_BYTES
     """Of a task file."""
-    header_s: float = 10.0
-    """Seconds that a request's line and headers may take to arrive."""
     body_s: float = 30.0
-    """Seconds that its body may take, and that a client may leave an answer unread."""
+    """Seconds that a request's body may take to arrive."""
     connections: int = 512
-    """Open at once."""
+    """Open at once; uvicorn answers 503 beyond."""
     stop_s: float = 30.0
     """Seconds that requests which are being answered get when the server is told to stop."""
 

@@ -38,29 +38,24 @@ class JsonLines(logging.Formatter):
         return _ENCODER.encode(line)
 
 
-def log_to(stream: TextIO | None = None, level: str = "info") -> logging.Handler:
-    """Write what the library and uvicorn log to ``stream`` (standard error) as lines of JSON; return the handler.
+@contextmanager
+def logging_to(stream: TextIO | None = None, level: str = "info") -> Iterator[None]:
+    """Write what the library and uvicorn log to ``stream`` (standard error) as lines of JSON, within the block.
 
     What the parser of forms has to say is said to the client.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
+    least: int = logging.getLevelName(level.upper())
     # One line a request is ours; uvicorn says in five more that it has started.
-    for name, least in (("piggyback", logging.NOTSET), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(max(logging.getLevelName(level.upper()), least))
-        logger.propagate = False
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
-    return handler
-
-
-@contextmanager
-def logging_to(stream: TextIO | None = None, level: str = "info") -> Iterator[None]:
-    """Do what ``log_to`` does, within the block."""
-    loggers = [logging.getLogger(name) for name in ("piggyback", "uvicorn", "python_multipart")]
+    wanted = {"piggyback": least, "uvicorn": max(least, logging.WARNING)}
+    loggers = [logging.getLogger(name) for name in (*wanted, "python_multipart")]
     before = [(logger.level, logger.propagate) for logger in loggers]
-    handler = log_to(stream, level)
+    for logger in loggers[:2]:
+        logger.addHandler(handler)
+        logger.setLevel(wanted[logger.name])
+        logger.propagate = False
+    loggers[2].setLevel(logging.CRITICAL)
     try:
         yield
     finally:

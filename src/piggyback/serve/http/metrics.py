@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -43,23 +44,20 @@ class ServiceCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return every metric as it is now."""
-        requests = CounterMetricFamily(
+        service = self._service
+        yield _counters(
             "piggyback_http_requests",
             "HTTP requests; status 499: the client went away.",
-            labels=("route", "method", "status"),
+            ("route", "method", "status"),
+            dict(self._counts.requests),
         )
-        for labels, number in dict(self._counts.requests).items():
-            requests.add_metric(labels, number)
-        yield requests
-        yield _gauge(
-            "piggyback_http_in_flight", "HTTP requests being answered.", self._service.in_flight
+        in_flight, ready = float(service.in_flight), float(service.status == "ready")
+        yield GaugeMetricFamily(
+            "piggyback_http_in_flight", "HTTP requests being answered.", value=in_flight
         )
-        yield _gauge(
-            "piggyback_ready", "1 while the engine answers.", self._service.status == "ready"
-        )
-        engine = self._service.counted
-        if engine is not None:
-            yield from engine_metrics(engine.stats())
+        yield GaugeMetricFamily("piggyback_ready", "1 while the engine answers.", value=ready)
+        if service.started is not None:
+            yield from engine_metrics(service.started.stats())
 
 
 def registry(service: Service, counts: HttpCounts) -> CollectorRegistry:
@@ -77,12 +75,12 @@ def exposition(found: CollectorRegistry) -> bytes:
 
 def engine_metrics(stats: Stats) -> Iterator[Metric]:
     """Return an engine's metrics."""
-    requests = CounterMetricFamily(
-        "piggyback_requests", "Images asked about, by task and outcome.", labels=("task", "outcome")
+    yield _counters(
+        "piggyback_requests",
+        "Images asked about, by task and outcome.",
+        ("task", "outcome"),
+        stats.requests,
     )
-    for labels, number in stats.requests.items():
-        requests.add_metric(labels, number)
-    yield requests
     latency = HistogramMetricFamily(
         "piggyback_latency_seconds", "From the call to the answer, by task.", labels=("task",)
     )
@@ -92,29 +90,24 @@ def engine_metrics(stats: Stats) -> Iterator[Metric]:
     sizes = HistogramMetricFamily("piggyback_batch_images", "Images answered together.")
     sizes.add_metric((), _buckets(stats.batch_sizes), stats.batch_sizes.total)
     yield sizes
-    yield _counter("piggyback_switches", "Batches for which a task was made live.", stats.switches)
-    yield _counters(
-        "piggyback_batches", "Batches by where their task was.", "tier", stats.hits.items()
-    )
-    yield _counter("piggyback_loads", "Task files read.", stats.loads)
-    yield _counter("piggyback_load_seconds", "Time spent reading them.", stats.load_seconds)
-    yield _counter(
-        "piggyback_load_failures", "Task files that could not be read.", stats.load_failures
-    )
-    yield _counters("piggyback_evictions", "Put out of memory.", "tier", stats.evictions.items())
-    held = GaugeMetricFamily(
-        "piggyback_memory_bytes", "Bytes in memory for tasks.", labels=("tier",)
-    )
-    for tier, number in stats.bytes.items():
-        held.add_metric((tier,), number)
-    yield held
-    yield _gauge("piggyback_memory_budget_bytes", "The most they may be.", stats.budget)
-    tasks = GaugeMetricFamily("piggyback_tasks", "Tasks by where they are.", labels=("tier",))
-    for place, number in stats.tasks.items():
-        tasks.add_metric((place,), number)
-    yield tasks
-    yield _gauge("piggyback_queue_depth", "Images that wait.", stats.queue_depth)
-    yield _gauge("piggyback_queue_limit", "The most that may.", stats.queue_limit)
+    for name, what, number in (
+        ("piggyback_switches", "Batches for which a task was made live.", stats.switches),
+        ("piggyback_loads", "Task files read.", stats.loads),
+        ("piggyback_load_seconds", "Time spent reading them.", stats.load_seconds),
+        ("piggyback_load_failures", "Task files that could not be read.", stats.load_failures),
+    ):
+        yield CounterMetricFamily(name, what, value=number)
+    tier = ("tier",)
+    yield _counters("piggyback_batches", "Batches by where their task was.", tier, stats.hits)
+    yield _counters("piggyback_evictions", "Put out of memory.", tier, stats.evictions)
+    yield _gauges("piggyback_memory_bytes", "Bytes in memory for tasks.", stats.bytes)
+    yield _gauges("piggyback_tasks", "Tasks by where they are.", stats.tasks)
+    for name, what, number in (
+        ("piggyback_memory_budget_bytes", "The most they may be.", stats.budget),
+        ("piggyback_queue_depth", "Images that wait.", stats.queue_depth),
+        ("piggyback_queue_limit", "The most that may.", stats.queue_limit),
+    ):
+        yield GaugeMetricFamily(name, what, value=number)
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
@@ -122,16 +115,18 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
     return list(zip(bounds, map(float, histogram.counts), strict=True))
 
 
-def _gauge(name: str, what: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, what, value=value)
+def _counters(
+    name: str, what: str, labels: Sequence[str], counts: Mapping[Any, float]
+) -> CounterMetricFamily:
+    """A counter for each key of ``counts``: a label's value, or a tuple of them."""
+    family = CounterMetricFamily(name, what, labels=labels)
+    for key, number in counts.items():
+        family.add_metric((key,) if isinstance(key, str) else key, number)
+    return family
 
 
-def _counter(name: str, what: str, value: float) -> Metric:
-    return CounterMetricFamily(name, what, value=value)
-
-
-def _counters(name: str, what: str, label: str, values: Iterable[tuple[str, int]]) -> Metric:
-    family = CounterMetricFamily(name, what, labels=(label,))
-    for key, number in values:
-        family.add_metric((key,), number)
+def _gauges(name: str, what: str, by_tier: Mapping[Any, int]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, what, labels=("tier",))
+    for tier, number in by_tier.items():
+        family.add_metric((tier,), number)
     return family

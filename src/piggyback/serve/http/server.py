@@ -13,15 +13,16 @@ from types import FrameType
 from typing import Literal
 
 import uvicorn
+from fastapi import FastAPI
 
 from piggyback.errors import InputError, PiggybackWarning
-from piggyback.serve.http.app import Application
-from piggyback.serve.http.connections import guarded
-from piggyback.serve.http.gate import ACCESS
 from piggyback.serve.http.logs import logging_to
+from piggyback.serve.http.service import Service
 
 KEEP_ALIVE_S = 30
 """For which a connection may stay open without a request."""
+MAX_HEAD = 65536
+"""Bytes of a request's line and headers, where uvicorn's parser bounds them: that of h11."""
 LAST_S = 3
 """For which uvicorn waits for connections to close once everything is answered."""
 
@@ -29,23 +30,25 @@ LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 
 def run(
-    app: Application,
+    app: FastAPI,
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
     say: Callable[[str], object] | None = None,
     log_level: LogLevel = "info",
 ) -> int:
-    """Serve ``app`` until SIGTERM or Ctrl-C, then answer what is queued; return the exit code.
+    """Serve what ``create_app`` made until SIGTERM or Ctrl-C, then answer what is queued; return the exit code.
 
     ``say`` (a line on standard output) gets one line with the address once there are answers; ``port`` 0 takes a free
     one. Logs go to standard error as JSON. Raises InputError for a port that cannot be had, and what the start of the
     engine raised; warns of a host that others can reach where there is no token. Where others cannot reach it and there
     is no token, only requests for an address or "localhost" are answered.
     """
+    service: Service = app.state.service
     bound = listen(host, port)
-    app.service.only_local = app.service.token is None and is_loopback(host)
-    if app.service.token is None and not is_loopback(host):
+    if service.token is None and is_loopback(host):
+        service.local_only = True
+    elif service.token is None:
         warnings.warn(
             f"host {host}: everyone who can reach it may ask this server, for it has no token; "
             "give it one with --token-file",
@@ -54,32 +57,34 @@ def run(
         )
     with closing(bound), logging_to(level=log_level):
         HttpServer(app, host, say or _say).run(sockets=[bound])
-    if app.service.failure is not None:
-        raise app.service.failure
+    if service.failure is not None:
+        raise service.failure
     return 0
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn, which ends in two steps: new requests are refused while old ones are answered, then it closes."""
+    """uvicorn, which ends in two steps: new requests are refused while old ones are answered, then it closes.
 
-    def __init__(self, app: Application, host: str, say: Callable[[str], object]) -> None:
-        limits = app.service.limits
+    By itself it would close its port at once, so that who balances the load finds a port closed in place of a 503.
+    """
+
+    def __init__(self, app: FastAPI, host: str, say: Callable[[str], object]) -> None:
+        self.service: Service = app.state.service
         super().__init__(
             uvicorn.Config(
                 app,
-                http=guarded(limits, self._ended),
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
+                limit_concurrency=self.service.limits.connections,
+                h11_max_incomplete_event_size=MAX_HEAD,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=LAST_S,
             )
         )
-        self.service = app.service
-        self._counts = app.counts
         self.address = ""
         """Where it listens, from the moment it does."""
         self._host, self._say = host, say
@@ -113,11 +118,6 @@ class HttpServer(uvicorn.Server):
         if service.status == "failed" or late or done:
             self.should_exit = True
         return await super().on_tick(counter)
-
-    def _ended(self, status: int) -> None:
-        """Count and log a connection that was closed before it had a request."""
-        self._counts.add("none", "none", status)
-        ACCESS.info({"method": None, "path": None, "status": status})
 
 
 def listen(host: str, port: int) -> socket.socket:

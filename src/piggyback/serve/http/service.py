@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-from piggyback.errors import PiggybackError
-from piggyback.serve.engine import Engine
+from starlette.concurrency import run_in_threadpool
+
+from piggyback.errors import ClosedError, PiggybackError, StartFailedError, StartingError
+from piggyback.schemas import Health
 from piggyback.serve.http.limits import Limits
-from piggyback.serve.http.refusals import RefusedError
 
-Status = Literal["starting", "ready", "stopping", "failed"]
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from piggyback.serve.engine import Engine
 
 LOGGER = logging.getLogger(__name__)
 
@@ -24,60 +24,70 @@ _STEP_S = 0.1
 
 
 class Service:
-    """One engine, how far it is, and what its clients may do."""
+    """One engine, how far it is, and what its clients may do. An application has it as ``app.state.service``."""
 
-    def __init__(self, start: Callable[[], Engine], token: bytes | None, limits: Limits) -> None:
-        self.token = token
+    def __init__(
+        self,
+        engine: Engine | Callable[[], Engine],
+        limits: Limits,
+        token: str | None = None,
+        local_only: bool = False,
+    ) -> None:
         self.limits = limits
+        self.token = token
+        self.local_only = local_only
+        """Whether to answer only those who ask for an address or "localhost"."""
         self.failure: BaseException | None = None
-        """What ``start`` raised."""
+        """What the start of the engine raised."""
         self.in_flight = 0
         """Requests that are being answered."""
         self.held = 0
         """Bytes of their bodies."""
-        self.only_local = False
-        """Whether to answer only those who ask for an address or "localhost"."""
-        self._start = start
-        self._engine: Engine | None = None
+        self.started: Engine | None = None
+        """The engine as far as there is one, to be asked what it did."""
+        self._start: Callable[[], Engine] | None = None
+        if callable(engine):
+            self._start = engine
+        else:
+            self.started = engine
         self._stopping = False
         self._drain = True
         self._thread: threading.Thread | None = None
 
     @property
-    def status(self) -> Status:
+    def status(self) -> Literal["starting", "ready", "stopping", "failed"]:
         """How far the engine is."""
         if self._stopping:
             return "stopping"
         if self.failure is not None:
             return "failed"
-        return "starting" if self._engine is None else "ready"
+        return "starting" if self.started is None else "ready"
+
+    @property
+    def health(self) -> Health:
+        """The status, and one line on why there are no answers."""
+        known = isinstance(self.failure, PiggybackError)
+        why = str(self.failure) if known else "an internal error; see its log"
+        reasons = {
+            "starting": "the network is being loaded; ask again in a moment",
+            "stopping": "the server is stopping",
+            "failed": f"the server could not start: {why}",
+        }
+        return Health(status=self.status, reason=reasons.get(self.status))
 
     @property
     def engine(self) -> Engine:
-        """The engine, ready; raises RefusedError (503) where it is not."""
-        if self._engine is not None and not self._stopping:
-            return self._engine
-        raise RefusedError(503, self.status, self.reason, {"Retry-After": "1"})
-
-    @property
-    def counted(self) -> Engine | None:
-        """The engine as far as there is one, to be asked what it did."""
-        return self._engine
-
-    @property
-    def reason(self) -> str:
-        """One line on why there is no answer."""
-        return {
-            "ready": "the server is ready",
-            "starting": "the network is being loaded; ask again in a moment",
-            "stopping": "the server is stopping",
-            "failed": f"the server could not start: {_told(self.failure)}",
-        }[self.status]
+        """The engine, ready. Raises StartingError, StartFailedError, ClosedError where it is not."""
+        if self.started is not None and not self._stopping:
+            return self.started
+        errors = {"starting": StartingError, "failed": StartFailedError, "stopping": ClosedError}
+        raise errors[self.status](self.health.reason)
 
     def begin(self) -> None:
-        """Start the engine in a thread; returns at once."""
-        self._thread = threading.Thread(target=self._run, name="piggyback-start", daemon=True)
-        self._thread.start()
+        """Start the engine in a thread, if there is none yet; returns at once."""
+        if self._start is not None:
+            self._thread = threading.Thread(target=self._run, name="piggyback-start", daemon=True)
+            self._thread.start()
 
     def refuse(self) -> None:
         """Answer nothing new from now on."""
@@ -88,17 +98,15 @@ class Service:
         self._drain = False
 
     async def end(self) -> None:
-        """Close the engine once what is queued has been answered, in bounded time."""
+        """Close the engine once what is queued has been answered, in bounded time; not one that was given ready."""
         self.refuse()
-        await self.aside(self._close)
-
-    async def aside(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` does in a thread, while others are answered."""
-        return await asyncio.get_running_loop().run_in_executor(None, work)
+        if self._start is not None:
+            await run_in_threadpool(self._close)
 
     def _run(self) -> None:
+        assert self._start is not None
         try:
-            self._engine = self._start()
+            self.started = self._start()
         except PiggybackError as error:
             self.failure = error
         except Exception as error:
@@ -111,9 +119,5 @@ class Service:
             until = time.monotonic() + self.limits.stop_s
             while self._drain and self._thread.is_alive() and time.monotonic() < until:
                 self._thread.join(_STEP_S)
-        if self._engine is not None:
-            self._engine.close(drain=self._drain, timeout=self.limits.stop_s)
-
-
-def _told(error: BaseException | None) -> str:
-    return str(error) if isinstance(error, PiggybackError) else "an internal error; see its log"
+        if self.started is not None:
+            self.started.close(drain=self._drain, timeout=self.limits.stop_s)

@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from piggyback.errors import BackboneError, InputError, PiggybackWarning
 from piggyback.serve.http import server as serving
@@ -38,6 +40,7 @@ def test_no_answers_until_the_engine_is_there():
         assert (done.status_code, done.json()["error"]["code"]) == (503, "starting")
         assert done.headers["retry-after"] == "1"
         assert httpx.get(server.address + "/").status_code == 200
+        assert httpx.get(server.address + "/livez").status_code == 200
         assert "piggyback_ready 0.0" in httpx.get(server.address + "/metrics").text
         assert said == []
         go.set()
@@ -57,24 +60,24 @@ def test_run_raises_what_the_start_raised():
     assert said == []
 
 
-def test_a_start_that_failed_can_be_asked_about():
+@pytest.mark.parametrize("error", [BackboneError("no 'resnt50'"), ZeroDivisionError("inside")])
+def test_a_start_that_failed_can_be_asked_about(error, caplog):
     # as under another server than ours, which does not end for it
-    app = create_app(refuse)
-    app.service.begin()
-    wait_until(lambda: app.service.status != "starting")
-    assert app.service.status == "failed"
-    assert "resnt50" in app.service.reason
-
-
-def test_a_start_that_fails_in_no_known_way_tells_only_the_log(caplog):
     def start():
-        raise ZeroDivisionError("inside")
+        raise error
 
     app = create_app(start)
-    app.service.begin()
-    wait_until(lambda: app.service.status == "failed")
-    assert "inside" not in app.service.reason
-    assert "ZeroDivisionError: inside" in caplog.text
+    with TestClient(app) as client:
+        wait_until(lambda: app.state.service.status == "failed")
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "failed")
+        assert (client.get("/livez").status_code, client.get("/readyz").status_code) == (503, 503)
+        done = client.post(PREDICT, files={"image": b"red"})
+    assert (done.status_code, done.json()["error"]["code"]) == (503, "failed")
+    ours = isinstance(error, BackboneError)
+    assert ("resnt50" in health.json()["reason"]) == ours
+    assert "inside" not in health.text
+    assert ("ZeroDivisionError: inside" in caplog.text) == (not ours)
 
 
 def test_requests_that_run_are_answered_and_new_ones_are_not():
@@ -144,9 +147,19 @@ def test_an_address_that_cannot_be_had(host, port):
         run(create_app(FakeEngine), host, port)
 
 
-def test_a_host_that_others_reach_wants_a_token():
-    with pytest.warns(PiggybackWarning, match="--token-file"), pytest.raises(BackboneError):
-        run(create_app(refuse), "0.0.0.0", 0)
+@pytest.mark.parametrize(
+    ("token", "host", "only"),
+    [(None, "127.0.0.1", True), ("s3cret", "127.0.0.1", False), (None, "0.0.0.0", False)],
+)
+def test_a_host_that_others_reach_wants_a_token_and_others_are_local(token, host, only):
+    app = create_app(refuse, token=token)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(BackboneError):
+            run(app, host, 0)
+    told = [str(one.message) for one in warned if one.category is PiggybackWarning]
+    assert ["--token-file" in one for one in told] == [True] * (host == "0.0.0.0" and not token)
+    assert app.state.service.local_only is only
 
 
 def test_loggers_are_left_as_they_were():
@@ -171,7 +184,7 @@ from piggyback.serve.http.server import run
 
 class Waits(FakeEngine):
     async def predict_async(self, *asked):
-        while app.service.status != "stopping":
+        while app.state.service.status != "stopping":
             await asyncio.sleep(0.01)
         return await super().predict_async(*asked)
 

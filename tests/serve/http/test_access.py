@@ -1,4 +1,4 @@
-"""Who may ask."""
+"""Who may ask, and by which name of the server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 from piggyback.errors import InputError
 from piggyback.serve.http.app import create_app
 from piggyback.serve.http.limits import Limits
-from support.fake_engine import FakeEngine, served
+from piggyback.serve.http.middleware import names_this_machine
+from support.fake_engine import FakeEngine, connected, received, served, told
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +27,8 @@ GUARDED = [
     ("POST", "/v1/tasks/colours/predict"),
     ("PUT", "/v1/tasks/new"),
     ("DELETE", "/v1/tasks/colours"),
-    ("GET", "/v1/nothing"),
     ("GET", "/metrics"),
     ("GET", "/metrics%0a"),  # the router takes it for /metrics
-    ("GET", "/nothing"),
 ]
 WRONG = [
     None,
@@ -68,7 +67,9 @@ def test_the_token_opens(server, given):
     assert done.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/openapi.json", "/page/page.js"])
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/livez", "/readyz", "/docs", "/openapi.json", "/page/page.js"]
+)
 def test_what_is_open(server, path):
     assert httpx.get(server.address + path).status_code == 200
 
@@ -94,3 +95,42 @@ def test_uploads_that_change_nothing(server, content, kind, status, name):
 def test_tokens_that_no_header_can_carry(token):
     with pytest.raises(InputError, match="token"):
         create_app(FakeEngine, token=token)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:80", "10.0.0.7:8000", "[::1]",
+     "[::1]:8000"],
+)  # fmt: skip
+def test_names_that_cannot_be_made_to_lead_here(host):
+    assert names_this_machine(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example",
+     "evil.example:127.0.0.1", "[::1].evil.example", "[localhost]", "localhost:80@evil.example",
+     "127.0.0.1 ,evil.example", ":8000", "localhost."],
+)  # fmt: skip
+def test_names_that_can(host):
+    assert not names_this_machine(host)
+
+
+@pytest.fixture(scope="module")
+def local():
+    with served(FakeEngine(), local_only=True) as running:
+        yield running
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/tasks", "/metrics", "/nothing"])
+def test_a_strangers_name_is_told_nothing(local, path):
+    done = httpx.get(local.address + path, headers={"Host": "evil.example:8000"})
+    assert (done.status_code, done.json()["error"]["code"]) == (421, "wrong_host")
+    assert "token" in done.json()["error"]["message"]
+
+
+def test_this_machine_is_answered(local):
+    assert httpx.get(local.address + "/v1/tasks", headers={"Host": "[::1]:80"}).status_code == 200
+    with connected(local) as line:
+        line.sendall(b"GET /health HTTP/1.0\r\n\r\n")  # names no host
+        assert told(received(line)) == (200, {"status": "ready"})

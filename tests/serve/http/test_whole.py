@@ -11,9 +11,9 @@ import httpx
 import pytest
 from PIL import Image
 
+from piggyback import schemas
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.serve.engine import Engine
-from piggyback.serve.http import schemas
 from piggyback.serve.http.limits import Limits
 from piggyback.serve.options import EngineOptions
 from piggyback.taskfile.file import save
@@ -70,8 +70,8 @@ def test_every_format_and_every_task(client, kind, task):
         headers={"Content-Type": f"image/{KINDS[kind]}"},
     )
     assert done.status_code == 200, done.text
-    (answer,) = schemas.AnswersBody.model_validate_json(done.text).answers
-    assert answer.classes[0].name == right(task, "red")
+    (answer,) = schemas.Answers.model_validate_json(done.text).answers
+    assert answer.classes[0] == right(task, "red")
     assert answer.version == client.get(f"/v1/tasks/{task}").json()["version"]
 
 
@@ -184,7 +184,7 @@ def test_metrics_know_the_tasks_that_are_there_and_no_others(client):
 
 
 def test_the_list_has_all_that_is_served(client):
-    found = schemas.TasksBody.model_validate_json(client.get("/v1/tasks").text)
+    found = schemas.TaskList.model_validate_json(client.get("/v1/tasks").text)
     assert [task.name for task in found.tasks] == sorted(TASKS)
     assert found.limits.pixels == 10_000
     assert found.tasks[0].image_size == 8

@@ -7,6 +7,8 @@ import json
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from piggyback.errors import (
     BackboneMismatchError,
@@ -22,6 +24,10 @@ from piggyback.serve.http.limits import Limits
 from support.fake_engine import FakeEngine, connected, head, received, served, told
 
 PREDICT = "/v1/tasks/colours/predict"
+PIECES = [
+    b"--XX", b"\r\n", b"--", b"\r", b"\n", b"Content-Disposition: form-data", b'; name="image"',
+    b"; name=", b":", b"\r\n\r\n", b"--XX--", b"red", b"\x00\xff", b" ",
+]  # fmt: skip
 RED = base64.b64encode(b"red").decode()
 
 
@@ -54,25 +60,22 @@ def refused(done, status, code, *words):
 
 
 @pytest.mark.parametrize(
-    ("body", "word"),
+    "body",
     [
-        (b"", "Expecting value"),
-        (b"{", "Expecting"),
-        (b"[1]", "expected an object"),
-        (b'"text"', "expected an object"),
-        (b"\xff\xfe", "UTF-8"),
-        (b'{"top_k": NaN}', "NaN"),
-        (b'{"top_k": 1, "top_k": 2}', "twice"),
-        (b'{"top_k": ' + b"9" * 5000 + b"}", "digits"),
-        (b'{"image": ' + b"[" * 5000 + b"]" * 5000 + b"}", "lists"),
-        (b'{"a":' * 50 + b"1" + b"}" * 50, "objects"),
-        (b'{"images": [' + b'"",' * 3000 + b'""]}', "values"),
-        (b'{"image": "x"} {}', "Extra data"),
+        b"",
+        b"{",
+        b"[1]",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"top_k": ' + b"9" * 5000 + b"}",
+        b'{"image": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"images": [' + b'"",' * 3000 + b'""]}',
+        b'{"image": "x"} {}',
     ],
 )
-def test_malformed_json(client, body, word):
+def test_malformed_json(client, body):
     headers = {"Content-Type": "application/json"}
-    refused(client.post(PREDICT, content=body, headers=headers), 400, "malformed_json", word)
+    refused(client.post(PREDICT, content=body, headers=headers), 400, "malformed_json")
 
 
 @pytest.mark.parametrize(
@@ -80,13 +83,13 @@ def test_malformed_json(client, body, word):
     [
         ({}, 422, "invalid", "'image'"),
         ({"image": RED, "images": [RED]}, 422, "invalid", "either"),
-        ({"image": 5}, 422, "invalid", "a number"),
-        ({"image": None}, 422, "invalid", "null"),
-        ({"images": RED}, 422, "invalid", "expected a list"),
+        ({"image": 5}, 422, "invalid", "found 5"),
+        ({"image": None}, 422, "invalid", "no image"),
+        ({"images": RED}, 422, "invalid", "images"),
         ({"images": []}, 422, "invalid", "no image"),
-        ({"images": [RED, "not base64!"]}, 400, "bad_request", "image 2"),
-        ({"image": "éé"}, 400, "bad_request", "image 1"),
-        ({"image": "abc"}, 400, "bad_request", "image 1"),
+        ({"images": [RED, "not base64!"]}, 400, "bad_request", "images.1"),
+        ({"image": "éé"}, 400, "bad_request", "image"),
+        ({"image": "abc"}, 400, "bad_request", "image"),
         ({"image": ""}, 400, "bad_image", "empty"),
         ({"images": [RED] * 4}, 413, "too_large", "takes 3"),
         ({"image": RED, "top_k": 0}, 422, "invalid", "top_k"),
@@ -102,46 +105,33 @@ def test_json_that_asks_for_something_impossible(client, values, status, code, w
     refused(client.post(PREDICT, json=values), status, code, word)
 
 
-@pytest.mark.parametrize("query", ["top_k=0", "top_k=-1", "top_k=x", "top_k=", "top_k=1&top_k=2",
-                                   "top_k=99999999999", "task=signs", "verbose=1"])  # fmt: skip
+@pytest.mark.parametrize("query", ["top_k=0", "top_k=-1", "top_k=x", "top_k=", "top_k=99999999999",
+                                   "task=signs", "verbose=1", "?&&=;"])  # fmt: skip
 def test_a_query_that_is_not_understood(client, query):
     refused(client.post(f"{PREDICT}?{query}", files={"image": b"red"}), 422, "invalid")
 
 
-def test_a_query_that_cannot_be_read(client):
-    refused(client.post(f"{PREDICT}?&&=;", files={"image": b"red"}), 400, "bad_request", "query")
+@pytest.mark.parametrize(
+    "body",
+    [{"json": {"image": RED, "top_k": 1}}, {"files": {"image": b"red"}, "data": {"top_k": 1}}],
+)
+def test_top_k_in_two_places(client, body):
+    refused(client.post(f"{PREDICT}?top_k=1", **body), 422, "invalid", "top_k")
 
 
-def test_top_k_in_two_places(client):
-    done = client.post(f"{PREDICT}?top_k=1", json={"image": RED, "top_k": 1})
-    refused(done, 422, "invalid", "twice")
-
-
-def test_tasks_that_cannot_be_asked(client):
-    refused(
-        client.post("/v1/predict?task=sings", files={"image": b"red"}),
-        404,
-        "unknown_task",
-        "'signs'",
-    )
-    refused(
-        client.post("/v1/predict?task=../x", files={"image": b"red"}),
-        422,
-        "bad_task_name",
-        "'../x'",
-    )
-    refused(
-        client.post("/v1/predict", json={"image": RED, "tasks": [1]}), 422, "invalid", "a number"
-    )
-    refused(
-        client.post("/v1/predict", json={"image": RED, "tasks": []}), 422, "invalid", "one or more"
-    )
-    refused(
-        client.post("/v1/predict", json={"image": RED, "tasks": ["signs"] * 3}),
-        422,
-        "invalid",
-        "3 tasks",
-    )
+@pytest.mark.parametrize(
+    ("body", "status", "code", "word"),
+    [
+        ({"files": {"image": b"red"}, "params": {"task": "sings"}}, 404, "unknown_task", "'signs'"),
+        ({"files": {"image": b"red"}, "params": {"task": "../x"}}, 422, "bad_task_name", "'../x'"),
+        ({"json": {"image": RED, "tasks": ["../x"]}}, 422, "bad_task_name", "'../x'"),
+        ({"json": {"image": RED, "tasks": [1]}}, 422, "invalid", "tasks.0"),
+        ({"json": {"image": RED, "tasks": []}}, 422, "invalid", "tasks"),
+        ({"json": {"image": RED, "tasks": ["signs"] * 3}}, 422, "invalid", "3 tasks"),
+    ],
+)
+def test_tasks_that_cannot_be_asked(client, body, status, code, word):
+    refused(client.post("/v1/predict", **body), status, code, word)
 
 
 @pytest.mark.parametrize(
@@ -165,43 +155,54 @@ def test_compressed_bodies_are_not_taken(client):
     refused(client.post(PREDICT, content=b"red", headers=headers), 415, "unsupported")
 
 
-def part(name="image", data=b"red", *lines):
-    top = (f'Content-Disposition: form-data; name="{name}"', *lines, "", "")
+def part(name="image", data=b"red", *lines, file='; filename="a"'):
+    top = (f'Content-Disposition: form-data; name="{name}"{file}', *lines, "", "")
     return b"--XX\r\n" + "\r\n".join(top).encode() + data + b"\r\n"
 
 
+END = b"--XX--\r\n"
+
+
 @pytest.mark.parametrize(
-    ("body", "status"),
+    ("body", "code"),
     [
-        (b"", 400),
-        (b"no form at all", 400),
-        (part(), 400),  # not ended
-        (part()[:-8], 400),
-        (b"--XX\r\n\r\nred\r\n--XX--\r\n", 400),  # no name
-        (b"--XX\r\nContent-Disposition: attachment; name=image\r\n\r\nred\r\n--XX--\r\n", 400),
-        (part("image", b"red", *["X-A: 1"] * 20) + b"--XX--\r\n", 400),
-        (part("image", b"red", "X-A: " + "a" * 5000) + b"--XX--\r\n", 400),
-        (part("image", b"") + b"--XX--\r\n", 400),
-        (part("file") + b"--XX--\r\n", 422),
-        (part("top_k", b"1") + b"--XX--\r\n", 422),
-        (part() + part("top_k", b"1" * 500) + b"--XX--\r\n", 422),
-        (part() * 4 + b"--XX--\r\n", 413),
-        (part() * 200 + b"--XX--\r\n", 413),
+        (b"", "invalid"),
+        (b"no form at all", "bad_request"),
+        (b"--XX\r\n\r\nred\r\n--XX--\r\n", "bad_request"),  # no name
+        (part("image", b"red", "X-A: " + "a" * 50_000) + END, "too_large"),  # of all of it
+        (part("image", b"") + END, "bad_image"),
+        (part("file") + END, "invalid"),
+        (part("image", file="") + END, "invalid"),  # not a file
+        (part("top_k", b"1", file="") + END, "invalid"),
+        (part() + part("top_k", b"1" * 500, file="") + END, "invalid"),
+        (part() + part("top_k", b"1", file="") * 2 + END, "invalid"),
+        (part() + part("top_k", b"1" * 5000, file="") + END, "bad_request"),
+        (part() * 4 + END, "too_large"),
+        (part() * 200 + END, "too_large"),
+        (part() + part("task", b"a", file="") * 200 + END, "too_large"),
     ],
 )
-def test_forms_that_cannot_be_taken(client, body, status):
+def test_forms_that_cannot_be_taken(client, body, code):
     headers = {"Content-Type": "multipart/form-data; boundary=XX"}
     done = client.post(PREDICT, content=body, headers=headers)
-    code = {400: done.json()["error"]["code"], 413: "too_large", 422: "invalid"}[status]
+    status = {"bad_request": 400, "bad_image": 400, "too_large": 413, "invalid": 422}[code]
     refused(done, status, code)
-    assert code in ("bad_request", "bad_image", "too_large", "invalid")
 
 
-@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=",
-                                  "multipart/form-data; boundary=" + "b" * 300])  # fmt: skip
+@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary="])
 def test_a_form_without_a_boundary(client, kind):
     done = client.post(PREDICT, content=b"--XX", headers={"Content-Type": kind})
-    refused(done, 400, "bad_request", "boundary")
+    refused(done, 400, "bad_request", "form")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join) | st.binary(max_size=200))
+def test_any_bytes_are_understood_or_refused(server, body):
+    for kind in ("multipart/form-data; boundary=XX", "application/json"):
+        done = httpx.post(server.address + PREDICT, content=body, headers={"Content-Type": kind})
+        assert done.status_code in (200, 400, 413, 422), done.text
+        if done.status_code != 200:
+            refused(done, done.status_code, done.json()["error"]["code"])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,6 @@ def test_a_form_without_a_boundary(client, kind):
         ("/v1/tasks//predict", 404, "not_found"),
         ("/v1/tasks/colours/predict/", 404, "not_found"),
         ("/v2/predict", 404, "not_found"),
-        ("/docs", 404, "not_found"),
     ],
 )
 def test_paths_that_lead_nowhere(server, path, status, code):

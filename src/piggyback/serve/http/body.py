@@ -1,0 +1,210 @@
+"""The images in a request, however they were sent: as they are, in a form, or as base64 in JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from piggyback.errors import (
+    BadRequestError,
+    DataError,
+    InputError,
+    MalformedJsonError,
+    TooLargeError,
+    UnsupportedError,
+)
+from piggyback.names import TASK_NAME, check_name
+from piggyback.serve.http.limits import Limits
+
+IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif")
+"""Content types of a body that is an image; what it really is decides the decoder."""
+TOP_K = 5
+MAX_TOP_K = 10_000
+MAX_FIELD_BYTES = 1000
+"""Of a field of a form that is not a file."""
+MAX_BRACKETS = 8
+"""Objects and lists in a JSON body, which needs three."""
+
+
+def _decoded(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:  # ValueError: letters beyond ASCII
+        raise BadRequestError(f"not base64: {error}") from None
+
+
+Base64 = Annotated[
+    bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "format": "byte"})
+]
+TaskName = Annotated[
+    str, AfterValidator(check_name), Field(json_schema_extra={"pattern": TASK_NAME})
+]
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="How many classes.")]
+
+
+class PredictQuery(BaseModel):
+    """What the query may say of a request for one task."""
+
+    model_config = ConfigDict(extra="forbid")
+    top_k: TopK | None = None
+
+
+class InferQuery(PredictQuery):
+    """What the query may say of a request for several."""
+
+    task: list[TaskName] = Field(
+        [], description="A task to ask, as often as wanted; without any, all are asked."
+    )
+
+
+class PredictBody(BaseModel):
+    """A JSON body: one image, or several, in base64."""
+
+    model_config = ConfigDict(extra="forbid")
+    image: Base64 | None = None
+    images: list[Base64] | None = None
+    top_k: TopK | None = None
+
+
+class InferBody(PredictBody):
+    """A JSON body, with the tasks to ask; without any, all are asked."""
+
+    tasks: list[TaskName] | None = Field(None, min_length=1)
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """Images, and what is asked about each of them."""
+
+    images: list[bytes]
+    top_k: int
+    tasks: list[str] | None
+
+
+async def predict_request(
+    request: Request, query: Annotated[PredictQuery, Query()]
+) -> PredictRequest:
+    """Return what is asked of one task; see ``_read`` for what may be wrong with it."""
+    return await _read(request, PredictBody, query.top_k, [])
+
+
+async def infer_request(request: Request, query: Annotated[InferQuery, Query()]) -> PredictRequest:
+    """Return what is asked of several tasks."""
+    return await _read(request, InferBody, query.top_k, query.task)
+
+
+async def _read(
+    request: Request, model: type[PredictBody], top_k: int | None, tasks: list[str]
+) -> PredictRequest:
+    """What is asked, all limits checked.
+
+    Raises BadRequestError for a body that cannot be read, UnsupportedError for a content type that is not taken,
+    TooLargeError, DataError for an empty image, and InputError (or pydantic's ValidationError) for fields that are not
+    known or have impossible values.
+    """
+    limits: Limits = request.app.state.service.limits
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedError("a compressed body: send it as it is")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in IMAGE_TYPES:
+        body = model.model_construct(images=[await request.body()])
+    elif kind == "multipart/form-data":
+        body = model.model_validate(await _form(request, limits))
+    elif kind == "application/json":
+        body = model.model_validate_json(_checked(await request.body(), limits), strict=True)
+    else:
+        raise UnsupportedError(
+            f"content type {kind[:80]!r}: expected multipart/form-data, application/json, "
+            f"{', '.join(IMAGE_TYPES)}"
+        )
+    if None not in (top_k, body.top_k):
+        raise InputError("top_k is in the query and in the body: expected it once")
+    named = [*tasks, *(getattr(body, "tasks", None) or ())]
+    asked = PredictRequest(_images(body), top_k or body.top_k or TOP_K, named or None)
+    if len(asked.images) > limits.images:
+        raise TooLargeError(
+            f"{len(asked.images)} images: the server takes {limits.images} in a request; send several"
+        )
+    if b"" in asked.images:
+        number = asked.images.index(b"") + 1
+        raise DataError(f"image {number} is empty: expected an image file's bytes")
+    if len(named) > limits.tasks:
+        raise InputError(f"{len(named)} tasks: the server takes {limits.tasks} in a request")
+    return asked
+
+
+def _images(body: PredictBody) -> list[bytes]:
+    if body.image is not None and body.images is not None:
+        raise InputError("expected either 'image' or 'images'")
+    images = body.images or [] if body.image is None else [body.image]
+    if not images:
+        raise InputError("no image: expected one or more, in fields named 'image'")
+    return images
+
+
+async def _form(request: Request, limits: Limits) -> dict[str, Any]:
+    """The fields of a form, under the names that they have in JSON."""
+    try:
+        form = await request.form(
+            max_files=limits.images + 1, max_fields=limits.tasks + 2, max_part_size=MAX_FIELD_BYTES
+        )
+    except HTTPException as error:
+        # Starlette has one error for all that may be wrong with a form.
+        kind = TooLargeError if str(error.detail).startswith("Too many") else BadRequestError
+        raise kind(f"the form cannot be read: {error.detail}") from None
+    found: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if (name == "image") != isinstance(value, UploadFile):
+            wanted = "a file" if name == "image" else "a text or number"
+            raise InputError(f"form field {name[:40]!r}: expected {wanted}")
+        if isinstance(value, UploadFile):
+            found.setdefault("images", []).append(await value.read())
+        elif name == "task":
+            found.setdefault("tasks", []).append(value)
+        elif name in found:
+            raise InputError(f"form field {name[:40]!r}: expected it once")
+        else:
+            found[name] = value
+    await form.close()
+    return found
+
+
+def _checked(body: bytes, limits: Limits) -> bytes:
+    """``body``, if its JSON has no more values than a request needs.
+
+    A list of five million lists is 16 MiB of body, which the parser takes seconds and 800 MB for.
+    """
+    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+        raise MalformedJsonError(
+            "the body is not the JSON expected: too many lists and objects in it"
+        )
+    if body.count(b",") > limits.images + limits.tasks + 8:
+        raise MalformedJsonError("the body is not the JSON expected: too many values in it")
+    return body
+
+
+def body_schema(model: type[PredictBody]) -> dict[str, Any]:
+    """Return OpenAPI's description of a body that ``_read`` understands."""
+    binary = {"type": "string", "format": "binary"}
+    json = model.model_json_schema()
+    fields = {name: one for name, one in json["properties"].items() if "image" not in name}
+    form = {"image": {"type": "array", "items": binary}, **fields}
+    if "tasks" in form:
+        form["task"] = form.pop("tasks")
+    content: dict[str, Any] = {
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": form, "required": ["image"]}
+        },
+        "application/json": {"schema": json},
+        **{kind: {"schema": binary} for kind in IMAGE_TYPES},
+    }
+    return {"requestBody": {"required": True, "content": content}}
