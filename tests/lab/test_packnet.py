@@ -9,15 +9,36 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import CheckpointError, InputError, TrainingError, UnknownTaskError
+from piggyback.errors import (
+    CheckpointError,
+    InputError,
+    TaskFileError,
+    TrainingError,
+    UnknownTaskError,
+)
 from piggyback.lab.packnet import FILE, STAGES, PackNetResult, train_packnet
-from piggyback.lab.packnet.file import load_file, save
-from piggyback.lab.packnet.network import PackedNetwork
+from piggyback.lab.packnet.network import PackedNetwork, load_file, save
+from piggyback.lab.packnet.sequence import hold
 from piggyback.network.backbone import Backbone
-from piggyback.train import EpochRow, ImageData, Listener, Step, train
+from piggyback.train import EpochRow, ImageData, Listener, Recipe, Step, from_tensors, train
 from piggyback.train.result import RESULT
 from piggyback.train.run import CHECKPOINT
-from support.packnet_toys import packing, stripes
+
+
+def stripes() -> ImageData:
+    """100 images of 16 x 16: stripes across or along, under noise."""
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(100) % 2
+    images = (torch.rand(100, 3, 16, 16, generator=generator) * 90).byte()
+    images[labels == 0, :, ::2] += 120
+    images[labels == 1, :, :, ::2] += 120
+    return from_tensors("stripes", ["across", "along"], (images, labels))
+
+
+def packing(**options: object) -> Recipe:
+    """A short recipe in float32, for sequences that must repeat to the bit."""
+    settings = {"epochs": 2, "finetune_lr": 1e-2, "amp": "no", "channels_last": "no"}
+    return Recipe("packnet", **{**settings, "tensorboard": False, **options})
 
 
 class Killed(BaseException):
@@ -152,24 +173,6 @@ def test_biases_and_normalisation_are_trained_with_the_first_task_only(
     assert moved == {"0.bias", "3.bias"}
 
 
-def test_the_backbone_as_the_first_task_is_pruned_and_then_fixed(
-    backbone: Backbone, pair: dict[str, ImageData]
-) -> None:
-    own = backbone.module.state_dict()
-    network = train_packnet(backbone, pair, packing(prune=0.6), prune_backbone=True).network
-    assert [task.name for task in network.tasks] == ["backbone", "colours", "stripes"]
-    assert shares(network)["0.weight"] == [0, 130, 78, 116]  # 324 - 194, 194 - 116, 116
-    for name, owner in network.owners.items():
-        assert torch.equal(network.weights[name][owner == 1], own[name][owner == 1])
-        kept, pruned = own[name].abs()[owner == 1], own[name].abs()[owner != 1]
-        assert kept.min() >= pruned.max()
-    for name, tensor in network.shared.items():
-        assert torch.equal(tensor, own[name]), name
-    module = network.network_for("backbone")
-    assert torch.equal(module[9].weight, own["9.weight"])
-    assert module(torch.randn(2, 3, 16, 16)).shape == (2, 10)
-
-
 def test_the_order_of_tasks_matters(backbone: Backbone, pair: dict[str, ImageData]) -> None:
     one = train_packnet(backbone, pair, packing())
     other = train_packnet(backbone, dict(reversed(pair.items())), packing())
@@ -181,12 +184,17 @@ def test_the_order_of_tasks_matters(backbone: Backbone, pair: dict[str, ImageDat
     assert one.network.number("colours") == other.network.number("stripes") == 1
 
 
-def test_rows_have_the_size_of_the_network_so_far(
+def test_rows_have_the_size_of_the_file_so_far_which_is_read_back(
     backbone: Backbone, pair: dict[str, ImageData], tmp_path: Path
 ) -> None:
     whole = train_packnet(backbone, pair, packing(), tmp_path)
     alone = train_packnet(backbone, {"colours": pair["colours"]}, packing(), prune_last=True)
     assert whole.file == tmp_path / FILE
+    again = load_file(whole.file, backbone)
+    for task in pair:
+        x = torch.randn(6, 3, 16, 16)
+        logits = [n.network_for(task)(x) for n in (whole.network, again)]
+        assert torch.equal(logits[0], logits[1])
     assert [r.path for r in whole.results] == [whole.file, whole.file]
     assert whole.results[0].bytes == alone.results[0].bytes == len(save(alone.network))
     assert whole.results[1].bytes == whole.file.stat().st_size
@@ -274,18 +282,15 @@ def test_resuming_another_sequence_is_refused(
     assert (tmp_path / "2-stripes" / "train" / CHECKPOINT).exists()
     with pytest.raises(CheckpointError, match=r"another run: recipe\.prune is 0\.5 there, 0\.6"):
         train_packnet(backbone, pair, packing(prune=0.6), tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match="another run: backbone is"):
-        train_packnet(backbone, pair, packing(), tmp_path, resume=True, prune_backbone=True)
 
 
 @pytest.mark.parametrize(
     ("names", "recipes", "options", "match"),
     [
-        ([], packing(), {}, "no tasks"),
+        ([], packing(), {}, "0 tasks"),
         (["a", "b"], packing(prune=0.0), {}, "task 'a': prune 0: expected above 0"),
-        (["a"], packing(prune=0.0), {"prune_backbone": True}, "prune 0"),
+        (["a"], packing(prune=0.0), {"prune_last": True}, "prune 0"),
         (["a", "b"], {"a": packing()}, {}, "task 'b' has no recipe"),
-        (["backbone"], packing(), {"prune_backbone": True}, "the pruned backbone has that name"),
         (["a", "b"], {"a": packing(), "b": packing(select=("0",))}, {}, "select"),
     ],
 )
@@ -381,3 +386,57 @@ def test_measured_once_on_test_with_the_network_that_is_kept(
         )
         right = result.network.network_for(row.name)(x).argmax(1) == images.labels
         assert row.accuracy == pytest.approx(100 * right.float().mean().item())
+
+
+def test_writing_fails_in_one_line(backbone: Backbone, data: ImageData, tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(TaskFileError, match=rf"{FILE}.* cannot be written"):
+        train_packnet(backbone, {"colours": data}, packing(epochs=1), tmp_path)
+
+
+# -- holding weights still -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1),
+        lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.1, fused=True),
+        lambda params: torch.optim.Adam(params, lr=0.1, weight_decay=0.1, amsgrad=True),
+    ],
+    ids=["sgd", "adamw", "adam"],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_held_weights_do_not_move_and_the_others_do(
+    make: object, layout: torch.memory_format
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).to(memory_format=layout)
+    free = {"0.weight": torch.rand(8, 3, 3, 3) < 0.5, "1.weight": torch.zeros(4, 8, 3, 3).bool()}
+    optimizer = make(net.parameters())
+    with torch.no_grad():
+        net[0].weight[~free["0.weight"]] *= torch.tensor(-0.0)  # their sign is kept too
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    hold(net, optimizer, free)
+    for _ in range(5):
+        optimizer.zero_grad()
+        net(torch.randn(2, 3, 8, 8)).square().sum().backward()
+        for name, mask in free.items():
+            assert not net.get_parameter(name).grad[~mask].any()
+        optimizer.step()
+    for name, param in net.named_parameters():
+        moved = param.view(torch.int32) != before[name].view(torch.int32)
+        assert torch.equal(moved, free.get(name, torch.ones_like(moved))), name
+
+
+def test_a_held_weight_is_out_of_gradients_and_moments_whatever_stood_there() -> None:
+    net = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    before = net.weight.detach().clone()
+    hold(net, optimizer, {"weight": torch.tensor([[True, False]])})
+    net(torch.tensor([[1.0, float("nan")]])).sum().backward()
+    assert net.weight.grad.tolist() == [[1.0, 0.0]]
+    optimizer.step()
+    assert torch.equal(net.weight[0, 1], before[0, 1])
+    moments = optimizer.state[net.weight]
+    assert moments["exp_avg"][0, 0] != 0
+    assert moments["exp_avg"][0, 1] == moments["exp_avg_sq"][0, 1] == 0

@@ -1,6 +1,6 @@
 """PackNet: several tasks in one network, one after the other (Mallya & Lazebnik, CVPR 2018).
 
-Reading order: sequence.py, prune.py, learner.py, network.py, file.py.
+Reading order: sequence.py, network.py.
 """
 
 from piggyback.lab.packnet.sequence import (

@@ -8,34 +8,32 @@ For each task in order:
 
 As the authors' scripts have it: the last task is not pruned, since nothing comes after it;
 training on takes half the epochs (10 after 20) at a tenth of the rate (1e-4 after 1e-3); biases and
-normalisation are trained with the first task and fixed for all others.
+normalisation are trained with the first task and fixed for all others. In the paper the first task is
+ImageNet; here the pretrained weights are what the first task starts from, and it may change them all.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from piggyback.errors import CheckpointError, InputError
-from piggyback.lab.packnet import file as packnet_file
-from piggyback.lab.packnet.learner import PackNetLearner
-from piggyback.lab.packnet.network import (
-    BACKBONE,
-    MAX_TASKS,
-    PackedNetwork,
-    PackedTask,
-    empty,
-    with_backbone,
-)
+from piggyback.errors import CheckpointError, InputError, TaskFileError
+from piggyback.lab.packnet.network import MAX_TASKS, PackedNetwork, PackedTask, empty, save
 from piggyback.network.backbone import Backbone
+from piggyback.taskfile.disk import write_whole
 from piggyback.taskfile.task import check_name
 from piggyback.train.data.sets import ImageData
 from piggyback.train.data.size import choose_size
 from piggyback.train.events import Listener
+from piggyback.train.learners import FinetuneLearner
+from piggyback.train.methods import Setup
 from piggyback.train.processes import processes
 from piggyback.train.recipe import Recipe
 from piggyback.train.result import RESULT, TrainResult
@@ -69,7 +67,6 @@ def train_packnet(
     recipe: Recipe | Mapping[str, Recipe],
     out: Path | str | None = None,
     *,
-    prune_backbone: bool = False,
     prune_last: bool = False,
     resume: bool = False,
     listener: Listener | None = None,
@@ -79,16 +76,6 @@ def train_packnet(
     ``recipe`` is one for all, or one a task. Of it, ``prune`` is the share that a task gives back,
     ``prune_epochs`` how long it then trains on, ``finetune_lr``, ``finetune_optimizer`` and
     ``finetune_norm`` as for the method finetune, ``select`` the weights that are packed.
-
-    In the paper the first task is ImageNet, pruned and trained on with its own images. Where these
-    are at hand, make them the first of ``data``. Where they are not, the pretrained weights are by
-    default only what the first task starts from: it may change them all, and nothing remembers
-    what the backbone could do. With ``prune_backbone`` the backbone counts as the first task, called
-    ``backbone``, with the head it came with: its smallest weights are freed, the rest, its biases
-    and its normalisation are fixed at once, as there is nothing to train on with. That is dear:
-    EfficientNet-Lite0 gives 68 % of 100 photographs of textures the class that it gave them before
-    when 0.1 of its weights are freed so, 13 % at 0.25 and 4 % at 0.5; and every task starts there.
-
     ``prune_last``: prune the last task too, which leaves room for others.
 
     ``out`` holds a folder for each training (``1-signs/train``, ``1-signs/pruned``, ...) and the
@@ -96,7 +83,7 @@ def train_packnet(
 
     Raises InputError for tasks and recipes that do not go together; else what ``train`` raises.
 
-    >>> import torch; from torch import nn; from piggyback.train import from_tensors
+    >>> from piggyback.train import from_tensors
     >>> images = torch.randint(0, 255, (20, 3, 8, 8), dtype=torch.uint8)
     >>> toy = from_tensors("toy", ["a", "b"], (images, torch.arange(20) % 2))
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -105,27 +92,61 @@ def train_packnet(
     >>> [row.name for row in done.results], done.network.network_for("two")(torch.rand(1, 3, 8, 8)).shape
     (['one', 'two'], torch.Size([1, 2]))
     """
-    recipes = _recipes(recipe, list(data))
+    recipes = _recipes(recipe, list(data), prune_last=prune_last)
     folder = None if out is None else Path(out)
-    _check(recipes, prune_backbone=prune_backbone, prune_last=prune_last)
     if folder is not None and not resume and processes().is_main_process:
         _forget(folder, list(data))
-    start = next(iter(recipes.values()))
-    network = empty(backbone, start.select)
-    if prune_backbone:
-        network = with_backbone(network, start.prune, preprocessing_of(backbone, start))
-    sequence = _Sequence(backbone, folder, resume, listener)
+    network = empty(backbone, next(iter(recipes.values())).select)
     results: list[TrainResult] = []
     for number, (name, images) in enumerate(data.items(), 1):
-        network, result = sequence.learn(
-            network,
-            images,
-            f"{number}-{name}",
-            recipes[name],
-            first=number == 1 and not prune_backbone,
-            prune=number < len(data) or prune_last,
-        )
-        results.append(_row(result, network, folder))
+        first = number == 1
+        recipe = replace(recipes[name], method=METHOD)
+        if not first:  # earlier tasks need normalisation as it is
+            recipe = replace(recipe, finetune_norm="frozen")
+
+        def stage(
+            network: PackedNetwork,
+            recipe: Recipe,
+            owner: int,
+            place: str,
+            images: ImageData = images,
+            name: str = name,
+            first: bool = first,
+        ) -> TrainResult:
+            """Train the weights of ``owner``, of nobody's for 0."""
+            method = partial(
+                PackNetLearner,
+                trainable={n: numbers == owner for n, numbers in network.owners.items()},
+                shared=first,
+                head=network.tasks[owner - 1].head if owner else None,
+            )
+            return train(
+                replace(backbone, module=network.filled(network.weights)),
+                images,
+                name,
+                recipe,
+                None if folder is None else folder / place,
+                resume=resume,
+                listener=listener,
+                method=method,
+            )
+
+        side = choose_size(backbone, images.train, recipe.image_size).side
+        seen = preprocessing_of(backbone, replace(recipe, image_size=side))
+        result = stage(network, recipe, 0, f"{number}-{name}/{STAGES[0]}")
+        task = PackedTask(name, images.classes, seen, {})
+        network = network.learned(task, _state(result), first=first)
+        if number < len(data) or prune_last:
+            network = network.pruned(recipe.prune)
+            again = replace(
+                recipe,
+                epochs=epochs_after_pruning(recipe, len(images.train)),
+                finetune_lr=PRUNED_RATE * recipe.finetune_lr,
+            )
+            pruned = stage(network, again, number, f"{number}-{name}/{STAGES[1]}")
+            network = network.trained(_state(pruned), first=first)
+            result = _together(result, pruned)
+        results.append(_kept(result, network, folder))
     return PackNetResult(tuple(results), network, None if folder is None else folder / FILE)
 
 
@@ -138,64 +159,66 @@ def epochs_after_pruning(recipe: Recipe, images: int) -> int:
     return recipe.prune_epochs or -(-recipe.epochs_for(images) // 2)
 
 
-@dataclass(frozen=True)
-class _Sequence:
-    """What all trainings of a sequence have in common."""
+class PackNetLearner(FinetuneLearner):
+    """Trains a head and, of a copy of the backbone, only what it is told to.
 
-    backbone: Backbone
-    folder: Path | None
-    resume: bool
-    listener: Listener | None
+    ``trainable`` says by name which values of the packed weights may move. ``shared``: whether
+    biases, normalisation and the rest may too, which the recipe's ``finetune_norm`` can still
+    forbid for normalisation. ``head`` is the classifier to start from; by default a new one.
+    """
 
-    def learn(
+    def __init__(
         self,
-        network: PackedNetwork,
-        images: ImageData,
-        place: str,
-        recipe: Recipe,
+        backbone: Backbone,
+        setup: Setup,
         *,
-        first: bool,
-        prune: bool,
-    ) -> tuple[PackedNetwork, TrainResult]:
-        """Return the network with one more task, whose trainings lie in ``place``, NUMBER-NAME.
+        trainable: Mapping[str, Tensor],
+        shared: bool,
+        head: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(backbone, setup)
+        if head is not None:
+            self.network.get_submodule(self._head).load_state_dict(dict(head))
+        for name, param in self.network.named_parameters():
+            if not (shared or name in trainable or name.startswith(f"{self._head}.")):
+                param.requires_grad_(False)  # without a gradient, optimizers pass it over
+        hold(self.network, self.optimizer, trainable)
 
-        ``first``: whether it trains biases and normalisation too, as nobody else needs them yet.
-        """
-        name = place.partition("-")[2]
-        recipe = replace(recipe, method=METHOD)
-        if not first:
-            recipe = replace(recipe, finetune_norm="frozen")
-        side = choose_size(self.backbone, images.train, recipe.image_size).side
-        seen = preprocessing_of(self.backbone, replace(recipe, image_size=side))
-        task = PackedTask(name, images.classes, seen, {})
 
-        def stage(network: PackedNetwork, recipe: Recipe, owner: int, part: str) -> TrainResult:
-            """Train the weights of ``owner``."""
-            method = partial(
-                PackNetLearner,
-                trainable=network.owned(owner),
-                shared=first,
-                head=network.tasks[owner - 1].head if owner else None,
-            )
-            module = replace(self.backbone, module=network.whole())
-            folder = None if self.folder is None else self.folder / place / part
-            return train(
-                module, images, name, recipe, folder,
-                resume=self.resume, listener=self.listener, method=method,
-            )  # fmt: skip
+def hold(
+    module: nn.Module, optimizer: torch.optim.Optimizer, trainable: Mapping[str, Tensor]
+) -> None:
+    """Let ``optimizer`` move a parameter's values only where its ``trainable`` is true.
 
-        whole = stage(network, recipe, 0, STAGES[0])
-        network = network.learned(task, _state(whole), first=first)
-        if not prune:
-            return network, whole
-        network = network.pruned(recipe.prune)
-        again = replace(
-            recipe,
-            epochs=epochs_after_pruning(recipe, len(images.train)),
-            finetune_lr=PRUNED_RATE * recipe.finetune_lr,
-        )
-        pruned = stage(network, again, len(network.tasks), STAGES[1])
-        return network.trained(_state(pruned), first=first), _together(whole, pruned)
+    The others get no gradient, so that neither clipping nor the optimizer's moments know them, and
+    after each step they are put back from a copy: weight decay and momentum do not move them
+    either, to the bit. Parameters that ``trainable`` does not name are left alone.
+
+    >>> net = nn.Linear(2, 1, bias=False)
+    >>> sgd = torch.optim.SGD(net.parameters(), lr=1.0, weight_decay=0.1)
+    >>> before = net.weight.detach().clone()
+    >>> hold(net, sgd, {"weight": torch.tensor([[True, False]])})
+    >>> net(torch.ones(1, 2)).sum().backward(); sgd.step()
+    >>> (net.weight == before).tolist()
+    [[False, True]]
+    """
+    held = []
+    for name, mask in trainable.items():
+        if bool(mask.all()):
+            continue
+        param = module.get_parameter(name)
+        # As the parameter lies in memory, so that each step reads all three in one order.
+        free = torch.empty_like(param, dtype=torch.bool, requires_grad=False).copy_(mask)
+        held.append((param, free, param.detach().clone()))
+        # Zero where a weight is held, whatever stood there, NaN included.
+        param.register_hook(partial(torch.where, free, other=0))  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def put_back(*_: Any) -> None:
+        for param, free, fixed in held:
+            param.copy_(torch.where(free, param, fixed))
+
+    optimizer.register_step_post_hook(put_back)
 
 
 def _state(result: TrainResult) -> Mapping[str, Tensor]:
@@ -214,48 +237,45 @@ def _together(whole: TrainResult, pruned: TrainResult) -> TrainResult:
     return replace(pruned, seconds=seconds, history=(*whole.history, *history))
 
 
-def _row(result: TrainResult, network: PackedNetwork, folder: Path | None) -> TrainResult:
+def _kept(result: TrainResult, network: PackedNetwork, folder: Path | None) -> TrainResult:
     """A task's result with the size that the network has now, which is written if it is kept."""
-    data = packnet_file.save(network)
-    path = None
-    if folder is not None:
-        path = folder / FILE
-        if processes().is_main_process:
-            packnet_file.write(data, path)
-        processes().wait_for_everyone()
+    data = save(network)
+    path = None if folder is None else folder / FILE
+    if path is not None and processes().is_main_process:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data)
+        except OSError as error:
+            raise TaskFileError(
+                f"{os.fspath(path)}: the network ({len(data)} bytes) cannot be written "
+                f"({error.strerror}); make room or choose another folder"
+            ) from error
+    processes().wait_for_everyone()
     order = [task.name for task in network.tasks]
     provenance = {**result.provenance, "packnet": {"order": order, "free": network.free}}
     return replace(result, bytes=len(data), state=None, path=path, provenance=provenance)
 
 
-def _recipes(recipe: Recipe | Mapping[str, Recipe], names: list[str]) -> dict[str, Recipe]:
-    if isinstance(recipe, Recipe):
-        return dict.fromkeys(names, recipe)
-    for name in names:
-        if name not in recipe:
-            raise InputError(f"task {name!r} has no recipe: expected one for each of {names}")
-    return {name: recipe[name] for name in names}
-
-
-def _check(recipes: Mapping[str, Recipe], *, prune_backbone: bool, prune_last: bool) -> None:
-    names = list(recipes)
-    if not names:
-        raise InputError("no tasks: expected one or more")
-    if len(names) + prune_backbone > MAX_TASKS:
-        raise InputError(f"{len(names)} tasks: expected at most {MAX_TASKS}, the backbone included")
+def _recipes(
+    recipe: Recipe | Mapping[str, Recipe], names: list[str], *, prune_last: bool
+) -> dict[str, Recipe]:
+    """A recipe for each task; raises InputError for tasks and recipes that do not go together."""
+    if not 0 < len(names) <= MAX_TASKS:
+        raise InputError(f"{len(names)} tasks: expected 1 to {MAX_TASKS}")
+    recipes: dict[str, Recipe] = {}
     for name in names:
         check_name(name)
-        if name == BACKBONE and prune_backbone:
-            raise InputError(f"task {name!r}: the pruned backbone has that name; choose another")
-    selections = {recipe.select for recipe in recipes.values()}
-    if len(selections) > 1:
+        if not isinstance(recipe, Recipe) and name not in recipe:
+            raise InputError(f"task {name!r} has no recipe: expected one for each of {names}")
+        recipes[name] = recipe if isinstance(recipe, Recipe) else recipe[name]
+    if len(selections := {recipe.select for recipe in recipes.values()}) > 1:
         raise InputError(f"select {selections}: expected one for all tasks of a network")
-    pruned = names if prune_last else names[:-1]
-    for name in [*names[: int(prune_backbone)], *pruned]:
+    for name in names if prune_last else names[:-1]:
         if recipes[name].prune == 0:
             raise InputError(
                 f"task {name!r}: prune 0: expected above 0, the share that later tasks learn in"
             )
+    return recipes
 
 
 def _forget(folder: Path, names: list[str]) -> None:
