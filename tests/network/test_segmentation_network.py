@@ -14,8 +14,9 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import ScoreInit
 from piggyback.model.heads import new_head
 from piggyback.network.backbone import Backbone
+from piggyback.network.head import find_head
 from piggyback.network.segmentation import SegmentationHead, SegmentationNetwork
-from piggyback.network.select import find_head, select_weights
+from piggyback.network.select import select_weights
 from piggyback.taskfile.file import load, save
 from piggyback.zoo.segmentation import segmentation_of
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from piggyback.network.two_heads import merge_heads
+from piggyback.network.head import merge_heads
 from piggyback.zoo.load import load_backbone
 
 

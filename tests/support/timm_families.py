@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from piggyback.errors import PiggybackError
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.model.multitask import MultiTaskModel
-from piggyback.network.head import find_head
-from piggyback.network.two_heads import merge_heads
+from piggyback.network.head import find_head, merge_heads
 
 LISTED_WITH = "1.0.31"
 """The timm version whose families are all in the table below."""

@@ -7,12 +7,24 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from enum import Enum
 from types import MappingProxyType
+from typing import Literal
 
 _NOTHING: Mapping[int, str | None] = MappingProxyType({})
 _chosen: ContextVar[Mapping[int, str | None]] = ContextVar("piggyback_chosen", default=_NOTHING)
 """By a choice's id; one variable for all, since a context keeps its variables for ever."""
 _ids = itertools.count()
+
+
+class Which(Enum):
+    """What stands where a task's name could."""
+
+    CHOSEN = "the task that the caller has chosen"
+    UNSURE = "a write that did not come to its end"
+
+
+Chosen = Literal[Which.CHOSEN]
 
 
 class TaskChoice:

@@ -8,13 +8,15 @@ Lippert 2007), so one inverse tells, in a second, without a split.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from piggyback.errors import InputError
 
 MOST = 1024
 """Samples that are looked at; more tell little more and cost their third power."""
@@ -70,3 +72,49 @@ def feature_skill(features: Tensor, labels: Tensor) -> float:
     left_out = onehot - (inverse @ onehot) / inverse.diagonal()[:, None]
     right = float((left_out.argmax(1) == y).double().mean())
     return max(0.0, (right - guess) / (1 - guess))
+
+
+@torch.no_grad()
+def skill_of_batches(model: nn.Module, head: nn.Module, batches: Iterable[Any]) -> float:
+    """Return the ``feature_skill`` of what reaches ``head`` when ``model`` runs on batches of inputs and class labels.
+
+    Raises InputError for other batches, and where the head is not called once for each.
+    """
+    labels: list[Tensor] = []
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        with head_inputs(head) as found:
+            for batch in batches:
+                inputs, truth = _pair(batch)
+                model(inputs.to(device) if isinstance(inputs, Tensor) else inputs)
+                labels.append(truth)
+                if sum(map(len, labels)) >= MOST:
+                    break
+    finally:
+        model.train(training)
+    if not labels or not one_each(found, labels):
+        raise InputError(
+            f"batches: the head was called {len(found)} times for {len(labels)} batches: expected one or more, "
+            "and once each with a row for every label; leave batches out"
+        )
+    if not all(bool(part.isfinite().all()) for part in found):
+        raise InputError("batches: what reaches the head is not finite; look at the inputs")
+    return feature_skill(torch.cat(found), torch.cat(labels))
+
+
+def _pair(batch: Any) -> tuple[Any, Tensor]:
+    """A batch as inputs and labels, an int64 tensor of classes; raises InputError for anything else."""
+    found = type(batch).__name__
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, labels = batch
+        found = f"labels of type {type(labels).__name__}"
+        if isinstance(labels, Tensor):
+            found = f"labels {labels.dtype} {tuple(labels.shape)}"
+            whole = labels.ndim == 1 and labels.dtype == torch.int64
+            if whole and not bool((labels < 0).any()):
+                return inputs, labels
+    raise InputError(
+        f"batches: expected pairs of inputs and labels, int64 (n,) from 0, found {found}; "
+        "leave batches out where labels are not classes"
+    )

@@ -1,12 +1,21 @@
-"""One frozen backbone, many tasks: what a user holds. How tasks are switched is in ``switched.py``."""
+"""One frozen backbone, many tasks: what a user holds.
+
+task = masks + head + normalisation        a call:  lock
+                                                      write the task, unless it is in place
+backbone, frozen, and its base weights                run the plain module
+                                                    unlock
+"""
 
 from __future__ import annotations
 
 import copy
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self, cast, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,30 +26,40 @@ from piggyback.errors import (
     TaskNameError,
     TaskStateError,
     UnknownTaskError,
+    near_misses,
 )
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rule import HEAD_LR, MaskRule, ScoreInit, Z, check_learnable, mask_lr, z_for
-from piggyback.model.distance import MOST, feature_skill, head_inputs, one_each
+from piggyback.model.choice import Chosen, TaskChoice, Which
+from piggyback.model.distance import skill_of_batches
 from piggyback.model.heads import check_classes, class_names, head_kind, load_head, new_head
 from piggyback.model.learning import Learning
-from piggyback.model.routing import TaskInference, confidence
+from piggyback.model.routing import TaskInference, confidence, run_grouped
 from piggyback.model.summary import Summary, masks_verdict, summarize
-from piggyback.model.switched import SwitchedModel, Which
 from piggyback.network.backbone import Backbone, BackboneInfo
 from piggyback.network.frozen import FrozenBackbone
+from piggyback.network.norm import norm_modules
 from piggyback.network.select import Selection
+from piggyback.taskfile.checks import check_fits
 from piggyback.taskfile.file import load_file, save_file
-from piggyback.taskfile.task import NormPolicy, Task, TaskInfo
+from piggyback.taskfile.task import NormPolicy, Task, TaskInfo, check_name
+
+_BARE = Task("backbone", masks={}, head={})
+"""What the backbone alone is: a task that adds nothing."""
 
 
-class MultiTaskModel(SwitchedModel):
+class MultiTaskModel(nn.Module):
     """One frozen backbone that answers for many tasks, each a mask over its weights, a head and its normalisation.
 
     ``select`` names the weights that tasks mask (see ``select_weights``; default: every convolution and linear
     layer but the classifier), ``head`` the classifier's module (default: found). ``load_backbone`` knows head, source
     and preprocessing of what it returns. The module stays the caller's: its weights are frozen and fingerprinted,
     and ``release`` gives it back as it came.
+
+    Calls from several threads wait for each other, and each gets the answer of its own task. ``state_dict()`` holds
+    what is live, the weights, head and normalisation of the task that ran last, and no other task: save tasks with
+    ``save_task``, and what is being trained by the optimizer's ``state_dict()``.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10))
     >>> model = MultiTaskModel(net)
@@ -65,8 +84,120 @@ class MultiTaskModel(SwitchedModel):
             head, source = head or backbone.head, source or backbone.source
             preprocessing = preprocessing or backbone.preprocessing
             backbone = backbone.module
-        super().__init__(FrozenBackbone(backbone, select, head))
+        frozen = FrozenBackbone(backbone, select, head)
+        super().__init__()
         self.source, self.preprocessing = source, preprocessing
+        self._frozen = frozen
+        self.backbone = frozen.module
+        self._heads: dict[str | None, nn.Module] = {None: frozen.head}
+        self._tasks: dict[str, Task] = {}  # their masks in the live weights' order of memory
+        self._learning: Learning | None = None
+        self._in_place: str | Which | None = None  # the task whose weights are live
+        self._choice = TaskChoice()
+        self._lock = threading.RLock()
+        self.train(self.backbone.training)
+
+    # -- tasks held ----------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the backbone as it came, its classifier left out."""
+        return self._frozen.fingerprint
+
+    @property
+    def head_name(self) -> str:
+        """The classifier's module."""
+        return self._frozen.head_name
+
+    @property
+    def masked_names(self) -> tuple[str, ...]:
+        """The weights that new tasks mask."""
+        return self._frozen.masked_names
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks held, in the order they were added."""
+        return tuple(self._tasks)
+
+    @property
+    def active(self) -> str | None:
+        """The task that a call of this thread runs; None is the backbone with its own classifier."""
+        return self._choice.get() if self._learning is None else self._learning.name
+
+    def get_task(self, name: str) -> Task:
+        """Return a task: masks in C order, head, normalisation."""
+        with self._lock:
+            task = self._tasks[self._known(name)]
+            return replace(task, masks=self._frozen.live.to_c_order(task.masks))
+
+    def add_task(self, task: Task, *, head: nn.Module | None = None) -> None:
+        """Hold ``task`` too; ``head`` is the module for a custom head's tensors.
+
+        Raises TaskNameError for a name that is taken, BackboneMismatchError for a task of other weights.
+        """
+        with self._lock:
+            self._not_learning("add a task")
+            self._new_name(task.name)
+            self._new_head(head)
+            self._check_fits(task)
+            self._keep(task, load_head(task, self._frozen.head, head))
+
+    def delete_task(self, name: str) -> None:
+        """Forget a task; other threads that had chosen it get UnknownTaskError."""
+        with self._lock:
+            self._known(name)
+            if self._in_place == name:
+                self._write(None)
+            del self._tasks[name], self._heads[name]
+            self._choice.forget(name)
+
+    def set_task(self, name: str | None) -> None:
+        """Make ``name`` the task of this thread's calls and put its weights in place; None restores the backbone."""
+        with self._lock:
+            self._not_learning("switch tasks")
+            self._write(name)
+            self._choice.set(name)
+
+    @contextmanager
+    def task(self, name: str | None) -> Iterator[Self]:
+        """Run ``name`` within a ``with`` block, then the task from before; per thread and per coroutine."""
+        with self._lock:
+            self._not_learning("switch tasks")
+            self._write(name)
+        try:
+            with self._choice.within(name):
+                yield self
+        finally:
+            self._settle()
+
+    @overload
+    def forward(self, *args: Any, task: str | Chosen | None = ..., **kwargs: Any) -> Any: ...
+
+    @overload
+    def forward(
+        self, *args: Any, task: list[str] | tuple[str, ...], **kwargs: Any
+    ) -> list[Tensor]: ...
+
+    def forward(
+        self, *args: Any, task: str | Sequence[str] | Chosen | None = Which.CHOSEN, **kwargs: Any
+    ) -> Any:
+        """Return the backbone's output for a task; with a sequence of names, one per sample, a list per sample.
+
+        Concurrent callers each get the answer of their own task. Raises UnknownTaskError for a name not held.
+        """
+        if task is None or isinstance(task, (str, Which)):
+            with self._lock:
+                self._write(self.active if isinstance(task, Which) else task)
+                return self.backbone(*args, **kwargs)
+        if not isinstance(task, Sequence):
+            raise InputError(f"task={task!r}: expected a name, None, or one name per sample")
+        self._not_learning("answer for several tasks")
+        for name in task:
+            self._known(name)
+        return run_grouped(lambda name, a, k: self(*a, task=name, **k), task, args, kwargs)
+
+    if TYPE_CHECKING:
+        __call__ = forward  # so that ``model(x, task=[...])`` has the type of its answer too
 
     # -- files and answers ---------------------------------------------------------------------
 
@@ -88,7 +219,10 @@ class MultiTaskModel(SwitchedModel):
 
     @torch.no_grad()
     def infer_task(self, *args: Any, **kwargs: Any) -> TaskInference:
-        """Return, per sample, the task whose head is most sure of it: 1 - entropy / log(classes), highest first."""
+        """Return, per sample, the task whose head is most sure of it: 1 - entropy / log(classes), highest first.
+
+        The whole batch runs once for each task: with n tasks this costs n calls and as many switches.
+        """
         names = self.tasks
         if not names:
             raise UnknownTaskError("no tasks to choose from: add_task or load_task first")
@@ -198,7 +332,11 @@ class MultiTaskModel(SwitchedModel):
         if lr is None:
             start, threshold = options.get("init") or ScoreInit(), learning.info.rule.threshold
             steps = cast(int, steps)
-            z = Z if batches is None else z_for(self._skill(batches), steps)
+            z = (
+                Z
+                if batches is None
+                else z_for(skill_of_batches(self, learning.head, batches), steps)
+            )
             lr = mask_lr(steps, margin=start.margin(threshold), z=z)
             head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
         return MaskOptimizer(
@@ -208,31 +346,6 @@ class MultiTaskModel(SwitchedModel):
             base=self.base_of,
             **options,
         )
-
-    @torch.no_grad()
-    def _skill(self, batches: Iterable[Any]) -> float:
-        """How well what reaches the head tells the classes of ``batches`` apart."""
-        labels: list[Tensor] = []
-        training, device = self.training, next(self.parameters()).device
-        self.eval()
-        try:
-            with head_inputs(self.backbone.get_submodule(self.head_name)) as found:
-                for batch in batches:
-                    inputs, truth = _pair(batch)
-                    self(inputs.to(device) if isinstance(inputs, Tensor) else inputs)
-                    labels.append(truth)
-                    if sum(map(len, labels)) >= MOST:
-                        break
-        finally:
-            self.train(training)
-        if not labels or not one_each(found, labels):
-            raise InputError(
-                f"batches: the head was called {len(found)} times for {len(labels)} batches: expected one or more, "
-                "and once each with a row for every label; leave batches out"
-            )
-        if not all(bool(part.isfinite().all()) for part in found):
-            raise InputError("batches: what reaches the head is not finite; look at the inputs")
-        return feature_skill(torch.cat(found), torch.cat(labels))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the backbone's forward pass in place; a switch of tasks rewrites weights and compiles nothing."""
@@ -285,19 +398,114 @@ class MultiTaskModel(SwitchedModel):
             raise TaskStateError("no task is in training: call start_task() first")
         return self._learning
 
+    # -- what lies below -----------------------------------------------------------------------
 
-def _pair(batch: Any) -> tuple[Any, Tensor]:
-    """A batch as inputs and labels, an int64 tensor of classes; raises InputError for anything else."""
-    found = type(batch).__name__
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        inputs, labels = batch
-        found = f"labels of type {type(labels).__name__}"
-        if isinstance(labels, Tensor):
-            found = f"labels {labels.dtype} {tuple(labels.shape)}"
-            whole = labels.ndim == 1 and labels.dtype == torch.int64
-            if whole and not bool((labels < 0).any()):
-                return inputs, labels
-    raise InputError(
-        f"batches: expected pairs of inputs and labels, int64 (n,) from 0, found {found}; "
-        "leave batches out where labels are no classes"
-    )
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; normalisation, and heads that are not being learned, stay in eval mode."""
+        super().train(mode)
+        if self._learning is not None:
+            self._learning.set_mode(mode)
+            return self
+        for layer in norm_modules(self.backbone, self.head_name).values():
+            layer.eval()
+        for head in self._heads.values():
+            head.eval()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        with self._lock:
+            live = self._frozen.live
+            logical = {name: live.to_c_order(task.masks) for name, task in self._tasks.items()}
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self._frozen.apply(fn)
+            for head in self._heads.values():
+                head._apply(fn)  # type: ignore[no-untyped-call]
+            for name, task in self._tasks.items():
+                self._tasks[name] = replace(
+                    task,
+                    masks=live.to_memory_order(logical[name]),
+                    norm={key: fn(tensor) for key, tensor in task.norm.items()},
+                    head=self._heads[name].state_dict(),
+                    coefficients={
+                        k: v.to(live.base[k].device)  # float32 in whatever dtype
+                        for k, v in task.coefficients.items()
+                    },
+                )
+            placed = self._in_place
+            if isinstance(placed, str) and self._tasks[placed].coefficients:
+                self._in_place = Which.UNSURE  # in another dtype a form makes other live weights
+                self._write(placed)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(dict(state))  # type: ignore[no-untyped-call]
+        self._lock = threading.RLock()
+
+    def _write(self, name: str | None) -> None:
+        """Put a task's weights, normalisation and head in place; the caller holds the lock."""
+        if self._learning is not None:
+            if name != self._learning.name:
+                self._not_learning("run another task")
+        elif name != self._in_place:
+            task = _BARE if name is None else self._tasks[self._known(name)]
+            self._in_place = Which.UNSURE  # an interrupted write must not pass for a whole one
+            form, head = task.info.rule.form, self._heads[name]
+            self._frozen.write_(task.masks, task.norm, head, task.coefficients, form)
+            self._in_place = name
+
+    def _settle(self) -> None:
+        """Put the caller's task in place, for those who use the backbone directly."""
+        with self._lock:
+            if self._learning is None:
+                self._write(self.active if self.active in self._tasks else None)
+
+    def _keep(self, task: Task, head: nn.Module) -> None:
+        """Hold a task that was checked, its tensors where the backbone's are."""
+        live, state = self._frozen.live, self._frozen.base_state
+        if task.masks.keys() - live.base.keys():
+            self._write(None)
+            live.cover(task.masks)
+            self._settle()
+        self._heads[task.name] = head.eval()
+        self._tasks[task.name] = replace(
+            task,
+            masks=live.to_memory_order(task.masks),
+            norm={k: v.to(state[k].device, state[k].dtype) for k, v in task.norm.items()},
+            head=head.state_dict(),
+            coefficients={k: v.to(live.base[k].device) for k, v in task.coefficients.items()},
+        )
+
+    def _check_fits(self, task: Task) -> None:
+        check_fits(task, self._frozen.shapes(), self._frozen.base_state, self.fingerprint)
+
+    def _known(self, name: str) -> str:
+        if not isinstance(name, str) or name not in self._tasks:
+            held = ", ".join(map(repr, self._tasks)) or "none"
+            raise UnknownTaskError(
+                f"unknown task {name!r}: the model holds {held}{near_misses(str(name), self._tasks)}"
+            )
+        return name
+
+    def _new_name(self, name: str) -> None:
+        if check_name(name) in self._tasks:
+            raise TaskNameError(
+                f"task {name!r} is there already: delete_task it first or pick another name"
+            )
+
+    def _new_head(self, head: nn.Module | None) -> None:
+        if head is not None and not isinstance(head, nn.Module):
+            raise InputError(f"head {head!r}: expected a module")
+        if any(head is held for held in self._heads.values()):
+            raise InputError("head: this very module is a head already; pass a new one")
+
+    def _not_learning(self, what: str) -> None:
+        if self._learning is not None:
+            raise TaskStateError(
+                f"cannot {what} while task {self._learning.name!r} is in training: "
+                "call finish_task() or cancel_task() first"
+            )

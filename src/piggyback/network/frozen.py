@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ class FrozenBackbone:
         module.requires_grad_(False)
         self.live = LiveWeights(module, self.masked_names)
         self.base_state = {name: tensor.detach().clone() for name, tensor in self.state().items()}
-        self._seen: list[tuple[dict[str, Any], str, Tensor, int]] = []
+        self._seen: list[tuple[nn.Module, str, Tensor, int]] = []
 
     def norms(self) -> dict[str, Tensor]:
         """Return the normalisation tensors that a task may bring, as they are now, not copied."""
@@ -56,14 +55,14 @@ class FrozenBackbone:
 
     def state(self) -> dict[str, Tensor]:
         """Return all that training may change besides weights: normalisation and saved buffers; not copied."""
-        found = norm_tensors(self.module, self.head_name, counters=True)
-        for path, child in self.module.named_modules():
-            for key, buffer in child._buffers.items():
-                name = f"{path}.{key}" if path else key
-                kept = key not in child._non_persistent_buffers_set
-                if kept and buffer is not None and not name.startswith(f"{self.head_name}."):
-                    found[name] = buffer
-        return found
+        norm = norm_tensors(self.module, self.head_name, counters=True)
+        saved = self.module.state_dict(keep_vars=True)
+        buffers = {
+            name: buffer
+            for name, buffer in self.module.named_buffers()
+            if name in saved and not name.startswith(f"{self.head_name}.")
+        }
+        return {**norm, **buffers}
 
     def changed_buffers(self) -> list[str]:
         """Return the names of saved buffers that no longer hold what came; batch norm's counters do not count."""
@@ -108,21 +107,19 @@ class FrozenBackbone:
     def _holds_base_state(self) -> bool:
         """Whether the state was left alone since its base values were written, so that they need not be again."""
         return bool(self._seen) and all(
-            owner[key] is tensor and tensor._version == version
+            getattr(owner, key) is tensor and tensor._version == version
             for owner, key, tensor, version in self._seen
         )
 
-    def _sight(self) -> list[tuple[dict[str, Any], str, Tensor, int]]:
+    def _sight(self) -> list[tuple[nn.Module, str, Tensor, int]]:
         """Where each tensor of the state stands, itself, and torch's count of the changes to it."""
-        seen: list[tuple[dict[str, Any], str, Tensor, int]] = []
+        seen: list[tuple[nn.Module, str, Tensor, int]] = []
         for name, tensor in self.state().items():
             if tensor.is_inference():
                 return []  # not counted
             if name not in self.live.base:
                 path, _, key = name.rpartition(".")
-                owner = self.module.get_submodule(path)
-                place = owner._buffers if key in owner._buffers else owner._parameters
-                seen.append((place, key, tensor, tensor._version))
+                seen.append((self.module.get_submodule(path), key, tensor, tensor._version))
         return seen
 
     def put_head(self, head: nn.Module) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from piggyback.errors import SelectionError
 from piggyback.network.segmentation import SegmentationNetwork
-from piggyback.network.two_heads import FollowHead
 
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 _USUAL = ("fc", "classifier", "head", "heads", "last_linear", "logits", "output", "out", "score")
 """What classifiers are called in torchvision, transformers and most code, in order of trust."""
 
 _SECOND = ("head_dist", "aux_head", "distillation_classifier", "classifier_distill")
 """Second classifiers whose outputs are mixed with the first's, even in eval mode."""
+_SAME_FEATURES = ("EfficientFormer", "EfficientFormerV2", "SwiftFormer")
+"""timm's classes that return (head(x) + head_dist(x)) / 2; elsewhere the two see different tokens."""
 
 
 def find_head(module: nn.Module) -> str:
@@ -39,7 +45,37 @@ def find_head(module: nn.Module) -> str:
     layers = [(name, m) for name, m in _products(module) if not name.endswith("out_proj")]
     if layers and _can_be_head(layers[-1][1]):
         return layers[-1][0]
-    raise _unclear(module, "the last layer with weights is no linear layer or 1 x 1 convolution")
+    raise _unclear(
+        module, "the last layer with weights is neither a linear layer nor a 1 x 1 convolution"
+    )
+
+
+class FollowHead(nn.Module):
+    """Stands where the second classifier was and answers what ``head`` does at the time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = (model,)  # in a tuple, so that it is no submodule
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self._model[0].head(x)  # type: ignore[operator]
+        return logits
+
+
+@torch.no_grad()
+def merge_heads(module: nn.Module) -> None:
+    """Fold the second classifier into the first, in place; the mean of two linear maps is one.
+
+    Does nothing to any other model. The outputs are the same up to rounding.
+    """
+    if type(module).__name__ not in _SAME_FEATURES:
+        return
+    first, second = module.head, getattr(module, "head_dist", None)
+    if not isinstance(first, nn.Linear) or not isinstance(second, nn.Linear):
+        return
+    first.weight.copy_((first.weight + second.weight) / 2)
+    first.bias.copy_((first.bias + second.bias) / 2)
+    module.head_dist = FollowHead(module)
 
 
 def _timm_head(module: nn.Module) -> str | None:
@@ -85,7 +121,7 @@ def _refuse_two_heads(module: nn.Module) -> None:
 
 
 def _products(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    kinds = (nn.Linear, *CONVOLUTIONS)
     return [(name, m) for name, m in module.named_modules() if isinstance(m, kinds)]
 
 

@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from piggyback.network.fingerprint import IGNORED
 
 NORM_TYPES = (
-    nn.modules.batchnorm._NormBase,  # every batch and instance norm
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
 )
 
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from piggyback.errors import SelectionError, near_misses
-from piggyback.network.head import find_head
-
-__all__ = ["Selection", "find_head", "select_weights"]
+from piggyback.network.head import CONVOLUTIONS
 
 Selection: TypeAlias = Union[
     str, "type[nn.Module]", Callable[[str, nn.Parameter], bool], "Iterable[Selection]", None
@@ -248,7 +246,7 @@ def _is_product(layer: nn.Module) -> bool:
     Only the look tells for those that inherit from nn.Module directly: transformers' Conv1D,
     timm's CondConv2d.
     """
-    if isinstance(layer, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)):
+    if isinstance(layer, (nn.Linear, nn.Bilinear, *CONVOLUTIONS)):
         return True
     weight = layer._parameters["weight"]
     if weight is None or is_lazy(weight) or weight.ndim < 2:

@@ -21,8 +21,8 @@ from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
 from piggyback.network.frozen import replace_module
+from piggyback.network.head import find_head
 from piggyback.network.norm import norm_modules, norm_tensors
-from piggyback.network.select import find_head
 from piggyback.taskfile.task import Task
 from piggyback.train.checkpoint import load_live
 from piggyback.train.hashing import seed_of

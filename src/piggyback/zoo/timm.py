@@ -11,7 +11,7 @@ from torch import nn
 
 from piggyback.errors import BackboneError, MissingExtraError, near_misses
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.network.two_heads import merge_heads
+from piggyback.network.head import merge_heads
 from piggyback.zoo.weights import (
     cached_download,
     cached_weights,

@@ -27,8 +27,9 @@ from piggyback.model.heads import new_head
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
 from piggyback.network.frozen import replace_module
+from piggyback.network.head import find_head
 from piggyback.network.norm import norm_modules, norm_tensors
-from piggyback.network.select import find_head, select_weights
+from piggyback.network.select import select_weights
 from piggyback.train.hashing import seed_of
 from piggyback.train.learners import HEAD_STREAM, CopyLearner, move
 from piggyback.train.methods import Setup
