@@ -1,5 +1,5 @@
 """LoRA through PEFT, the comparison that users would pick today: the method ``lora`` and its file."""
 
-from piggyback.lab.lora.file import load_lora
+from piggyback.lab.lora.learner import load_lora
 
 __all__ = ["load_lora"]

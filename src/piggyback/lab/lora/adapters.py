@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from piggyback.errors import InputError, require
 
@@ -48,13 +48,23 @@ def find_layers(
     for weight in weights:
         name, _, key = weight.rpartition(".")
         layer = network.get_submodule(name)
-        if not name or key != "weight" or not isinstance(layer, (nn.Linear, nn.Conv2d)):
-            continue
-        if _is_plain(layer) and _gains(layer):
-            layers[name] = layer
+        if name and key == "weight" and _can_adapt(layer):
+            layers[name] = layer  # type: ignore[assignment]
     if image_size is None or not layers:
         return layers
-    called = _called(network, layers, image_size)
+    called: set[str] = set()
+
+    def see(name: str, *_: Any) -> None:
+        called.add(name)
+
+    handles = [layer.register_forward_hook(partial(see, name)) for name, layer in layers.items()]
+    first = next(iter(layers.values())).weight
+    try:
+        with torch.no_grad():
+            network(first.new_zeros(1, 3, image_size, image_size))
+    finally:
+        for handle in handles:
+            handle.remove()
     return {name: layer for name, layer in layers.items() if name in called}
 
 
@@ -69,19 +79,18 @@ def own_ranks(layers: Mapping[str, Layer], rank: int) -> dict[str, int]:
     return {name: _own_rank(layer, rank) for name, layer in layers.items()}
 
 
-def adapter_shapes(layer: Layer, rank: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of an adapter's two tensors by the names they have below the layer's.
+def adapter_shapes(layer: Layer, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of an adapter's A and B.
 
     >>> adapter_shapes(nn.Conv2d(16, 8, 3, groups=2), 4)
-    {'lora_A.weight': (4, 16, 3, 3), 'lora_B.weight': (8, 2, 1, 1)}
+    ((4, 16, 3, 3), (8, 2, 1, 1))
     """
     if isinstance(layer, nn.Linear):
-        down: tuple[int, ...] = (rank, layer.in_features)
-        up: tuple[int, ...] = (layer.out_features, rank)
-    else:
-        down = (rank, layer.in_channels, *layer.kernel_size)
-        up = (layer.out_channels, rank // layer.groups, 1, 1)
-    return {"lora_A.weight": down, "lora_B.weight": up}
+        return (rank, layer.in_features), (layer.out_features, rank)
+    return (
+        (rank, layer.in_channels, *layer.kernel_size),
+        (layer.out_channels, rank // layer.groups, 1, 1),
+    )
 
 
 def adapter_bytes(layers: Mapping[str, Layer], rank: int) -> int:
@@ -92,8 +101,8 @@ def adapter_bytes(layers: Mapping[str, Layer], rank: int) -> int:
     """
     return sum(
         math.prod(shape) * layer.weight.element_size()
-        for name, layer in layers.items()
-        for shape in adapter_shapes(layer, _own_rank(layer, rank)).values()
+        for layer in layers.values()
+        for shape in adapter_shapes(layer, _own_rank(layer, rank))
     )
 
 
@@ -125,10 +134,11 @@ def adapt_(
     MissingExtraError without PEFT.
     """
     peft = require("peft", "peft")
+    # Patterns that match one layer each: names in a list would match all that end so.
     config = peft.LoraConfig(
-        target_modules="|".join(map(re.escape, ranks)),  # a pattern: names in a list match suffixes
-        rank_pattern=_pattern(ranks),
-        alpha_pattern=_pattern(alphas or ranks),
+        target_modules="|".join(map(re.escape, ranks)),
+        rank_pattern={f"^{re.escape(name)}": rank for name, rank in ranks.items()},
+        alpha_pattern={f"^{re.escape(name)}": alpha for name, alpha in (alphas or ranks).items()},
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*groups > 1. Merging is not supported")
@@ -144,58 +154,26 @@ def adapter_tensors(network: nn.Module, names: Iterable[str]) -> dict[str, nn.Pa
     }
 
 
-def _pattern(numbers: Mapping[str, float]) -> dict[str, float]:
-    """The numbers by patterns that match one layer each."""
-    return {f"^{re.escape(name)}": number for name, number in numbers.items()}
-
-
-def _is_plain(layer: Layer) -> bool:
-    """Whether it multiplies with its weight as it is, in a way that PEFT's A does too."""
-    kind = type(layer)
-    if isinstance(layer, nn.Linear):
-        return kind is nn.Linear
-    dilated = max(layer.dilation) > 1 and max(layer.kernel_size) > 1
-    # timm's own class for TensorFlow's padding, which depends on the image
-    return (kind is nn.Conv2d or kind.__name__ == "Conv2dSame") and not dilated
-
-
-def _gains(layer: Layer) -> bool:
-    """Whether the smallest adapter of a grouped convolution is smaller than its weight."""
-    if isinstance(layer, nn.Linear) or layer.groups == 1:
+def _can_adapt(layer: nn.Module) -> bool:
+    """Whether it multiplies with its weight as it is, as PEFT's A does, which also saves something."""
+    if type(layer) is nn.Linear:
         return True
-    shapes = adapter_shapes(layer, layer.groups).values()
-    return sum(map(math.prod, shapes)) < layer.weight.numel()
+    # timm's own class for TensorFlow's padding, which depends on the image
+    plain = type(layer) is nn.Conv2d or type(layer).__name__ == "Conv2dSame"
+    if not plain or not isinstance(layer, nn.Conv2d):
+        return False
+    if max(layer.dilation) > 1 and max(layer.kernel_size) > 1:
+        return False
+    smallest = sum(map(math.prod, adapter_shapes(layer, layer.groups)))
+    return layer.groups == 1 or smallest < layer.weight.numel()
 
 
 def _full_rank(layer: Layer) -> int:
     """The largest rank that means anything; a multiple of the groups."""
-    down, up = adapter_shapes(layer, 1).values()
+    down, up = adapter_shapes(layer, 1)
     return min(math.prod(down), up[0])
 
 
 def _own_rank(layer: Layer, rank: int) -> int:
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     return min(-(-rank // groups) * groups, _full_rank(layer))
-
-
-@torch.no_grad()
-def _called(network: nn.Module, layers: Mapping[str, Layer], image_size: int) -> set[str]:
-    """The names of the layers that a forward pass calls."""
-    found: set[str] = set()
-
-    def see(name: str, *_: Any) -> None:
-        found.add(name)
-
-    handles = [layer.register_forward_hook(partial(see, name)) for name, layer in layers.items()]
-    try:
-        network(_blank(layers, image_size))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _blank(layers: Mapping[str, Layer], image_size: int) -> Tensor:
-    """One black image where the first layer's weight is, in its dtype."""
-    weight = next(iter(layers.values())).weight
-    return weight.new_zeros(1, 3, image_size, image_size)

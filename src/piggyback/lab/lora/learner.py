@@ -1,19 +1,24 @@
 """LoRA: low-rank adapters beside frozen weights, through PEFT, in the bytes of a mask; the method ``lora``.
 
-What a run leaves is one safetensors file with what differs from the backbone: adapters, head, normalisation where it
-is trained. ``file.load_lora`` puts it back.
+What a run leaves is one safetensors file with what differs from the backbone; ``load_lora`` puts it back.
+
+    tensors     LAYER.lora_A.weight, LAYER.lora_B.weight, HEAD.*, and normalisation where it is trained, by their
+                names in the backbone
+    metadata    lora         targets with rank and alpha, head, classes, preprocessing, fingerprint of the backbone
+                provenance   how it was trained
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import InputError, require
+from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, require
 from piggyback.lab.lora.adapters import (
     Layer,
     adapt_,
@@ -23,6 +28,7 @@ from piggyback.lab.lora.adapters import (
     largest_rank,
     own_ranks,
 )
+from piggyback.lab.tensor_file import check_tensors, read_tensors
 from piggyback.model.heads import new_head
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
@@ -30,6 +36,8 @@ from piggyback.network.frozen import replace_module
 from piggyback.network.head import find_head
 from piggyback.network.norm import norm_modules, norm_tensors
 from piggyback.network.select import select_weights
+from piggyback.taskfile.disk import naming
+from piggyback.train.checkpoint import load_live
 from piggyback.train.hashing import seed_of
 from piggyback.train.learners import HEAD_STREAM, CopyLearner, move
 from piggyback.train.methods import Setup
@@ -72,12 +80,7 @@ class LoraLearner(CopyLearner):
 
     def live(self) -> dict[str, Tensor]:
         """Return adapters, head and trained normalisation."""
-        head = self.network.get_submodule(self._head).state_dict()
-        return {
-            **adapter_tensors(self.network, self._ranks),
-            **{f"{self._head}.{name}": tensor for name, tensor in head.items()},
-            **self._norms(),
-        }
+        return {**_changed(self.network, self._ranks, self._head), **self._norms()}
 
     def _norms(self) -> dict[str, Tensor]:
         """The normalisation that trains, with its statistics where these are learned too."""
@@ -115,6 +118,12 @@ class LoraLearner(CopyLearner):
         }
 
 
+def lora(backbone: Backbone, setup: Setup) -> LoraLearner:
+    """Return a learner of low-rank adapters: what most would use today to adapt a large network."""
+    require("peft", "peft")  # before anything is copied
+    return LoraLearner(backbone, setup)
+
+
 def choose_rank(recipe: Recipe, layers: Mapping[str, Layer], weights: Mapping[str, Tensor]) -> int:
     """Return the recipe's rank, or the largest that fits into its bytes: one bit a weight where it names none.
 
@@ -141,7 +150,67 @@ def choose_rank(recipe: Recipe, layers: Mapping[str, Layer], weights: Mapping[st
     return recipe.lora_rank
 
 
-def lora(backbone: Backbone, setup: Setup) -> LoraLearner:
-    """Return a learner of low-rank adapters: what most would use today to adapt a large network."""
-    require("peft", "peft")  # before anything is copied
-    return LoraLearner(backbone, setup)
+def load_lora(path: str | os.PathLike[str], backbone: Backbone | nn.Module) -> nn.Module:
+    """Return a copy of the backbone, in eval mode, with the adapters, head and normalisation of a ``lora`` run.
+
+    Raises TaskFileError for a file that is damaged or of another kind, BackboneMismatchError where it was learned on
+    other weights, MissingExtraError without PEFT.
+    """
+    module = backbone.module if isinstance(backbone, Backbone) else backbone
+    with naming(path), torch.random.fork_rng(devices=[]):  # what is random at first is overwritten
+        tensors, notes = read_tensors(path, "lora", "the method lora")
+        try:
+            targets = dict(notes["targets"])
+            ranks = {name: _positive(target["rank"], "rank") for name, target in targets.items()}
+            alphas = {name: _positive(target["alpha"], "alpha") for name, target in targets.items()}
+            head_name, mark = str(notes["head"]), str(notes["fingerprint"])
+            classes = _positive(len(notes["classes"]), "classes")
+        except (KeyError, TypeError, ValueError) as error:
+            raise TaskFileError(f"metadata 'lora' lacks or mistakes {error}") from error
+        _check_backbone(module, head_name, mark)
+        network = copy.deepcopy(module).requires_grad_(False)
+        modules = {name for name, _ in network.named_modules()}
+        layers = find_layers(network, [f"{name}.weight" for name in ranks if name in modules])
+        for name, rank in ranks.items():
+            if name not in layers or own_ranks(layers, rank)[name] != rank:
+                raise TaskFileError(
+                    f"target {name!r} of rank {rank}: expected a layer that can have such an adapter"
+                )
+        adapt_(network, ranks, alphas)
+        head = new_head(network.get_submodule(head_name), classes)
+        replace_module(network, head_name, head)
+        norms = norm_tensors(network, head_name, counters=True)
+        live = _changed(network, ranks, head_name)
+        live |= {name: tensor for name, tensor in norms.items() if name in tensors}
+        check_tensors(tensors, live, "adapters and head", mismatch=False)
+    load_live(live, tensors)
+    return network.eval().requires_grad_(False)
+
+
+def _changed(network: nn.Module, names: Mapping[str, int], head: str) -> dict[str, Tensor]:
+    """Adapters and head of an adapted network, by their names in its file."""
+    state = network.get_submodule(head).state_dict()
+    return {
+        **adapter_tensors(network, names),
+        **{f"{head}.{name}": tensor for name, tensor in state.items()},
+    }
+
+
+def _check_backbone(module: nn.Module, head: str, mark: str) -> None:
+    if head not in {name for name, _ in module.named_modules() if name}:
+        raise BackboneMismatchError(
+            f"its head is {head!r}, of which {type(module).__name__} has none: expected the "
+            "backbone that it was trained on"
+        )
+    found = fingerprint(module, (), head)[0]
+    if found != mark:
+        raise BackboneMismatchError(
+            f"its adapters were learned on weights {mark[:16]}..., this backbone's are "
+            f"{found[:16]}...: load the backbone that it was trained on"
+        )
+
+
+def _positive(value: Any, what: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{what} {value!r}")
+    return value
