@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,15 +16,13 @@ from piggyback.cli.flags import (
     JsonOption,
     SkipBadOption,
 )
-from piggyback.cli.loading import load_images, load_sized
 from piggyback.cli.options import only, takes_recipe
 from piggyback.cli.screen import Show, notes, results, write_json
 from piggyback.errors import InputError
-from piggyback.lab.datasets import DATASETS
-from piggyback.lab.experiments.compare import Proof, compare
-from piggyback.lab.tables.formats import run_record, runs_screen
-from piggyback.taskfile.task import check_name
-from piggyback.train import METHODS, Recipe
+from piggyback.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from piggyback.lab.experiments.compare import Proof
 
 
 @takes_recipe("method", "seed")
@@ -68,6 +66,12 @@ def run(
       piggyback compare --data a=A --data b=B --methods head,masks --seed 1
       piggyback compare --data signs=photos/signs --json > rows.json
     """
+    # Help pages need none of these.
+    from piggyback.cli.loading import load_images, load_sized
+    from piggyback.lab.experiments.compare import compare
+    from piggyback.lab.tables.formats import run_record, runs_screen
+    from piggyback.train.methods import METHODS
+
     chosen = only(METHODS, methods, "methods")
     folders = dict(_named(text) for text in data)
     if len(folders) != len(data):
@@ -109,6 +113,9 @@ def show_proof(screen: Console, proof: Proof) -> None:
 
 
 def _named(text: str) -> tuple[str, Path]:
+    from piggyback.lab.datasets import DATASETS
+    from piggyback.taskfile.task import check_name
+
     if text in DATASETS:
         return text, Path(text)
     name, equals, folder = text.partition("=")

@@ -57,8 +57,12 @@ MISTAKES = [
         "{spec: a, check: b}",
         "backbones.small: unknown key 'check'; .* 'checkpoint'",
     ),
-    ("  masks: {trials", "  mask: {trials", "methods.mask.*: unknown method 'mask'; .* 'masks'"),
-    ("method: packnet", "method: paknet", "methods.both orders.method: .* 'paknet'; .* 'packnet'"),
+    ("  masks: {trials", "  mask: {trials", "methods.mask: unknown method 'mask'; .* 'masks'"),
+    (
+        "method: packnet",
+        "method: paknet",
+        "methods.both orders: unknown method 'paknet'; .* 'packnet'",
+    ),
     ("mask_lr: 2e-4", "mask_rl: 2e-4", "methods.masks.trials.0: .* field 'mask_rl'; .* 'mask_lr'"),
     ("flip: true", "flop: true", "recipe: .* field 'augment.flop'; .* 'augment.flip'"),
     ("rule.kind: ternary", "rule.form: channel", "recipe field 'rule.form'"),
@@ -80,7 +84,7 @@ MISTAKES = [
     ("tasks: {cubs: {}, cars: {epochs: 3}}", "tasks: [cubs]", r"tasks: .* found \['cubs'\]"),
     ("seeds: [0, 1]", "seeds: [a]", r"seeds: expected a list of integers .* \['a'\]"),
     ("seeds: [0, 1]", "seeds: [1, 1]", r"seeds: .* each once, found \[1, 1\]"),
-    ("head: {}", "head: 3", "methods.head: .* found 3"),
+    ("head: {}", "head: 3", "methods.head: expected keys and values, found 3"),
     ("head: {}", "head: {order: [cubs]}", "methods.head: only packnet has an order"),
     ("head: {}", "head: {choose: al}", "methods.head.choose: expected 'each' or 'all', found 'al'"),
     ("head: {}", "head: {trials: {}}", "methods.head.trials: .* found {}"),
@@ -98,8 +102,8 @@ MISTAKES = [
     ("epochs: 2,", "amp: no,", "recipe: amp: expected a word, in quotes .*, found False"),
     ("flip: true", "flip: maybe", "augment.flip: expected true or false, found 'maybe'"),
     ("epochs: 2,", "select: conv1,", "select: expected a number, a list or null"),
-    ("order: [cars, cubs]", "order: cars", "order: expected a list of tasks, .* found 'cars'"),
-    ("order: [cars, cubs]", "order: [cars, cars]", r"each once, found \['cars', 'cars'\]"),
+    ("order: [cars, cubs]", "order: cars", "order: expected a list, found 'cars'"),
+    ("order: [cars, cubs]", "order: [cars, cars]", "methods.both orders: .* each task once"),
 ]
 
 

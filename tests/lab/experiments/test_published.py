@@ -57,8 +57,8 @@ def test_an_unknown_table_is_refused() -> None:
 
 def test_every_task_is_a_data_set() -> None:
     for table in PUBLISHED.values():
-        assert {task for _, task, _ in table.values} <= set(DATASETS)
-        assert all(0 < value < 100 for value in table.values.values())
+        assert {task for _, task, _ in table} <= set(DATASETS)
+        assert all(0 < value < 100 for value in table.values())
     assert list(REFERENCE) == DOMAINS
 
 

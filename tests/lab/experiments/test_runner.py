@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_every_experiment_runs_at_toy_size(name: str, tmp_path: Path) -> None:
     experiment = ran(manifest, tmp_path)
     assert not experiment.failed
     assert not experiment.waiting
-    planned = {(*names, seed) for names in experiment.planned for seed in manifest.seeds}
+    planned = set(product(manifest.backbones, manifest.tasks, manifest.methods, manifest.seeds))
     assert {(r.backbone, r.task, r.label, r.seed) for r in experiment.rows} == planned
     table = table_markdown(table_of(experiment))
     assert all(label in table for label in manifest.methods)

@@ -6,7 +6,7 @@ A recipe field within another is written with a dot: ``augment.flip``, ``rule.ki
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -58,21 +58,17 @@ def recipe_fields(options: Any) -> dict[str, Any]:
     return fields
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by dotted name.
 
     >>> flat({"rule": {"kind": "binary"}})
     {'rule.kind': 'binary'}
     """
-    return dict(_flat(values, ""))
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        inside = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
+    return found
 
 
 def _taken(default: Any) -> tuple[str, tuple[type, ...]]:
@@ -103,10 +99,9 @@ def _classes(value: Any) -> Any:
     raise ValueError(f"expected a list of names, or a number from 2, found {value!r:.80}")
 
 
-def _order(value: Any) -> Any:
-    if isinstance(value, list) and all(value.count(task) == 1 for task in value):
-        return tuple(value)
-    raise ValueError(f"expected a list of tasks, each once, found {value!r:.80}")
+def _or_only(field: str) -> BeforeValidator:
+    """Lets a text stand for a part of which it is this field."""
+    return BeforeValidator(lambda value: {field: value} if isinstance(value, str) else value)
 
 
 Fields = Annotated[dict[str, Any], BeforeValidator(recipe_fields)]
@@ -126,11 +121,6 @@ class BackboneChoice(_Part):
     """A file with its weights, looked for beside the data."""
     pretrained: bool = True
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_text(cls, value: Any) -> Any:
-        return {"spec": value} if isinstance(value, str) else value
-
 
 class Source(_Part):
     """A folder of class folders that a task's images come from, as ``load_folder`` reads it."""
@@ -141,11 +131,6 @@ class Source(_Part):
     """Only these, or so many of the first."""
     train_per_class: PositiveInt | None = None
     """At most so many training images of each class, the first by name."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_text(cls, value: Any) -> Any:
-        return {"folder": value} if isinstance(value, str) else value
 
 
 class MethodChoice(_Part):
@@ -160,16 +145,10 @@ class MethodChoice(_Part):
     """each: the best trial of each task; all: the one that is best for all tasks in the mean."""
     max_bits: PositiveFloat | None = None
     """Trials with more bits per weight are not chosen while there are others."""
-    order: Annotated[tuple[str, ...] | None, BeforeValidator(_order)] = None
+    order: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     """For PackNet: the order of the tasks; by default the manifest's."""
     published: str | None = None
     """The method among the published numbers that it is put beside; by default none."""
-
-    @field_validator("method")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        _check_known("method", [value], [*METHODS, PACKNET])
-        return value
 
 
 class Manifest(_Part):
@@ -180,10 +159,12 @@ class Manifest(_Part):
     """What it shows."""
     paper: str = ""
     """Where the paper has it."""
-    backbones: Annotated[dict[str, BackboneChoice], Field(min_length=1)]
+    backbones: Annotated[
+        dict[str, Annotated[BackboneChoice, _or_only("spec")]], Field(min_length=1)
+    ]
     tasks: Annotated[dict[str, Fields], Field(min_length=1)]
     """Names of data sets or sources, each with recipe fields of its own."""
-    sources: dict[str, Source] = {}
+    sources: dict[str, Annotated[Source, _or_only("folder")]] = {}
     recipe: Fields = {}
     """Recipe fields of all cells."""
     methods: Annotated[dict[str, MethodChoice], Field(min_length=1)]
@@ -207,16 +188,11 @@ class Manifest(_Part):
             for label, part in value.items()
         }
 
-    @field_validator("sources")
-    @classmethod
-    def _can_be_tasks(cls, value: dict[str, Source]) -> dict[str, Source]:
-        for task in value:
-            check_name(task)
-        return value
-
     @model_validator(mode="after")
     def _names_exist(self) -> Manifest:
         """Check what names another part of the manifest, or something in a table of ours."""
+        for task in self.sources:
+            check_name(task)
         _check_known("data set or source", self.tasks, [*self.sources, *DATASETS])
         if self.reference is not None:
             _check_known("reference", [self.reference], self.methods)
@@ -224,13 +200,17 @@ class Manifest(_Part):
             _check_known("published table", [self.published], PUBLISHED)
         for label, method in self.methods.items():
             where = f"methods.{label}: "
-            if method.order is not None and method.method != PACKNET:
+            order = method.order or ()
+            _check_known("method", [method.method], [*METHODS, PACKNET], where)
+            if order and method.method != PACKNET:
                 raise ValueError(f"{where}only {PACKNET} has an order of tasks")
-            _check_known("task", method.order or (), self.tasks, where)
+            if len(set(order)) < len(order):
+                raise ValueError(f"{where}expected an order with each task once, found {order}")
+            _check_known("task", order, self.tasks, where)
             if method.published is not None:
                 if self.published is None:
                     raise ValueError("expected 'published', the table, found none")
-                known = {of for _, _, of in PUBLISHED[self.published].values}
+                known = {of for _, _, of in PUBLISHED[self.published]}
                 _check_known("published method", [method.published], known, where)
         return self
 

@@ -92,8 +92,18 @@ def trials(manifest: Manifest, prepared: Mapping[str, Mapping[str, Any]]) -> lis
     override. Raises ManifestError for a recipe that cannot be, and for two of them in one folder.
     """
     jobs = [
-        _job(manifest, prepared, backbone, label, tasks, trial, manifest.seeds[0])
-        for backbone in manifest.backbones
+        Job(
+            backbone=backbone,
+            choice=choice,
+            label=label,
+            method=method,
+            tasks=tasks,
+            trial=trial,
+            seed=manifest.seeds[0],
+            recipes={task: _recipe(manifest, prepared, label, task, trial) for task in tasks},
+            sources={task: manifest.sources[task] for task in tasks if task in manifest.sources},
+        )
+        for backbone, choice in manifest.backbones.items()
         for label, method in manifest.methods.items()
         for tasks in _cells(manifest, method)
         for trial in range(len(method.trials))
@@ -163,34 +173,20 @@ def _cells(manifest: Manifest, method: MethodChoice) -> list[tuple[str, ...]]:
     return [order] if order else []  # none of its tasks is among those asked for
 
 
-def _job(
+def _recipe(
     manifest: Manifest,
     prepared: Mapping[str, Mapping[str, Any]],
-    backbone: str,
     label: str,
-    tasks: tuple[str, ...],
+    task: str,
     trial: int,
-    seed: int,
-) -> Job:
+) -> Recipe:
+    """What is more special wins."""
     method = manifest.methods[label]
+    layers = (manifest.recipe, manifest.tasks[task], method.recipe, method.trials[trial])
     try:
-        recipes = {
-            task: recipe_of(
-                method.method,
-                seed,
-                prepared.get(task, {}),
-                manifest.recipe,
-                manifest.tasks[task],
-                method.recipe,
-                method.trials[trial],
-            )
-            for task in tasks
-        }
+        return recipe_of(method.method, manifest.seeds[0], prepared.get(task, {}), *layers)
     except (TypeError, ValueError) as error:  # InputError is a ValueError
         raise ManifestError(f"experiment {manifest.name!r}: method {label!r}: {error}") from error
-    sources = {task: manifest.sources[task] for task in tasks if task in manifest.sources}
-    choice = manifest.backbones[backbone]
-    return Job(backbone, choice, label, method, tasks, trial, seed, recipes, sources)
 
 
 def _slug(value: str | Mapping[str, Any]) -> str:

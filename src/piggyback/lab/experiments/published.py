@@ -1,37 +1,70 @@
-"""Published numbers, each with its source; results are put beside them. And the Visual Decathlon's score.
+"""Published numbers, which results are put beside, and the Visual Decathlon's score.
 
-    table        what it has
-    released     top-1 error of the masks the authors released: their README
-    listing      accuracy of masks on ResNet-50, as the benchmark listing of the paper gives it
-    decathlon    accuracy on the ten domains, fine-tuned and with masks: the paper's Decathlon table
+    table        what it has                                         its source
+    released     masks that the authors released                     README of github.com/arunmallya/piggyback
+    listing      masks on ResNet-50                                  benchmark listing of the paper
+    decathlon    fine-tuning and masks on the ten domains            the paper's Decathlon table
 
-The three do not agree where they overlap (CUBS with ResNet-50): the paper averages over several runs, a release has
-one. So a lookup names its table.
+The paper: Mallya, Davis, Lazebnik, ECCV 2018, arXiv 1801.06519. The tables do not agree where they overlap (CUBS with
+ResNet-50): the paper averages over several runs, a release has one. So a lookup names its table.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 from piggyback.errors import InputError, near_misses
 from piggyback.lab.tables.rows import Mean
 
-PAPER = "Mallya, Davis, Lazebnik, ECCV 2018, arXiv 1801.06519"
+REFERENCE: Mapping[str, float] = MappingProxyType(
+    {
+        "decathlon-imagenet12": 59.87,
+        "decathlon-aircraft": 60.34,
+        "decathlon-cifar100": 82.12,
+        "decathlon-daimlerpedcls": 92.82,
+        "decathlon-dtd": 55.53,
+        "decathlon-gtsrb": 97.53,
+        "decathlon-vgg-flowers": 81.41,
+        "decathlon-omniglot": 87.69,
+        "decathlon-svhn": 96.55,
+        "decathlon-ucf101": 51.20,
+    }
+)
+"""Accuracy (%) of fully fine-tuned networks on the Decathlon's ten domains, in the challenge's order."""
 
+_WIDE = "wide-resnet-28-4"
+_MASKS = (57.69, 65.29, 79.87, 96.99, 57.45, 97.27, 79.09, 87.63, 97.24, 47.48)
+_ERRORS = {
+    "vgg16": {"cubs": 20.75, "cars": 11.78, "flowers": 6.93, "wikiart": 29.80, "sketch": 22.30},
+    "resnet50": {"cubs": 18.23, "cars": 10.19, "flowers": 4.77, "wikiart": 28.57, "sketch": 19.75},
+    "densenet121": {
+        "cubs": 19.24, "cars": 10.62, "flowers": 4.91, "wikiart": 29.33, "sketch": 20.05,
+    },
+}  # fmt: skip
+_LISTING = {
+    "cubs": 80.5,
+    "flowers": 94.77,
+    "imagenet": 76.16,
+    "sketch": 79.91,
+    "cars": 89.62,
+    "wikiart": 71.33,
+}
 
-@dataclass(frozen=True)
-class PublishedTable:
-    """Numbers of one source, in the measure they were published in."""
-
-    source: str
-    measure: Literal["accuracy", "error"]
-    """What ``values`` hold, in percent."""
-    values: Mapping[tuple[str, str, str], float]
-    """By backbone, task and method: names as manifests and data sets have them."""
+PUBLISHED: Mapping[str, Mapping[tuple[str, str, str], float]] = MappingProxyType(
+    {
+        "released": {  # which has top-1 errors
+            (network, task, "masks"): round(100 - error, 2)
+            for network, errors in _ERRORS.items()
+            for task, error in errors.items()
+        },
+        "listing": {("resnet50", task, "masks"): value for task, value in _LISTING.items()},
+        "decathlon": {(_WIDE, domain, "finetune"): value for domain, value in REFERENCE.items()}
+        | {(_WIDE, name, "masks"): value for name, value in zip(REFERENCE, _MASKS, strict=True)},
+    }
+)
+"""Accuracy (%) by table; then by backbone, task and method: names as manifests and data sets have them."""
 
 
 def published(table: str, backbone: str, task: str, method: str) -> float | None:
@@ -51,79 +84,12 @@ def published(table: str, backbone: str, task: str, method: str) -> float | None
             f"{near_misses(table, PUBLISHED)}"
         )
     wanted = _plain(backbone, task, method)
-    for names, value in PUBLISHED[table].values.items():
-        if _plain(*names) == wanted:
-            return value if PUBLISHED[table].measure == "accuracy" else round(100 - value, 2)
-    return None
+    return next((v for names, v in PUBLISHED[table].items() if _plain(*names) == wanted), None)
 
 
 def _plain(*names: str) -> list[str]:
     """Names without case and punctuation: VGG-16 is vgg16."""
     return [re.sub(r"[^a-z0-9]", "", name.lower()) for name in names]
-
-
-REFERENCE: Mapping[str, float] = MappingProxyType(
-    {
-        "decathlon-imagenet12": 59.87,
-        "decathlon-aircraft": 60.34,
-        "decathlon-cifar100": 82.12,
-        "decathlon-daimlerpedcls": 92.82,
-        "decathlon-dtd": 55.53,
-        "decathlon-gtsrb": 97.53,
-        "decathlon-vgg-flowers": 81.41,
-        "decathlon-omniglot": 87.69,
-        "decathlon-svhn": 96.55,
-        "decathlon-ucf101": 51.20,
-    }
-)
-"""Accuracy (%) of fully fine-tuned networks on the Decathlon's ten domains, in the challenge's order."""
-
-_NETWORKS = ("vgg16", "resnet50", "densenet121")
-_RELEASED = {
-    "cubs": (20.75, 18.23, 19.24),
-    "cars": (11.78, 10.19, 10.62),
-    "flowers": (6.93, 4.77, 4.91),
-    "wikiart": (29.80, 28.57, 29.33),
-    "sketch": (22.30, 19.75, 20.05),
-}
-_LISTING = {
-    "cubs": 80.5,
-    "flowers": 94.77,
-    "imagenet": 76.16,
-    "sketch": 79.91,
-    "cars": 89.62,
-    "wikiart": 71.33,
-}
-_WIDE = "wide-resnet-28-4"
-_MASKS = (57.69, 65.29, 79.87, 96.99, 57.45, 97.27, 79.09, 87.63, 97.24, 47.48)
-
-PUBLISHED: Mapping[str, PublishedTable] = MappingProxyType(
-    {
-        "released": PublishedTable(
-            "README of the authors' code, github.com/arunmallya/piggyback",
-            "error",
-            {
-                (network, task, "masks"): error
-                for task, errors in _RELEASED.items()
-                for network, error in zip(_NETWORKS, errors, strict=True)
-            },
-        ),
-        "listing": PublishedTable(
-            f"benchmark listing of {PAPER}",
-            "accuracy",
-            {("resnet50", task, "masks"): accuracy for task, accuracy in _LISTING.items()},
-        ),
-        "decathlon": PublishedTable(
-            PAPER,
-            "accuracy",
-            {(_WIDE, domain, "finetune"): value for domain, value in REFERENCE.items()}
-            | {
-                (_WIDE, name, "masks"): value for name, value in zip(REFERENCE, _MASKS, strict=True)
-            },
-        ),
-    }
-)
-"""Tables by name."""
 
 
 def decathlon_score(

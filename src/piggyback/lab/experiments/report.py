@@ -108,17 +108,22 @@ def _passes(job: Job, sources: Sources) -> tuple[int, int]:
 
 def table_of(experiment: Experiment) -> ResultTable:
     """Return an experiment's table, beside the published numbers that its manifest names."""
-    manifest = experiment.manifest
+    manifest, rows = experiment.manifest, experiment.rows
+    planned = [
+        (backbone, task, label)
+        for backbone in manifest.backbones
+        for label in manifest.methods
+        for task in manifest.tasks
+    ]
     beside: dict[Names, float] = {}
-    for backbone, task, label in experiment.planned:
+    for backbone, task, label in planned:
         method = manifest.methods[label].published
         if manifest.published is not None and method is not None:
             value = published(manifest.published, backbone, task, method)
             beside |= {} if value is None else {(backbone, task, label): value}
-    rows = experiment.rows
     return result_table(
         rows,
-        planned=experiment.planned,
+        planned=planned,
         failed=experiment.failed,
         published=beside,
         scores=decathlon_scores(means(rows)) if manifest.score == "decathlon" else {},

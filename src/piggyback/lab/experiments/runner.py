@@ -72,12 +72,12 @@ class Experiment:
             with closing(self._ended(list(left.values()), workers, listener)) as ended:
                 for job, result in ended:
                     if isinstance(result, str):
-                        self.failed += [
-                            Failure(job.backbone, task, job.label, result) for task in job.tasks
-                        ]
+                        names = [(job.backbone, task, job.label) for task in job.tasks]
+                        self.failed += [Failure(*name, result) for name in names]
+                        log(f"{job.title}: {result}")
                     else:
                         self._rows[job.folder] = result
-                    log(f"{job.title}: {result if isinstance(result, str) else 'done'}")
+                        log(f"{job.title}: done")
 
     def rows_of(self, job: Job) -> list[Row] | None:
         """Return a job's rows, one a task; None where it has not ended, or ended as another."""
@@ -128,16 +128,6 @@ class Experiment:
     def waiting(self) -> list[Job]:
         """Not ended."""
         return [job for job in (*self.trials, *self.repeats) if self.rows_of(job) is None]
-
-    @property
-    def planned(self) -> list[tuple[str, str, str]]:
-        """Backbone, task and label of all cells, in the order of the table."""
-        return [
-            (backbone, task, label)
-            for backbone in self.manifest.backbones
-            for label in self.manifest.methods
-            for task in self.manifest.tasks
-        ]
 
     def _all_rows(self, jobs: Iterable[Job]) -> list[Row]:
         return [row for job in jobs for row in self.rows_of(job) or ()]

@@ -53,8 +53,8 @@ class FromDisk:
 
     def backbone(self, choice: BackboneChoice, image_size: int | None) -> Backbone:
         """Return a backbone; raises DataError where its checkpoint is missing."""
-        place = None if choice.checkpoint is None else self._find(choice.checkpoint)
-        if choice.checkpoint is not None and place is None:
+        place = None
+        if choice.checkpoint is not None and (place := self._find(choice.checkpoint)) is None:
             raise DataError(self._no_checkpoint(choice.spec, choice))
         return load_backbone(
             choice.spec, pretrained=choice.pretrained, checkpoint=place, image_size=image_size

@@ -8,7 +8,6 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from piggyback.taskfile.header import TaskHeader
-from piggyback.taskfile.task import TaskInfo
 
 _CLASSES = 50  # a card that lists a thousand is no card
 
@@ -31,94 +30,77 @@ def task_card(header: TaskHeader) -> str:
     ...
     """
     info = header.info
-    backbone = info.backbone.source or "(not named)"
+    source = info.backbone.source
+    measure = "mean IoU" if info.kind == "segmentation" else "accuracy"
+    found = {split: info.provenance.get(f"{split}_accuracy") for split in ("test", "val")}
+    scores = {split: v for split, v in found.items() if isinstance(v, (int, float))}
+    size = "a head alone"
+    if header.layers:
+        size = (
+            f"{header.weights:,} weights masked at {header.bits_per_weight:.3f} bits each, "
+            f"{100 * header.density:.2f}% kept"
+        )
+    needs = {
+        "backbone": f"`{source or '(not named)'}`",
+        "fingerprint": f"`{info.backbone.fingerprint or 'none'}`",
+        "head": info.head_kind,
+    }
+    if (image := info.preprocessing) is not None:
+        needs["images"] = f"{image.image_size} x {image.image_size}, {image.interpolation}"
+        needs["mean, std"] = f"{image.mean}, {image.std}"
+    named = ", ".join(_plain(name) for name in info.classes[:_CLASSES])
+    more = len(info.classes) - _CLASSES
     parts = [
-        f"---\n{_metadata(header).to_yaml()}\n---",
+        f"---\n{_metadata(header, scores, measure).to_yaml()}\n---",
         f"# {header.name}",
-        f"A {info.kind} task for the frozen backbone `{backbone}`: {_size(header)}",
-        _table(
-            "Scores",
-            {f"{split} {_measure(info)}": f"{v:.2f}%" for split, v in _scores(info).items()},
-        ),
-        _table("Needs", _needs(header)),
+        f"A {info.kind} task for the frozen backbone {needs['backbone']}: {size}, {header.bytes_total:,} bytes.",
+        _table("Scores", {f"{split} {measure}": f"{v:.2f}%" for split, v in scores.items()}),
+        _table("Needs", needs),
         _table("Made by", _made(info.provenance)),
-        f"## Classes\n\n{_classes(info.classes)}",
-        f"## Use\n\n```python\n{_code(header.name, info.backbone.source)}\n```",
+        f"## Classes\n\n{len(info.classes)}: {named}" + (f" and {more} more" if more > 0 else ""),
+        f"""## Use
+
+```python
+from piggyback import MultiTaskModel, load_backbone
+
+model = MultiTaskModel(load_backbone({source or "..."!r})).eval()
+model.load_task({header.name + ".safetensors"!r})
+logits = model(images, task={header.name!r})
+```""",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(header: TaskHeader) -> ModelCardData:
+def _metadata(header: TaskHeader, scores: Mapping[str, float], measure: str) -> ModelCardData:
     """What the Hub reads: the library, the backbone where it is one of timm's there, the scores."""
-    info, (prefix, _, name) = header.info, header.info.backbone.source.partition(":")
-    task = "image-segmentation" if info.kind == "segmentation" else "image-classification"
+    prefix, _, name = header.info.backbone.source.partition(":")
+    kind = "image-segmentation" if header.info.kind == "segmentation" else "image-classification"
     results = [
-        EvalResult(
-            task, header.name, header.name, _measure(info), round(value, 2), dataset_split=split
-        )
-        for split, value in _scores(info).items()
+        EvalResult(kind, header.name, header.name, measure, round(value, 2), dataset_split=split)
+        for split, value in scores.items()
     ]
     return ModelCardData(
         base_model=f"timm/{name}" if prefix == "timm" else None,
         eval_results=results or None,
         library_name="torch-piggyback",
         model_name=header.name if results else None,
-        pipeline_tag=task,
+        pipeline_tag=kind,
         tags=["piggyback"],
     )
 
 
-def _size(header: TaskHeader) -> str:
-    if not header.layers:
-        return f"a head alone, {header.bytes_total:,} bytes."
-    return (
-        f"{header.weights:,} weights masked at {header.bits_per_weight:.3f} bits each, "
-        f"{100 * header.density:.2f}% kept, {header.bytes_total:,} bytes in all."
-    )
-
-
-def _measure(info: TaskInfo) -> str:
-    return "mean IoU" if info.kind == "segmentation" else "accuracy"
-
-
-def _scores(info: TaskInfo) -> dict[str, float]:
-    """Percent by split, as the file says."""
-    found = {split: info.provenance.get(f"{split}_accuracy") for split in ("test", "val")}
-    return {split: value for split, value in found.items() if isinstance(value, (int, float))}
-
-
-def _needs(header: TaskHeader) -> dict[str, str]:
-    info = header.info
-    needs = {
-        "backbone": f"`{info.backbone.source or '(not named)'}`",
-        "fingerprint": f"`{info.backbone.fingerprint or 'none'}`",
-        "head": info.head_kind,
-    }
-    if info.preprocessing is not None:
-        values = info.preprocessing
-        needs["images"] = f"{values.image_size} x {values.image_size}, {values.interpolation}"
-        needs["mean, std"] = f"{values.mean}, {values.std}"
-    return needs
-
-
 def _made(provenance: Mapping[str, Any]) -> dict[str, str]:
-    recipe, data = provenance.get("recipe"), provenance.get("data")
+    """What a file says of its training, which anybody may have written."""
+    recipe, data, versions = (provenance.get(key) for key in ("recipe", "data", "versions"))
     made: dict[str, str] = {}
     if isinstance(data, Mapping) and isinstance(data.get("counts"), Mapping):
         made["images"] = ", ".join(f"{split} {n}" for split, n in data["counts"].items())
     if isinstance(recipe, Mapping):
         names = ("method", "epochs", "batch_size", "seed")
         made |= {name: str(recipe[name]) for name in names if name in recipe}
-    versions = provenance.get("versions")
     if isinstance(versions, Mapping):
         made["versions"] = ", ".join(f"{name} {number}" for name, number in versions.items())
     return made
-
-
-def _classes(classes: tuple[str, ...]) -> str:
-    listed = ", ".join(_plain(name) for name in classes[:_CLASSES])
-    more = len(classes) - _CLASSES
-    return f"{len(classes)}: {listed}" + (f" and {more} more" if more > 0 else "")
 
 
 def _table(title: str, values: Mapping[str, str]) -> str:
@@ -131,12 +113,3 @@ def _table(title: str, values: Mapping[str, str]) -> str:
 def _plain(text: str) -> str:
     """A value from the file, which must not break the table or become markup."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _code(name: str, source: str) -> str:
-    return (
-        "from piggyback import MultiTaskModel, load_backbone\n\n"
-        f"model = MultiTaskModel(load_backbone({source or '...'!r})).eval()\n"
-        f"model.load_task({name + '.safetensors'!r})\n"
-        f"logits = model(images, task={name!r})"
-    )

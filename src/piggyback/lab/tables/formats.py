@@ -88,6 +88,9 @@ class Grid:
     """Columns of names."""
     summary: int = 0
     """Columns at the right end that the terminal keeps together."""
+    heading: str = ""
+    notes: Sequence[str] = ()
+    """Lines below the table, on the terminal only."""
 
     def markdown(self) -> str:
         """Return the table in Markdown."""
@@ -96,58 +99,43 @@ class Grid:
         text = [f"| {' | '.join(row)} |" for row in rows]
         return "\n".join([text[0], head, *text[1:]]) + "\n"
 
-    def screen(self, width: int) -> Iterator[Table]:
-        """Yield the table for a terminal, in parts with the same names where it is too wide."""
-        columns = [
-            (title, [line[at].rich() for line in self.lines])
-            for at, title in enumerate(self.titles)
-        ]
-        names, end = columns[: self.names], len(columns) - self.summary
-        groups = [[column] for column in columns[self.names : end]]
-        part = list(names)
-        for group in filter(None, [*groups, columns[end:]]):
-            if len(part) > len(names) and _width([*part, *group]) > width:
-                yield self._part(part)
-                part = list(names)
-            part += group
-        yield self._part(part)
-
-    def _part(self, columns: Sequence[tuple[str, list[Text]]]) -> Table:
-        made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for at, (title, _) in enumerate(columns):
-            side: Any = "left" if at < self.names else "right"
-            made.add_column(Text(title), justify=side, no_wrap=True)
-        for at, texts in enumerate(zip(*(texts for _, texts in columns), strict=True)):
-            if self.names > 1 and at and self.lines[at][0].value != self.lines[at - 1][0].value:
-                made.add_section()
-            made.add_row(*texts)
-        return made
-
-
-def _width(columns: Sequence[tuple[str, list[Text]]]) -> int:
-    """As ``_part`` pads them."""
-    widest = [
-        max(line.cell_len for text in (Text(title), *texts) for line in text.split())
-        for title, texts in columns
-    ]
-    return sum(widest) + 2 * len(columns)
-
-
-@dataclass(frozen=True)
-class Screen:
-    """A grid between a title and notes, for a rich console of any width."""
-
-    grid: Grid
-    title: str = ""
-    notes: Sequence[str] = ()
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the title, the parts, the notes."""
-        if self.title:
-            yield Text(self.title, style="bold")
-        yield from self.grid.screen(options.max_width)
-        for note in self.notes:
-            yield Text(note)
+        """Yield the table for a terminal, in parts with the same names where it is too wide."""
+        if self.heading:
+            yield Text(self.heading, style="bold")
+        end = len(self.titles) - self.summary
+        part = names = list(range(self.names))
+        for group in [
+            *([at] for at in range(self.names, end)),
+            list(range(end, end + self.summary)),
+        ]:
+            if part != names and self._width([*part, *group]) > options.max_width:
+                yield self._part(part)
+                part = names
+            part = [*part, *group]
+        yield self._part(part)
+        yield from map(Text, self.notes)
+
+    def _width(self, columns: Sequence[int]) -> int:
+        """As ``_part`` pads them."""
+        widest = 0
+        for at in columns:
+            texts = (Text(self.titles[at]), *(line[at].rich() for line in self.lines))
+            widest += 2 + max(line.cell_len for text in texts for line in text.split())
+        return widest
+
+    def _part(self, columns: Sequence[int]) -> Table:
+        made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for at in columns:
+            side: Any = "left" if at < self.names else "right"
+            made.add_column(Text(self.titles[at]), justify=side, no_wrap=True)
+        above = None
+        for line in self.lines:
+            if self.names > 1 and above not in (None, line[0].value):
+                made.add_section()
+            made.add_row(*(line[at].rich() for at in columns))
+            above = line[0].value
+        return made
 
 
 def runs_csv(rows: Sequence[Row]) -> str:
@@ -186,7 +174,7 @@ def runs_markdown(rows: Sequence[Row]) -> str:
 
 def runs_screen(rows: Sequence[Row]) -> ConsoleRenderable:
     """Return the same table for a rich console."""
-    return Screen(_runs(rows), notes=verdicts(rows))
+    return _runs(rows)
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
@@ -214,7 +202,7 @@ def _runs(rows: Sequence[Row]) -> Grid:
         )
         for mean in means(rows)
     ]
-    return Grid(titles, [[Entry(text) for text in line] for line in lines])
+    return Grid(titles, [[Entry(text) for text in line] for line in lines], notes=verdicts(rows))
 
 
 def table_csv(table: ResultTable) -> str:
@@ -268,15 +256,19 @@ def table_markdown(table: ResultTable) -> str:
 
 def table_screen(table: ResultTable, title: str = "") -> ConsoleRenderable:
     """Return the same table for a rich console; the backbone is named where there are several."""
-    whole = _grid(table, human_bytes)
+    grid = _grid(table, human_bytes)
     first = 0 if len(table.backbones) > 1 else 1
-    titles = [text.replace("vs ", "vs\n").replace("per ", "per\n") for text in whole.titles[first:]]
-    summary = len(whole.titles) - 2 - len(table.tasks)
-    grid = Grid(titles, [line[first:] for line in whole.lines], 2 - first, summary)
     notes = list(_problems(table))
     if any(cell.published is not None for line in table.lines for cell in line.cells):
         notes.insert(0, "In brackets: the published accuracy, and the difference to it.")
-    return Screen(grid, title, notes)
+    return Grid(
+        [title.replace("vs ", "vs\n").replace("per ", "per\n") for title in grid.titles[first:]],
+        [line[first:] for line in grid.lines],
+        names=2 - first,
+        summary=len(grid.titles) - 2 - len(table.tasks),
+        heading=title,
+        notes=notes,
+    )
 
 
 def _grid(table: ResultTable, size: Callable[[float], str] = "{:,.0f}".format) -> Grid:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
 from piggyback.errors import InputError
-from piggyback.train.result import TrainResult
+
+if TYPE_CHECKING:  # tables need no torch
+    from piggyback.train.result import TrainResult
 
 ONE_FILE = frozenset({"packnet"})
 """Methods whose tasks share one growing file: a row's bytes count all tasks up to its own."""
@@ -67,6 +69,13 @@ class Row:
 
 
 _ROW = TypeAdapter(Row)
+_PLAIN = {
+    "tuple_type": "a list",
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+    "dataclass_type": "an object",
+}
+"""What pydantic expected where its own words are Python's, by the type of the problem."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +159,9 @@ def first_problem(error: ValidationError) -> str:
     where = "".join(f"{part}: " for part in [".".join(map(str, problem["loc"]))] if part)
     if problem["type"] == "value_error":  # raised by a check of ours, which says it all
         return f"{where}{problem['ctx']['error']}"
-    expected = problem["msg"].removeprefix("Input should be ")
     if problem["type"] == "missing":
         return f"{where}expected a value, found none"
+    expected = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Input should be "))
     return f"{where}expected {expected}, found {problem['input']!r:.80}"
 
 
