@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_options_reach_the_recipe(recipe_of: Any) -> None:
         *("--method", "head", "--epochs", "3", "--image-size", "32", "--mask-lr", "1e-4"),
         *("--schedule", "step", "--clip", "1.5", "--rule-kind", "ternary", "--init-value", "0.02"),
         *("--augment-flip", "--augment-policy", "trivial", "--select", "0.*", "--select", "3.*"),
-        *("--no-tensorboard", "--grad-scale", "mean"),
+        *("--tracker", "wandb", "--grad-scale", "mean"),
     )
     assert (made.method, made.epochs, made.image_size, made.mask_lr) == ("head", 3, 32, 1e-4)
     assert (made.schedule, made.clip, made.rule.kind, made.init.value) == (
@@ -58,7 +59,7 @@ def test_options_reach_the_recipe(recipe_of: Any) -> None:
         0.02,
     )
     assert made.augment == Augment(flip=True, policy="trivial")
-    assert (made.select, made.tensorboard, made.grad_scale) == (("0.*", "3.*"), False, "mean")
+    assert (made.select, made.tracker, made.grad_scale) == (("0.*", "3.*"), "wandb", "mean")
 
 
 def test_regularizers_are_given_by_kind_and_numbers(recipe_of: Any) -> None:
@@ -84,7 +85,9 @@ def test_a_wrong_value_is_refused_by_the_recipe(piggyback: Command) -> None:
 
 def test_every_field_has_an_option_and_a_help_text() -> None:
     choices = list(choices_of(Recipe))
-    assert {choice.path[0] for choice in choices} == set(Recipe.__dataclass_fields__)
+    assert {choice.path[0] for choice in choices} == {
+        field.name for field in dataclasses.fields(Recipe)
+    }
     assert {choice.name for choice in choices} >= {"rule_kind", "rule_threshold"}
     assert all(choice.help for choice in choices)
     assert field_docs(Recipe)["epochs"].startswith("Passes over the training images; by default")

@@ -67,7 +67,7 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task(network: str, streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
     options = ("--epochs", "6", "--batch-size", "4", "--head-lr", "0.1", "--amp", "no")
-    fixed = ("--channels-last", "no", "--label-smoothing", "0", "--no-tensorboard")
+    fixed = ("--channels-last", "no", "--label-smoothing", "0")
     with pytest.raises(SystemExit) as ended:
         main(
             [

@@ -21,8 +21,8 @@ from piggyback.lab.packnet.network import PackedNetwork, load_file, save
 from piggyback.lab.packnet.sequence import hold
 from piggyback.network.backbone import Backbone
 from piggyback.train import EpochRow, ImageData, Listener, Recipe, Step, from_tensors, train
+from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.result import RESULT
-from piggyback.train.run import CHECKPOINT
 
 
 def stripes() -> ImageData:
@@ -38,7 +38,7 @@ def stripes() -> ImageData:
 def packing(**options: object) -> Recipe:
     """A short recipe in float32, for sequences that must repeat to the bit."""
     settings = {"epochs": 2, "finetune_lr": 1e-2, "amp": "no", "channels_last": "no"}
-    return Recipe("packnet", **{**settings, "tensorboard": False, **options})
+    return Recipe("packnet", **{**settings, **options})
 
 
 class Killed(BaseException):

@@ -25,7 +25,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.train import Augment, Recipe, from_tensors, train, training
 from piggyback.train.checkpoint import optimizer_tensors
-from piggyback.train.run import Run
+from piggyback.train.loop import Run
 
 
 def run(folder: Path, method: str) -> None:
@@ -55,7 +55,6 @@ def run(folder: Path, method: str) -> None:
         amp="no",
         channels_last="yes",
         augment=Augment(flip=True, policy="trivial"),
-        tensorboard=False,
         checkpoint_minutes=0,  # after every step
     )
     finish = training.finish

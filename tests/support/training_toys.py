@@ -57,7 +57,6 @@ def recipe() -> Callable[..., Recipe]:
             "head_lr": 2e-2,
             "amp": "no",
             "channels_last": "no",
-            "tensorboard": False,
         }
         return Recipe(method, **{**settings, **options})
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -75,11 +75,10 @@ def test_a_failed_write_leaves_the_old_file(
     write(tmp_path / "c", CONTENT)
     before = (tmp_path / "c").read_bytes()
 
-    def full(tensors: Any, path: Path, metadata: Any) -> None:
-        path.write_bytes(b"half")
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"cannot be written.*No space left"):
         write(tmp_path / "c", CONTENT)
     assert (tmp_path / "c").read_bytes() == before

@@ -14,8 +14,8 @@ from piggyback.network.backbone import Backbone
 from piggyback.taskfile.file import load_file
 from piggyback.taskfile.header import read_header
 from piggyback.train import EpochRow, ImageData, Listener, Recipe, Step, from_tensors, train
+from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.guard import MARKS, TRIES, Guard
-from piggyback.train.run import CHECKPOINT
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -27,7 +27,7 @@ labels = torch.arange(90) % 3
 images = (torch.rand(90, 3, 12, 12) * 100).byte()
 images[torch.arange(90), labels] += 100
 data = from_tensors("toy", list("abc"), (images, labels))
-speed = {"amp": "no", "channels_last": "no", "tensorboard": False}
+speed = {"amp": "no", "channels_last": "no"}
 recipe = Recipe(epochs=2, batch_size=16, mask_lr=1e-3, **speed)
 backbone = Backbone(module.eval(), "", Preprocessing(12), "4")
 result = train(backbone, data, "toy", recipe, sys.argv[1])

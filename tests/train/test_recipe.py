@@ -19,10 +19,10 @@ from piggyback.train.recipe import default_epochs
 
 @pytest.mark.parametrize("kind", [Recipe, Augment])
 def test_every_field_has_its_help_below_it(kind: type) -> None:
-    body = ast.parse(inspect.getsource(kind)).body[0].body
     explained = {
         node.target.id
-        for node, following in pairwise(body)
+        for part in filter(dataclasses.is_dataclass, kind.__mro__)
+        for node, following in pairwise(ast.parse(inspect.getsource(part)).body[0].body)
         if isinstance(node, ast.AnnAssign)
         and isinstance(following, ast.Expr)
         and isinstance(following.value, ast.Constant)

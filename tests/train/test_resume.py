@@ -26,8 +26,8 @@ from piggyback.train import (
     from_tensors,
     train,
 )
+from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.result import RESULT
-from piggyback.train.run import CHECKPOINT
 
 DRIVER = Path(__file__).parents[1] / "support" / "resume_driver.py"
 

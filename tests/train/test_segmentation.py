@@ -19,10 +19,8 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import SegmentationNetwork
 from piggyback.train import Augment, ImageData, Measured, Recipe, evaluate, predict, train
-from piggyback.train.data.augment import augment, augment_map, draws
-from piggyback.train.data.batches import EvalBatches, TrainBatches
-from piggyback.train.evaluation import measure
-from piggyback.train.segmenting import palette, save_label_map, segment
+from piggyback.train.data.batches import EvalBatches, TrainBatches, augment, augment_map, draws
+from piggyback.train.evaluation import measure, palette, save_label_map, segment
 from piggyback.zoo.segmentation import segmentation_of
 
 CLASSES = ("red", "green", "blue")
@@ -74,7 +72,6 @@ def recipe(method: str = "masks", **options: object) -> Recipe:
         "label_smoothing": 0.0,
         "amp": "no",
         "channels_last": "no",
-        "tensorboard": False,
     }
     return Recipe(method, **{**settings, **options})
 

@@ -31,7 +31,8 @@ from piggyback.train import (
     loop,
     train,
 )
-from piggyback.train.run import CHECKPOINT, Progress
+from piggyback.train.checkpoint import CHECKPOINT
+from piggyback.train.loop import Progress
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -183,28 +184,13 @@ def test_bfloat16_trains(backbone: Backbone, data: ImageData, recipe: MakeRecipe
     assert result.provenance["speed"] == {"amp": "bf16", "channels_last": True}
 
 
-def test_the_fastest_way_is_measured_once_and_remembered(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
-    options = recipe("head", epochs=1, amp="auto", channels_last="auto")
-    first = train(backbone, data, "a", options)
-    (kept,) = (tmp_path / "cache" / "speed").iterdir()
-    assert json.loads(kept.read_text()) == first.provenance["speed"]
-    kept.write_text('{"amp": "bf16", "channels_last": true}')
-    again = train(backbone, data, "a", options)
-    assert again.provenance["speed"] == {"amp": "bf16", "channels_last": True}
-    kept.write_text("nonsense")
-    train(backbone, data, "a", options)
-
-
 def test_listener_and_logs_tell_the_same(
     backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     heard = Recorder()
-    result = train(backbone, data, "a", recipe(tensorboard=True), tmp_path, listener=heard)
+    result = train(backbone, data, "a", recipe(tracker="tensorboard"), tmp_path, listener=heard)
     assert heard.stages == [
         "reading images",
-        "measuring speed",
         "training the head alone",
         "measuring on test",
     ]

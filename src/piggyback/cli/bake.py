@@ -18,7 +18,7 @@ from piggyback.cli.loading import load_tasks
 from piggyback.cli.screen import results
 from piggyback.errors import InputError, PiggybackError, require
 from piggyback.taskfile.header import TaskHeader
-from piggyback.train.checkpoint import write_atomically
+from piggyback.train.checkpoint import write_file
 
 TOLERANCE = 1e-3
 """Largest difference of a logit between ONNX Runtime and torch, of logits around 1 to 10."""
@@ -65,7 +65,7 @@ def run(
     if to.suffix == ".safetensors":
         state = {name: tensor.detach().clone() for name, tensor in baked.state_dict().items()}
         data = tensor_bytes(state, _metadata(header))
-        write_atomically(to, lambda temporary: _put(temporary, data))
+        write_file(to, data)
         screen.print(f"wrote {to}: {len(state)} tensors, {len(data):,} bytes", soft_wrap=True)
         return
     difference = write_onnx(baked, header, to)
@@ -105,7 +105,7 @@ def write_onnx(baked: nn.Module, header: TaskHeader, to: Path) -> float:
         entry.key, entry.value = key, value
     data: bytes = proto.SerializeToString()
     difference = _difference(baked, data, images, header)
-    write_atomically(to, lambda temporary: _put(temporary, data))
+    write_file(to, data)
     return difference
 
 
@@ -137,7 +137,3 @@ def _metadata(header: TaskHeader) -> dict[str, str]:
     if header.info.preprocessing is not None:
         values["preprocessing"] = json.dumps(header.info.preprocessing.to_json())
     return values
-
-
-def _put(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from piggyback.errors import InputError
-from piggyback.train.recipe import READ_ONLY, Recipe
+from piggyback.train.recipe import READ_ONLY, Recipe, group_of
 
 REGULARIZERS = "regularizers"
 
@@ -32,6 +32,8 @@ class Choice:
     """Its type, as typer takes it."""
     default: Any
     help: str
+    group: str = ""
+    """The title of the help page's panel that it stands in."""
 
     @property
     def name(self) -> str:
@@ -47,7 +49,9 @@ class Choice:
             metavar = "TEXT"
         if metavar is not None:
             text += " May be repeated."
-        option = typer.Option(*names, help=text, metavar=metavar)
+        option = typer.Option(
+            *names, help=text, metavar=metavar, rich_help_panel=self.group or None
+        )
         return inspect.Parameter(
             self.name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -84,22 +88,23 @@ def takes_recipe(*without: str) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def choices_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[Choice]:
+def choices_of(kind: type, path: tuple[str, ...] = (), group: str = "") -> Iterator[Choice]:
     """Return the options of a dataclass, those of dataclasses within it by their path."""
     hints = typing.get_type_hints(kind)
     docs = field_docs(kind)
     for field in dataclasses.fields(kind):
         hint, here = hints[field.name], (*path, field.name)
+        title = group or group_of(kind, field.name)
         if ".".join(here) in READ_ONLY:
             continue
         if dataclasses.is_dataclass(hint):
-            yield from choices_of(typing.cast(type, hint), here)
+            yield from choices_of(typing.cast(type, hint), here, title)
             continue
         default = field.default
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         taken, default = _as_option(field.name, hint, default)
-        yield Choice(here, taken, default, docs.get(field.name) or _doc_of(kind))
+        yield Choice(here, taken, default, docs.get(field.name) or _doc_of(kind), title)
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -108,13 +113,16 @@ def field_docs(kind: type) -> dict[str, str]:
     >>> field_docs(Recipe)["epochs"]
     'Passes over the training images; by default as many as make about 800 steps, but 5 to 60, and 480 steps or more.'
     """
-    tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    body = typing.cast(ast.ClassDef, tree).body
     found = {}
-    for line, below in itertools.pairwise(body):
-        match line, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
-                found[name] = " ".join(str(text).split())
+    for part in filter(dataclasses.is_dataclass, kind.__mro__):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        for line, below in itertools.pairwise(typing.cast(ast.ClassDef, tree).body):
+            match line, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=text)),
+                ):
+                    found[name] = " ".join(str(text).split())
     return found
 
 

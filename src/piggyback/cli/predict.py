@@ -26,8 +26,15 @@ from piggyback.cli.loading import Loaded, load_tasks
 from piggyback.cli.screen import results, write_json
 from piggyback.errors import InputError
 from piggyback.model.routing import confidence
-from piggyback.train.evaluation import Prediction, find_images, predict
-from piggyback.train.segmenting import Segmented, colours_of, save_label_map, segment
+from piggyback.train.evaluation import (
+    Prediction,
+    Segmented,
+    colours_of,
+    find_images,
+    predict,
+    save_label_map,
+    segment,
+)
 
 
 class Format(enum.StrEnum):

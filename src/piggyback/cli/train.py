@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +22,7 @@ from piggyback.lab.tables.formats import run_record, runs_screen
 from piggyback.lab.tables.rows import row_of
 from piggyback.taskfile.task import check_name
 from piggyback.train import Recipe, train
-from piggyback.train.checkpoint import write_atomically
+from piggyback.train.checkpoint import write_file
 
 
 @takes_recipe()
@@ -59,8 +58,8 @@ def run(
 ) -> None:
     """Learn one task from a folder of images; write its task file.
 
-    The run's folder gets the task file, NAME.safetensors, logs (CSV, JSON,
-    TensorBoard) and, while it goes, a checkpoint. The best epoch is chosen on val
+    The run's folder gets the task file, NAME.safetensors, logs (CSV, JSON)
+    and, while it goes, a checkpoint. The best epoch is chosen on val
     and measured once on test; splits that are missing are cut from train.
 
     \b
@@ -79,8 +78,7 @@ def run(
     result = train(network, images, task, recipe, folder, resume=resume, listener=Show())
     place = result.path
     if file is not None and result.path is not None:
-        source = result.path
-        write_atomically(file, lambda temporary: _copy(source, temporary))
+        write_file(file, result.path.read_bytes())
         place = file
     row = row_of(result)
     if json:
@@ -89,7 +87,3 @@ def run(
     screen = results()
     screen.print(runs_screen([row]))
     screen.print(f"wrote {place}", soft_wrap=True)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)

@@ -1,69 +1,48 @@
-"""Training and measuring: data, recipes, methods, the loop, checkpoints."""
+"""Training and measuring: data, recipes, methods, the loop, checkpoints.
+
+Reading order: recipe.py, training.py, loop.py, learners.py, data/sets.py.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from piggyback.images.label_maps import SegmentationSet as SegmentationSet
-    from piggyback.train.data.folder import load_folder as load_folder
-    from piggyback.train.data.folder import load_split as load_split
-    from piggyback.train.data.segmentation import load_camvid_layout as load_camvid_layout
-    from piggyback.train.data.segmentation import load_voc as load_voc
-    from piggyback.train.data.sets import ImageData as ImageData
-    from piggyback.train.data.sets import ImageSet as ImageSet
-    from piggyback.train.data.splits import from_tensors as from_tensors
-    from piggyback.train.evaluation import Measured as Measured
-    from piggyback.train.evaluation import Prediction as Prediction
-    from piggyback.train.evaluation import evaluate as evaluate
-    from piggyback.train.evaluation import predict as predict
-    from piggyback.train.events import EpochRow as EpochRow
-    from piggyback.train.events import Listener as Listener
-    from piggyback.train.events import Plan as Plan
-    from piggyback.train.events import Step as Step
-    from piggyback.train.methods import METHODS as METHODS
-    from piggyback.train.recipe import Augment as Augment
-    from piggyback.train.recipe import Recipe as Recipe
-    from piggyback.train.result import TrainResult as TrainResult
-    from piggyback.train.segmenting import segment as segment
-    from piggyback.train.training import train as train
+    from piggyback.images.label_maps import SegmentationSet
+    from piggyback.train.data.folder import load_folder, load_split
+    from piggyback.train.data.segmentation import load_camvid_layout, load_voc
+    from piggyback.train.data.sets import ImageData, ImageSet, from_tensors
+    from piggyback.train.evaluation import Measured, Prediction, evaluate, predict, segment
+    from piggyback.train.events import EpochRow, Listener, Plan, Step
+    from piggyback.train.methods import METHODS
+    from piggyback.train.recipe import Augment, Recipe
+    from piggyback.train.result import TrainResult
+    from piggyback.train.training import train
 
-_HOMES = {
-    "METHODS": "train.methods",
-    "Augment": "train.recipe",
-    "EpochRow": "train.events",
-    "ImageData": "train.data.sets",
-    "ImageSet": "train.data.sets",
-    "Listener": "train.events",
-    "Measured": "train.evaluation",
-    "Plan": "train.events",
-    "Prediction": "train.evaluation",
-    "Recipe": "train.recipe",
-    "SegmentationSet": "images.label_maps",
-    "Step": "train.events",
-    "TrainResult": "train.result",
-    "evaluate": "train.evaluation",
-    "from_tensors": "train.data.splits",
-    "load_camvid_layout": "train.data.segmentation",
-    "load_folder": "train.data.folder",
-    "load_split": "train.data.folder",
-    "load_voc": "train.data.segmentation",
-    "predict": "train.evaluation",
-    "segment": "train.segmenting",
-    "train": "train.training",
+__all__ = [
+    "METHODS", "Augment", "EpochRow", "ImageData", "ImageSet", "Listener", "Measured", "Plan",
+    "Prediction", "Recipe", "SegmentationSet", "Step", "TrainResult", "evaluate", "from_tensors",
+    "load_camvid_layout", "load_folder", "load_split", "load_voc", "predict", "segment", "train",
+]  # fmt: skip
+
+_NAMES = {
+    "data.folder": "load_folder load_split",
+    "data.segmentation": "load_camvid_layout load_voc",
+    "data.sets": "ImageData ImageSet SegmentationSet from_tensors",
+    "evaluation": "Measured Prediction evaluate predict segment",
+    "events": "EpochRow Listener Plan Step",
+    "methods": "METHODS",
+    "recipe": "Augment Recipe",
+    "result": "TrainResult",
+    "training": "train",
 }
-"""Where each public name comes from, imported when it is asked for: a recipe and its help page need no torch."""
-
-__all__ = list(_HOMES)
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+"""Where each public name comes from. It is imported when it is asked for: a help page needs a recipe and no torch."""
 
 
 def __getattr__(name: str) -> Any:
     """Return a public name, imported now."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"piggyback.{_HOMES[name]}")
-    value = globals()[name] = getattr(home, name)
+    module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    value = globals()[name] = getattr(module, name)
     return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])

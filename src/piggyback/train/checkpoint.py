@@ -2,7 +2,7 @@
 
     tensors     live/NAME          what training changes besides the optimizer's state
                 optimizer/I/KEY    state of the I-th parameter; masked weights keep their scores
-                here best/NAME          the best result so far
+                best/NAME          the best result so far
     metadata    identity           recipe, data, backbone: which run this is
                 progress           where it is, and its history
                 crc                of everything above
@@ -12,24 +12,26 @@ No random state: every random number of a run is a function of its place (see ``
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from piggyback.errors import CheckpointError
+from piggyback.taskfile.disk import write_whole
 from piggyback.train.recipe import Recipe, current
 
 VERSION = 1
+CHECKPOINT = "checkpoint.safetensors"
+"""The checkpoint's name in a run's folder."""
 _KEY = "piggyback_checkpoint"
 
 
@@ -47,9 +49,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     tensors = _plain(checkpoint.tensors)
     body = json.dumps({"identity": checkpoint.identity, "progress": checkpoint.progress})
     header = {"version": VERSION, "crc": _crc(body, tensors), "body": body}
-    write_atomically(
-        path, lambda temporary: save_file(tensors, temporary, {_KEY: json.dumps(header)})
-    )
+    write_file(path, save(tensors, {_KEY: json.dumps(header)}))
 
 
 def read(path: Path) -> Checkpoint:
@@ -133,6 +133,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": now["param_groups"]})
 
 
+def by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return a checkpoint's tensors by the part they belong to and the name in it.
+
+    >>> by_part({"live/head/bias": torch.zeros(2)})
+    defaultdict(<class 'dict'>, {'live': {'head/bias': tensor([0., 0.])}})
+    """
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        part, rest = name.split("/", 1)
+        parts[part][rest] = tensor
+    return parts
+
+
 @torch.no_grad()
 def load_live(live: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Copy ``tensors`` into the live ones of these names; CheckpointError where they do not fit."""
@@ -148,18 +161,12 @@ def load_live(live: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None
         tensor.copy_(tensors[name])
 
 
-def write_atomically(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write a temporary file, then put it in ``path``'s place; or CheckpointError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write ``data`` to ``path`` in one step, in a folder made for it; CheckpointError, the old file intact."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fill(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):  # it may never have been made
-            temporary.unlink()
+        write_whole(path, data.encode() if isinstance(data, str) else data)
+    except OSError as error:
         raise CheckpointError(
             f"{str(path)!r} cannot be written: {error}; free some space or choose another folder"
         ) from error

@@ -73,7 +73,7 @@ class EpochRow:
 
 
 class Listener:
-    """Hears what a run does; override what you need.
+    """Is told what a run does; override what you need.
 
     >>> class Losses(Listener):
     ...     def on_step(self, step):
@@ -81,7 +81,7 @@ class Listener:
     """
 
     def on_stage(self, text: str) -> None:
-        """Something that takes a while begins: reading images, measuring speed, testing."""
+        """Something that takes a while begins: reading images, testing."""
 
     def on_start(self, plan: Plan) -> None:
         """Training begins or goes on."""
@@ -97,40 +97,3 @@ class Listener:
 
     def on_end(self) -> None:
         """The run is over, also by an error."""
-
-
-class Broadcast(Listener):
-    """Passes everything on to several listeners."""
-
-    def __init__(self, listeners: list[Listener]) -> None:
-        self.listeners = listeners
-
-    def on_stage(self, text: str) -> None:
-        """Pass it on."""
-        for listener in self.listeners:
-            listener.on_stage(text)
-
-    def on_start(self, plan: Plan) -> None:
-        """Pass it on."""
-        for listener in self.listeners:
-            listener.on_start(plan)
-
-    def on_step(self, step: Step) -> None:
-        """Pass it on."""
-        for listener in self.listeners:
-            listener.on_step(step)
-
-    def on_epoch(self, row: EpochRow) -> None:
-        """Pass it on."""
-        for listener in self.listeners:
-            listener.on_epoch(row)
-
-    def on_notice(self, text: str) -> None:
-        """Pass it on."""
-        for listener in self.listeners:
-            listener.on_notice(text)
-
-    def on_end(self) -> None:
-        """Pass it on."""
-        for listener in self.listeners:
-            listener.on_end()

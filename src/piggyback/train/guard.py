@@ -28,14 +28,13 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import Z, lr_factor, z_for
 from piggyback.model.distance import feature_skill, head_inputs, one_each
 from piggyback.model.summary import masks_verdict
-from piggyback.train.checkpoint import load_live, load_optimizer, optimizer_tensors
+from piggyback.train.checkpoint import by_part, load_live, load_optimizer, optimizer_tensors
 from piggyback.train.data.batches import EvalBatches, serve
 from piggyback.train.data.sets import ImageSet, Split
+from piggyback.train.device import Speed, agree_
 from piggyback.train.hashing import shuffled
 from piggyback.train.methods import Learner
-from piggyback.train.processes import agree_
 from piggyback.train.recipe import Recipe
-from piggyback.train.speed import Speed
 
 MARKS = 20
 FIRST = 3
@@ -183,10 +182,8 @@ def features_of(
     batches = EvalBatches(images, preprocessing, batch_size=recipe.batch_size)
     with head_inputs(head) as seen:
         for pixels, truth in serve(batches, workers=recipe.workers):
-            x = normalise(pixels.to(device), preprocessing)
-            if speed.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, speed.dtype, enabled=speed.amp != "no"):
+            x = speed.laid_out(normalise(pixels.to(device), preprocessing))
+            with speed.autocast(device):
                 network(x)
             labels.append(truth)
     if not one_each(seen, labels):
@@ -244,9 +241,6 @@ def _state(learner: Learner) -> dict[str, Tensor]:
 
 
 def _put_back(learner: Learner, state: Mapping[str, Tensor]) -> None:
-    parts: dict[str, dict[str, Tensor]] = {"live": {}, "optimizer": {}}
-    for name, tensor in state.items():
-        part, rest = name.split("/", 1)
-        parts[part][rest] = tensor
+    parts = by_part(state)
     load_live(learner.live(), parts["live"])
     load_optimizer(learner.optimizer, parts["optimizer"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import abc
 import copy
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -19,14 +21,15 @@ from piggyback.masks.rule import MARGIN, mask_lr
 from piggyback.model.heads import new_head
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
-from piggyback.network.fingerprint import fingerprint
 from piggyback.network.frozen import replace_module
 from piggyback.network.head import find_head
 from piggyback.network.norm import norm_modules, norm_tensors
+from piggyback.taskfile.file import save
+from piggyback.taskfile.header import header_of
 from piggyback.taskfile.task import Task
 from piggyback.train.checkpoint import load_live
 from piggyback.train.hashing import seed_of
-from piggyback.train.methods import Product, Setup
+from piggyback.train.methods import ResultFile, Setup
 from piggyback.train.recipe import Recipe
 
 HEAD_STREAM = 0x4EAD
@@ -35,8 +38,6 @@ HEAD_STREAM = 0x4EAD
 
 class TaskLearner:
     """Learns a head, and masks and normalisation if asked, on a frozen backbone."""
-
-    notes: Mapping[str, Any] = {}
 
     def __init__(self, backbone: Backbone, setup: Setup, *, masks: bool) -> None:
         recipe = setup.recipe
@@ -60,8 +61,6 @@ class TaskLearner:
             self._undo = undo.pop_all()
         self.network = self.model.backbone
         self.head: nn.Module | None = self.network.get_submodule(self.model.head_name)
-        self.fingerprint = self.model.fingerprint
-        self._name = setup.name
 
     def _optimizer(self, setup: Setup) -> MaskOptimizer:
         recipe = setup.recipe
@@ -94,21 +93,11 @@ class TaskLearner:
             **{f"norm/{name}": tensor.detach() for name, tensor in norms.items()},
         }
 
-    def capture(self) -> Task:
-        """Return the task as it stands."""
-        return self.model.capture()
+    def capture(self) -> LearnedTask:
+        """Return a copy of the task as it stands."""
+        return LearnedTask(self.model.capture(), self.model)
 
-    def flatten(self, product: Product) -> dict[str, Tensor]:
-        """Return the task's tensors by part and name."""
-        task = cast(Task, product)
-        tensors = {f"keep/{name}": mask.keep for name, mask in task.masks.items()}
-        for name, mask in task.masks.items():
-            if mask.negative is not None:
-                tensors[f"negative/{name}"] = mask.negative
-        tensors |= {f"head/{name}": tensor for name, tensor in task.head.items()}
-        return tensors | {f"norm/{name}": tensor for name, tensor in task.norm.items()}
-
-    def unflatten(self, tensors: Mapping[str, Tensor]) -> Task:
+    def unflatten(self, tensors: Mapping[str, Tensor]) -> LearnedTask:
         """Return the task that ``flatten`` took apart; the rest comes from this learner."""
         like = self.model.capture()
         masks = {
@@ -117,17 +106,46 @@ class TaskLearner:
         }
         head = {name: tensors[f"head/{name}"] for name in like.head}
         norm = {name: tensors[f"norm/{name}"] for name in like.norm}
-        return replace(like, masks=masks, head=head, norm=norm)
-
-    def deploy(self, product: Product) -> nn.Module:
-        """Hold the task in the multi-task model as a user would, and return its network."""
-        self.model.finish_task(cast(Task, product))
-        self.model.eval()
-        return self.network
+        return LearnedTask(replace(like, masks=masks, head=head, norm=norm), self.model)
 
     def close(self) -> None:
         """Give the backbone's module back bit for bit, on its device and in its layout."""
         self._undo.close()
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedTask:
+    """A task, and the model that learned it."""
+
+    task: Task
+    model: MultiTaskModel
+
+    @property
+    def density(self) -> float | None:
+        """Fraction of the masked weights that are kept; None for a head alone."""
+        return self.task.density if self.task.masks else None
+
+    def flatten(self) -> dict[str, Tensor]:
+        """Return the task's tensors by part and name."""
+        tensors = {f"keep/{name}": mask.keep for name, mask in self.task.masks.items()}
+        for name, mask in self.task.masks.items():
+            if mask.negative is not None:
+                tensors[f"negative/{name}"] = mask.negative
+        tensors |= {f"head/{name}": tensor for name, tensor in self.task.head.items()}
+        return tensors | {f"norm/{name}": tensor for name, tensor in self.task.norm.items()}
+
+    def deploy(self) -> nn.Module:
+        """Hold the task in the multi-task model as a user would, and return its network."""
+        self.model.finish_task(self.task)
+        self.model.eval()
+        return self.model.backbone
+
+    def to_file(self, provenance: Mapping[str, Any]) -> ResultFile:
+        """Return the task file."""
+        task = replace(self.task, info=replace(self.task.info, provenance=provenance)).to("cpu")
+        data = save(task)
+        bits = header_of(data).bits_per_weight if task.weights else None
+        return ResultFile(data, "", task=task, bits_per_weight=bits)
 
 
 class CopyLearner(abc.ABC):
@@ -136,8 +154,10 @@ class CopyLearner(abc.ABC):
     network: nn.Module
     head: nn.Module | None = None
     optimizer: torch.optim.Optimizer
-    fingerprint: str
+    suffix = ".finetuned"
+    """What stands in the result's file name before ``.safetensors``."""
     notes: Mapping[str, Any] = {}
+    """What the result's file says besides its tensors: plain JSON by name."""
 
     @abc.abstractmethod
     def mode(self, training: bool) -> None:
@@ -147,25 +167,43 @@ class CopyLearner(abc.ABC):
     def live(self) -> dict[str, Tensor]:
         """Return what training changes besides the optimizer's state, by name, not copied."""
 
-    def capture(self) -> dict[str, Tensor]:
+    def capture(self) -> LearnedTensors:
         """Return a copy of the tensors on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.live().items()}
+        copied = {name: tensor.detach().cpu().clone() for name, tensor in self.live().items()}
+        return LearnedTensors(copied, self)
 
-    def flatten(self, product: Product) -> dict[str, Tensor]:
+    def unflatten(self, tensors: Mapping[str, Tensor]) -> LearnedTensors:
         """Return the tensors as they are."""
-        return dict(cast("dict[str, Tensor]", product))
-
-    def unflatten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors as they are."""
-        return dict(tensors)
-
-    def deploy(self, product: Product) -> nn.Module:
-        """Write the tensors into the network and return it."""
-        load_live(self.live(), cast("dict[str, Tensor]", product))
-        return self.network.eval()
+        return LearnedTensors(dict(tensors), self)
 
     def close(self) -> None:  # noqa: B027
         """Nothing to give back: the backbone was copied."""
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedTensors:
+    """The tensors that a copy has learned."""
+
+    tensors: dict[str, Tensor]
+    learner: CopyLearner
+    density = None
+
+    def flatten(self) -> dict[str, Tensor]:
+        """Return the tensors as they are."""
+        return self.tensors
+
+    def deploy(self) -> nn.Module:
+        """Write the tensors into the network and return it."""
+        load_live(self.learner.live(), self.tensors)
+        return self.learner.network.eval()
+
+    def to_file(self, provenance: Mapping[str, Any]) -> ResultFile:
+        """Return a safetensors file."""
+        texts = {**self.learner.notes, "provenance": provenance}
+        metadata = {name: json.dumps(value) for name, value in texts.items()}
+        plain = {name: tensor.contiguous().clone() for name, tensor in self.tensors.items()}
+        data = safetensors.torch.save(plain, metadata)
+        return ResultFile(data, self.learner.suffix, state=self.tensors)
 
 
 class FinetuneLearner(CopyLearner):
@@ -174,7 +212,6 @@ class FinetuneLearner(CopyLearner):
     def __init__(self, backbone: Backbone, setup: Setup) -> None:
         recipe = setup.recipe
         self._head = backbone.head or find_head(backbone.module)
-        self.fingerprint = fingerprint(backbone.module, (), self._head)[0]
         self._frozen_norm = recipe.finetune_norm == "frozen"
         self.network = copy.deepcopy(backbone.module).requires_grad_(True)
         torch.manual_seed(seed_of(recipe.seed, HEAD_STREAM))
@@ -215,11 +252,6 @@ def masks(backbone: Backbone, setup: Setup) -> TaskLearner:
 def head(backbone: Backbone, setup: Setup) -> TaskLearner:
     """Return a learner of a head alone: the paper's classifier-only baseline."""
     return TaskLearner(backbone, setup, masks=False)
-
-
-def finetune(backbone: Backbone, setup: Setup) -> FinetuneLearner:
-    """Return a learner of all weights: the individual networks that masks are compared with."""
-    return FinetuneLearner(backbone, setup)
 
 
 def derived_mask_lr(recipe: Recipe, steps: int) -> float:

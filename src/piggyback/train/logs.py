@@ -1,8 +1,4 @@
-"""Logs of a run: metrics.csv, metrics.jsonl and TensorBoard events in its folder.
-
-The two text files are rewritten from the history at every epoch, so a resumed run leaves no row
-twice.
-"""
+"""Logs of a run: metrics.csv and metrics.jsonl in its folder, and a tracker's curves where the recipe asks for them."""
 
 from __future__ import annotations
 
@@ -14,69 +10,77 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from piggyback.train.checkpoint import write_atomically
-from piggyback.train.events import EpochRow, Listener, Plan, Step
+from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
+
+from piggyback.errors import InputError, require
+from piggyback.train.checkpoint import write_file
+from piggyback.train.events import EpochRow, Plan, Step
+from piggyback.train.recipe import Recipe
 
 EVERY = 10
-"""Steps between two points of TensorBoard's step curves."""
+"""Steps between two points of a tracker's step curves."""
 
 
 def write_history(folder: Path, history: Sequence[EpochRow]) -> None:
-    """Write ``metrics.csv`` and ``metrics.jsonl``, each in one step; raises CheckpointError."""
+    """Write ``metrics.csv`` and ``metrics.jsonl``, each in one step; raises CheckpointError.
+
+    They are written anew from the history at every epoch, so a resumed run leaves no row twice.
+    """
     table = io.StringIO()
     names = [field.name for field in fields(EpochRow)]
     writer = csv.DictWriter(table, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(row.to_json() for row in history)
+    write_file(folder / "metrics.csv", table.getvalue())
     lines = "".join(json.dumps(row.to_json()) + "\n" for row in history)
-    for name, text in (("metrics.csv", table.getvalue()), ("metrics.jsonl", lines)):
-        write_text(folder / name, text)
+    write_file(folder / "metrics.jsonl", lines)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` in one step; raises CheckpointError, the old file intact."""
-    write_atomically(path, lambda temporary: _put(temporary, text))
+def check_tracker(recipe: Recipe, folder: Path | None) -> None:
+    """Raise MissingExtraError or InputError for a tracker that cannot be had."""
+    if recipe.tracker == "none":
+        return
+    require(recipe.tracker, recipe.tracker)
+    if folder is None:
+        raise InputError(f"tracker {recipe.tracker!r} without a run's folder: expected out")
 
 
-def _put(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+class Curves:
+    """Sends a run's curves to a tracker, through Accelerate's; does nothing without one."""
 
-
-class TensorBoard(Listener):
-    """Writes curves for TensorBoard into ``folder``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.writer: Any = None
-        self.steps = 1
-
-    def on_start(self, plan: Plan) -> None:
-        """Open the log; what a killed run wrote past its checkpoint is hidden."""
-        self.steps = plan.steps
+    def __init__(self, recipe: Recipe, name: str, folder: Path | None, plan: Plan) -> None:
+        self.steps, self.tracker = plan.steps, None
         done = plan.done_epochs * plan.steps + plan.done_steps
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and not always wanted
-
-        self.writer = SummaryWriter(self.folder, purge_step=done if done else None)
-
-    def on_step(self, step: Step) -> None:
-        """Write the step's curves."""
-        at = (step.epoch - 1) * self.steps + step.step
-        if self.writer is not None and at % EVERY == 0:
-            self.writer.add_scalar("step/loss", step.loss, at)
-            self.writer.add_scalar("step/lr", step.lr, at)
-            self.writer.add_scalar("step/images_per_second", step.images_per_second, at)
-
-    def on_epoch(self, row: EpochRow) -> None:
-        """Write the epoch's curves."""
-        if self.writer is None:
+        if folder is None or recipe.tracker == "none":
             return
-        for name, value in row.to_json().items():
-            if name not in ("epoch", "best", "lr") and value is not None:
-                self.writer.add_scalar(f"epoch/{name}", value, row.epoch * self.steps)
-        self.writer.flush()
+        made: Any
+        if recipe.tracker == "tensorboard":  # hides what a killed run wrote past its checkpoint
+            made = TensorBoardTracker("tensorboard", folder, purge_step=done or None)
+        elif recipe.tracker == "wandb":
+            made = WandBTracker("piggyback", name=name, dir=str(folder))
+        else:
+            made = MLflowTracker("piggyback", run_name=name)
+        made.start()
+        if not done:
+            made.store_init_configuration({k: str(v) for k, v in recipe.to_json().items()})
+        self.tracker = made
 
-    def on_end(self) -> None:
-        """Close the log."""
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+    def step(self, step: Step) -> None:
+        """Add a point to the step curves, at every tenth step."""
+        at = (step.epoch - 1) * self.steps + step.step
+        if self.tracker is not None and at % EVERY == 0:
+            names = ("loss", "lr", "images_per_second")
+            self.tracker.log({f"step/{name}": getattr(step, name) for name in names}, step=at)
+
+    def epoch(self, row: EpochRow) -> None:
+        """Add a point to the epoch curves."""
+        if self.tracker is not None:
+            skip = ("epoch", "best", "lr")
+            values = {k: v for k, v in row.to_json().items() if k not in skip and v is not None}
+            named = {f"epoch/{name}": value for name, value in values.items()}
+            self.tracker.log(named, step=row.epoch * self.steps)
+
+    def close(self) -> None:
+        """End the tracker's run."""
+        if self.tracker is not None:
+            self.tracker.finish()

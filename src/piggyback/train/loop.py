@@ -1,10 +1,16 @@
-"""The training loop: ``fit`` runs the epochs, ``_epoch`` its steps, ``one_step`` one of them."""
+"""The training loop: ``fit`` runs the epochs, ``_epoch`` its steps, ``one_step`` one of them.
+
+``Run`` is a training under way and ``Progress`` where it stands; ``save`` and ``restore`` take both through a
+checkpoint, at any step.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,19 +18,169 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from piggyback.errors import TrainingError
 from piggyback.images.decode import normalise
+from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import lr_factor
-from piggyback.train.data.batches import Batch, serve
+from piggyback.train import checkpoint
+from piggyback.train.checkpoint import CHECKPOINT, Checkpoint
+from piggyback.train.data.batches import Batch, TrainBatches, serve
+from piggyback.train.data.sets import ImageData
+from piggyback.train.device import Speed, agree_, processes, summed
 from piggyback.train.evaluation import class_of_each, logits_of, measure
-from piggyback.train.events import EpochRow, Plan, Step
-from piggyback.train.guard import guard_of
+from piggyback.train.events import EpochRow, Listener, Plan, Step
+from piggyback.train.guard import Guard, guard_of
 from piggyback.train.hashing import seed_of
-from piggyback.train.processes import agree_, processes, summed
+from piggyback.train.logs import Curves, write_history
+from piggyback.train.methods import Learned, Learner
 from piggyback.train.recipe import Recipe
-from piggyback.train.run import Run, diverged, save
 
 READ_EVERY = 10
 """Steps between two looks at the loss on an accelerator, where each look waits for it."""
+
+
+@dataclass
+class Progress:
+    """Where a run is: everything that changes besides tensors."""
+
+    epoch: int = 0
+    """Epochs done."""
+    step: int = 0
+    """Steps done of the epoch that runs."""
+    loss: float = 0.0
+    """Sum over the labels of the epoch that runs."""
+    right: int = 0
+    seen: int = 0
+    """Labels: one an image, or one at each pixel that is not void."""
+    images: int = 0
+    train_seconds: float = 0.0
+    """Spent in steps, over all resumes; of the epoch that runs, in ``epoch_seconds``."""
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    """Since the run began, over all resumes."""
+    stopped: bool = False
+    """Out of patience."""
+    history: list[EpochRow] = field(default_factory=list)
+
+    @property
+    def best(self) -> EpochRow | None:
+        """The best epoch so far: the last that was one when it ended."""
+        return next((row for row in reversed(self.history) if row.best), None)
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the epoch that runs."""
+        return self.images / max(self.epoch_seconds, 1e-9)
+
+    def is_best(self, accuracy: float, count: int) -> bool:
+        """Return whether an epoch with this val accuracy (percent) on ``count`` labels is the best so far.
+
+        It is unless an earlier one was better by more than two standard errors of their difference: few val images
+        tell epochs apart by chance, and the last ones, at the lowest rates, are the better ones otherwise.
+        """
+        top = max((row.val_accuracy for row in self.history), default=accuracy) / 100
+        share = (top * count + 1) / (count + 2)  # of all images right is no proof of certainty
+        error = math.sqrt(2 * share * (1 - share) / max(count, 1))
+        return accuracy / 100 >= top - 2 * error
+
+    def end_epoch(self, row: EpochRow, patience: int | None) -> None:
+        """Move to the next epoch."""
+        self.history.append(row)
+        self.epoch, self.step = row.epoch, 0
+        self.loss, self.right, self.seen = 0.0, 0, 0
+        self.images, self.epoch_seconds = 0, 0.0
+        top = max(past.val_accuracy for past in self.history)
+        reached = next(past.epoch for past in self.history if past.val_accuracy == top)
+        self.stopped = patience is not None and row.epoch - reached >= patience
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Progress:
+        """Return what ``to_json`` wrote."""
+        return Progress(**{**values, "history": [EpochRow(**row) for row in values["history"]]})
+
+
+@dataclass
+class Run:
+    """One training under way."""
+
+    name: str
+    recipe: Recipe
+    data: ImageData
+    preprocessing: Preprocessing
+    size_reason: str
+    """Why images have the size that ``preprocessing`` gives them."""
+    learner: Learner
+    speed: Speed
+    device: torch.device
+    identity: dict[str, Any]
+    listener: Listener
+    folder: Path | None = None
+    progress: Progress = field(default_factory=Progress)
+    best: Learned | None = None
+    """What the best epoch left."""
+    guard: Guard | None = None
+    """Of masks; None for other methods."""
+    resumed_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+    saved_at: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.steps = len(self.batches(0))
+        """Steps of one epoch."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images."""
+        return self.recipe.epochs_for(len(self.data.train))
+
+    @property
+    def at(self) -> int:
+        """Steps made, of ``epochs * steps``."""
+        return self.progress.epoch * self.steps + self.progress.step
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Where checkpoints go."""
+        return None if self.folder is None else self.folder / CHECKPOINT
+
+    def batches(self, epoch: int) -> TrainBatches:
+        """Return the batches of an epoch (from 0), this process's part."""
+        state = processes()
+        return TrainBatches(
+            self.data.train,
+            self.preprocessing,
+            self.recipe.augment,
+            batch_size=self.recipe.batch_size,
+            seed=self.recipe.seed,
+            epoch=epoch,
+            rank=state.process_index,
+            world=state.num_processes,
+        )
+
+    def elapsed(self) -> float:
+        """Return the seconds since the run began, over all resumes."""
+        return self.resumed_seconds + time.perf_counter() - self.started
+
+    def plan(self) -> Plan:
+        """Return what a listener is told before the first step."""
+        return Plan(
+            name=self.name,
+            method=self.recipe.method,
+            epochs=self.epochs,
+            steps=self.steps,
+            batch_size=self.recipe.batch_size,
+            done_epochs=self.progress.epoch,
+            done_steps=self.progress.step,
+            amp=self.speed.amp,
+            channels_last=self.speed.channels_last,
+            image_size=self.preprocessing.image_size,
+            size_reason=self.size_reason,
+            counts={split: len(images) for split, images in self.data.splits().items()},
+        )
 
 
 def fit(run: Run) -> None:
@@ -34,68 +190,87 @@ def fit(run: Run) -> None:
     that.
     """
     recipe, progress = run.recipe, run.progress
-    steps = len(run.batches(0))
-    if not (progress.epoch or progress.step):
+    begins = run.at == 0
+    if begins:
         run.listener.on_stage("training the head alone")
         run.guard = guard_of(
-            run.learner, run.data.train, run.preprocessing, recipe, run.epochs * steps, run.speed
+            run.learner,
+            run.data.train,
+            run.preprocessing,
+            recipe,
+            run.epochs * run.steps,
+            run.speed,
         )
     network = _wrapped(run.learner.network, recipe)
-    run.listener.on_start(_plan(run, steps))
-    if run.guard is not None and recipe.mask_lr is None and not (progress.epoch or progress.step):
+    plan = run.plan()
+    run.listener.on_start(plan)
+    if run.guard is not None and recipe.mask_lr is None and begins:
         run.listener.on_notice(
             f"the backbone's features tell the classes apart by {100 * run.guard.skill:.0f} of 100: "
             f"mask rate {run.learner.optimizer.param_groups[0]['peak_lr']:.2g}"
         )
-    for epoch in range(progress.epoch, run.epochs):
-        if progress.stopped:
-            break
-        _epoch(run, network, epoch, steps)
-        row = _end_epoch(run, epoch, steps)
-        save(run)
-        run.listener.on_epoch(row)
+    folder = run.folder if processes().is_main_process else None
+    curves = Curves(recipe, run.name, folder, plan)
+    try:
+        while progress.epoch < run.epochs and not progress.stopped:
+            _epoch(run, network, curves)
+            row = _end_epoch(run)
+            save(run)
+            curves.epoch(row)
+            run.listener.on_epoch(row)
+    finally:
+        curves.close()
 
 
-def _epoch(run: Run, network: Callable[[Tensor], Any], epoch: int, steps: int) -> None:
+def _epoch(run: Run, network: Callable[[Tensor], Any], curves: Curves) -> None:
     """Make the epoch's remaining steps."""
     recipe, progress, optimizer = run.recipe, run.progress, run.learner.optimizer
     run.learner.mode(training=True)
+    total = run.epochs * run.steps
     read_every = 1 if run.device.type == "cpu" else READ_EVERY
     unread: list[Tensor] = []
     served = serve(
-        run.batches(epoch),
+        run.batches(progress.epoch),
         start=progress.step,
         workers=recipe.workers,
         pin=run.device.type == "cuda",
     )
     clock = time.perf_counter()
     for batch in served:
-        at = epoch * steps + progress.step
-        factor = lr_factor(recipe.schedule, at, run.epochs * steps, recipe.warmup)
+        factor = lr_factor(recipe.schedule, run.at, total, recipe.warmup)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         # Dropout's random numbers are a function of the step too, so none have to be saved.
-        torch.manual_seed(seed_of(recipe.seed, at, processes().process_index))
+        torch.manual_seed(seed_of(recipe.seed, run.at, processes().process_index))
         unread.append(summed(one_step(run, network, batch)))
         progress.step += 1
-        if progress.step % read_every and progress.step < steps:
+        if progress.step % read_every and progress.step < run.steps:
             continue
         before = progress.loss, progress.seen
-        loss = _read(run, unread, epoch)
+        loss = _read(run, unread)
         if run.guard is not None:
             news = run.guard.watch(
                 run.learner,
                 progress.loss - before[0],
                 progress.seen - before[1],
-                (epoch * steps + progress.step) / (run.epochs * steps),
+                run.at / total,
             )
             if news is not None:
                 run.listener.on_notice(news)
         now = time.perf_counter()
         progress.train_seconds += now - clock
         progress.epoch_seconds += now - clock
-        run.listener.on_step(_told(run, epoch, steps, loss))
-        if now - run.saved_at >= 60 * recipe.checkpoint_minutes and progress.step < steps:
+        made = Step(
+            epoch=progress.epoch + 1,
+            step=progress.step,
+            loss=loss,
+            lr=optimizer.param_groups[0]["lr"],
+            images_per_second=progress.images_per_second,
+            seconds_left=progress.train_seconds / run.at * (total - run.at),
+        )
+        curves.step(made)
+        run.listener.on_step(made)
+        if now - run.saved_at >= 60 * recipe.checkpoint_minutes and progress.step < run.steps:
             save(run)
         clock = time.perf_counter()
 
@@ -113,10 +288,8 @@ def one_step(run: Run, network: Callable[[Tensor], Any], batch: Batch) -> Tensor
     total = torch.zeros(4, device=run.device)
     pieces = zip(pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
     for x_piece, y in pieces:
-        x = normalise(x_piece, run.preprocessing)
-        if run.speed.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(run.device.type, run.speed.dtype, enabled=run.speed.amp != "no"):
+        x = run.speed.laid_out(normalise(x_piece, run.preprocessing))
+        with run.speed.autocast(run.device):
             logits = logits_of(network(x), classes, y.shape[1:]).float()
             losses = F.cross_entropy(
                 logits, y, reduction="sum", label_smoothing=recipe.label_smoothing
@@ -132,7 +305,7 @@ def one_step(run: Run, network: Callable[[Tensor], Any], batch: Batch) -> Tensor
     return total
 
 
-def _end_epoch(run: Run, epoch: int, steps: int) -> EpochRow:
+def _end_epoch(run: Run) -> EpochRow:
     """Measure on val, keep the result if it is the best, and move progress to the next epoch."""
     recipe, progress = run.recipe, run.progress
     run.learner.mode(training=False)
@@ -146,38 +319,31 @@ def _end_epoch(run: Run, epoch: int, steps: int) -> EpochRow:
         workers=recipe.workers,
         speed=run.speed,
     )
-    better = progress.is_best(val.accuracy, val.count)
     captured = run.learner.capture()
-    if better:
+    if better := progress.is_best(val.accuracy, val.count):
         run.best = captured
     row = EpochRow(
-        epoch=epoch + 1,
+        epoch=progress.epoch + 1,
         train_loss=progress.loss / max(progress.seen, 1),
         train_accuracy=100 * progress.right / max(progress.seen, 1),
         val_loss=val.loss,
         val_accuracy=val.accuracy,
-        density=None if isinstance(captured, dict) or not captured.masks else captured.density,
+        density=captured.density,
         lr=run.learner.optimizer.param_groups[0]["lr"],
-        images_per_second=progress.images / max(progress.epoch_seconds, 1e-9),
+        images_per_second=progress.images_per_second,
         seconds=run.elapsed(),
         best=better,
     )
-    progress.history.append(row)
-    progress.epoch, progress.step = epoch + 1, 0
-    progress.loss, progress.right, progress.seen = 0.0, 0, 0
-    progress.images, progress.epoch_seconds = 0, 0.0
-    top = max(row.val_accuracy for row in progress.history)
-    reached = next(row.epoch for row in progress.history if row.val_accuracy == top)
-    progress.stopped = recipe.patience is not None and epoch + 1 - reached >= recipe.patience
+    progress.end_epoch(row, recipe.patience)
     return row
 
 
-def _read(run: Run, unread: list[Tensor], epoch: int) -> float:
+def _read(run: Run, unread: list[Tensor]) -> float:
     """Add what steps measured to progress; return the last loss, or raise if it is not finite."""
     progress = run.progress
     for loss, right, seen, images in torch.stack(unread).tolist():
         if not math.isfinite(loss):
-            raise diverged(run, f"the loss is {loss}", epoch)
+            raise _diverged(run, f"the loss is {loss}")
         progress.loss += loss
         progress.right += int(right)
         progress.seen += int(seen)
@@ -193,32 +359,51 @@ def _wrapped(network: nn.Module, recipe: Recipe) -> Callable[[Tensor], Any]:
     return torch.compile(network) if recipe.compile else network
 
 
-def _told(run: Run, epoch: int, steps: int, loss: float) -> Step:
-    progress = run.progress
-    done = epoch * steps + progress.step
-    per_step = progress.train_seconds / done
-    return Step(
-        epoch=epoch + 1,
-        step=progress.step,
-        loss=loss,
-        lr=run.learner.optimizer.param_groups[0]["lr"],
-        images_per_second=progress.images / max(progress.epoch_seconds, 1e-9),
-        seconds_left=per_step * (run.epochs * steps - done),
-    )
+def save(run: Run) -> None:
+    """Write checkpoint and logs, from the main process; TrainingError rather than keep NaN."""
+    run.saved_at = time.perf_counter()
+    place = run.checkpoint
+    if place is None or not processes().is_main_process:
+        return
+    tensors = {f"live/{name}": t for name, t in run.learner.live().items()}
+    state = checkpoint.optimizer_tensors(run.learner.optimizer)
+    tensors |= {f"optimizer/{name}": t for name, t in state.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise _diverged(run, f"{name} is no longer finite")
+    if run.best is not None:
+        tensors |= {f"best/{name}": t for name, t in run.best.flatten().items()}
+    run.progress.seconds = run.elapsed()
+    values = {**run.progress.to_json(), "speed": asdict(run.speed)}
+    if run.guard is not None:
+        values["guard"] = run.guard.to_json()
+        tensors |= {f"good/{name}": tensor for name, tensor in run.guard.good.items()}
+    checkpoint.write(place, Checkpoint(run.identity, values, tensors))
+    if not run.progress.step:
+        write_history(place.parent, run.progress.history)
 
 
-def _plan(run: Run, steps: int) -> Plan:
-    return Plan(
-        name=run.name,
-        method=run.recipe.method,
-        epochs=run.epochs,
-        steps=steps,
-        batch_size=run.recipe.batch_size,
-        done_epochs=run.progress.epoch,
-        done_steps=run.progress.step,
-        amp=run.speed.amp,
-        channels_last=run.speed.channels_last,
-        image_size=run.preprocessing.image_size,
-        size_reason=run.size_reason,
-        counts={split: len(images) for split, images in run.data.splits().items()},
+def restore(run: Run, saved: Checkpoint) -> None:
+    """Put a run where ``saved`` was made; raises CheckpointError where tensors do not fit."""
+    parts = checkpoint.by_part(saved.tensors)
+    checkpoint.load_live(run.learner.live(), parts["live"])
+    checkpoint.load_optimizer(run.learner.optimizer, parts["optimizer"])
+    values = {k: v for k, v in saved.progress.items() if k not in ("speed", "guard")}
+    run.progress = Progress.from_json(values)
+    if (guard := saved.progress.get("guard")) is not None:
+        run.guard = Guard(**guard, good=parts["good"])
+        run.guard.resume(run.learner)
+    run.resumed_seconds = run.progress.seconds
+    if parts["best"]:
+        run.best = run.learner.unflatten(parts["best"])
+
+
+def _diverged(run: Run, what: str) -> TrainingError:
+    """Return the error that says what is no longer a number, since when, and what to try."""
+    place = run.checkpoint
+    kept = place if place is not None and place.exists() else "none"
+    rates = ", ".join(f"{group['peak_lr']:g}" for group in run.learner.optimizer.param_groups)
+    return TrainingError(
+        f"{run.name}: {what} at epoch {run.progress.epoch + 1}, step {run.progress.step}; try lower "
+        f"learning rates (peaks now {rates}) or clip; last good checkpoint: {kept}"
     )

@@ -5,7 +5,7 @@
     finetune   every weight of a copy                               -> a state dict
     lora       low-rank adapters and head, normalisation if asked   -> these tensors
 
-A method prepares a learner; ``loop.py`` trains any of them.
+A method is a function that prepares a learner; ``loop.py`` trains any of them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from piggyback.errors import InputError, near_misses
-from piggyback.images.preprocessing import Preprocessing
-from piggyback.network.backbone import Backbone
-from piggyback.taskfile.task import Task
-from piggyback.train.recipe import Recipe
 
-Product: TypeAlias = "Task | dict[str, Tensor]"
-"""What a run leaves behind: a task, or tensors: of a fully trained copy, or adapters and head."""
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from piggyback.images.preprocessing import Preprocessing
+    from piggyback.network.backbone import Backbone
+    from piggyback.taskfile.task import Task
+    from piggyback.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,6 @@ class Learner(Protocol):
     """The classifier in training, where the rest of the network may learn nothing at all; else None."""
     optimizer: torch.optim.Optimizer
     """Its groups carry ``peak_lr``, which the schedule scales."""
-    fingerprint: str
-    """Of the backbone it started from."""
-    notes: Mapping[str, Any]
-    """What the file of a result that is no task says besides its tensors: plain JSON by name."""
 
     def mode(self, training: bool) -> None:
         """Set training or evaluation mode, normalisation as the recipe says."""
@@ -64,27 +59,51 @@ class Learner(Protocol):
     def live(self) -> dict[str, Tensor]:
         """Return what training changes besides the optimizer's state, by name, not copied."""
 
-    def capture(self) -> Product:
-        """Return a copy of the result as it stands."""
+    def capture(self) -> Learned:
+        """Return a copy of what has been learned so far."""
 
-    def flatten(self, product: Product) -> dict[str, Tensor]:
-        """Return a captured result as named tensors, for a checkpoint."""
-
-    def unflatten(self, tensors: Mapping[str, Tensor]) -> Product:
-        """Return the result that ``flatten`` took apart."""
-
-    def deploy(self, product: Product) -> nn.Module:
-        """End training; return the network as ``product`` makes it, in evaluation mode."""
+    def unflatten(self, tensors: Mapping[str, Tensor]) -> Learned:
+        """Return what ``Learned.flatten`` took apart."""
 
     def close(self) -> None:
         """Give the backbone's module back as it came."""
 
 
-Method: TypeAlias = Callable[[Backbone, Setup], Learner]
+class Learned(Protocol):
+    """What a learner had learned at one moment: kept of the best epoch, and written when the run ends."""
+
+    @property
+    def density(self) -> float | None:
+        """Fraction of the masked weights that are kept; None without masks."""
+
+    def flatten(self) -> dict[str, Tensor]:
+        """Return it as named tensors, for a checkpoint."""
+
+    def deploy(self) -> nn.Module:
+        """End training; return the network as this makes it, in evaluation mode."""
+
+    def to_file(self, provenance: Mapping[str, Any]) -> ResultFile:
+        """Return the file that keeps it, with where it comes from."""
+
+
+@dataclass(frozen=True, eq=False)
+class ResultFile:
+    """The file of a result, and what it holds."""
+
+    data: bytes
+    suffix: str
+    """What stands between the run's name and ``.safetensors``."""
+    task: Task | None = None
+    state: Mapping[str, Tensor] | None = None
+    """Tensors by name, where the result is no task."""
+    bits_per_weight: float | None = None
+
+
+Method: TypeAlias = "Callable[[Backbone, Setup], Learner]"
 METHODS: dict[str, str | Method] = {
     "masks": "piggyback.train.learners:masks",
     "head": "piggyback.train.learners:head",
-    "finetune": "piggyback.train.learners:finetune",
+    "finetune": "piggyback.train.learners:FinetuneLearner",
     "lora": "piggyback.lab.lora.learner:lora",
 }
 """Methods by name: a callable, or ``module:function``, which is imported when a run asks for it. Add an entry to
@@ -106,5 +125,5 @@ did you mean 'masks'?
     entry = METHODS[name]
     if isinstance(entry, str):
         module, _, function = entry.partition(":")
-        return cast(Method, getattr(importlib.import_module(module), function))
+        return cast("Method", getattr(importlib.import_module(module), function))
     return entry

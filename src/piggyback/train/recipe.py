@@ -1,16 +1,20 @@
 """Recipes: every choice that decides what a training run ends in, with its default and why.
 
-The command line makes its options and their help from the fields and the texts below them; so that help is there at
-once, nothing here imports torch.
+Fields are grouped in one class of options for each method, and three for what all methods share. The command line
+makes its options, their groups and their help from these classes. Nothing here imports torch, so that a help page
+does not wait for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from piggyback.errors import InputError
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, Regularizer, TargetDensity
@@ -19,10 +23,12 @@ from piggyback.taskfile.task import NormPolicy
 
 SHORTEST, LONG, MOST_EPOCHS = 480, 800, 60
 """Steps of a run of few images, and of one of many: shorter ones lose accuracy, longer ones cost time."""
-HOW = ("workers", "checkpoint_minutes", "tensorboard")
+HOW = ("workers", "checkpoint_minutes", "tracker")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""
 READ_ONLY = ("rule.form",)
 """Fields that recipes in files may have set, but nobody can choose any more: they get no option."""
+RETIRED = ("form_lr", "tensorboard")
+"""Fields that files of older versions have and that decide nothing any more: they are passed over."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +40,18 @@ class Augment:
     """
 
     shift: float = 0.125
-    """Largest random shift, as a fraction of the image's side; the border is mirrored. 0 turns it
-    off."""
+    """Largest random shift, as a fraction of the image's side; the border is mirrored. 0 turns it off."""
     flip: bool = False
-    """Mirror half of the images left to right; wrong for letters, digits and signs, so off unless
-    asked for."""
+    """Mirror half of the images left to right; wrong for letters, digits and signs, so off unless asked for."""
     crop: float = 1.0
-    """Smallest area, as a fraction, of a random square crop that is resized back; 1 turns it
-    off."""
+    """Smallest area, as a fraction, of a random square crop that is resized back; 1 turns it off."""
     policy: Literal["none", "trivial", "rand"] = "none"
-    """An automatic policy of torchvision: TrivialAugmentWide or RandAugment. They include colour
-    and shear."""
+    """An automatic policy of torchvision: TrivialAugmentWide or RandAugment. They include colour and shear."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shift < 1:
-            raise InputError(f"shift {self.shift}: expected a fraction from 0 to below 1")
-        if not 0 < self.crop <= 1:
-            raise InputError(f"crop {self.crop}: expected a fraction above 0, at most 1")
-        if self.policy not in ("none", "trivial", "rand"):
-            raise InputError(f"policy {self.policy!r}: expected 'none', 'trivial' or 'rand'")
+        _check("shift", self.shift, 0 <= self.shift < 1, "a fraction from 0 to below 1")
+        _check("crop", self.crop, 0 < self.crop <= 1, "a fraction above 0, at most 1")
+        _check_choices(self)
 
     def source_side(self, size: int) -> int:
         """Return the side that images are kept at, so that a crop has more pixels than it needs."""
@@ -60,12 +59,10 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What to train, for how long, and how.
+class CommonOptions:
+    """What is trained, on which images, for how long."""
 
-    >>> Recipe("head", epochs=3).epochs
-    3
-    """
+    title: ClassVar[str] = "Training"
 
     method: str = "masks"
     """masks: which weights to keep, one bit each; head: the classifier only; finetune: every
@@ -81,59 +78,44 @@ class Recipe:
     crop_pct: float = 1.0
     """1.0 squeezes the whole image into the square; below, that part of its shorter side is cut
     from the centre."""
+    augment: Augment = field(default_factory=Augment)
+    """What may happen to a training image."""
+    tune: bool = False
+    """Choose the rate, and for masks the start, by short trainings on val first: twice the steps in all."""
+    patience: int | None = None
+    """Stop after this many epochs without a better val accuracy; by default never."""
     seed: int = 0
     """Decides the head's start, the order of the images, augmentation and dropout."""
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What masks, head and lora share: a head and, if asked, normalisation of the task's own."""
+
+    title: ClassVar[str] = "Methods masks, head and lora"
+
+    head_lr: float = HEAD_LR
+    """Peak learning rate of the classifier, for the methods masks, head and lora."""
+    norm: NormPolicy = "frozen"
+    """Normalisation layers while masks, heads or adapters train: frozen, with the task's own scale and shift
+    (affine), or with its own batch statistics as well (trained)."""
+    norm_lr: float = HEAD_LR
+    """Peak learning rate of normalisation layers, where masks or adapters train them too."""
+    select: tuple[str, ...] | None = None
+    """Names, globs or 're:' patterns of the weights to mask; by default all but the
+    classifier's."""
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """How masks are learned."""
+
+    title: ClassVar[str] = "Method masks"
 
     mask_lr: float | None = None
     """Peak learning rate of the mask scores (Adam); by default what follows from the number of steps."""
     mask_rate: float = 1.0
     """Factor of the derived mask rate: above 1 more weights are masked out, below fewer."""
-    head_lr: float = HEAD_LR
-    """Peak learning rate of the classifier, for the methods masks, head and lora."""
-    norm_lr: float = HEAD_LR
-    """Peak learning rate of normalisation layers, where masks or adapters train them too."""
-    finetune_lr: float = 1e-3
-    """Peak learning rate of all weights in the method finetune."""
-    finetune_optimizer: Literal["adamw", "sgd"] = "adamw"
-    """sgd: with momentum 0.9, as the paper's fine-tuning has it (rate 1e-3, schedule step, 30 epochs)."""
-    lora_rank: int | None = None
-    """Rank of the method lora; by default the largest whose adapters fit into lora_bytes."""
-    lora_bytes: int | None = None
-    """Bytes that LoRA's adapters may take; by default one bit a maskable weight, as the paper's masks do."""
-    lora_lr: float = 5e-3
-    """Peak learning rate of LoRA's adapters, whose alpha is their rank."""
-    prune: float = 0.5
-    """Share of the weights that a task trained which PackNet frees for the next, smallest magnitudes first."""
-    prune_epochs: int | None = None
-    """Epochs that PackNet trains on after it has pruned; by default half of epochs."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of weights and classifier, as AdamW has it; with sgd, added to the gradient; scores
-    never decay."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """cosine: warm-up, then down to 0 along a cosine; step: the paper's, a tenth from half-way on;
-    constant."""
-    warmup: float = 0.3
-    """Fraction of the steps in which the learning rate rises to its peak, for the cosine
-    schedule."""
-    label_smoothing: float = 0.1
-    """Share of the target probability that is spread over all classes."""
-    clip: float | None = None
-    """Largest norm of the gradient; larger ones are scaled down to it."""
-    accumulate: int = 1
-    """Pieces a batch is cut into, to save memory; the gradient is the same but for rounding."""
-    tune: bool = False
-    """Choose the rate, and for masks the start, by short trainings on val first: twice the steps in all."""
-    patience: int | None = None
-    """Stop after this many epochs without a better val accuracy; by default never."""
-
-    norm: NormPolicy = "frozen"
-    """Normalisation layers while masks, heads or adapters train: frozen, with the task's own scale and shift
-    (affine), or with its own batch statistics as well (trained)."""
-    finetune_norm: Literal["frozen", "trained"] = "trained"
-    """Normalisation layers in the method finetune."""
-    select: tuple[str, ...] | None = None
-    """Names, globs or 're:' patterns of the weights to mask; by default all but the
-    classifier's."""
     rule: MaskRule = field(default_factory=MaskRule)
     """How scores become a mask."""
     init: ScoreInit = field(default_factory=ScoreInit)
@@ -142,15 +124,81 @@ class Recipe:
     """Divide a score's gradient by nothing, the layer's mean |W|, or each |W|."""
     regularizers: tuple[Regularizer, ...] = ()
     """Terms added to the scores' gradient."""
-    augment: Augment = field(default_factory=Augment)
-    """What may happen to a training image."""
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How a full copy of the network is trained."""
+
+    title: ClassVar[str] = "Method finetune"
+
+    finetune_lr: float = 1e-3
+    """Peak learning rate of all weights in the method finetune."""
+    finetune_optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd: with momentum 0.9, as the paper's fine-tuning has it (rate 1e-3, schedule step, 30 epochs)."""
+    finetune_norm: Literal["frozen", "trained"] = "trained"
+    """Normalisation layers in the method finetune."""
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """How low-rank adapters are trained."""
+
+    title: ClassVar[str] = "Method lora"
+
+    lora_rank: int | None = None
+    """Rank of the method lora; by default the largest whose adapters fit into lora_bytes."""
+    lora_bytes: int | None = None
+    """Bytes that LoRA's adapters may take; by default one bit a maskable weight, as the paper's masks do."""
+    lora_lr: float = 5e-3
+    """Peak learning rate of LoRA's adapters, whose alpha is their rank."""
+
+
+@dataclass(frozen=True)
+class PackNetOptions:
+    """How PackNet frees weights for the tasks that follow."""
+
+    title: ClassVar[str] = "PackNet, in comparisons and experiments"
+
+    prune: float = 0.5
+    """Share of the weights that a task trained which PackNet frees for the next, smallest magnitudes first."""
+    prune_epochs: int | None = None
+    """Epochs that PackNet trains on after it has pruned; by default half of epochs."""
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How each step is made, whatever the method."""
+
+    title: ClassVar[str] = "Optimizer steps"
+
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """cosine: warm-up, then down to 0 along a cosine; step: the paper's, a tenth from half-way on;
+    constant."""
+    warmup: float = 0.3
+    """Fraction of the steps in which the learning rate rises to its peak, for the cosine
+    schedule."""
+    label_smoothing: float = 0.1
+    """Share of the target probability that is spread over all classes."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of weights and classifier, as AdamW has it; with sgd, added to the gradient; scores
+    never decay."""
+    clip: float | None = None
+    """Largest norm of the gradient; larger ones are scaled down to it."""
+    accumulate: int = 1
+    """Pieces a batch is cut into, to save memory; the gradient is the same but for rounding."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run uses the machine, and what it leaves besides its result."""
+
+    title: ClassVar[str] = "Speed and logs"
 
     amp: Literal["auto", "no", "bf16"] = "auto"
-    """Arithmetic of the forward pass: float32, bfloat16 where it can, or whichever is measured
-    faster."""
+    """Arithmetic of the forward pass: float32 (no), bfloat16, or what suits the device and the network."""
     channels_last: Literal["auto", "yes", "no"] = "auto"
-    """Order of images in memory; auto: measured, and remembered for this machine, model and
-    batch."""
+    """Order of images in memory; auto: what suits the device and the network."""
     compile: bool = False
     """Compile the network first: faster steps after a start of about a minute."""
     workers: int = 2
@@ -158,34 +206,33 @@ class Recipe:
     checkpoint_minutes: float = 5.0
     """A checkpoint is written after every epoch, and in between when this many minutes have
     passed."""
-    tensorboard: bool = True
-    """Write TensorBoard logs beside the CSV and JSON ones."""
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Where curves go besides metrics.csv and metrics.jsonl; needs the extra of that name."""
+
+
+@dataclass(frozen=True)
+class Recipe(
+    # The last base's fields come first.
+    RunOptions,
+    StepOptions,
+    PackNetOptions,
+    LoraOptions,
+    FinetuneOptions,
+    MaskOptions,
+    TaskOptions,
+    CommonOptions,
+):
+    """What to train, for how long, and how.
+
+    >>> Recipe("head", epochs=3).epochs
+    3
+    """
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate"):
-            value = getattr(self, name)
-            _check(name, value, isinstance(value, int) and value >= 1, "an integer from 1")
-        for name in ("mask_rate", "head_lr", "norm_lr", "finetune_lr", "lora_lr"):
-            value = getattr(self, name)
-            _check(name, value, 0 < value < math.inf, "a finite number above 0")
-        for name in ("mask_lr", "clip"):
-            value = getattr(self, name)
-            good = value is None or 0 < value < math.inf
-            _check(name, value, good, "a finite number above 0, or none")
-        for name in ("epochs", "lora_rank", "lora_bytes", "prune_epochs"):
-            value = getattr(self, name)
-            good = value is None or (isinstance(value, int) and value >= 1)
-            _check(name, value, good, "an integer from 1, or none")
-        for name in ("weight_decay", "checkpoint_minutes", "workers"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "a number from 0")
-        for name in ("warmup", "label_smoothing"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "from 0 to below 1")
-        _check("patience", self.patience, self.patience is None or self.patience >= 1, "1 or more")
-        _check("prune", self.prune, 0 <= self.prune < 1, "from 0 to below 1")
-        _check("crop_pct", self.crop_pct, 0 < self.crop_pct <= 1, "above 0, at most 1")
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            _check(name, value, value in choices, f"one of {', '.join(choices)}")
+        for expected, names, good in _RANGES:
+            for name in names:
+                _check(name, value := getattr(self, name), good(value), expected)
+        _check_choices(self)
 
     def epochs_for(self, images: int) -> int:
         """Return the passes over ``images`` training images.
@@ -227,23 +274,7 @@ class Recipe:
 
 def current(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's JSON without the fields that older versions wrote and this one has no more."""
-    return {key: value for key, value in values.items() if key != "form_lr"}  # of mask forms
-
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "schedule": ("cosine", "step", "constant"),
-    "norm": get_args(NormPolicy),
-    "finetune_norm": ("frozen", "trained"),
-    "finetune_optimizer": ("adamw", "sgd"),
-    "grad_scale": get_args(GradScale),
-    "amp": ("auto", "no", "bf16"),
-    "channels_last": ("auto", "yes", "no"),
-}
-"""Values of the fields that take one of a few words."""
-
-_REGULARIZERS: dict[str, type] = {
-    kind.__name__: kind for kind in (PullToKeep, TargetDensity, EntropyPrice)
-}
+    return {key: value for key, value in values.items() if key not in RETIRED}
 
 
 def default_epochs(images: int, batch_size: int) -> int:
@@ -255,6 +286,65 @@ def default_epochs(images: int, batch_size: int) -> int:
     steps = max(images // batch_size, 1)
     wanted = min(max(MOST_EPOCHS * steps, SHORTEST), LONG)
     return max(-(-wanted // steps), 5)
+
+
+def group_of(kind: type, name: str) -> str:
+    """Return the title of the group that a field of a recipe belongs to.
+
+    >>> group_of(Recipe, "mask_lr"), group_of(Recipe, "epochs")
+    ('Method masks', 'Training')
+    """
+    owner = next(c for c in kind.__mro__ if name in inspect.get_annotations(c))
+    return str(getattr(owner, "title", ""))
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _positive(value: Any) -> bool:
+    return bool(0 < value < math.inf)
+
+
+_RANGES: tuple[tuple[str, tuple[str, ...], Any], ...] = (
+    ("an integer from 1", ("batch_size", "accumulate"), _whole),
+    (
+        "an integer from 1, or none",
+        ("epochs", "patience", "lora_rank", "lora_bytes", "prune_epochs"),
+        lambda value: value is None or _whole(value),
+    ),
+    (
+        "a finite number above 0",
+        ("mask_rate", "head_lr", "norm_lr", "finetune_lr", "lora_lr"),
+        _positive,
+    ),
+    (
+        "a finite number above 0, or none",
+        ("mask_lr", "clip"),
+        lambda value: value is None or _positive(value),
+    ),
+    ("a number from 0", ("weight_decay", "checkpoint_minutes", "workers"), lambda v: v >= 0),
+    ("from 0 to below 1", ("warmup", "label_smoothing", "prune"), lambda v: 0 <= v < 1),
+    ("above 0, at most 1", ("crop_pct",), lambda v: 0 < v <= 1),
+)
+"""What is expected of numbers, in words, of which fields, and the test."""
+
+_REGULARIZERS: dict[str, type] = {
+    kind.__name__: kind for kind in (PullToKeep, TargetDensity, EntropyPrice)
+}
+
+
+@functools.cache
+def _choices(kind: Any) -> dict[str, tuple[str, ...]]:
+    """The fields of a class that take one of a few words, and these words."""
+    hints = typing.get_type_hints(kind)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
+def _check_choices(options: Augment | Recipe) -> None:
+    for name, words in _choices(typing.cast("typing.Hashable", type(options))).items():
+        value = getattr(options, name)
+        _check(name, value, value in words, f"one of {', '.join(words)}")
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:

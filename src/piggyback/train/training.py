@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from piggyback.errors import CheckpointError, InputError
 from piggyback.images.preprocessing import Preprocessing
@@ -18,18 +16,17 @@ from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
 from piggyback.taskfile.task import check_name
 from piggyback.train import checkpoint
+from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.data.batches import source_view, steps_in_epoch
 from piggyback.train.data.sets import ImageData
 from piggyback.train.data.size import choose_size
-from piggyback.train.events import Broadcast, Listener
-from piggyback.train.logs import TensorBoard
-from piggyback.train.loop import fit, one_step
+from piggyback.train.device import Speed, processes, speed_of
+from piggyback.train.events import Listener
+from piggyback.train.logs import check_tracker
+from piggyback.train.loop import Run, fit, restore
 from piggyback.train.methods import Method, Setup, method_of
-from piggyback.train.processes import processes
 from piggyback.train.recipe import Recipe
 from piggyback.train.result import RESULT, TrainResult, finish, finished
-from piggyback.train.run import CHECKPOINT, Run, restore
-from piggyback.train.speed import Speed, candidates, choose
 from piggyback.train.tune import tune
 
 
@@ -54,24 +51,25 @@ def train(
 
     Raises TrainingError when the loss is no longer a number; CheckpointError for a checkpoint that
     is damaged or of another run, or when ``out`` cannot be written; DataError for images that
-    cannot be decoded.
+    cannot be decoded; MissingExtraError for a tracker that is not installed.
     """
-    recipe = recipe or Recipe()
+    recipe, listener = recipe or Recipe(), listener or Listener()
     check_name(name)
     folder = None if out is None else Path(out)
+    check_tracker(recipe, folder)
     if recipe.tune:
 
         def attempt(part: ImageData, trial: Recipe, place: Path | None) -> TrainResult:
             return train(backbone, part, name, trial, place, resume=resume, method=method)
 
         recipe = tune(recipe, data, attempt, folder, listener)
-    recipe = replace(recipe, epochs=recipe.epochs_for(len(data.train)))
-    prepare = method_of(recipe.method) if method is None else method
+    prepare = method or method_of(recipe.method)
     state = processes()
     _check_batch(recipe, data, state.num_processes)
-    heard = Broadcast([] if listener is None else [listener])
+    # What follows from the data is written down, so that the recipe says what was done.
     size = choose_size(backbone, data.train, recipe.image_size)
-    recipe = replace(recipe, image_size=size.side)
+    epochs = recipe.epochs_for(len(data.train))
+    recipe = replace(recipe, epochs=epochs, image_size=size.side)
     identity = {
         "name": name,
         "recipe": recipe.identity(),
@@ -84,79 +82,46 @@ def train(
             return done
         saved = _saved(folder / CHECKPOINT, identity)
     preprocessing = preprocessing_of(backbone, recipe)
-    heard.on_stage("reading images")
+    listener.on_stage("reading images")
     cached = data.in_memory(preprocessing, source_view(preprocessing, recipe.augment))
-    epoch = steps_in_epoch(data.train, recipe.batch_size, state.num_processes)
-    steps = recipe.epochs_for(len(data.train)) * epoch
-
-    def start(on: Backbone, speed: Speed) -> Run:
-        setup = Setup(
-            name,
-            data.classes,
-            recipe,
-            preprocessing,
-            steps,
-            state.device,
-            speed.channels_last,
-            data.kind,
-        )
-        learner = prepare(on, setup)
-        return Run(
-            name, recipe, cached, preprocessing, learner, speed, state.device, identity, heard
-        )
-
+    speed = speed_of(recipe, backbone.module, state.device)
+    if saved is not None:  # goes on as it began, perhaps on another machine
+        speed = Speed(**saved.progress["speed"])
+    setup = Setup(
+        name,
+        data.classes,
+        recipe,
+        preprocessing,
+        epochs * steps_in_epoch(data.train, recipe.batch_size, state.num_processes),
+        state.device,
+        speed.channels_last,
+        data.kind,
+    )
     with _undisturbed(state.device):
-        if saved is None:
-            heard.on_stage("measuring speed")
-            speed = _fastest(backbone, recipe, preprocessing, start)
-        else:
-            speed = Speed(**saved.progress["speed"])
-        if folder is not None and recipe.tensorboard and state.is_main_process:
-            heard.listeners.append(TensorBoard(folder / "tensorboard"))
         if folder is not None and saved is None and state.is_main_process:
             _clear(folder)
-        run = start(backbone, speed)
-        run.folder, run.size_reason = folder, size.reason
+        run = Run(
+            name,
+            recipe,
+            cached,
+            preprocessing,
+            size.reason,
+            prepare(backbone, setup),
+            speed,
+            state.device,
+            identity,
+            listener,
+            folder,
+        )
         try:
             if saved is not None:
                 restore(run, saved)
             fit(run)
-            heard.on_stage("measuring on test")
+            listener.on_stage("measuring on test")
             return finish(run)
         finally:
             run.learner.close()
-            heard.on_end()
-
-
-def _fastest(
-    backbone: Backbone,
-    recipe: Recipe,
-    preprocessing: Preprocessing,
-    start: Callable[[Backbone, Speed], Run],
-) -> Speed:
-    """The fastest way to run the recipe's steps, tried on copies; the same on all processes."""
-
-    def step(speed: Speed) -> Callable[[], None]:
-        probe = start(replace(backbone, module=copy.deepcopy(backbone.module)), speed)
-        batch = probe.batches(0)[0]
-        probe.learner.mode(training=True)
-
-        def run() -> None:
-            one_step(probe, probe.learner.network, batch)
-
-        return run
-
-    key = {
-        "method": recipe.method,
-        "norm": [recipe.norm, recipe.finetune_norm],
-        "source": backbone.source or type(backbone.module).__name__,
-        "weights": sum(p.numel() for p in backbone.module.parameters()),
-        "batch": [recipe.batch_size, recipe.accumulate, preprocessing.image_size],
-        "processes": processes().num_processes,
-    }
-    chosen = [choose(candidates(recipe), key, step)]
-    broadcast_object_list(chosen)
-    return chosen[0]
+            listener.on_end()
 
 
 def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:

@@ -22,12 +22,12 @@ import torch
 
 from piggyback.errors import InputError
 from piggyback.masks.rule import ScoreInit
+from piggyback.train.checkpoint import write_file
 from piggyback.train.data.batches import steps_in_epoch
 from piggyback.train.data.sets import ImageData, ImageSet
+from piggyback.train.device import processes
 from piggyback.train.events import Listener
 from piggyback.train.hashing import shuffled
-from piggyback.train.logs import write_text
-from piggyback.train.processes import processes
 from piggyback.train.recipe import Recipe
 from piggyback.train.result import TrainResult
 
@@ -102,7 +102,7 @@ def tune(
                 steps = max(round(whole * share / len(parts)), 1)
                 place = f"round-{number}-{setting.label.replace(' ', '-')}-{fold}"
                 epochs = max(round(steps / _epoch(part, plain)), 1)
-                trial = replace(plain, **setting.fields, epochs=epochs)
+                trial = replace(plain, **setting.fields, epochs=epochs, tracker="none")
                 result = train(part, trial, None if folder is None else folder / "tune" / place)
                 loss += result.history[-1].val_loss / len(parts)
             losses.append(loss)
@@ -114,7 +114,7 @@ def tune(
     listener.on_notice(f"tune chose: {best.label}")
     if folder is not None and processes().is_main_process:
         text = {"chosen": best.label, "tried": told}
-        write_text(folder / TUNE, json.dumps(text, indent=1) + "\n")
+        write_file(folder / TUNE, json.dumps(text, indent=1) + "\n")
     return replace(plain, **best.fields)
 
 

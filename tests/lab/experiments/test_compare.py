@@ -23,7 +23,6 @@ RECIPE = Recipe(
     batch_size=16,
     amp="no",
     channels_last="no",
-    tensorboard=False,
 )
 
 

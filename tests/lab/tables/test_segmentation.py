@@ -25,7 +25,7 @@ from piggyback.lab.tables.segmentation import (
 from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import SegmentationNetwork
 from piggyback.train import ImageData, Measured, Recipe, train
-from piggyback.train.segmenting import colours_of
+from piggyback.train.evaluation import colours_of
 
 CLASSES = ("dark", "light", "unseen")
 
@@ -67,7 +67,7 @@ def runs(
     """Folders of runs of three methods, masks with two seeds."""
     root = tmp_path_factory.mktemp("runs")
     made: dict[str, list[Path]] = {}
-    settings = {"amp": "no", "channels_last": "no", "tensorboard": False}
+    settings = {"amp": "no", "channels_last": "no"}
     for label, method, seeds in (
         ("head only", "head", 1),
         ("masks", "masks", 2),

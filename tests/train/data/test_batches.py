@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from piggyback.errors import InputError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.train import Augment, ImageData, load_folder
-from piggyback.train.data.augment import augment, draws
-from piggyback.train.data.batches import EvalBatches, TrainBatches, serve, steps_in_epoch
+from piggyback.train.data.batches import (
+    EvalBatches,
+    TrainBatches,
+    augment,
+    draws,
+    serve,
+    steps_in_epoch,
+)
 from piggyback.train.hashing import shuffled, uniforms
 
 VIEW = Preprocessing(16)

@@ -14,7 +14,7 @@ from piggyback.errors import DataError
 from piggyback.images.decode import Box, check_image, fit, load_fitted, read_image
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.train import ImageSet
-from piggyback.train.data.splits import cut
+from piggyback.train.data.sets import cut
 
 BOX = (4, 2, 15, 12)
 

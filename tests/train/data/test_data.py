@@ -10,7 +10,7 @@ import torch
 from piggyback.errors import DataError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.train import ImageData, ImageSet, from_tensors, load_folder
-from piggyback.train.data.splits import cut
+from piggyback.train.data.sets import cut
 
 IMAGES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
 LABELS = torch.tensor([0, 1, 0, 1])

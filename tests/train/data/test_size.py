@@ -77,7 +77,7 @@ def test_sizes_come_from_headers_and_a_bad_file_is_named(tmp_path: Path) -> None
     file.write_bytes(file.read_bytes()[:45])  # up to the pixels
     assert held_side(images) == 48
     file.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"000\.png' cannot be read"):
+    with pytest.raises(DataError, match=r"000\.png' cannot"):
         held_side(images)
 
 

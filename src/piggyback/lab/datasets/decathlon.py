@@ -29,8 +29,7 @@ from piggyback.lab.datasets.lists import (
     rows,
     whole_numbers,
 )
-from piggyback.train.data.sets import ImageData, ImageSet
-from piggyback.train.data.splits import cut
+from piggyback.train.data.sets import ImageData, ImageSet, cut
 
 
 def read_domain(root: Path, domain: str) -> ImageData:

@@ -18,8 +18,7 @@ import torch
 from piggyback.errors import DataError, require
 from piggyback.images.decode import Box, check_image
 from piggyback.train.data.folder import load_split
-from piggyback.train.data.sets import ImageData, ImageSet
-from piggyback.train.data.splits import cut
+from piggyback.train.data.sets import ImageData, ImageSet, cut
 
 _FAR = 1 << 31
 """No image has as many pixels a side."""

@@ -21,8 +21,7 @@ from piggyback.lab.datasets.lists import (
     whole,
     whole_numbers,
 )
-from piggyback.train.data.sets import ImageData, ImageSet
-from piggyback.train.data.splits import cut
+from piggyback.train.data.sets import ImageData, ImageSet, cut
 
 # -- CUBS: birds, cropped by box, from the lists in its own archive ------------------------------------
 

@@ -25,8 +25,8 @@ from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
 from piggyback.taskfile.file import save_file
 from piggyback.train import ImageData, Listener, Recipe, TrainResult, evaluate
-from piggyback.train.logs import write_text
-from piggyback.train.processes import processes
+from piggyback.train.checkpoint import write_file
+from piggyback.train.device import processes
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _write(rows: Sequence[Row], best: Mapping[str, TrainResult], out: Path) -> t
         figures["density.png"] = density_per_layer(layers)
     if processes().is_main_process:
         for name, text in texts.items():
-            write_text(out / name, text)
+            write_file(out / name, text)
         for name, figure in figures.items():
             save_png(figure, out / name)
     return tuple(out / name for name in (*texts, *figures))

@@ -30,7 +30,7 @@ from piggyback.lab.experiments.published import PUBLISHED
 from piggyback.lab.tables.rows import first_problem
 from piggyback.taskfile.task import check_name
 from piggyback.train import METHODS, Recipe
-from piggyback.train.recipe import READ_ONLY
+from piggyback.train.recipe import READ_ONLY, current
 
 PACKNET = "packnet"
 """The one method that learns several tasks in turn, and so is no training method of one task."""
@@ -49,7 +49,7 @@ def recipe_fields(options: Any) -> dict[str, Any]:
         return {}
     if not isinstance(options, Mapping):
         raise ValueError(f"expected recipe fields and their values, found {options!r:.80}")
-    fields, defaults = flat(options), flat(Recipe().to_json())
+    fields, defaults = current(flat(options)), flat(Recipe().to_json())
     _check_known("recipe field", fields, [key for key in defaults if key not in _DECIDED])
     for key, value in fields.items():
         expected, kinds = _taken(defaults[key])

@@ -29,7 +29,7 @@ from piggyback.lab.tables.segmentation import compare_segmentation
 from piggyback.lab.tables.table import Names, ResultTable, result_table
 from piggyback.taskfile.header import read_header
 from piggyback.train import TrainResult
-from piggyback.train.logs import write_text
+from piggyback.train.checkpoint import write_file
 from piggyback.train.result import RESULT, finished
 
 _DRAWN = ("head", "masks", "finetune")
@@ -157,7 +157,7 @@ def write(experiment: Experiment) -> tuple[Path, ...]:
     if curves := _of_first_seed(experiment, _curve):
         figures["curves.png"] = learning_curves(curves, measure)
     for name, text in texts.items():
-        write_text(out / name, text)
+        write_file(out / name, text)
     for name, figure in figures.items():
         save_png(figure, out / name)
     return tuple(out / name for name in (*texts, *figures))

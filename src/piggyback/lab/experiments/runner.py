@@ -21,7 +21,7 @@ from piggyback.lab.packnet import train_packnet
 from piggyback.lab.tables.rows import Failure, Row, row_of
 from piggyback.network.backbone import Backbone
 from piggyback.train import ImageData, Listener, Recipe, TrainResult, train
-from piggyback.train.logs import write_text
+from piggyback.train.checkpoint import write_file
 
 CELL = "cell.json"
 """The file in a job's folder that says it is finished, and with what."""
@@ -156,7 +156,7 @@ def _attempt(
         of_line = (job.backbone, job.label, len(job.method.trials), job.settings)
         rows = [row_of(result, *of_line) for result in results]
         content = {"identity": job.identity(), "rows": [row.to_json() for row in rows]}
-        write_text(folder / CELL, json.dumps(content, indent=1) + "\n")
+        write_file(folder / CELL, json.dumps(content, indent=1) + "\n")
         return rows
     except _FAILURES as error:
         return " ".join(f"{type(error).__name__}: {error}".split())

@@ -139,7 +139,7 @@ SIDE = 16
 _CLASSES, _EACH = 3, 12
 _RECIPE = {
     "epochs": 2, "batch_size": 8, "image_size": SIDE,
-    "amp": "no", "channels_last": "no", "tensorboard": False,
+    "amp": "no", "channels_last": "no",
 }  # fmt: skip
 _SMALLER = (*_RECIPE, "crop_pct", "lora_rank", "lora_bytes", "prune_epochs", "mask_lr")
 

@@ -49,6 +49,8 @@ _ADAPTER_STREAM = 0x10A
 class LoraLearner(CopyLearner):
     """Trains adapters, a head, and normalisation if asked, on a copy of the backbone."""
 
+    suffix = ".lora"
+
     def __init__(self, backbone: Backbone, setup: Setup) -> None:
         recipe = setup.recipe
         self._head = backbone.head or find_head(backbone.module)

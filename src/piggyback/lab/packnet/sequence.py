@@ -29,15 +29,15 @@ from piggyback.lab.packnet.network import MAX_TASKS, PackedNetwork, PackedTask, 
 from piggyback.network.backbone import Backbone
 from piggyback.taskfile.disk import write_whole
 from piggyback.taskfile.task import check_name
+from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.data.sets import ImageData
 from piggyback.train.data.size import choose_size
+from piggyback.train.device import processes
 from piggyback.train.events import Listener
 from piggyback.train.learners import FinetuneLearner
 from piggyback.train.methods import Setup
-from piggyback.train.processes import processes
 from piggyback.train.recipe import Recipe
 from piggyback.train.result import RESULT, TrainResult
-from piggyback.train.run import CHECKPOINT
 from piggyback.train.training import preprocessing_of, train
 
 METHOD = "packnet"

@@ -7,8 +7,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from piggyback.errors import require
-from piggyback.train.data.sets import ImageData
-from piggyback.train.data.splits import from_tensors
+from piggyback.train.data.sets import ImageData, from_tensors
 
 CLASSES = tuple("0123456789")
 TEST = 400

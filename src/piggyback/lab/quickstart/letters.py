@@ -14,8 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from piggyback.errors import DataError
-from piggyback.train.data.sets import ImageData
-from piggyback.train.data.splits import from_tensors
+from piggyback.train.data.sets import ImageData, from_tensors
 
 Array = NDArray[Any]
 

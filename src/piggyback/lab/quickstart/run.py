@@ -24,8 +24,7 @@ RECIPE = Recipe(
     batch_size=16,
     image_size=64,
     amp="no",
-    channels_last="yes",  # what this network gains from on a CPU; trying would take half a minute
-    tensorboard=False,
+    channels_last="yes",
 )
 SAMPLES = 4
 """Test images of each task that are written as files, and that the mixed batch is made of."""

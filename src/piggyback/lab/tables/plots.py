@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from piggyback.lab.tables.formats import human_bytes
 from piggyback.lab.tables.rows import Row
 from piggyback.lab.tables.table import Cell, ResultTable, result_table
-from piggyback.train.checkpoint import write_atomically
+from piggyback.train.checkpoint import write_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette: distinct for colour-blind readers too."""
@@ -132,11 +132,7 @@ def save_png(figure: Figure, path: Path) -> None:
     """Write ``figure`` to ``path`` at 150 dots per inch, in one step; raises CheckpointError."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
-    write_atomically(path, lambda temporary: _put(temporary, drawn.getvalue()))
-
-
-def _put(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+    write_file(path, drawn.getvalue())
 
 
 def _bars(

@@ -21,12 +21,11 @@ from piggyback.model.heads import new_head
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
 from piggyback.network.frozen import replace_module
+from piggyback.train.checkpoint import write_file
 from piggyback.train.data.sets import ImageData
-from piggyback.train.evaluation import Measured, measure
-from piggyback.train.logs import write_text
+from piggyback.train.evaluation import Measured, colours_of, measure
 from piggyback.train.recipe import Recipe
 from piggyback.train.result import TrainResult
-from piggyback.train.segmenting import colours_of
 from piggyback.train.training import preprocessing_of
 
 TABLE, PICTURE, NUMBERS = "per-class.md", "side-by-side.png", "per-class.json"
@@ -72,8 +71,8 @@ def compare_segmentation(
                     logits = network(normalise(pictures.to(device), preprocessing))
                 maps[label] = logits.argmax(1).byte().cpu()
     figure = side_by_side(pictures, maps, data.classes)
-    write_text(folder / TABLE, iou_table(measured))
-    write_text(folder / NUMBERS, json.dumps(_numbers(measured), indent=1) + "\n")
+    write_file(folder / TABLE, iou_table(measured))
+    write_file(folder / NUMBERS, json.dumps(_numbers(measured), indent=1) + "\n")
     save_png(figure, folder / PICTURE)
     return folder / TABLE, folder / PICTURE
 

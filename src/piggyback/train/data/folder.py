@@ -15,8 +15,7 @@ import torch
 
 from piggyback.errors import DataError, near_misses
 from piggyback.images.decode import SUFFIXES, check_image, is_image_name
-from piggyback.train.data.sets import ImageData, ImageSet
-from piggyback.train.data.splits import cut
+from piggyback.train.data.sets import ImageData, ImageSet, cut
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """Names a split's folder may have."""
