@@ -79,12 +79,12 @@ class Scenario:
         began = time.monotonic()
         self.until("ready", lambda: self.status("/health") == 200, 240)
         self.seen["seconds_to_start"] = time.monotonic() - began
-        self.until("two replicas", lambda: len(self.reports()) == 2, 120)
-        self.seen["listening"] = listening()
+        self.until("two replicas", lambda: len(self.stats()) == 2, 120)
+        self.seen["open ports"] = [answer_without_token(port) for port in beyond_loopback()]
         self.seen["answers"] = self.ask(TASKS * 6)
         self.seen["asked"] = [
-            {task: n for (task, outcome), n in report.stats.requests.items() if outcome == "ok"}
-            for report in self.reports()
+            {task: n for (task, outcome), n in stats.requests.items() if outcome == "ok"}
+            for stats in self.stats()
         ]
         metrics = self.http.get("/metrics").text
         self.until("metrics", lambda: self.counted() == 6 * len(TASKS), 30)
@@ -96,13 +96,13 @@ class Scenario:
         ).json()
         self.refusals()
         self.drop("t8")
-        self.until("the new file", lambda: self.status("/v1/tasks/t8") == 200, 20)
+        self.until("the new file", lambda: self.known() == [9, 9], 20)
         self.seen["dropped"] = self.ask(["t8"] * 4)
         put = self.http.put("/v1/tasks/t9", content=self.files["t9"])
-        self.seen["put"] = [put.status_code, self.known("t9"), self.ask(["t9"] * 4)]
+        self.seen["put"] = [put.status_code, self.known(), self.ask(["t9"] * 4)]
         again = self.http.put("/v1/tasks/t9", content=self.files["t9"]).status_code
         gone = self.http.delete("/v1/tasks/t9").status_code
-        self.seen["gone"] = [again, gone, self.known("t9"), self.predict("t9").status_code]
+        self.seen["gone"] = [again, gone, self.known(), self.predict("t9").status_code]
         self.lose_one()
 
     def refusals(self) -> None:
@@ -118,16 +118,11 @@ class Scenario:
         """Kill a replica and ask on, without a pause."""
         import ray
 
-        before = {report.replica for report in self.reports()}
-        victim = sorted(before)[0]
-        names = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True)]
-        (name,) = [n for n in names if n.endswith(victim)]
-        ray.kill(ray.get_actor(name, namespace="serve"))
+        before = self.replicas()
+        ray.kill(ray.get_actor(before[0], namespace="serve"))
         self.seen["after_a_death"] = self.ask(TASKS * 4)
-        self.until("a new replica", lambda: len(self.reports()) == 2, 120)
-        after = {report.replica for report in self.reports()}
-        self.seen["replaced"] = len(after - before)
-        self.until("old counts", lambda: self.counted() >= 6 * len(TASKS), 30)
+        self.until("a new replica", lambda: len(self.stats()) == 2, 120)
+        self.seen["replaced"] = len(set(self.replicas()) - set(before))
         self.seen["after_replacement"] = self.ask(TASKS)
         kind = {"Content-Type": "image/png"}
         last = self.http.post("/v1/tasks/t1/predict", content=self.told_to_stop(), headers=kind)
@@ -149,7 +144,7 @@ class Scenario:
     # -- helpers -------------------------------------------------------------------------------
 
     def predict(self, task: str, body: bytes | None = None) -> httpx.Response:
-        kind = {"Content-Type": "image/png"}
+        kind = {"Content-Type": "image/png", "serve_multiplexed_model_id": task}
         return self.http.post(f"/v1/tasks/{task}/predict", content=body or image(), headers=kind)
 
     def ask(self, tasks: list[str]) -> list[list[str]]:
@@ -170,16 +165,27 @@ class Scenario:
         wanted = [line for line in lines if line.startswith("piggyback_requests_total{")]
         return int(sum(float(line.rpartition(" ")[2]) for line in wanted if '"ok"' in line))
 
-    def reports(self) -> list[Any]:
+    def stats(self) -> list[Any]:
+        """Of each replica."""
         from ray import serve
 
-        handle = serve.get_deployment_handle("engine", "piggyback")
-        found = handle.broadcast("look").results(timeout_s=30, return_exceptions=True)
-        return [report for report in found if not isinstance(report, Exception)]
+        found = serve.get_app_handle("piggyback").broadcast("stats")
+        return [
+            stats
+            for stats in found.results(timeout_s=30, return_exceptions=True)
+            if not isinstance(stats, Exception)
+        ]
 
-    def known(self, name: str) -> int:
-        """How many replicas know a task."""
-        return sum(name in {task.name for task in report.tasks} for report in self.reports())
+    def known(self) -> list[int]:
+        """How many tasks each replica knows."""
+        return [sum(stats.tasks.values()) for stats in self.stats()]
+
+    def replicas(self) -> list[str]:
+        """Their names, as actors of Ray."""
+        import ray
+
+        names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+        return sorted(name for name in names if name.startswith("SERVE_REPLICA::"))
 
     def status(self, path: str) -> int:
         try:
@@ -196,8 +202,8 @@ class Scenario:
         self.seen.setdefault("waited", {})[what] = round(time.monotonic() - began, 1)
 
 
-def listening() -> list[str]:
-    """Addresses but loopback on which this process and its descendants listen for TCP; Linux only."""
+def beyond_loopback() -> list[int]:
+    """Ports on which this process and its descendants listen for others than this machine; Linux only."""
     sockets = set()
     for pid in descendants(os.getpid()):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -210,10 +216,23 @@ def listening() -> list[str]:
         for line in Path(table).read_text().splitlines()[1:]:
             _, local, _, state, *_, inode = line.split()[:10]
             if state == "0A" and f"socket:[{inode}]" in sockets:
-                address = local.split(":")[0]
+                address, _, port = local.partition(":")
                 if not address.endswith("0100007F") and address != "0" * 24 + "01000000":
-                    found.append(local)
+                    found.append(int(port, 16))
     return found
+
+
+def answer_without_token(port: int) -> str:
+    """What a replica says to a call of Ray's own protocol from a stranger."""
+    import grpc
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+        try:
+            call(b"", timeout=10)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
 
 
 def descendants(pid: int) -> list[int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from threading import TIMEOUT_MAX
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from piggyback.errors import InputError
+from piggyback.errors import InputError, near_misses
+
+T = TypeVar("T")
 
 MOST_WORKERS = 4
 """Beyond, Python's own lock is in the way: more cores go into each worker's operations."""
@@ -104,3 +107,26 @@ def parse_bytes(size: int | str, what: str = "size") -> int:
     if found < 1:
         raise InputError(f"{what} {size!r}: expected at least 1 byte, such as 2GiB or 512MiB")
     return found
+
+
+def from_mapping(kind: type[T], values: Any, where: str) -> T:
+    """Return a dataclass from a mapping of its fields; raises InputError that names the one at fault.
+
+    >>> from_mapping(EngineOptions, {"max_batch": 8}, "engine").max_batch
+    8
+    """
+    from pydantic import TypeAdapter, ValidationError  # here: a help page does not wait for it
+
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: expected a mapping, found {values!r}")
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            hint = near_misses(str(name), known)
+            raise InputError(f"{where}.{name}: no such option{hint}; known: {', '.join(known)}")
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([where, *map(str, first["loc"])])
+        raise InputError(f"{place}: {first['msg']}") from error

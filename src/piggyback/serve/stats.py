@@ -5,8 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
+from operator import add
 from typing import Any, Literal
 
 from piggyback.schemas import Tier
@@ -26,6 +27,15 @@ class Histogram:
     """Cumulative, one a bound, then one of all values."""
     total: float
     """Sum of the values."""
+
+    def __add__(self, other: Histogram) -> Histogram:
+        """Return the histogram of the values of both; they have the same bounds.
+
+        >>> Histogram((1.0,), (1, 2), 4.0) + Histogram((1.0,), (0, 1), 2.0)
+        Histogram(bounds=(1.0,), counts=(1, 3), total=6.0)
+        """
+        counts = tuple(map(add, self.counts, other.counts))
+        return Histogram(self.bounds, counts, self.total + other.total)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,11 @@ class Stats:
     tasks: Mapping[Tier, int]
     queue_depth: int
     queue_limit: int
+
+    def __add__(self, other: Stats) -> Stats:
+        """Return what two engines did and hold together."""
+        names = [field.name for field in fields(self)]
+        return Stats(**{n: _sum(getattr(self, n), getattr(other, n)) for n in names})
 
 
 class Tally:
@@ -113,3 +128,11 @@ class Counts:
             "load_seconds": self.load_seconds,
             "load_failures": self.load_failures,
         }
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Numbers and histograms added, mappings key by key."""
+    if not isinstance(one, Mapping):
+        return one + other
+    both = {key: _sum(one[key], other[key]) for key in one.keys() & other.keys()}
+    return {**one, **other, **both}

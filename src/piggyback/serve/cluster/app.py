@@ -1,76 +1,64 @@
-"""The application of Ray Serve: an ingress that speaks HTTP, and engines behind it."""
+"""The application of Ray Serve: replicas, each an engine and the ordinary HTTP application, behind Ray's proxy.
+
+    client -> Ray's proxy -> a replica: HTTP application -> engine
+
+Requests with a header ``serve_multiplexed_model_id: TASK`` go to a replica that has the task in memory, if one has;
+others to whichever has least to do.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import re
+import secrets
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from piggyback.errors import PiggybackWarning, require
-from piggyback.serve.cluster.failures import Failure
-from piggyback.serve.cluster.ingress import Ingress
-from piggyback.serve.cluster.loopback import start_ray
+from piggyback import errors
+from piggyback.errors import PiggybackError, PiggybackWarning, UnavailableError, require
 from piggyback.serve.cluster.options import ClusterOptions, from_args
-from piggyback.serve.cluster.replica import EngineReplica
+from piggyback.serve.cluster.replica import Replica
 from piggyback.serve.http.server import address_of, is_loopback, listen
 
 NAME = "piggyback"
-ENGINE = "engine"
-INGRESS = "ingress"
 
 
 def build(args: Mapping[str, Any]) -> Any:
-    """Return the ``Application`` that ``serve deploy`` and ``serve run`` start from a config file.
+    """Return the ``Application`` that ``serve deploy`` and ``serve run`` start with a config file's ``args``.
 
-    ``args`` is the file's ``args``: see `piggyback.serve.cluster.options.from_args`. Raises
-    InputError for what it does not know, MissingExtraError without Ray.
+    Raises InputError for what ``options.from_args`` does not know, MissingExtraError without Ray.
     """
-    return make(from_args(args))
+    return _application(from_args(args))
 
 
-def make(options: ClusterOptions) -> Any:
-    """Return the Ray Serve ``Application`` for ``options``."""
+def _application(options: ClusterOptions) -> Any:
     serve = require("ray.serve", "ray")
-    common: dict[str, Any] = {
-        # The HTTP application writes its own line a request.
-        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
-        "graceful_shutdown_timeout_s": options.limits.stop_s,
-        "graceful_shutdown_wait_loop_s": 0.5,
-    }
-    if options.autoscale is None:
-        scale: dict[str, Any] = {"num_replicas": options.replicas}
-    else:
+    scale: dict[str, Any] = {"num_replicas": options.replicas}
+    if options.autoscale is not None:
         fewest, most = options.autoscale
         # A replica is busy with a full batch that runs and one that waits.
         busy = options.engine.max_batch
         wanted = {"min_replicas": fewest, "max_replicas": most, "target_ongoing_requests": busy}
         scale = {"autoscaling_config": wanted}
-    engines = serve.deployment(
-        EngineReplica,
-        name=ENGINE,
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name=NAME,
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
-        # Enough for full batches, and no more: what a hot task's replica cannot take, others do.
-        max_ongoing_requests=2 * options.engine.max_batch,
-        max_queued_requests=options.engine.max_queue,
-        max_constructor_retry_count=1,  # what an engine raises at its start, it would raise again
-        **common,
-        **scale,
-    ).bind(options)
-    ingress = serve.deployment(
-        serve.ingress()(Ingress),
-        name=INGRESS,
-        ray_actor_options={"num_cpus": 0},
         # The HTTP application has its own limits and says what is wrong: requests have to get there.
         max_ongoing_requests=options.engine.max_queue + 1024,
-        **common,
+        max_constructor_retry_count=1,  # what an engine raises at its start, it would raise again
+        logging_config={"log_level": "WARNING", "enable_access_log": False},  # the application logs
+        graceful_shutdown_timeout_s=options.limits.stop_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        **scale,
     )
-    return ingress.bind(engines, options)
+    return deployment.bind(options)
 
 
 def run(
@@ -82,11 +70,9 @@ def run(
 ) -> None:
     """Start Ray on this machine, serve until SIGTERM or Ctrl-C, finish what is in flight, and stop Ray.
 
-    ``say`` gets one line with the address once there are answers. Ray itself listens on loopback,
-    whatever ``host`` is, without its dashboard and without reporting its use. A cluster of machines
-    is started by Ray's own tools and served from a config file (docs/CLUSTER.md). Raises what a
-    replica raised at its start, MissingExtraError without Ray; warns of a host that others can
-    reach where there is no token.
+    ``say`` gets one line with the address once there are answers. A cluster of machines is started by Ray's own tools
+    and served from a config file (docs/CLUSTER.md). Raises what a replica raised at its start, MissingExtraError
+    without Ray; warns of a host that others can reach where there is no token.
     """
     if options.token is None and not is_loopback(host):
         warnings.warn(
@@ -98,7 +84,7 @@ def run(
     if "://" not in options.tasks:
         options = replace(options, tasks=str(Path.cwd() / options.tasks))
     listen(host, port).close()  # one that cannot be had is better said now than in Ray's log
-    ray = start_ray()
+    ray = _start_ray()
     try:
         serve = require("ray.serve", "ray")
         serve.start(
@@ -107,12 +93,12 @@ def run(
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         try:
-            serve.run(make(options), name=NAME, route_prefix="/")
+            serve.run(_application(options), name=NAME, route_prefix="/")
         except RuntimeError as error:
             raise _cause(serve.status(), error) from error
         if say is not None:
             say(f"ready at {address_of(host, port)}")
-        _until_told()
+        _wait_for_signal()
         # Ray ends its proxy first, and what that was answering would be lost.
         last = serve.get_app_handle(NAME).broadcast("finish")
         last.results(timeout_s=options.limits.stop_s + 5.0, return_exceptions=True)
@@ -121,23 +107,41 @@ def run(
         ray.shutdown()
 
 
+def _start_ray() -> Any:
+    """The ``ray`` module, with a Ray of this process's own on loopback, without its dashboard and usage reports.
+
+    Each replica has a port on all addresses, by which Ray's processes send each other pickles; they want this token.
+    """
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # The one setting by which Ray takes loopback for its address on every system: a loopback address
+    # that is given to ray.init is replaced by the machine's own.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = require("ray", "ray")
+    ray.init(address="local", include_dashboard=False, logging_level="warning")
+    address = ray.util.get_node_ip_address()
+    if not ipaddress.ip_address(address).is_loopback:
+        ray.shutdown()
+        raise UnavailableError(
+            f"Ray listens on {address}: expected loopback; start it in a process that has not imported ray"
+        )
+    return ray
+
+
 def _cause(status: Any, error: RuntimeError) -> Exception:
     """What a replica raised, out of the traceback that Ray keeps of it."""
     told = [d.message for d in status.applications[NAME].deployments.values()]
     found = re.findall(r"piggyback\.errors\.(\w+): (.+)", "\n".join([str(error), *told]))
-    return Failure(*found[-1]).error() if found else error
+    if not found:
+        return error
+    kind: type[PiggybackError] = getattr(errors, found[-1][0])
+    return kind(found[-1][1])
 
 
-def _until_told() -> None:
+def _wait_for_signal() -> None:
     """Return when the process is asked to stop."""
-    told = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        told.set()
-
-    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        told.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    asked, kinds = threading.Event(), (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda *_: asked.set()) for kind in kinds]
+    asked.wait()
+    for kind, handler in zip(kinds, before, strict=True):
+        signal.signal(kind, handler)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from piggyback.errors import InputError
 from piggyback.names import read_token
 from piggyback.serve.http.limits import Limits
-from piggyback.serve.options import EngineOptions, parse_bytes
-
-T = TypeVar("T")
+from piggyback.serve.options import EngineOptions, from_mapping, parse_bytes
 
 
 @dataclass(frozen=True)
@@ -31,86 +29,47 @@ class ClusterOptions:
     autoscale: tuple[int, int] | None = None
     """Fewest and most replicas; ``replicas`` is not used then."""
     cpus: float = 1.0
-    """Cores a replica reserves, for Ray to place it; fractions are fine. The engine's own threads
-    are ``engine.workers``."""
+    """Cores that a replica reserves, for Ray to place it; the engine's own threads are ``engine.workers``."""
     gpus: float = 0.0
     warm: int = 256
     """Tasks that a replica tells the router it has at hand; beyond, the least recently asked goes first."""
 
     def __post_init__(self) -> None:
         for name in ("tasks", "backbone"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise InputError(
-                    f"{name}: expected a non-empty text, found {getattr(self, name)!r}"
-                )
-        parse_bytes(self.memory)
-        _check_count("replicas", self.replicas, 1)
-        _check_count("warm", self.warm, 1)
-        for name in ("cpus", "gpus"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise InputError(f"{name}: expected a number of at least 0, found {value!r}")
-        if self.autoscale is not None:
-            low, high = self.autoscale
-            _check_count("autoscale's fewest", low, 1)
-            _check_count("autoscale's most", high, low)
+            if not getattr(self, name):
+                raise InputError(f"{name}: expected a non-empty text")
+        parse_bytes(self.memory, "memory")
+        for name, least in (("replicas", 1), ("warm", 1), ("cpus", 0), ("gpus", 0)):
+            if not getattr(self, name) >= least:
+                raise InputError(f"{name} {getattr(self, name)}: expected at least {least}")
+        if self.autoscale is not None and not 1 <= self.autoscale[0] <= self.autoscale[1]:
+            raise InputError(
+                f"autoscale {list(self.autoscale)}: expected [fewest, most], 1 or more"
+            )
 
 
 def from_args(args: Mapping[str, Any]) -> ClusterOptions:
     """Return the options that a config file's ``args`` mean; raises InputError, naming what is wrong.
 
-    Keys are the fields of `ClusterOptions`; ``engine`` and ``limits`` are mappings, ``autoscale``
-    is ``[fewest, most]``. A token is not written into the file: ``token_file`` names one that holds
-    it, or the environment has ``PIGGYBACK_TOKEN``.
+    A token is not written into the file: ``token_file`` names one that holds it, or $PIGGYBACK_TOKEN is the token.
 
     >>> from_args({"tasks": "s3://bucket/tasks", "backbone": "timm:resnet18", "autoscale": [1, 4]}).autoscale
     (1, 4)
     """
     given = dict(args)
-    token_file = given.pop("token_file", None)
     if "token" in given:
         raise InputError(
-            "args.token: a config file is no place for a token; name a file that holds it "
+            "args.token: a config file is not the place for a token; name a file that holds it "
             "(token_file), or set PIGGYBACK_TOKEN"
         )
-    if token_file is not None and not isinstance(token_file, str):
-        raise InputError(f"args.token_file: expected a file's name, found {token_file!r}")
-    given["token"] = read_token(token_file)
+    token = read_token(given.pop("token_file", None))
     for name, kind in (("engine", EngineOptions), ("limits", Limits)):
         if name in given:
-            given[name] = _filled(kind, given[name], f"args.{name}")
-    if given.get("autoscale") is not None:
-        given["autoscale"] = _pair(given["autoscale"])
-    options = _filled(ClusterOptions, given, "args")
+            given[name] = from_mapping(kind, given[name], f"args.{name}")
+    options = from_mapping(ClusterOptions, {**given, "token": token}, "args")
     if "://" not in options.tasks and not Path(options.tasks).is_absolute():
         raise InputError(
             f"args.tasks: {options.tasks!r} is a relative path, and every process has a folder of its own; "
             "expected an absolute path that all machines have, or a URL"
         )
     return options
-
-
-def _filled(kind: type[T], values: Any, where: str) -> T:
-    """An object of a dataclass from a mapping that has its fields and no others."""
-    if not isinstance(values, Mapping):
-        raise InputError(f"{where}: expected a mapping, found {values!r}")
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - set(known), key=str):
-        raise InputError(f"{where}.{unknown[0]}: no such option; expected {', '.join(known)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(
-            f"{where}: {error}; expected the types and names of {kind.__name__}"
-        ) from error
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise InputError(f"args.autoscale: expected [fewest, most], found {value!r}")
-    return value[0], value[1]
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}: expected a whole number of at least {least}, found {value!r}")

@@ -1,51 +1,35 @@
-"""One engine in a process of its own, called through Ray."""
+"""A replica: an engine and the ordinary HTTP application, in a process that Ray started."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import time
+from contextlib import ExitStack
+from typing import Any
 
-from piggyback.errors import PiggybackError, UnknownTaskError, require
+from fastapi import FastAPI
+
+from piggyback.errors import require
 from piggyback.schemas import TaskStatus
-from piggyback.serve.cluster.failures import Failure
 from piggyback.serve.cluster.options import ClusterOptions
-from piggyback.serve.cluster.process import begin
 from piggyback.serve.engine import Engine
+from piggyback.serve.http.app import create_app
+from piggyback.serve.http.logs import logging_to
 from piggyback.serve.stats import Stats
 
-T = TypeVar("T")
-
+CONTROL_S = 60.0
+"""Seconds that all replicas may take for a call, such as to look at the tasks."""
 CLOSE_S = 10.0
 """Seconds for what an engine still has when its replica ends."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a replica says of itself."""
-
-    replica: str
-    source: str
-    fingerprint: str
-    speed: str
-    tasks: Sequence[TaskStatus]
-    refused: dict[str, str]
-    problem: str | None
-    stats: Stats
-
-
-class EngineReplica:
-    """The class of the engines' deployment: each replica loads the backbone and watches the tasks itself.
-
-    What the user did wrong comes back as a `Failure`; what breaks the replica is raised, for Ray to see.
-    """
+class ReplicaEngine(Engine):
+    """An engine that tells Ray's router which tasks it has, and the other replicas when tasks change."""
 
     def __init__(self, options: ClusterOptions) -> None:
         serve = require("ray.serve", "ray")
-        begin()
-        self._name = str(serve.get_replica_context().replica_id.unique_id)
-        self._engine = Engine(options.backbone, options.tasks, options.memory, options.engine)
+        context = serve.get_replica_context()
+        self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
 
         # Model multiplexing as a hint, and no more: the "model" is the task's own name. So Ray's lock
         # around loads is held for no time, and its eviction by count forgets a name, not a task: what
@@ -54,57 +38,77 @@ class EngineReplica:
         async def tell_router(task: str) -> str:
             return task
 
-        self._tell_router: Callable[[str], Awaitable[str]] = tell_router
+        self._tell_router = tell_router
+        super().__init__(options.backbone, options.tasks, options.memory, options.engine)
 
-    async def predict(self, images: Any, task: str, top_k: int, timeout: float | None) -> Any:
-        """Return what ``Engine.predict`` does, or a Failure."""
-        try:
-            self._engine.task(task)
-        except UnknownTaskError:
-            # The ingress knows it from another replica, whose look at the tasks came earlier.
-            await asyncio.to_thread(self._engine.rescan)
+    async def predict_async(
+        self, image_or_batch: Any, task: str, top_k: int = 5, timeout: float | None = None
+    ) -> Any:
+        """Return what ``Engine.predict_async`` does; later requests with this task as their hint come here."""
+        self.task(task)  # the router would keep an unknown name
         await self._tell_router(task)
-        return await _told(self._engine.predict_async(images, task, top_k, timeout))
+        return await super().predict_async(image_or_batch, task, top_k, timeout)
 
-    async def put_task(self, name: str, data: bytes) -> TaskStatus | Failure:
-        """Check a task file, and write it where all replicas look."""
-        return await _told(asyncio.to_thread(self._engine.put_task, name, data))
+    def put_task(self, name: str, data: bytes) -> TaskStatus:
+        """Add or replace a task; all replicas serve it when this returns."""
+        status = super().put_task(name, data)
+        self._ask_all("rescan")
+        return status
 
-    async def delete_task(self, name: str) -> Failure | None:
-        """Delete a task's file."""
-        return await _told(asyncio.to_thread(self._engine.delete_task, name))
+    def delete_task(self, name: str) -> None:
+        """Delete a task; no replica serves it when this returns."""
+        super().delete_task(name)
+        self._ask_all("rescan")
 
-    async def rescan(self) -> Report:
-        """Look at the tasks now, and report."""
+    def stats(self) -> Stats:
+        """Return what all replicas did, and what they hold together; not from within an event loop."""
+        own, *others = self._ask_all("stats") or [super().stats()]
+        total: Stats = sum(others, start=own)
+        return total
+
+    def own_stats(self) -> Stats:
+        """Return what this replica did."""
+        return super().stats()
+
+    def _ask_all(self, method: str) -> list[Any]:
+        """What each replica answers; one that dies meanwhile is left out."""
+        answers = self._replicas.broadcast(method)
+        found = answers.results(timeout_s=CONTROL_S, return_exceptions=True)
+        return [answer for answer in found if not isinstance(answer, Exception)]
+
+
+class Replica:
+    """The class of the deployment; Ray asks each for its application once it has been made."""
+
+    def __init__(self, options: ClusterOptions) -> None:
+        self._log = ExitStack()
+        self._log.enter_context(logging_to())
+        self._options = options
+        self._engine = ReplicaEngine(options)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        options = self._options
+        app = create_app(self._engine, token=options.token, limits=options.limits)
+        self._service = app.state.service
+        return app
+
+    async def rescan(self) -> None:
+        """Look at the tasks now."""
         await asyncio.to_thread(self._engine.rescan)
-        return self.report()
 
-    async def look(self) -> Report:
-        """Report, without looking."""
-        return self.report()
+    async def stats(self) -> Stats:
+        """Return what this replica did."""
+        return self._engine.own_stats()
 
-    def report(self) -> Report:
-        """Return this replica's state."""
-        engine = self._engine
-        return Report(
-            self._name,
-            engine.source,
-            engine.fingerprint,
-            engine.speed,
-            engine.tasks(),
-            engine.refused(),
-            engine.problem,
-            engine.stats(),
-        )
+    async def finish(self) -> bool:
+        """Refuse what comes from now on (503), and return whether all before was answered in ``limits.stop_s``."""
+        self._service.refuse()
+        until = time.monotonic() + self._options.limits.stop_s
+        while self._service.in_flight and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        return not self._service.in_flight
 
     def __del__(self) -> None:
         # Ray calls this once nothing is in flight, or when its own time for that is over.
         if engine := getattr(self, "_engine", None):
             engine.close(drain=True, timeout=CLOSE_S)
-
-
-async def _told(answer: Awaitable[T]) -> T | Failure:
-    try:
-        return await answer
-    except PiggybackError as error:
-        return Failure.of(error)
