@@ -83,23 +83,6 @@ def test_what_is_masked_and_how_large_it_is(network: str, spec: str) -> None:
     assert set(masked) == layers
 
 
-@pytest.mark.parametrize(("spec", "hidden"), [
-    ("torchvision:vgg16", ("classifier.0", "classifier.3")),
-    ("torchvision:vgg16_bn", ("classifier.0", "classifier.3")),
-    ("timm:vgg16", ("pre_logits.fc1", "pre_logits.fc2")),
-    ("timm:vgg16_bn", ("pre_logits.fc1", "pre_logits.fc2")),
-])  # fmt: skip
-def test_vggs_hidden_layers_are_masked_and_its_classifier_is_not(
-    spec: str, hidden: tuple[str, str]
-) -> None:
-    backbone = built(spec)
-    masked = select_weights(backbone.module, head=backbone.head)
-    sizes = [masked[f"{name}.weight"].numel() for name in hidden]
-    assert sizes == [25088 * 4096, 4096 * 4096]
-    assert backbone.module.get_submodule(backbone.head).weight.shape == (1000, 4096)
-    assert f"{backbone.head}.weight" not in masked
-
-
 def test_the_page_of_networks_says_the_same() -> None:
     text = NETWORKS.read_text(encoding="utf-8")
     for network, specs in PAIRS.items():
