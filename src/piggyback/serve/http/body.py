@@ -153,28 +153,26 @@ def _images(body: PredictBody) -> list[bytes]:
 
 async def _form(request: Request, limits: Limits) -> dict[str, Any]:
     """The fields of a form, under the names that they have in JSON."""
+    most = {"max_files": limits.images + 1, "max_fields": limits.tasks + 2}
+    found: dict[str, Any] = {}
     try:
-        form = await request.form(
-            max_files=limits.images + 1, max_fields=limits.tasks + 2, max_part_size=MAX_FIELD_BYTES
-        )
+        async with request.form(**most, max_part_size=MAX_FIELD_BYTES) as form:
+            for name, value in form.multi_items():
+                if (name == "image") != isinstance(value, UploadFile):
+                    wanted = "a file" if name == "image" else "a text or number"
+                    raise InputError(f"form field {name[:40]!r}: expected {wanted}")
+                if isinstance(value, UploadFile):
+                    found.setdefault("images", []).append(await value.read())
+                elif name == "task":
+                    found.setdefault("tasks", []).append(value)
+                elif name in found:
+                    raise InputError(f"form field {name[:40]!r}: expected it once")
+                else:
+                    found[name] = value
     except HTTPException as error:
         # Starlette has one error for all that may be wrong with a form.
         kind = TooLargeError if str(error.detail).startswith("Too many") else BadRequestError
         raise kind(f"the form cannot be read: {error.detail}") from None
-    found: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if (name == "image") != isinstance(value, UploadFile):
-            wanted = "a file" if name == "image" else "a text or number"
-            raise InputError(f"form field {name[:40]!r}: expected {wanted}")
-        if isinstance(value, UploadFile):
-            found.setdefault("images", []).append(await value.read())
-        elif name == "task":
-            found.setdefault("tasks", []).append(value)
-        elif name in found:
-            raise InputError(f"form field {name[:40]!r}: expected it once")
-        else:
-            found[name] = value
-    await form.close()
     return found
 
 

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"), default=str)
-
 
 class JsonLines(logging.Formatter):
     """Writes a record as one line: time, level and either a message or, if the message is a dict, its items.
@@ -31,35 +29,35 @@ class JsonLines(logging.Formatter):
         if isinstance(record.msg, dict):
             line.update(record.msg)
         else:
-            line["logger"] = record.name
-            line["message"] = record.getMessage()
+            line |= {"logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return _ENCODER.encode(line)
+        return json.dumps(line, separators=(",", ":"), default=str)
 
 
 @contextmanager
 def logging_to(stream: TextIO | None = None, level: str = "info") -> Iterator[None]:
-    """Write what the library and uvicorn log to ``stream`` (standard error) as lines of JSON, within the block.
-
-    What the parser of forms has to say is said to the client.
-    """
+    """Write what the library and uvicorn log to ``stream`` (standard error) as lines of JSON, within the block."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
-    least: int = logging.getLevelName(level.upper())
-    # One line a request is ours; uvicorn says in five more that it has started.
-    wanted = {"piggyback": least, "uvicorn": max(least, logging.WARNING)}
-    loggers = [logging.getLogger(name) for name in (*wanted, "python_multipart")]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers[:2]:
+    least = getattr(logging, level.upper())
+    # uvicorn says in five lines that it has started; what the parser of forms has to say, the client is told.
+    levels = {
+        "piggyback": least,
+        "uvicorn": max(least, logging.WARNING),
+        "python_multipart": logging.CRITICAL,
+    }
+    before = []
+    for name, one in levels.items():
+        logger = logging.getLogger(name)
+        before.append((logger, logger.level, logger.propagate))
         logger.addHandler(handler)
-        logger.setLevel(wanted[logger.name])
+        logger.setLevel(one)
         logger.propagate = False
-    loggers[2].setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for logger, (old, propagate) in zip(loggers, before, strict=True):
+        for logger, old, propagate in before:
             logger.removeHandler(handler)
             logger.setLevel(old)
             logger.propagate = propagate

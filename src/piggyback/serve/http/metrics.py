@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -18,9 +18,7 @@ from prometheus_client.registry import Collector
 from piggyback.serve.http.service import Service
 from piggyback.serve.stats import Histogram, Stats
 
-KIND = "text/plain; version=0.0.4; charset=utf-8"
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "none"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
 class HttpCounts:
@@ -44,20 +42,15 @@ class ServiceCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return every metric as it is now."""
-        service = self._service
-        yield _counters(
-            "piggyback_http_requests",
-            "HTTP requests; status 499: the client went away.",
-            ("route", "method", "status"),
-            dict(self._counts.requests),
+        service, requests = self._service, dict(self._counts.requests)
+        labels = ("route", "method", "status")
+        yield _counter(
+            "http_requests", "HTTP requests; 499: the client went away.", requests, labels
         )
-        in_flight, ready = float(service.in_flight), float(service.status == "ready")
-        yield GaugeMetricFamily(
-            "piggyback_http_in_flight", "HTTP requests being answered.", value=in_flight
-        )
-        yield GaugeMetricFamily("piggyback_ready", "1 while the engine answers.", value=ready)
+        yield _gauge("http_in_flight", "HTTP requests being answered.", service.in_flight)
+        yield _gauge("ready", "1 while the engine answers.", service.status == "ready")
         if service.started is not None:
-            yield from engine_metrics(service.started.stats())
+            yield from _engine_metrics(service.started.stats())
 
 
 def registry(service: Service, counts: HttpCounts) -> CollectorRegistry:
@@ -67,20 +60,10 @@ def registry(service: Service, counts: HttpCounts) -> CollectorRegistry:
     return found
 
 
-def exposition(found: CollectorRegistry) -> bytes:
-    """Return the metrics as Prometheus reads them."""
-    text: bytes = generate_latest(found)
-    return text
-
-
-def engine_metrics(stats: Stats) -> Iterator[Metric]:
-    """Return an engine's metrics."""
-    yield _counters(
-        "piggyback_requests",
-        "Images asked about, by task and outcome.",
-        ("task", "outcome"),
-        stats.requests,
-    )
+def _engine_metrics(stats: Stats) -> Iterator[Metric]:
+    tier = ("tier",)
+    by_task = ("task", "outcome")
+    yield _counter("requests", "Images asked about, by task and outcome.", stats.requests, by_task)
     latency = HistogramMetricFamily(
         "piggyback_latency_seconds", "From the call to the answer, by task.", labels=("task",)
     )
@@ -90,24 +73,17 @@ def engine_metrics(stats: Stats) -> Iterator[Metric]:
     sizes = HistogramMetricFamily("piggyback_batch_images", "Images answered together.")
     sizes.add_metric((), _buckets(stats.batch_sizes), stats.batch_sizes.total)
     yield sizes
-    for name, what, number in (
-        ("piggyback_switches", "Batches for which a task was made live.", stats.switches),
-        ("piggyback_loads", "Task files read.", stats.loads),
-        ("piggyback_load_seconds", "Time spent reading them.", stats.load_seconds),
-        ("piggyback_load_failures", "Task files that could not be read.", stats.load_failures),
-    ):
-        yield CounterMetricFamily(name, what, value=number)
-    tier = ("tier",)
-    yield _counters("piggyback_batches", "Batches by where their task was.", tier, stats.hits)
-    yield _counters("piggyback_evictions", "Put out of memory.", tier, stats.evictions)
-    yield _gauges("piggyback_memory_bytes", "Bytes in memory for tasks.", stats.bytes)
-    yield _gauges("piggyback_tasks", "Tasks by where they are.", stats.tasks)
-    for name, what, number in (
-        ("piggyback_memory_budget_bytes", "The most they may be.", stats.budget),
-        ("piggyback_queue_depth", "Images that wait.", stats.queue_depth),
-        ("piggyback_queue_limit", "The most that may.", stats.queue_limit),
-    ):
-        yield GaugeMetricFamily(name, what, value=number)
+    yield _counter("switches", "Batches for which a task was made live.", stats.switches)
+    yield _counter("batches", "Batches by where their task was.", stats.hits, tier)
+    yield _counter("loads", "Task files read.", stats.loads)
+    yield _counter("load_seconds", "Time spent reading them.", stats.load_seconds)
+    yield _counter("load_failures", "Task files that could not be read.", stats.load_failures)
+    yield _counter("evictions", "Put out of memory.", stats.evictions, tier)
+    yield _gauge("memory_bytes", "Bytes in memory for tasks.", stats.bytes, tier)
+    yield _gauge("memory_budget_bytes", "The most they may be.", stats.budget)
+    yield _gauge("tasks", "Tasks by where they are.", stats.tasks, tier)
+    yield _gauge("queue_depth", "Images that wait.", stats.queue_depth)
+    yield _gauge("queue_limit", "The most that may.", stats.queue_limit)
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
@@ -115,18 +91,18 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
     return list(zip(bounds, map(float, histogram.counts), strict=True))
 
 
-def _counters(
-    name: str, what: str, labels: Sequence[str], counts: Mapping[Any, float]
-) -> CounterMetricFamily:
-    """A counter for each key of ``counts``: a label's value, or a tuple of them."""
-    family = CounterMetricFamily(name, what, labels=labels)
-    for key, number in counts.items():
-        family.add_metric((key,) if isinstance(key, str) else key, number)
-    return family
+def _counter(name: str, what: str, value: Any, labels: Sequence[str] = ()) -> Metric:
+    return _filled(CounterMetricFamily(f"piggyback_{name}", what, labels=labels), value)
 
 
-def _gauges(name: str, what: str, by_tier: Mapping[Any, int]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, what, labels=("tier",))
-    for tier, number in by_tier.items():
-        family.add_metric((tier,), number)
-    return family
+def _gauge(name: str, what: str, value: Any, labels: Sequence[str] = ()) -> Metric:
+    return _filled(GaugeMetricFamily(f"piggyback_{name}", what, labels=labels), value)
+
+
+def _filled(family: Any, value: Any) -> Metric:
+    """A family with one number, or with one for each key of a mapping: a label's value, or a tuple of them."""
+    values = value if isinstance(value, Mapping) else {(): value}
+    for key, number in values.items():
+        family.add_metric((key,) if isinstance(key, str) else key, float(number))
+    found: Metric = family
+    return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
@@ -26,7 +27,6 @@ from piggyback.schemas import (
     TaskList,
     TaskStatus,
 )
-from piggyback.serve.http import metrics
 from piggyback.serve.http.body import (
     InferBody,
     PredictBody,
@@ -56,41 +56,39 @@ BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "b
 # -- what routes depend on ---------------------------------------------------------------------
 
 
-async def get_service(request: Request) -> Service:
+def service_of(request: Request) -> Service:
     """Return the application's service."""
     service: Service = request.app.state.service
     return service
 
 
-ServiceDep = Annotated[Service, Depends(get_service)]
-
-
-async def get_engine(service: ServiceDep) -> Engine:
+async def get_engine(request: Request) -> Engine:
     """Return the engine; raises StartingError, StartFailedError or ClosedError where there is none to ask."""
-    return service.engine
+    return service_of(request).engine
 
 
 async def require_token(
-    service: ServiceDep,
+    request: Request,
     given: Annotated[
         HTTPAuthorizationCredentials | None,
         Depends(HTTPBearer(scheme_name="token", auto_error=False)),
     ],
 ) -> None:
     """Raise AccessError for a request without the server's token, if that has one."""
-    if service.token is None:
+    token = service_of(request).token
+    if token is None:
         return
     found = "" if given is None else given.credentials.strip()
-    if not hmac.compare_digest(found.encode("latin-1", "replace"), service.token.encode()):
+    if not hmac.compare_digest(found.encode("latin-1", "replace"), token.encode()):
         what = "another one" if found else "none"
         raise AccessError(
             f"this server wants a token: expected 'Authorization: Bearer TOKEN', found {what}"
         )
 
 
-async def may_change(service: ServiceDep) -> None:
+async def may_change(request: Request) -> None:
     """Raise ForbiddenError on a server that has no token: anyone could change its tasks."""
-    if service.token is None:
+    if service_of(request).token is None:
         raise ForbiddenError(
             "tasks can be changed only on a server that was started with a token; "
             "put files into its folder, or start it with --token-file"
@@ -101,17 +99,9 @@ EngineDep = Annotated["Engine", Depends(get_engine)]
 TaskPath = Annotated[str, Path(json_schema_extra={"pattern": TASK_NAME}, examples=["flowers"])]
 
 
-async def named_task(task: TaskPath) -> str:
-    """Return the path's task; raises TaskNameError for what cannot be one."""
-    return check_name(task)
-
-
-NamedTask = Annotated[str, Depends(named_task)]
-
-
-async def known_task(request: Request, task: NamedTask, engine: EngineDep) -> str:
-    """Return the path's task; raises UnknownTaskError, before anything is read for it."""
-    engine.task(task)
+async def known_task(request: Request, task: TaskPath, engine: EngineDep) -> str:
+    """Return the path's task; raises TaskNameError or UnknownTaskError, before anything is read for it."""
+    engine.task(check_name(task))
     request.state.task = task  # for the log
     return task
 
@@ -127,27 +117,26 @@ api = APIRouter(dependencies=[Depends(require_token)], responses=ERRORS)
 @api.post("/v1/tasks/{task}/predict", openapi_extra=body_schema(PredictBody))
 async def predict(
     request: Request,
-    service: ServiceDep,
     engine: EngineDep,
     task: KnownTask,
     asked: Annotated[PredictRequest, Depends(predict_request)],
 ) -> Answers:
     """Classify images with one task."""
-    images = asked.images if len(asked.images) > 1 else asked.images[0]
-    work = engine.predict_async(images, task, asked.top_k, service.limits.timeout_s)
-    found = await unless_gone(request, work)
-    return Answers(answers=found if len(asked.images) > 1 else [found])
+    one = len(asked.images) == 1
+    images = asked.images[0] if one else asked.images
+    timeout = service_of(request).limits.timeout_s
+    found = await unless_gone(request, engine.predict_async(images, task, asked.top_k, timeout))
+    return Answers(answers=[found] if one else found)
 
 
 @api.post("/v1/predict", openapi_extra=body_schema(InferBody))
 async def infer(
     request: Request,
-    service: ServiceDep,
     engine: EngineDep,
     asked: Annotated[PredictRequest, Depends(infer_request)],
 ) -> Inferences:
     """Classify images with several tasks, the surest first; with all of them when none is named."""
-    limits = service.limits
+    limits = service_of(request).limits
     if asked.tasks is None and (number := len(engine.tasks())) > limits.tasks:
         raise InputError(
             f"{number} tasks are served, more than the {limits.tasks} that one request may ask: "
@@ -161,22 +150,22 @@ async def infer(
     ]
     found = await unless_gone(request, together(works))
     inferred = asked.tasks is None
-    return Inferences(
-        images=[
-            Inference(task=answers[0].task, inferred=inferred, answers=answers) for answers in found
-        ]
-    )
+    images = [Inference(task=a[0].task, inferred=inferred, answers=a) for a in found]
+    return Inferences(images=images)
 
 
 # -- tasks -------------------------------------------------------------------------------------
 
 
 @api.get("/v1/tasks")
-async def list_tasks(service: ServiceDep, engine: EngineDep) -> TaskList:
+async def list_tasks(request: Request, engine: EngineDep) -> TaskList:
     """List the tasks that are served."""
-    limits = service.limits
+    limits = service_of(request).limits
+    # What strangers see of how the network was loaded: of a Python file its name, not where it is.
+    code = runs_code(engine.source)
+    source = re.split(r"[/\\]", engine.source)[-1] if code else engine.source
     return TaskList(
-        backbone=BackboneStatus(source=_shown(engine.source), fingerprint=engine.fingerprint),
+        backbone=BackboneStatus(source=source, fingerprint=engine.fingerprint),
         speed=engine.speed,
         tasks=engine.tasks(),
         refused=engine.refused(),
@@ -198,13 +187,14 @@ async def show_task(engine: EngineDep, task: KnownTask) -> TaskStatus:
 @api.put(
     "/v1/tasks/{task}",
     dependencies=[Depends(may_change)],
-    responses={201: {"model": TaskStatus}},
+    responses={201: {"model": TaskStatus, "description": "Added."}},
     openapi_extra={"requestBody": {"required": True, "content": BINARY}},
 )
 async def put_task(
-    request: Request, response: Response, engine: EngineDep, task: NamedTask
+    request: Request, response: Response, engine: EngineDep, task: TaskPath
 ) -> TaskStatus:
     """Add or replace a task by its file."""
+    check_name(task)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("", *BINARY):
         raise UnsupportedError(
@@ -218,11 +208,7 @@ async def put_task(
     return status
 
 
-@api.delete(
-    "/v1/tasks/{task}",
-    status_code=204,
-    dependencies=[Depends(may_change)],
-)
+@api.delete("/v1/tasks/{task}", status_code=204, dependencies=[Depends(may_change)])
 async def delete_task(engine: EngineDep, task: KnownTask) -> None:
     """Delete a task's file."""
     await run_in_threadpool(engine.delete_task, task)
@@ -231,25 +217,27 @@ async def delete_task(engine: EngineDep, task: KnownTask) -> None:
 # -- the server itself -------------------------------------------------------------------------
 
 
-@open_routes.api_route(
-    "/health",
-    methods=["GET", "HEAD"],
-    response_model_exclude_none=True,
-    responses={503: {"model": Health, "description": "Starting, stopping or failed."}},
-)
-@open_routes.api_route(
-    "/readyz", methods=["GET", "HEAD"], response_model_exclude_none=True, include_in_schema=False
-)
-async def health(service: ServiceDep, response: Response) -> Health:
+UNREADY: dict[int | str, dict[str, Any]] = {
+    503: {"model": Health, "description": "Starting, stopping or failed."}
+}
+
+
+@open_routes.head("/health", include_in_schema=False)
+@open_routes.head("/readyz", include_in_schema=False)
+@open_routes.get("/readyz", response_model_exclude_none=True, responses=UNREADY)
+@open_routes.get("/health", response_model_exclude_none=True, responses=UNREADY)
+async def health(request: Request, response: Response) -> Health:
     """Say whether the server answers: 200 if so. ``/readyz`` says the same."""
+    service = service_of(request)
     response.status_code = 200 if service.status == "ready" else 503
     return service.health
 
 
-@open_routes.api_route("/livez", methods=["GET", "HEAD"])
-async def livez(service: ServiceDep, response: Response) -> dict[str, str]:
+@open_routes.head("/livez", include_in_schema=False)
+@open_routes.get("/livez")
+async def livez(request: Request, response: Response) -> dict[str, str]:
     """Say whether the process is worth keeping: 503 once the engine could not be started."""
-    failed = service.status == "failed"
+    failed = service_of(request).status == "failed"
     response.status_code = 503 if failed else 200
     return {"status": "failed" if failed else "alive"}
 
@@ -257,7 +245,8 @@ async def livez(service: ServiceDep, response: Response) -> dict[str, str]:
 @api.api_route("/metrics", methods=["GET", "HEAD"], include_in_schema=False)
 def prometheus(request: Request) -> Response:
     """Return the numbers for Prometheus; in a thread, for a thousand tasks make a megabyte of text."""
-    return Response(metrics.exposition(request.app.state.metrics), media_type=metrics.KIND)
+    text = generate_latest(request.app.state.metrics)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 # -- waiting -----------------------------------------------------------------------------------
@@ -294,8 +283,3 @@ async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for one in running:
             one.cancel()
-
-
-def _shown(source: str) -> str:
-    """What strangers see of how the network was loaded: of a Python file its name, not where it is."""
-    return re.split(r"[/\\]", source)[-1] if runs_code(source) else source

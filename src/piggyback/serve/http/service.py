@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 
+_ERRORS = {"starting": StartingError, "failed": StartFailedError, "stopping": ClosedError}
 _STEP_S = 0.1
 """Between looks whether to go on waiting for a start."""
 
@@ -33,11 +34,8 @@ class Service:
         token: str | None = None,
         local_only: bool = False,
     ) -> None:
-        self.limits = limits
-        self.token = token
-        self.local_only = local_only
-        """Whether to answer only those who ask for an address or "localhost"."""
-        self.failure: BaseException | None = None
+        self.limits, self.token, self.local_only = limits, token, local_only
+        self.failure: Exception | None = None
         """What the start of the engine raised."""
         self.in_flight = 0
         """Requests that are being answered."""
@@ -52,7 +50,7 @@ class Service:
             self.started = engine
         self._stopping = False
         self._drain = True
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="piggyback-start", daemon=True)
 
     @property
     def status(self) -> Literal["starting", "ready", "stopping", "failed"]:
@@ -67,26 +65,24 @@ class Service:
     def health(self) -> Health:
         """The status, and one line on why there are no answers."""
         known = isinstance(self.failure, PiggybackError)
-        why = str(self.failure) if known else "an internal error; see its log"
         reasons = {
             "starting": "the network is being loaded; ask again in a moment",
             "stopping": "the server is stopping",
-            "failed": f"the server could not start: {why}",
+            "failed": "the server could not start: "
+            f"{self.failure if known else 'an internal error; see its log'}",
         }
         return Health(status=self.status, reason=reasons.get(self.status))
 
     @property
     def engine(self) -> Engine:
-        """The engine, ready. Raises StartingError, StartFailedError, ClosedError where it is not."""
+        """The engine, ready. Raises StartingError, StartFailedError or ClosedError where it is not."""
         if self.started is not None and not self._stopping:
             return self.started
-        errors = {"starting": StartingError, "failed": StartFailedError, "stopping": ClosedError}
-        raise errors[self.status](self.health.reason)
+        raise _ERRORS[self.status](self.health.reason)
 
     def begin(self) -> None:
-        """Start the engine in a thread, if there is none yet; returns at once."""
+        """Start the engine in a thread, if it was not given ready; returns at once."""
         if self._start is not None:
-            self._thread = threading.Thread(target=self._run, name="piggyback-start", daemon=True)
             self._thread.start()
 
     def refuse(self) -> None:
@@ -104,20 +100,17 @@ class Service:
             await run_in_threadpool(self._close)
 
     def _run(self) -> None:
-        assert self._start is not None
         try:
-            self.started = self._start()
-        except PiggybackError as error:
-            self.failure = error
+            self.started = self._start() if self._start else None
         except Exception as error:
             # Nothing above this thread could tell anyone: /health does.
-            LOGGER.exception("the engine could not be started")
+            if not isinstance(error, PiggybackError):
+                LOGGER.exception("the engine could not be started")
             self.failure = error
 
     def _close(self) -> None:
-        if self._thread is not None:
-            until = time.monotonic() + self.limits.stop_s
-            while self._drain and self._thread.is_alive() and time.monotonic() < until:
-                self._thread.join(_STEP_S)
+        until = time.monotonic() + self.limits.stop_s
+        while self._drain and self._thread.is_alive() and time.monotonic() < until:
+            self._thread.join(_STEP_S)
         if self.started is not None:
             self.started.close(drain=self._drain, timeout=self.limits.stop_s)
