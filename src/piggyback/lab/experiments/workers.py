@@ -1,4 +1,8 @@
-"""Worker processes: jobs side by side, each with a device, or a part of the cores, of its own."""
+"""Worker processes: jobs side by side, each with a device, or a part of the cores, of its own.
+
+Not ``concurrent.futures``: there a process that dies breaks the whole pool, cannot say how it died, and one that runs
+cannot be ended by a public call.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,8 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -29,17 +32,17 @@ def side_by_side(
     """
     waiting = deque(jobs)
     idle: list[_Worker] = []
-    busy: list[tuple[_Worker, Job]] = []
+    busy: dict[Any, tuple[_Worker, Job]] = {}
     try:
         idle += (_Worker(work, place) for place in places(min(workers, len(jobs))))
         while waiting or busy:
             while waiting and idle:
                 worker, job = idle.pop(), waiting.popleft()
-                busy.append((worker, job))
-                worker.give(job)
-            ready = wait([worker.connection for worker, _ in busy])
-            for worker, job in [pair for pair in busy if pair[0].connection in ready]:
-                busy.remove((worker, job))
+                busy[worker.connection] = worker, job
+                with contextlib.suppress(ConnectionError):  # dead: reading its answer tells
+                    worker.connection.send(job)
+            for connection in wait(list(busy)):
+                worker, job = busy.pop(connection)
                 try:
                     result = worker.connection.recv()
                     idle.append(worker)
@@ -49,12 +52,11 @@ def side_by_side(
                         idle.append(_Worker(work, worker.place))
                 yield job, result
     finally:
-        for worker in (*idle, *(worker for worker, _ in busy)):
+        for worker in (*idle, *(worker for worker, _ in busy.values())):
             worker.end()
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a worker computes."""
 
     device: str | None
@@ -81,14 +83,9 @@ class _Worker:
         self.place = place
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(work, theirs, place))
-        with _deaf():
+        with _ctrl_c_ignored():
             self._process.start()
         theirs.close()  # so that reading from a dead worker ends
-
-    def give(self, job: object) -> None:
-        """Send a job."""
-        with contextlib.suppress(ConnectionError):  # dead: reading its answer tells
-            self.connection.send(job)
 
     def end(self) -> str:
         """Return how the process ended, which it does now if it has not."""
@@ -108,7 +105,7 @@ def _serve(work: Callable[[Any], object], connection: Connection, place: Place) 
     while True:
         try:
             job = connection.recv()
-        except EOFError:
+        except EOFError:  # the parent has closed its end
             return
         connection.send(work(job))
 
@@ -121,8 +118,8 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes started inside do not hear Ctrl-C, which a terminal sends to all: we end them."""
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C, which a terminal sends to all: we end them."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say what a signal does
         return
