@@ -123,20 +123,21 @@ def finish(run: Run) -> TrainResult:
     return result
 
 
-def finished(folder: Path, identity: Mapping[str, Any]) -> TrainResult | None:
+def finished(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainResult | None:
     """Return the result of a run that has ended in ``folder``, None where none has.
 
-    Raises CheckpointError where it was another run, or its files are damaged.
+    Raises CheckpointError where it was another run than that of ``identity``, or its files are damaged.
     """
     place = folder / RESULT
     try:
         saved = json.loads(place.read_text(encoding="utf-8"))
         values, path = dict(saved["result"]), folder / saved["file"]
         values["history"] = tuple(EpochRow(**row) for row in values["history"])
-        recipe = saved["identity"]["recipe"]
-        if recipe.get("image_size") is None:  # from before runs wrote down the size they took
-            recipe["image_size"] = identity["recipe"]["image_size"]
-        check_identity(place, saved["identity"], identity)
+        if identity is not None:
+            recipe = saved["identity"]["recipe"]
+            if recipe.get("image_size") is None:  # from before runs wrote down the size they took
+                recipe["image_size"] = identity["recipe"]["image_size"]
+            check_identity(place, saved["identity"], identity)
         if saved.get("state", values["method"] == "finetune"):  # absent in the first versions
             values["state"] = load_tensors(path)
         else:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from piggyback.errors import CheckpointError
 from piggyback.lab.experiments.manifest import PACKNET
@@ -188,7 +188,7 @@ def _curve(folder: Path, task: str) -> Mapping[int, float] | None:
     """Val accuracy by training step."""
     if not (folder / RESULT).exists():
         return None
-    result = _record(folder)["result"]
+    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))["result"]
     steps = result["provenance"]["steps_per_epoch"]
     return {row["epoch"] * steps: row["val_accuracy"] for row in result["history"]}
 
@@ -220,19 +220,7 @@ def draw(experiment: Experiment) -> tuple[Path, ...]:
 
 def result_in(folder: Path) -> TrainResult:
     """Return the result of the run that ended in ``folder``; raises CheckpointError where none did."""
-    result = finished(folder, _record(folder)["identity"])
+    result = finished(folder)
     if result is None:
         raise CheckpointError(f"run folder {str(folder)!r}: no run has ended there")
     return result
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    """A run's ``result.json``."""
-    try:
-        record: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return {"identity": record["identity"], "result": record["result"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"run folder {str(folder)!r}: its {RESULT} cannot be read ({error!r}); "
-            "expected a run that has ended"
-        ) from error
