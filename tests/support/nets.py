@@ -134,8 +134,13 @@ def learn(
     model.start_task(name, classes, rule=rule, **options)
     model.train()
     groups = model.parameter_groups(lr=1e-3, head_lr=1e-2)
+    eps = 1e-3 if inputs.dtype == torch.float16 else 1e-8  # Adam's own is 0 in half precision
     optimizer = MaskOptimizer(
-        groups, base=model.base_of, rule=rule, init=ScoreInit("uniform", seed=len(model.tasks))
+        groups,
+        base=model.base_of,
+        rule=rule,
+        init=ScoreInit("uniform", seed=len(model.tasks)),
+        eps=eps,
     )
     optimizer.initialize()
     labels = torch.arange(len(inputs)) % classes

@@ -15,14 +15,15 @@ Nothing else touches the module, so any training loop works as it is.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from piggyback.errors import CheckpointError, InputError
+from piggyback.errors import CheckpointError, InputError, PiggybackWarning, TrainingError
 from piggyback.masks.regularize import Regularizer
 from piggyback.masks.rule import (
     GradScale,
@@ -34,6 +35,7 @@ from piggyback.masks.rule import (
     masked_weight,
 )
 
+NonFinite = Literal["raise", "skip"]
 Group = dict[str, Any]
 _OWN = ("scores", "base")
 """What ``state`` has of a masked weight besides the inner optimizer's state of its scores."""
@@ -53,6 +55,11 @@ class MaskOptimizer(torch.optim.Optimizer):
 
     ``grad_scale`` divides dL/ds by the layer's mean |W| (``"mean"``) or by each |W| (``"weight"``: dL/dW' * sign W).
     ``base`` gives a parameter's base weight where the caller holds it already; by default it is cloned.
+    ``nonfinite`` says what a step does whose gradients are not all finite: it raises TrainingError, or changes nothing
+    and is counted in ``skipped``; a mask is never made from NaN.
+
+    The first steps look whether anything is learned at all. TrainingError names masked weights that never had a
+    gradient, if that is all of them, and scores that ``inner`` does not step; a warning names some without a gradient.
 
     Raises InputError for a parameter that is not floating point, has sparse gradients, for an unknown option, or for
     a rule with a form.
@@ -74,8 +81,11 @@ class MaskOptimizer(torch.optim.Optimizer):
         grad_scale: GradScale = "none",
         regularizers: Sequence[Regularizer] = (),
         base: Callable[[Tensor], Tensor] | None = None,
+        nonfinite: NonFinite = "raise",
         **inner_options: Any,
     ) -> None:
+        if nonfinite not in get_args(NonFinite):
+            raise InputError(f"nonfinite {nonfinite!r}: expected 'raise' or 'skip'")
         if grad_scale not in get_args(GradScale):
             raise InputError(
                 f"grad_scale {grad_scale!r}: expected one of {', '.join(get_args(GradScale))}"
@@ -86,7 +96,11 @@ class MaskOptimizer(torch.optim.Optimizer):
         self.regularizers = tuple(regularizers)
         if self.init.kind == "magnitude":
             self.init.margin(self.rule.threshold)  # refused here, not at the first step
+        self.nonfinite = nonfinite
+        self.skipped = 0
+        """Steps that were left out because a gradient was not finite."""
         self._base_of = base
+        self._watch = _FirstSteps()
         check_learnable(self.rule)
         groups = _as_groups(list(params))
         self._built = False
@@ -109,7 +123,9 @@ class MaskOptimizer(torch.optim.Optimizer):
     def initialize(self) -> None:
         """Make scores and base weights now and apply the first masks, instead of at the first step.
 
-        With a uniform init the first masks drop half of the weights: call it before the first forward pass.
+        Weights that are masked already, by an earlier optimizer of the same task, stay so: their scores start as far
+        below the threshold as they would have started above. With a uniform init the first masks drop half of the
+        weights: call it before the first forward pass.
         """
         position = 0
         for slots, index, param, masked in self._places():
@@ -117,6 +133,7 @@ class MaskOptimizer(torch.optim.Optimizer):
             if masked and "scores" not in self.state.get(param, {}):
                 base = self._base_of(param) if self._base_of else param.detach().clone()
                 scores = initial_scores(base, self.init, position, self.rule.threshold)
+                resume_from_(scores, param, base, self.rule)
                 self.state[param] = {"scores": scores, "base": base}
                 slots[index] = scores
                 self._write_live(param)
@@ -131,14 +148,45 @@ class MaskOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             _hand_over(self.param_groups, self.inner.param_groups)
             masked = [p for p in self._masked() if p.grad is not None]
+            if not self._all_finite():
+                self.skipped += 1
+                return loss
             self._to_score_gradients_(masked)
+            self._watch.before(self)
             self.inner.step()
+            self._watch.after(self)
             for param in masked:
                 self.state[param]["scores"].grad = None
                 self._write_live(param)
             _hand_over(self.inner.param_groups, self.param_groups)  # some keep counters there
             self._show_ordinary_state()
         return loss
+
+    def _all_finite(self) -> bool:
+        """Whether this step can be learned from; raises TrainingError where it cannot and is not to be skipped."""
+        for group in self.param_groups:
+            if not math.isfinite(float(group.get("lr", 0.0))):
+                raise TrainingError(f"learning rate {group['lr']}: expected a finite number")
+        grads = [
+            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if not grads or math.isfinite(_number(nn.utils.get_total_norm(grads, math.inf))):
+            return True
+        if self.nonfinite == "skip":
+            return False
+        wrong = [
+            name for name, p in self.named() if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        raise TrainingError(
+            f"{len(wrong)} gradients are not finite, the first that of {wrong[0]}: nothing was changed; lower the "
+            "rate, clip, or skip such steps with nonfinite='skip'"
+        )
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each parameter with its name, or its shape where its group has no names."""
+        for group in self.param_groups:
+            shapes = [f"a {tuple(p.shape)} tensor" for p in group["params"]]
+            yield from zip(group.get("names", shapes), group["params"], strict=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's layout; a masked weight's entry has ``scores``, ``base`` and its scores' inner state."""
@@ -206,7 +254,10 @@ class MaskOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # What torch's own keeps, and what only this class has; never what others patched onto the instance.
-        own = ("_base_of", "inner", "rule", "init", "grad_scale", "regularizers", "_built")
+        own = (
+            "_base_of", "inner", "rule", "init", "grad_scale", "regularizers", "nonfinite", "skipped", "_watch",
+            "_built",
+        )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def _places(self) -> Iterator[tuple[list[Tensor], int, Tensor, bool]]:
@@ -328,6 +379,26 @@ def initial_scores(
     return scores.copy_(drawn)
 
 
+def resume_from_(scores: Tensor, live: Tensor, base: Tensor, rule: MaskRule) -> None:
+    """Let first ``scores`` stand for the mask in ``live``, where it has one: mirrored at the threshold.
+
+    >>> scores, base = torch.tensor([0.01, 0.01]), torch.tensor([2.0, 3.0])
+    >>> resume_from_(scores, torch.tensor([2.0, 0.0]), base, MaskRule()); scores
+    tensor([0.0100, 0.0000])
+    """
+    dropped = (live == 0) & (base != 0)
+    turned = (live == -base) & (base != 0) if rule.kind == "ternary" else torch.zeros_like(dropped)
+    if not bool((dropped | turned).any()):
+        return
+    above = (scores - rule.threshold).abs()
+    if rule.kind == "ternary":  # 0 lies between 0 and the threshold
+        scores.copy_(torch.where(dropped, rule.threshold / 2, scores))
+        scores.copy_(torch.where(turned, -above, scores))
+    else:
+        kept = rule.threshold + above
+        scores.copy_(torch.where(dropped, rule.threshold - above, kept))
+
+
 def _margins(size: Tensor, init: ScoreInit, margin: float) -> Tensor:
     """The margins of weights of these sizes |W|: ``margin`` in the mean, ``NEVER`` below ``keep`` times rms."""
     rms = math.sqrt(_number(size.square().mean()))
@@ -359,6 +430,89 @@ def keep_above_(out: Tensor, base: Tensor, values: Tensor, threshold: float) -> 
         torch.ops.aten.threshold_backward.grad_input(base, values, threshold, grad_input=out)
     else:
         torch.where(values > threshold, base, base.new_zeros(()), out=out)
+
+
+class _FirstSteps:
+    """Looks, while an optimizer makes its first steps, whether they can teach the masks anything."""
+
+    STEPS = 3
+    """After which a weight without a gradient is taken to have none, and scores that stand still to be left alone."""
+    LEAST_RATE = 1e-6
+    """Slower steps, of a warmup's beginning, may be lost in rounding."""
+
+    def __init__(self) -> None:
+        self._steps = self._counted = 0
+        self._with_gradient: set[str] = set()
+        self._moved: set[str] = set()
+        self._before: dict[str, float] = {}
+
+    def before(self, optimizer: MaskOptimizer) -> None:
+        """Note, before the inner step, which scores have a gradient and where they are."""
+        if self._counted >= self.STEPS:
+            return
+        self._before = {}
+        for name, param in _named_masked(optimizer):
+            if (grad := optimizer.scores(param).grad) is not None:
+                self._with_gradient.add(name)
+                if bool((grad != 0).any()):
+                    self._before[name] = _total(optimizer.scores(param))
+
+    def after(self, optimizer: MaskOptimizer) -> None:
+        """Raise TrainingError where nothing is learned, warn where some weights learn nothing."""
+        if self._counted >= self.STEPS:
+            return
+        self._steps += 1
+        rates = [
+            float(group["lr"])
+            for group in optimizer.param_groups
+            if group["masked"] and "lr" in group
+        ]
+        self._counted += not rates or max(rates) >= self.LEAST_RATE
+        named = dict(_named_masked(optimizer))
+        self._moved |= {
+            n for n, was in self._before.items() if _total(optimizer.scores(named[n])) != was
+        }
+        if self._counted < self.STEPS or not named:
+            return
+        idle = [name for name in named if name not in self._with_gradient]
+        still = [
+            name for name in self._with_gradient if name in self._before and name not in self._moved
+        ]
+        if len(idle) == len(named):
+            raise TrainingError(
+                f"none of the {len(named)} masked weights had a gradient in {self._steps} steps ({_listed(idle)}): "
+                "look for no_grad or detach() before the loss, and use use_reentrant=False for checkpointing"
+            )
+        if still and not self._moved:
+            raise TrainingError(
+                f"{type(optimizer.inner).__name__} does not step the scores of the masks ({_listed(still)}): expected "
+                "an optimizer that steps what its param_groups hold at that moment"
+            )
+        for names, what in ((idle, "had no gradient"), (still, "were not stepped")):
+            if names:
+                warnings.warn(
+                    f"{len(names)} of {len(named)} masked weights {what} in {self._steps} steps and will not be "
+                    f"learned: {_listed(names)}",
+                    PiggybackWarning,
+                    stacklevel=4,
+                )
+
+
+def _named_masked(optimizer: MaskOptimizer) -> Iterator[tuple[str, Tensor]]:
+    """The masked parameters by name; those that only have a shape by their place, too."""
+    masked = {id(p) for group in optimizer.param_groups if group["masked"] for p in group["params"]}
+    for place, (name, param) in enumerate(optimizer.named()):
+        if id(param) in masked:
+            yield (name if not name.startswith("a (") else f"{name}, number {place}"), param
+
+
+def _total(scores: Tensor) -> float:
+    """The sum of all scores, which no step of an optimizer leaves as it is."""
+    return _number(scores.detach().sum(dtype=torch.float64))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _hand_over(groups: list[Group], others: list[Group]) -> None:

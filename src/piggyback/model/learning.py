@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from piggyback.errors import PiggybackWarning
+from piggyback.errors import InputError, PiggybackWarning, TaskStateError, TrainingError
+from piggyback.model.checks import reaches, tensors_of
+from piggyback.network.fingerprint import IGNORED
 from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.norm import norm_modules
 from piggyback.taskfile.rounding import round_half, round_rows
 from piggyback.taskfile.task import NormPolicy, Task, TaskInfo
+
+FIRST_RUNS = 5
+"""Forward passes after which nothing is looked at any more."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,81 @@ class Learning:
     head: nn.Module
     norm: NormPolicy
     masked: bool
+
+    runs: Counter[str] = field(default_factory=Counter)
+    """How many of the first runs were looked at."""
+
+    def check(self) -> None:
+        """Raise InputError for a normalisation policy that finds nothing to train."""
+        if self.norm != "frozen" and not self._norms():
+            raise InputError(
+                f"norm {self.norm!r}: {type(self.backbone.module).__name__} has no normalisation layer outside its "
+                "head: expected one or more; use norm='frozen'"
+            )
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the network's output; the first runs look whether the task is what gets trained.
+
+        Raises TaskStateError where the new head is not reached, or is not what the output comes from, where masked
+        weights were replaced, or where something else than a ``MaskOptimizer`` steps them.
+        """
+        module = self.backbone.module
+        if torch.compiler.is_compiling():
+            return module(*args, **kwargs)
+        if self.runs["live"] < FIRST_RUNS:
+            self.runs["live"] += 1
+            self._check_live()
+        output = module(*args, **kwargs)
+        if (
+            not self.runs["head"]
+            and torch.is_grad_enabled()
+            and any(True for _ in self.head.parameters())
+        ):
+            self.runs["head"] += 1
+            self._check_output(reaches(list(tensors_of(output)), self.head), output)
+        return output
+
+    def _check_output(self, reached: bool, output: Any) -> None:
+        """Look whether the output is the new head's."""
+        where = f"task {self.name!r}: the head {self.backbone.head_name!r}"
+        if not reached:
+            raise TaskStateError(
+                f"{where} was exchanged, but the network does not call the new one: it holds the old one in a list or "
+                "a function; let it call the module by its name, or name another head with head="
+            )
+        shapes = [tuple(tensor.shape) for tensor in tensors_of(output)]
+        wanted = len(self.info.classes)
+        labelled = self.info.kind == "classification" and self.info.head_kind in ("linear", "conv")
+        if labelled and shapes and not any(wanted in shape for shape in shapes):
+            raise TaskStateError(
+                f"{where} has {wanted} outputs, but the network's are {', '.join(map(str, shapes[:3]))}: it is not the "
+                "last layer; name that one with head="
+            )
+
+    def _check_live(self) -> None:
+        """Look at the smallest masked weight: whether it is the module's, and its base weight times a mask."""
+        names = self._names()
+        if not names:
+            return
+        live = self.backbone.live
+        name = min(names, key=lambda each: live.params[each].numel())
+        if self.backbone.module.get_parameter(name) is not live.params[name]:
+            raise TaskStateError(
+                f"weight {name!r} was replaced after the MultiTaskModel was built, as fully_shard() does, and would be "
+                "trained in vain; build the MultiTaskModel last, or use DDP"
+            )
+        if type(live.params[name].data) is Tensor:
+            live.capture([name], self.info.rule)
+
+    def trained_names(self) -> frozenset[str]:
+        """Return the state dict's names of what is trained besides the masks: head and normalisation."""
+        head = (f"{self.backbone.head_name}.{key}" for key in self.head.state_dict())
+        counters = (
+            name
+            for name in self.backbone.state()
+            if self.norm == "trained" and name.endswith(IGNORED)
+        )
+        return frozenset([*head, *self._norms(), *counters])
 
     def begin(self) -> None:
         """Put the head in place and make the task's parameters trainable."""
@@ -46,14 +128,21 @@ class Learning:
         self, lr: float, head_lr: float | None = None, norm_lr: float | None = None
     ) -> list[dict[str, Any]]:
         """Return the parameter groups of a ``MaskOptimizer``; learning rates not given are ``lr``."""
-        masked = [self.backbone.live.params[name] for name in self._names()]
-        norms = [tensor for tensor in self._norms().values() if isinstance(tensor, nn.Parameter)]
-        groups = [
-            {"params": masked, "masked": True, "lr": lr},
-            {"params": list(self.head.parameters()), "lr": lr if head_lr is None else head_lr},
-            {"params": norms, "lr": lr if norm_lr is None else norm_lr},
+        head = {f"{self.backbone.head_name}.{key}": p for key, p in self.head.named_parameters()}
+        norms = {key: t for key, t in self._norms().items() if isinstance(t, nn.Parameter)}
+        kinds: list[tuple[dict[str, nn.Parameter], dict[str, Any]]] = [
+            (
+                {name: self.backbone.live.params[name] for name in self._names()},
+                {"masked": True, "lr": lr},
+            ),
+            (head, {"lr": lr if head_lr is None else head_lr}),
+            (norms, {"lr": lr if norm_lr is None else norm_lr}),
         ]
-        return [group for group in groups if group["params"]]
+        return [
+            {"params": [*held.values()], "names": [*held], **options}
+            for held, options in kinds
+            if held
+        ]
 
     @property
     def trained(self) -> bool:
@@ -66,6 +155,12 @@ class Learning:
         Warns where training changed a buffer that the task does not bring, so that it will not run as it did.
         """
         live, norms = self.backbone.live, self._norms()
+        own = {**{f"head {key}": t for key, t in self.head.state_dict().items()}, **norms}
+        for name, tensor in own.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise TrainingError(
+                    f"task {self.name!r}: {name} is not finite: expected numbers; lower the rate or clip gradients"
+                )
         if changed := [name for name in self.backbone.changed_buffers() if name not in norms]:
             warnings.warn(
                 f"task {self.name!r}: {len(changed)} buffers changed in training that the task does not bring, "

@@ -9,6 +9,8 @@ backbone, frozen, and its base weights                run the plain module
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import os
 import threading
 import warnings
@@ -31,6 +33,7 @@ from piggyback.errors import (
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rule import HEAD_LR, MaskRule, ScoreInit, Z, check_learnable, mask_lr, z_for
+from piggyback.model.checks import check_state_dict, tensors_of
 from piggyback.model.choice import Chosen, TaskChoice, Which
 from piggyback.model.distance import skill_of_batches
 from piggyback.model.heads import check_classes, class_names, head_kind, load_head, new_head
@@ -86,6 +89,7 @@ class MultiTaskModel(nn.Module):
             backbone = backbone.module
         frozen = FrozenBackbone(backbone, select, head)
         super().__init__()
+        self.register_load_state_dict_pre_hook(_check_loaded)  # type: ignore[no-untyped-call]
         self.source, self.preprocessing = source, preprocessing
         self._frozen = frozen
         self.backbone = frozen.module
@@ -188,7 +192,9 @@ class MultiTaskModel(nn.Module):
         if task is None or isinstance(task, (str, Which)):
             with self._lock:
                 self._write(self.active if isinstance(task, Which) else task)
-                return self.backbone(*args, **kwargs)
+                if self._learning is not None:
+                    return self._learning.run(*args, **kwargs)
+                return self._guarded(self.backbone(*args, **kwargs))
         if not isinstance(task, Sequence):
             raise InputError(f"task={task!r}: expected a name, None, or one name per sample")
         self._not_learning("answer for several tasks")
@@ -198,6 +204,50 @@ class MultiTaskModel(nn.Module):
 
     if TYPE_CHECKING:
         __call__ = forward  # so that ``model(x, task=[...])`` has the type of its answer too
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what only the backbone has: ``config``, ``generate``; its methods run a task as calls do.
+
+        They take ``task=`` too, and hold the lock until they return, so that no other caller switches meanwhile.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            backbone = self.__dict__.get("_modules", {}).get("backbone")
+            if backbone is None or name.startswith("_") or not hasattr(backbone, name):
+                raise
+        found = getattr(backbone, name)
+        if not inspect.ismethod(found) or found.__self__ is not backbone:
+            return found
+
+        @functools.wraps(found)
+        def run(*args: Any, task: str | Chosen | None = Which.CHOSEN, **kwargs: Any) -> Any:
+            with self._lock:
+                self._write(self.active if isinstance(task, Which) else task)
+                return found(*args, **kwargs)
+
+        return run
+
+    def _guarded(self, output: Any) -> Any:
+        """``output``, whose backward pass raises TaskStateError if another task is in place by then.
+
+        Autograd itself notices changed weights that it saved; recomputed ones, as in activation checkpointing, it
+        would take from the other task.
+        """
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            placed = self._in_place
+
+            def check(gradient: Tensor) -> None:
+                if self._in_place != placed:
+                    raise TaskStateError(
+                        f"backward through task {placed!r} while {self._in_place!r} is in place: call backward() "
+                        "before another task runs"
+                    )
+
+            for tensor in tensors_of(output):
+                if tensor.requires_grad:
+                    tensor.register_hook(check)  # type: ignore[no-untyped-call]
+        return output
 
     # -- files and answers ---------------------------------------------------------------------
 
@@ -291,9 +341,11 @@ class MultiTaskModel(nn.Module):
                 backbone=BackboneInfo(self.source, self.fingerprint, digests),
             )
             check_classes(info, module)
+            learning = Learning(name, info, self._frozen, module, norm, masks)
+            learning.check()
             self._write(None)
-            self._learning = Learning(name, info, self._frozen, module, norm, masks)
-            self._learning.begin()
+            self._learning = learning
+            learning.begin()
             self.train(self.training)
 
     def parameter_groups(
@@ -509,3 +561,14 @@ class MultiTaskModel(nn.Module):
                 f"cannot {what} while task {self._learning.name!r} is in training: "
                 "call finish_task() or cancel_task() first"
             )
+
+
+def _check_loaded(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Look at a state dict before it is loaded; raises TaskStateError as ``check_state_dict`` does."""
+    model = cast(MultiTaskModel, model)
+    learning, base = model._learning, {}
+    if learning is not None and learning.masked:
+        base = {f"backbone.{name}": weight for name, weight in model._frozen.live.base.items()}
+    trained = [] if learning is None else [f"backbone.{n}" for n in learning.trained_names()]
+    own = {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
+    check_state_dict(own, model.state_dict(), base, trained)

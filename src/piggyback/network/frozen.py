@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import SelectionError, near_misses
+from piggyback.errors import SelectionError, TaskStateError, near_misses
 from piggyback.masks.bits import PackedMask
 from piggyback.masks.rule import Form
 from piggyback.masks.switch import LiveWeights
-from piggyback.network.fingerprint import IGNORED, fingerprint
+from piggyback.network.fingerprint import IGNORED, fingerprint, tensor_digest
 from piggyback.network.head import find_head
 from piggyback.network.norm import norm_tensors
 from piggyback.network.select import Selection, select_weights
+
+_HOLDERS: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[FrozenBackbone], dict[str, str]]]
+_HOLDERS = weakref.WeakKeyDictionary()
+"""Who holds a layer, and the digests of its masked weights: a second holder would take masked weights for base
+weights."""
 
 
 class FrozenBackbone:
@@ -34,9 +41,14 @@ class FrozenBackbone:
         self.head_name = find_head(module) if head is None else _known_module(module, head)
         self.masked_names = tuple(select_weights(module, select, head=self.head_name))
         self.fingerprint, self.digests = fingerprint(module, self.masked_names, self.head_name)
+        _refuse_held(module)
         # All that can fail has been done: from here on the module changes.
         self.module = module
         self.head = module.get_submodule(self.head_name)
+        config = getattr(module, "config", None)
+        noted = hasattr(module, "num_labels") and hasattr(config, "id2label")
+        self._labels = (config.id2label, config.label2id) if noted else None
+        self._head_places = places_of(module, self.head)
         self._modes = [(m, m.training) for m in module.modules()]
         self._required = {name: p.requires_grad for name, p in module.named_parameters()}
         self._shapes = {
@@ -48,6 +60,11 @@ class FrozenBackbone:
         self.live = LiveWeights(module, self.masked_names)
         self.base_state = {name: tensor.detach().clone() for name, tensor in self.state().items()}
         self._seen: list[tuple[nn.Module, str, Tensor, int]] = []
+        for layer in {module.get_submodule(name.rpartition(".")[0]) for name in self.masked_names}:
+            _HOLDERS[layer] = (weakref.ref(self), {})
+        for name, digest in self.digests.items():
+            path, _, key = name.rpartition(".")
+            _HOLDERS[module.get_submodule(path)][1][key] = digest
 
     def norms(self) -> dict[str, Tensor]:
         """Return the normalisation tensors that a task may bring, as they are now, not copied."""
@@ -123,12 +140,27 @@ class FrozenBackbone:
         return seen
 
     def put_head(self, head: nn.Module) -> None:
-        """Put ``head`` where the classifier stands."""
-        replace_module(self.module, self.head_name, head)
+        """Put ``head`` where the classifier stands, under every name that it has."""
+        for path in self._head_places:
+            replace_module(self.module, path, head)
+        self._note_labels(head)
+
+    def _note_labels(self, head: nn.Module) -> None:
+        """Let a network of transformers, which computes its loss by what it has noted, note the head's labels."""
+        if self._labels is None:
+            return
+        config: Any = self.module.config
+        if head is self.head:
+            config.id2label, config.label2id = self._labels
+        elif outputs := getattr(head, "out_features", 0):
+            config.num_labels = outputs
+        cast(Any, self.module).num_labels = config.num_labels
 
     def give_back(self) -> nn.Module:
         """Return the module as it came: weights, statistics, classifier, what was trainable, and modes."""
         self.write_({}, {}, self.head)
+        for name in self.masked_names:
+            _HOLDERS.pop(self.module.get_submodule(name.rpartition(".")[0]), None)
         for name, param in self.module.named_parameters():
             param.requires_grad_(self._required[name])
         for module, mode in self._modes:
@@ -142,6 +174,17 @@ class FrozenBackbone:
         self.base_state = {name: move(tensor) for name, tensor in self.base_state.items()}
 
 
+def places_of(root: nn.Module, module: nn.Module) -> tuple[str, ...]:
+    """Return every name under which ``module`` is a part of ``root``.
+
+    >>> layer = nn.ReLU()
+    >>> places_of(nn.ModuleDict({"a": layer, "b": nn.Sequential(layer)}), layer)
+    ('a', 'b.0')
+    """
+    named = root.named_modules(remove_duplicate=False)
+    return tuple(name for name, child in named if child is module)
+
+
 def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
     """Put ``module`` at the dotted ``path`` below ``root``.
 
@@ -153,11 +196,30 @@ def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), name, module)
 
 
+def _refuse_held(module: nn.Module) -> None:
+    """Raise TaskStateError where the masks of another model are, or may come to be, in the module's weights."""
+    for layer in module.modules():
+        if layer not in _HOLDERS:
+            continue
+        holder, digests = _HOLDERS[layer]
+        if holder() is not None:
+            raise TaskStateError(
+                f"{type(module).__name__}: it is held by another MultiTaskModel, whose masks may be in its weights; "
+                "release() that one first, or load the network anew"
+            )
+        if any(tensor_digest(layer.get_parameter(key)) != was for key, was in digests.items()):
+            raise TaskStateError(
+                f"{type(module).__name__}: the masks of a MultiTaskModel that is gone are still in its weights; load "
+                "the network anew, or pass copy.deepcopy(network) if these weights are meant"
+            )
+
+
 def _known_module(module: nn.Module, name: str) -> str:
-    names = [known for known, _ in module.named_modules() if known]
-    if name not in names:
+    """The first name of the module called ``name``: weights go by that of a module with several."""
+    named = {known: child for known, child in module.named_modules(remove_duplicate=False) if known}
+    if name not in named:
         raise SelectionError(
             f"head {name!r}: expected the name of a module in {type(module).__name__}"
-            f"{near_misses(str(name), names)}"
+            f"{near_misses(str(name), named)}"
         )
-    return name
+    return places_of(module, named[name])[0]

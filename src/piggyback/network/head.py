@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,9 @@ CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
-_USUAL = ("fc", "classifier", "head", "heads", "last_linear", "logits", "output", "out", "score")
+_USUAL = (
+    "fc", "classifier", "classification_head", "head", "heads", "last_linear", "logits", "output", "out", "score",
+)  # fmt: skip
 """What classifiers are called in torchvision, transformers and most code, in order of trust."""
 
 _SECOND = ("head_dist", "aux_head", "distillation_classifier", "classifier_distill")
@@ -27,7 +31,8 @@ def find_head(module: nn.Module) -> str:
     Asked in this order: timm's ``get_classifier()``; attributes with the usual names (``fc``,
     ``classifier``, ``head``, ...), of which the last linear layer or 1 x 1 convolution counts;
     else the last layer with weights. Raises SelectionError with the candidates when that is
-    neither, or when the outputs of two classifiers are mixed.
+    neither, when it may be part of the body, when there may be several classifiers, or when the
+    outputs of two are mixed.
 
     >>> find_head(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 5)))
     '2'
@@ -40,14 +45,73 @@ def find_head(module: nn.Module) -> str:
     if isinstance(module, SegmentationNetwork):
         return "head"
     _refuse_two_heads(module)
-    if name := _timm_head(module) or _usual_head(module):
+    if getattr(module, "base_model", None) is module:  # transformers' networks without a head
+        raise _unclear(module, "it is a body without one")
+    if name := _timm_head(module):
         return name
-    layers = [(name, m) for name, m in _products(module) if not name.endswith("out_proj")]
-    if layers and _can_be_head(layers[-1][1]):
-        return layers[-1][0]
-    raise _unclear(
-        module, "the last layer with weights is neither a linear layer nor a 1 x 1 convolution"
-    )
+    name = _usual_head(module) or _last_layer(module)
+    _refuse_beside(module, name)
+    return name
+
+
+def _last_layer(module: nn.Module) -> str:
+    """The last layer with weights, where that can be a classifier; raises SelectionError where it may be the body's."""
+    attentions = {n for n, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    layers = [(n, m) for n, m in _products(module) if n.rpartition(".")[0] not in attentions]
+    if not layers or not _can_be_head(layers[-1][1]):
+        raise _unclear(
+            module, "the last layer with weights is no linear layer or 1 x 1 convolution"
+        )
+    name, last = layers[-1]
+    if block := _repeated_block(module, name):
+        raise _unclear(
+            module, f"the last layer, {name!r}, is part of {block!r}, one of several equal blocks"
+        )
+    # Defined first and run last: a layer that takes what the last one gives, outside of any sequence with it.
+    for other, layer in layers[:-1]:
+        beside = other.rpartition(".")[0] == name.rpartition(".")[0]
+        in_order = beside and isinstance(
+            module.get_submodule(name.rpartition(".")[0]), nn.Sequential
+        )
+        fed = _can_be_head(layer) and _widths(layer)[0] == _widths(last)[1] != _widths(layer)[1]
+        if beside and not in_order and fed:
+            raise _unclear(module, f"{other!r} could follow the last layer, {name!r}")
+    return name
+
+
+def _repeated_block(module: nn.Module, name: str) -> str | None:
+    """The block of a list or sequence that holds the layer, where another block there has such a layer, too."""
+    parts = name.split(".")
+    for end, part in enumerate(parts[:-1], 1):
+        block, inside = ".".join(parts[:end]), ".".join(parts[end:])
+        if part.isdigit():
+            around = module.get_submodule(".".join(parts[: end - 1]))
+            others = [child for key, child in around.named_children() if key != part]
+            if any(inside in dict(child.named_modules()) for child in others):
+                return block
+    return None
+
+
+def _refuse_beside(module: nn.Module, name: str) -> None:
+    """Raise SelectionError where a layer beside the classifier takes the same features and feeds no other layer."""
+    parent, head = name.rpartition(".")[0], module.get_submodule(name)
+    around = module.get_submodule(parent)
+    if isinstance(around, nn.Sequential):
+        return
+    taken = {_widths(layer)[0] for _, layer in _products(module)}
+    for key, other in around.named_children():
+        if other is head or not _can_be_head(other) or type(other) is not type(head):
+            continue
+        if _widths(other)[0] == _widths(head)[0] and _widths(other)[1] not in taken:
+            both = f"{parent}.{key}" if parent else key
+            raise _unclear(module, f"{both!r} and {name!r} take the same features: it may have two")
+
+
+def _widths(layer: nn.Module) -> tuple[Any, Any]:
+    """Inputs and outputs of a linear layer or convolution."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
 
 
 class FollowHead(nn.Module):

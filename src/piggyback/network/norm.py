@@ -13,6 +13,32 @@ NORM_TYPES = (
 )
 
 
+def is_norm(layer: nn.Module) -> bool:
+    """Return whether a layer normalises: torch's own kinds, and others that are called a norm and only scale.
+
+    Families bring their own: LlamaRMSNorm, T5LayerNorm, LayerNorm2d. What tells them from a block with "norm" in its
+    name is that all their parameters are vectors of one length, held by themselves.
+
+    >>> class MyRMSNorm(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.weight = nn.Parameter(torch.ones(4))
+    >>> is_norm(MyRMSNorm()), is_norm(nn.Linear(2, 2))
+    (True, False)
+    """
+    if isinstance(layer, NORM_TYPES):
+        return True
+    own = list(layer.parameters(recurse=False))
+    sizes = {tuple(param.shape) for param in own}
+    named = "norm" in type(layer).__name__.lower()
+    return (
+        named
+        and len(sizes) == 1
+        and own[0].squeeze().ndim <= 1
+        and not any(True for _ in layer.children())
+    )
+
+
 def norm_modules(module: nn.Module, head: str) -> dict[str, nn.Module]:
     """Return the normalisation layers outside the head, by name.
 
@@ -22,7 +48,7 @@ def norm_modules(module: nn.Module, head: str) -> dict[str, nn.Module]:
     return {
         name: child
         for name, child in module.named_modules()
-        if isinstance(child, NORM_TYPES) and name != head and not name.startswith(f"{head}.")
+        if is_norm(child) and name != head and not name.startswith(f"{head}.")
     }
 
 

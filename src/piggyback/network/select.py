@@ -31,8 +31,9 @@ def select_weights(
     """Return the parameters to mask by name, in the order of ``module.named_parameters()``.
 
     A *layer weight* is the weight of a convolution, a linear layer, attention's input
-    projections, or an embedding. ``head`` names the classifier (see ``find_head``), which is
-    trained per task and never masked; None: there is none.
+    projections, the experts of a mixture in one tensor of three dimensions, or an embedding.
+    ``head`` names the classifier (see ``find_head``), which is trained per task and never masked;
+    None: there is none.
 
     ============================  ===============================================================
     ``select``                    what is masked
@@ -235,9 +236,25 @@ def _layer_weights(layer: nn.Module) -> list[str]:
     own = layer._parameters  # parametrised weights are computed and not in here
     if isinstance(layer, nn.MultiheadAttention):
         return [name for name in _ATTENTION if own.get(name) is not None]
+    if not isinstance(layer, nn.modules.rnn.RNNBase) and (stacked := _experts(layer)):
+        return stacked
     if own.get("weight") is None or not (_is_product(layer) or _is_embedding(layer)):
         return []
     return ["weight"]
+
+
+def _experts(layer: nn.Module) -> list[str]:
+    """The names of matrices that a layer holds in stacks, (experts, in, out): mixtures of experts in transformers.
+
+    A stack of one is a position's or a token's embedding, (1, tokens, width).
+    """
+    if isinstance(layer, (nn.modules.conv._ConvNd, nn.Bilinear)):
+        return []
+    return [
+        name
+        for name, param in layer.named_parameters(recurse=False)
+        if not is_lazy(param) and param.ndim == 3 and min(param.shape) > 1
+    ]
 
 
 def _is_product(layer: nn.Module) -> bool:

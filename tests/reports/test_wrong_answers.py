@@ -1,0 +1,466 @@
+"""What gave a wrong answer without a word, one small input each."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_model, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from piggyback import MaskOptimizer, MaskRule, MultiTaskModel, ScoreInit
+from piggyback.errors import (
+    InputError,
+    PiggybackWarning,
+    SelectionError,
+    TaskStateError,
+    TrainingError,
+)
+from piggyback.network.head import find_head
+from piggyback.network.select import select_weights
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(6) % 3
+
+
+class Net(nn.Module):
+    """A small body and its classifier ``fc``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 8)
+        self.fc = nn.Linear(8, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x))
+
+
+class ByName(Net):
+    """Its classifier has three names, and is called by the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"out": self.fc})
+        self.chain = nn.Sequential(self.fc)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.chain(self.features(x))
+
+
+class ByList(Net):
+    """Its classifier is called from a plain list, which no name shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [self.fc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden[0](self.features(x))
+
+
+def fitted(model: MultiTaskModel, optimizer: torch.optim.Optimizer, steps: int = 4) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+
+
+# -- 1: heads under several names, and heads that are none ------------------------------------------
+
+
+@pytest.mark.parametrize("named", ["fc", "parts.out", "chain.0"])
+def test_a_classifier_is_exchanged_under_all_its_names(named):
+    net = ByName()
+    model = MultiTaskModel(net, head=named)
+    before = net(X)
+    model.start_task("a", 3)
+    fitted(model, model.optimizer(lr=1e-2))
+    assert model.finish_task().masks.keys() == {"body.weight"}
+    assert model(X, task="a").shape == (6, 3)
+    assert torch.equal(model.release()(X), before)
+
+
+def test_a_classifier_called_from_a_list_is_noticed_at_the_first_pass():
+    model = MultiTaskModel(ByList())
+    model.start_task("a", 3)
+    with pytest.raises(TaskStateError, match="fc"):
+        model(X)
+
+
+def test_a_head_that_is_not_last_is_noticed_at_the_first_pass():
+    net = nn.Sequential(OrderedDict(a=nn.Linear(4, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 5)))
+    model = MultiTaskModel(net, head="b")
+    model.start_task(
+        "t", 8
+    )  # as many classes as the layer had outputs, so that the pass goes through
+    with pytest.raises(TaskStateError, match="b"):
+        model(X)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.out_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+
+
+class Body(nn.Module):
+    """Equal blocks without a head, as Dinov2Model and LlamaModel are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"fc1": nn.Linear(8, 16), "fc2": nn.Linear(16, 8)}) for _ in range(2)
+        )
+
+
+class First(nn.Module):
+    """Its classifier is defined before its body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes, self.body = nn.Linear(8, 3), nn.Linear(4, 8)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.colour, self.shape = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 5)
+
+
+class Bart(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Body()
+        self.classification_head = nn.ModuleDict(
+            {"dense": nn.Linear(8, 8), "out_proj": nn.Linear(8, 3)}
+        )
+
+
+class OwnProjection(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.out_proj = nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+
+@pytest.mark.parametrize("make", [Body, First, Two])
+def test_a_head_that_cannot_be_known_is_refused_with_candidates(make):
+    with pytest.raises(SelectionError, match="head="):
+        find_head(make())
+
+
+@pytest.mark.parametrize(
+    ("make", "head"), [(Bart, "classification_head.out_proj"), (OwnProjection, "out_proj")]
+)
+def test_a_classifier_may_be_called_like_a_projection(make, head):
+    assert find_head(make()) == head
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Bert", "Llama"])
+def test_a_body_of_transformers_has_no_head(kind):
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 20} if kind == "Llama" else {}
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    with pytest.raises(SelectionError, match="head="):
+        find_head(getattr(transformers, f"{kind}Model")(config))
+
+
+# -- 2: state dicts --------------------------------------------------------------------------------
+
+
+def with_tasks() -> MultiTaskModel:
+    model = MultiTaskModel(Net())
+    for name in ("a", "b"):
+        model.start_task(name, 3)
+        fitted(model, model.optimizer(lr=1e-2))
+        model.finish_task()
+    return model
+
+
+def from_file(model: MultiTaskModel, state: dict[str, Tensor], folder: Path) -> None:
+    save_file(state, folder / "x.safetensors")
+    load_model(model, folder / "x.safetensors")
+
+
+def inside_another(model: MultiTaskModel, state: dict[str, Tensor], _: Path) -> None:
+    outer = nn.ModuleDict({"net": model})
+    outer.load_state_dict({f"net.{name}": tensor for name, tensor in state.items()})
+
+
+@pytest.mark.parametrize("load", [lambda m, s, _: m.load_state_dict(s), from_file, inside_another])
+def test_a_state_dict_does_not_overwrite_the_backbone_or_a_task(load, tmp_path):
+    model = with_tasks()
+    names = ("a", "b", None)
+    answers = [model(X, task=name) for name in names]
+    state = {name: torch.randn_like(t) for name, t in model.state_dict().items()}
+    with pytest.raises(TaskStateError, match="load_task"):
+        load(model, state, tmp_path)
+    assert all(torch.equal(model(X, task=n), was) for n, was in zip(names, answers, strict=True))
+    model.load_state_dict(model.state_dict())
+
+
+def test_a_training_is_resumed_from_its_own_state_dict_only():
+    model = MultiTaskModel(Net())
+    model.start_task("a", 3)
+    optimizer = model.optimizer(lr=1e-2)
+    fitted(model, optimizer)
+    state = copy.deepcopy(model.state_dict())
+    fitted(model, optimizer)
+    model.load_state_dict(state)
+    assert torch.equal(model.state_dict()["backbone.body.weight"], state["backbone.body.weight"])
+    with pytest.raises(TaskStateError, match=r"body\.weight"):
+        model.load_state_dict({**state, "backbone.body.weight": torch.randn(8, 4)})
+
+
+# -- 3 to 5: optimizers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["binary", "ternary"])
+def test_a_second_optimizer_goes_on_from_the_mask(kind):
+    model = MultiTaskModel(Net())
+    model.start_task("a", 3, rule=MaskRule(kind))
+    fitted(model, model.optimizer(lr=5e-3, init=ScoreInit("uniform")), steps=8)
+    mask = model.capture().masks["body.weight"]
+    second = model.optimizer(lr=1e-3)
+    second.initialize()
+    again = model.capture().masks["body.weight"]
+    assert 0 < mask.density < 1
+    assert torch.equal(mask.keep, again.keep)
+    assert kind == "binary" or torch.equal(mask.negative, again.negative)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_is_learned_from_a_gradient_that_is_not_finite(value):
+    model = MultiTaskModel(Net())
+    model.start_task("a", 3)
+    strict = model.optimizer(lr=1e-2)
+    fitted(model, strict)
+    before = copy.deepcopy(model.state_dict())
+    model.backbone.body.weight.grad[0, 0] = value
+    with pytest.raises(TrainingError, match=r"body\.weight"):
+        strict.step()
+    skipping = model.optimizer(lr=1e-2, nonfinite="skip")
+    model.backbone.fc.weight.grad[0, 0] = value  # of an ordinary weight, too
+    skipping.step()
+    assert skipping.skipped == 1
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf")])
+def test_a_rate_that_is_not_finite_is_refused(rate):
+    model = MultiTaskModel(Net())
+    model.start_task("a", 3)
+    optimizer = model.optimizer(lr=1e-2)
+    optimizer.param_groups[0]["lr"] = rate
+    with pytest.raises(TrainingError, match="rate"):
+        fitted(model, optimizer, steps=1)
+
+
+def test_a_head_that_is_not_finite_is_no_task():
+    model = MultiTaskModel(Net())
+    model.start_task("a", 3)
+    with torch.no_grad():
+        model.backbone.fc.bias[0] = float("nan")
+    with pytest.raises(TrainingError, match="bias"):
+        model.finish_task()
+
+
+class OwnLists(torch.optim.SGD):
+    """Steps the parameters it was made with, as wrappers that keep lists of their own do."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        self.kept = [p for group in self.param_groups for p in group["params"]]
+
+    def step(self, closure=None):
+        with torch.no_grad():
+            for p in self.kept:
+                if p.grad is not None:
+                    p.sub_(p.grad, alpha=self.param_groups[0]["lr"])
+
+
+def test_an_inner_optimizer_that_does_not_step_the_scores_is_noticed():
+    model = MultiTaskModel(Net())
+    model.start_task("a", 3)
+    with pytest.raises(TrainingError, match="OwnLists"):
+        fitted(model, model.optimizer(OwnLists, lr=1e-2))
+
+
+def test_a_plain_optimizer_is_noticed_within_the_first_steps():
+    model = MultiTaskModel(Net())
+    model.start_task("a", 3)
+    with pytest.raises(TaskStateError, match=r"body\.weight"):
+        fitted(
+            model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        )
+
+
+class NoGrad(Net):
+    def features(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().features(x)
+
+
+class Reentrant(Net):
+    def features(self, x: Tensor) -> Tensor:
+        return checkpoint(super().features, x, use_reentrant=True)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("make", [NoGrad, Reentrant])
+def test_masked_weights_without_a_gradient_are_named(make):
+    model = MultiTaskModel(make())
+    model.start_task("a", 3)
+    with pytest.raises(TrainingError, match=r"body\.weight"):
+        fitted(model, model.optimizer(lr=1e-2))
+
+
+def test_some_masked_weights_without_a_gradient_are_a_warning():
+    class Unused(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.Linear(4, 4)
+
+    model = MultiTaskModel(Unused(), head="fc")
+    model.start_task("a", 3)
+    with pytest.warns(PiggybackWarning, match=r"spare\.weight"):
+        fitted(model, model.optimizer(lr=1e-2))
+
+
+# -- 6: another task meanwhile ---------------------------------------------------------------------
+
+
+class Checkpointed(Net):
+    def features(self, x: Tensor) -> Tensor:
+        return checkpoint(super().features, x, use_reentrant=False)
+
+    def generate(self, x: Tensor) -> Tensor:
+        return torch.cat([self(x) for _ in range(20)])
+
+
+def test_a_backward_pass_through_another_task_is_refused():
+    model = MultiTaskModel(Checkpointed())
+    for name in ("a", "b"):
+        model.start_task(name, 3)
+        fitted(model, model.optimizer(lr=1e-2))
+        model.finish_task()
+    inputs = X.clone().requires_grad_()
+    output = model(inputs, task="a")
+    model(X, task="b")
+    with pytest.raises(TaskStateError, match="'a'"):
+        output.sum().backward()
+    model(inputs, task="a").sum().backward()
+
+
+def test_methods_of_the_backbone_run_one_task_to_their_end():
+    model = MultiTaskModel(Checkpointed())
+    for name in ("a", "b"):
+        model.start_task(name, 3)
+        fitted(model, model.optimizer(lr=1e-2))
+        model.finish_task()
+    expected = {name: model(X, task=name).detach().repeat(20, 1) for name in ("a", "b")}
+    wrong: list[str] = []
+
+    def ask(name: str) -> None:
+        with torch.no_grad():
+            for _ in range(20):
+                if not torch.equal(model.generate(X, task=name), expected[name]):
+                    wrong.append(name)
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in ("a", "b", "a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    with pytest.raises(AttributeError, match="no_such"):
+        model.no_such  # noqa: B018
+
+
+# -- 7: a network that is held already --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "part", [lambda net: net, lambda net: nn.Sequential(net, nn.Linear(10, 2)), lambda net: net[0]]
+)
+def test_a_network_that_is_held_is_not_wrapped_again(part):
+    net = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 10)
+    )
+    model = MultiTaskModel(net)
+    with pytest.raises(TaskStateError, match="release"):
+        MultiTaskModel(part(net))
+    model.release()
+    MultiTaskModel(part(net))
+
+
+def test_masks_that_a_lost_model_left_behind_are_noticed():
+    net = Net()
+    model = MultiTaskModel(net)
+    model.start_task("a", 3)
+    fitted(model, model.optimizer(lr=1e-2, init=ScoreInit("uniform")))
+    del model
+    with pytest.raises(TaskStateError, match="anew"):
+        MultiTaskModel(net)
+    MultiTaskModel(copy.deepcopy(net))
+
+
+# -- 8: norms and experts of other makers -----------------------------------------------------------
+
+
+class T5LayerNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(2, 8, 8))
+        self.position = nn.Parameter(torch.randn(1, 6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.gate_up_proj.mean(0)
+
+
+def test_norms_are_known_by_what_they_do():
+    model = MultiTaskModel(nn.Sequential(nn.Linear(4, 8), T5LayerNorm(), nn.Linear(8, 10)))
+    model.start_task("a", 3, norm="affine")
+    fitted(model, model.optimizer(lr=1e-2))
+    assert list(model.finish_task().norm) == ["1.weight"]
+
+
+def test_a_norm_policy_that_finds_no_norm_is_refused():
+    model = MultiTaskModel(Net())
+    with pytest.raises(InputError, match="norm 'affine'"):
+        model.start_task("a", 3, norm="affine")
+    model.start_task("a", 3)
+
+
+def test_experts_in_one_tensor_are_masked():
+    net = nn.Sequential(nn.Linear(4, 8), Experts(), nn.Linear(8, 10))
+    assert list(select_weights(net, head="2")) == ["0.weight", "1.gate_up_proj"]
+
+
+def test_every_optimizer_names_its_weights():
+    model = MultiTaskModel(Net())
+    model.start_task("a", 3)
+    optimizer = MaskOptimizer(model.parameter_groups(lr=1e-3), base=model.base_of)
+    assert [name for name, _ in optimizer.named()] == ["body.weight", "fc.weight", "fc.bias"]
