@@ -45,7 +45,7 @@ class FrozenBackbone:
         # All that can fail has been done: from here on the module changes.
         self.module = module
         self.head = module.get_submodule(self.head_name)
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         noted = hasattr(module, "num_labels") and hasattr(config, "id2label")
         self._labels = (config.id2label, config.label2id) if noted else None
         self._head_places = places_of(module, self.head)
