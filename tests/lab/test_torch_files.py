@@ -19,7 +19,7 @@ from torch import nn
 
 from piggyback.errors import PiggybackError, TaskFileError
 from piggyback.lab.official.packs import import_official
-from piggyback.lab.official.torch_files import Record, open_archive, read_pickle
+from piggyback.lab.official.torch_files import Record, read_archive, read_pickle
 from support.official_packs import FORMATS, made_pack, small
 
 
@@ -58,8 +58,7 @@ def opened(path: Path, *, whole: bool) -> Any:
     """What a file of torch.save, or of one pickle, holds."""
     if not whole:
         return read_pickle(io.BytesIO(path.read_bytes()))
-    with open_archive(path) as archive:
-        return archive.root
+    return read_archive(path)
 
 
 @pytest.mark.parametrize("case", hostile(Path("x")))
@@ -153,16 +152,22 @@ FEW = {
     "disguised tuples": b"N" + b"Nbq\x00h\x00\x86" * 60,
     "storage's key": storage(b"U\x02\n1"),
     "number": b"}" + HUGE + b"K\x00s",
-    "dimensions": tensor(storage(b"U\x010"), b"K\x01" * 65, b"K\x01" * 65),
+    "negative": tensor(storage(b"U\x010"), b"K\x01", b"J\xff\xff\xff\xff"),
+    "beyond": tensor(storage(b"U\x010", b"K\x05"), b"K\x02", b"K\x09"),
     "one number": tensor(storage(b"U\x010"), b"J\0\0\0\x40", b"K\x00"),
-    "sizes": storage(b"U\x010") + storage(b"U\x010", b"K\x02"),
+    "numbers": storage(b"U\x010", b"J\xff\xff\xff\x7f"),
 }
 
 
 @pytest.mark.parametrize("what", FEW)
 def test_few_bytes_cannot_ask_for_much_memory_or_time(what: str) -> None:
+    def storages(key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
+        if numel > 100:
+            raise ValueError(numel)
+        return torch.zeros(numel, dtype=dtype)
+
     with pytest.raises(TaskFileError, match="get it again") as caught:
-        read_pickle(io.BytesIO(b"\x80\x02" + FEW[what] + b"."))
+        read_pickle(io.BytesIO(b"\x80\x02" + FEW[what] + b"."), storages)
     assert len(str(caught.value)) < 200
 
 
@@ -178,11 +183,11 @@ def test_what_follows_the_pickle_of_an_old_file_is_checked_too(odd: bytes, tmp_p
         (magic + version + system + empty + b"\x80\x02]" + odd + b"a.", "list of storages"),
     ):
         path.write_bytes(data)
-        with pytest.raises(TaskFileError, match=message), open_archive(path):
-            pass
+        with pytest.raises(TaskFileError, match=message):
+            read_archive(path)
 
 
-def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
+def test_tensors_and_storages_beyond_the_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "packed.pt"
     torch.save({"a": torch.zeros(4, 4, dtype=torch.uint8)}, path)
     with zipfile.ZipFile(path) as file:
@@ -191,8 +196,16 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
         with zipfile.ZipFile(path, "w") as file:
             for name, data in parts.items():
                 file.writestr(name, data.replace(find, put) if name.endswith("data.pkl") else data)
-        with pytest.raises(TaskFileError), open_archive(path) as archive:
-            archive.tensor(archive.root["a"])
+        with pytest.raises(TaskFileError):
+            read_archive(path)
+    torch.save(torch.zeros(100), path, _use_new_zipfile_serialization=False)
+    old = path.read_bytes()
+    path.write_bytes(old.replace(b"K\x64", b"J\0\0\0\x40"))  # 1 << 30 numbers
+    with pytest.raises(TaskFileError):
+        read_archive(path)
+    path.write_bytes(old[:-1])
+    with pytest.raises(TaskFileError, match="cut off"):
+        read_archive(path)
 
 
 def test_files_of_other_kinds(tmp_path: Path) -> None:
@@ -205,12 +218,12 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     }
     for data, message in cases.items():
         path.write_bytes(data)
-        with pytest.raises(TaskFileError, match=message), open_archive(path):
-            pass
+        with pytest.raises(TaskFileError, match=message):
+            read_archive(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", pickle.dumps({}, 2))
-    with pytest.raises(TaskFileError, match=r"'data.pkl' is compressed"), open_archive(path):
-        pass
+    with pytest.raises(TaskFileError, match=r"'data.pkl' is compressed"):
+        read_archive(path)
 
 
 def test_damaged_packs_are_refused_whatever_the_damage(tmp_path: Path) -> None:

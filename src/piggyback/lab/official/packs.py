@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, near_misses
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.lab.official.network import shared_weights, weight_shapes
-from piggyback.lab.official.torch_files import Archive, Record, Stored, open_archive
+from piggyback.lab.official.torch_files import Record, Stored, read_archive
 from piggyback.masks.bits import pack, unpack
 from piggyback.masks.rule import MaskRule
 from piggyback.model.heads import class_names
@@ -55,12 +55,12 @@ def import_official(
     check_name(dataset)
     weights = shared_weights(arch, backbone.module)
     shapes = weight_shapes(arch, backbone.module)
-    with naming(path), open_archive(path) as archive:
-        stored, classifier = _entries(archive.root, dataset)
+    with naming(path):
+        stored, classifier = _entries(read_archive(path), dataset)
         _check_masks(stored, {index: shapes[name] for index, name in weights.items()}, arch)
-        head = _classifier(archive, classifier, backbone)
+        head = _classifier(classifier, backbone)
         masks = {
-            name: pack(_signed(archive.tensor(stored[index]), f"module {index} ({name})"))
+            name: pack(_signed(stored[index], f"module {index} ({name})"))
             for index, name in weights.items()
         }
     ternary = any(
@@ -81,9 +81,9 @@ def import_official(
 
 
 def check_pack(path: str | os.PathLike[str], dataset: str) -> None:
-    """Raise TaskFileError unless there is a pack at ``path`` with ``dataset`` in it; no numbers are read."""
-    with naming(path), open_archive(path) as archive:
-        _entries(archive.root, dataset)
+    """Raise TaskFileError unless there is a pack at ``path`` with ``dataset`` in it."""
+    with naming(path):
+        _entries(read_archive(path), dataset)
 
 
 def export_official(tasks: Sequence[Task], arch: str, module: nn.Module) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def save_official(contents: Mapping[str, Any], path: str | os.PathLike[str]) -> 
 # -- a pack's contents -----------------------------------------------------------------------------
 
 
-def _entries(root: Any, dataset: str) -> tuple[dict[int, Stored], Any]:
+def _entries(root: Any, dataset: str) -> tuple[dict[int, Tensor], Any]:
     """The masks and the classifier of one data set."""
     parts = root if isinstance(root, dict) else {}
     masks, classifiers = parts.get(MASKS), parts.get(CLASSIFIERS)
@@ -150,11 +150,11 @@ def _entries(root: Any, dataset: str) -> tuple[dict[int, Stored], Any]:
         raise TaskFileError(
             f"the masks of {dataset!r}: expected a tensor for each index of a module; {_AGAIN}"
         )
-    return found, classifiers[dataset]
+    return {index: mask.tensor for index, mask in found.items()}, classifiers[dataset]
 
 
 def _check_masks(
-    stored: Mapping[int, Stored], shapes: Mapping[int, tuple[int, ...]], arch: str
+    stored: Mapping[int, Tensor], shapes: Mapping[int, tuple[int, ...]], arch: str
 ) -> None:
     missing, extra = sorted(shapes.keys() - stored.keys()), sorted(stored.keys() - shapes.keys())
     if missing or extra:
@@ -164,27 +164,28 @@ def _check_masks(
             "name the architecture that the pack was made for"
         )
     for index, shape in shapes.items():
-        if stored[index].shape != shape:
+        mask = stored[index]
+        if mask.shape != shape:
             raise BackboneMismatchError(
-                f"the mask of module {index} has shape {stored[index].shape}: expected {shape} for {arch!r}; "
+                f"the mask of module {index} has shape {tuple(mask.shape)}: expected {shape} for {arch!r}; "
                 "name the architecture that the pack was made for"
             )
-        if stored[index].storage.dtype != torch.uint8:
+        if mask.dtype != torch.uint8:
             raise TaskFileError(
-                f"the mask of module {index} is {stored[index].storage.dtype}: expected torch.uint8; {_AGAIN}"
+                f"the mask of module {index} is {mask.dtype}: expected torch.uint8; {_AGAIN}"
             )
 
 
-def _classifier(archive: Archive, record: Any, backbone: Backbone) -> dict[str, Tensor]:
+def _classifier(record: Any, backbone: Backbone) -> dict[str, Tensor]:
     """The head's tensors, from a pickled linear layer that fits behind the backbone."""
-    original = backbone.module.get_submodule(backbone.head)
-    features = getattr(original, "in_features", None)
+    features = getattr(backbone.module.get_submodule(backbone.head), "in_features", None)
     if not isinstance(record, Record) or record.name != _LINEAR:
         found = record.name if isinstance(record, Record) else type(record).__name__
         raise TaskFileError(f"its classifier is a {found}: expected a {_LINEAR}; {_AGAIN}")
     params = record.state.get("_parameters")
-    tensors = {n: t for n, t in params.items() if t is not None} if isinstance(params, dict) else {}
-    shapes = {name: getattr(tensor, "shape", None) for name, tensor in tensors.items()}
+    params = params if isinstance(params, dict) else {}
+    tensors = {n: t.tensor.contiguous() for n, t in params.items() if isinstance(t, Stored)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     classes = (shapes.get("weight") or (0,))[0]
     wanted = {"weight": (classes, features), "bias": (classes,)}
     if not classes or shapes != {name: wanted[name] for name in shapes if name in wanted}:
@@ -192,11 +193,11 @@ def _classifier(archive: Archive, record: Any, backbone: Backbone) -> dict[str, 
             f"its classifier has tensors {str(shapes)[:200]}: expected a weight (classes, {features}) and a bias "
             "(classes,); name the architecture that the pack was made for"
         )
-    if others := {t.storage.dtype for t in tensors.values()} - {torch.float32}:
+    if others := {t.dtype for t in tensors.values()} - {torch.float32}:
         raise TaskFileError(
             f"its classifier has numbers of {others.pop()}: expected torch.float32; {_AGAIN}"
         )
-    return {name: archive.tensor(tensor) for name, tensor in tensors.items()}
+    return tensors
 
 
 def _signed(mask: Tensor, what: str) -> Tensor:

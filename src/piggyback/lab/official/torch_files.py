@@ -1,14 +1,13 @@
 """Files of torch.save, read as data: nothing in them is imported, called or run.
 
 A pickle is a program. ``pickle.Unpickler`` runs it here with a list of instructions, checked before the first one is
-followed, and a list of names, each of which stands for something inert: a tensor comes as ``Stored``, where its numbers
-lie, a module as ``Record``, its class's name and attributes. ``torch.load`` is not used: with ``weights_only`` it
-refuses the modules in the authors' packs, and it believes whatever sizes a pickle claims for its storages.
+followed, and a list of names, each of which stands for something inert: a module comes as ``Record``, its class's name
+and attributes, a tensor as ``Stored``. ``torch.load`` is not used: with ``weights_only`` it refuses the modules in the
+authors' packs, and it believes whatever sizes a pickle claims for its storages.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import mmap
@@ -19,8 +18,7 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -63,17 +61,15 @@ _MAX_WORK = 1 << 20
 """Instructions, and copied items, of a pickle; the authors' largest packs take some twenty thousand."""
 _MAX_BITS = 128
 """Of a number."""
-_MAX_DIMENSIONS = 64
-"""Of a tensor, by torch's own limit."""
 
 _DAMAGED = (
     *(pickle.UnpicklingError, AttributeError, EOFError, LookupError, OverflowError),
-    *(TypeError, ValueError),
+    *(RuntimeError, TypeError, ValueError),
 )
 """What reading a cut-off or scrambled pickle comes to."""
 _NO_ZIP = (
     *(zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError),
-    *(EOFError, OSError, UnicodeDecodeError, struct.error),
+    *(EOFError, UnicodeDecodeError, struct.error),
 )
 """What zipfile raises for archives that are damaged, encrypted or otherwise not torch's."""
 
@@ -90,72 +86,32 @@ class Record:
         self.__dict__ = {"state": state}
 
 
-@dataclass(frozen=True)
-class Storage:
-    """Numbers that lie elsewhere in the file."""
-
-    key: str
-    dtype: torch.dtype
-    numel: int
-    """Of the whole storage, in elements."""
-    start: int = 0
-    """First element of this part of it."""
-
-
-@dataclass(frozen=True)
 class Stored:
-    """A tensor whose numbers have not been read; all its elements lie in its storage and are no more than that."""
+    """A tensor, without what a pickle could do to one: set its attributes."""
 
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if type(self.storage) is not Storage:
-            raise TypeError(f"a tensor of {type(self.storage).__name__}")
-        if not len(self.shape) == len(self.stride) <= _MAX_DIMENSIONS:
-            raise ValueError(f"a tensor of {len(self.shape)} dimensions")
-        for count in (self.offset, *self.shape, *self.stride):
-            _natural(count)
-        last = sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
-        room = self.storage.numel - self.storage.start
-        # The product too: a stride of 0 would make one number as many as one likes.
-        if math.prod(self.shape) > self.storage.numel or (
-            0 not in self.shape and self.offset + last >= room
-        ):
-            raise ValueError(f"a tensor of {self.shape} beyond its storage of {room}")
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
     def __setstate__(self, state: object) -> None:
-        """Ignore what a pickle sets: of a parameter, its gradient."""
+        """Ignore them: of a parameter, its gradient."""
 
 
-@dataclass(frozen=True)
-class Archive:
-    """What a file of torch.save holds; the numbers of its tensors are read when they are asked for."""
-
-    root: Any
-    _bytes: Callable[[Storage], bytes]
-
-    def tensor(self, stored: Stored) -> Tensor:
-        """Return a tensor with its numbers, contiguous, on the CPU."""
-        storage = stored.storage
-        if not storage.numel:
-            return torch.empty(stored.shape, dtype=storage.dtype)
-        flat = torch.frombuffer(bytearray(self._bytes(storage)), dtype=storage.dtype)
-        start = storage.start + stored.offset
-        return flat.as_strided(stored.shape, stored.stride, start).contiguous()
+Storages = Callable[[str, torch.dtype, int], Tensor]
+"""Returns the numbers with a key, of a dtype, that many: one tensor for each key; raises ValueError."""
 
 
 # -- pickles -----------------------------------------------------------------------------------------
 
 
-def read_pickle(file: BinaryIO | mmap.mmap, storages: dict[str, Storage] | None = None) -> Any:
+def _none(key: str, dtype: torch.dtype, numel: int) -> Tensor:
+    raise ValueError("numbers where there are none")
+
+
+def read_pickle(file: BinaryIO | mmap.mmap, storages: Storages = _none) -> Any:
     """Return what the pickle at ``file``'s position holds, and leave the position behind it.
 
     Numbers, strings and containers come as they are, an OrderedDict as a dict, a set as a list, tensors as Stored,
-    modules as Record. Raises TaskFileError, which names it, for anything else. The storages that tensors refer to
-    are put into ``storages`` by their keys.
+    modules as Record. Raises TaskFileError, which names it, for anything else.
 
     >>> read_pickle(io.BytesIO(pickle.dumps({"a": (1, [2.5])}, 2)))
     {'a': (1, [2.5])}
@@ -170,7 +126,7 @@ modules; nothing of it was run, get the file from where it was published
         _check_instructions(file)
         end = file.tell()
         file.seek(start)
-        return _Unpickler(file.read(end - start), {} if storages is None else storages).load()
+        return _Unpickler(file.read(end - start), storages).load()
     except _DAMAGED as error:
         if isinstance(error, TaskFileError):
             raise
@@ -207,7 +163,7 @@ def _check_instructions(file: Any) -> None:
 class _Unpickler(pickle.Unpickler):
     """Follows the instructions; whatever a name on the list stands for makes an inert object."""
 
-    def __init__(self, data: bytes, storages: dict[str, Storage]) -> None:
+    def __init__(self, data: bytes, storages: Storages) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
         self._storages = storages
         self._copied = 0
@@ -247,21 +203,17 @@ class _Unpickler(pickle.Unpickler):
         key, _location, numel, *view = rest
         if type(key) is not str or not re.fullmatch("[0-9]{1,20}", key):
             raise ValueError("a key")
-        start = 0
+        flat = self._storages(key, what, _natural(numel))
         if view and view[0] is not None:  # a part of a storage; only before torch 0.4
             _, start, part = view[0]
-            if not 0 <= start <= start + part <= numel:
-                raise ValueError("a part")
-        made = Storage(key, what, _natural(numel), _natural(start))
-        known = self._storages.setdefault(key, made)
-        if (known.dtype, known.numel) != (made.dtype, made.numel):
-            raise ValueError("two storages of one key")
-        return made
+            flat = flat.narrow(0, start, part)
+        return flat
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stored:
-        if not type(shape) is type(stride) is tuple:
-            raise TypeError("a shape")
-        return Stored(storage, offset, shape, stride)
+        # A stride of 0 would make one number as many as one likes; all else as_strided refuses.
+        if math.prod(shape) > len(storage) or not 0 <= offset <= len(storage):
+            raise ValueError("a tensor of more than its storage")
+        return Stored(storage.as_strided(shape, stride, storage.storage_offset() + offset))
 
     def _parameter(self, data: Any, *_: Any) -> Stored:
         if type(data) is not Stored:
@@ -298,42 +250,32 @@ def damaged(what: str) -> TaskFileError:
 # -- files: the zip format, and the one before torch 1.6 ---------------------------------------------------
 
 
-@contextlib.contextmanager
-def open_archive(path: str | os.PathLike[str]) -> Iterator[Archive]:
-    """Yield what the file at ``path`` holds: see ``read_pickle``.
+def read_archive(path: str | os.PathLike[str]) -> Any:
+    """Return what the file at ``path`` holds: see ``read_pickle``.
 
     Raises TaskFileError for a file that torch.save did not write, that is damaged, or that holds more than tensors,
     containers and modules.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(Path(path).open("rb"))
-        except OSError as error:
-            raise TaskFileError(
-                f"it cannot be read ({error.strerror}): expected a file of torch.save; check the path"
-            ) from error
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= _MAX_BYTES:
-            raise damaged(f"it is empty, no regular file, or of more than {_MAX_BYTES} bytes")
-        # A mapping, since it never hands out more than there is, whatever length a pickle claims.
-        view = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        if view[:4] == b"PK\x03\x04":
-            with _zip_errors("its zip archive"):
-                archive = _open_zip(stack.enter_context(zipfile.ZipFile(file)))
-        else:
-            archive = _open_old(view)
-        yield archive
-
-
-@contextlib.contextmanager
-def _zip_errors(what: str) -> Iterator[None]:
     try:
-        yield
+        with Path(path).open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= _MAX_BYTES:
+                raise damaged(f"it is empty, no regular file, or of more than {_MAX_BYTES} bytes")
+            # A mapping, since it never hands out more than there is, whatever length a pickle claims.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+                if view[:4] != b"PK\x03\x04":
+                    return _read_old(view)
+            with zipfile.ZipFile(file) as archive:
+                return _read_zip(archive)
     except _NO_ZIP as error:
-        raise damaged(f"{what} cannot be read ({error})") from error
+        raise damaged(f"its zip archive cannot be read ({error})") from error
+    except OSError as error:
+        raise TaskFileError(
+            f"it cannot be read ({error.strerror}): expected a file of torch.save; check the path"
+        ) from error
 
 
-def _open_zip(file: zipfile.ZipFile) -> Archive:
+def _read_zip(file: zipfile.ZipFile) -> Any:
     """The format since torch 1.6: ``<name>/data.pkl``, and ``<name>/data/<key>`` per storage."""
     names = file.namelist()
     pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -346,44 +288,56 @@ def _open_zip(file: zipfile.ZipFile) -> Archive:
             raise damaged(f"its entry {name!r} is compressed")  # torch never does
         return file.read(folder + name)
 
-    def numbers(storage: Storage) -> bytes:
-        with _zip_errors(f"its tensor data/{storage.key}"):
-            data = read(f"data/{storage.key}")
-        if len(data) != storage.numel * storage.dtype.itemsize:
-            raise damaged(f"its tensor data/{storage.key} has {len(data)} bytes")
-        return data
-
     if f"{folder}byteorder" in names and read("byteorder") != b"little":
         raise damaged("it was written on a big-endian machine")
-    return Archive(read_pickle(io.BytesIO(read("data.pkl"))), numbers)
+    known: dict[str, Tensor] = {}
+
+    def storages(key: str, dtype: torch.dtype, numel: int) -> Tensor:
+        if key not in known:
+            known[key] = _numbers(read(f"data/{key}"), dtype)
+        return _agreed(known[key], dtype, numel)
+
+    return read_pickle(io.BytesIO(read("data.pkl")), storages)
 
 
-def _open_old(view: mmap.mmap) -> Archive:
+def _read_old(view: mmap.mmap) -> Any:
     """The format before torch 1.6: five pickles, then each storage's length and numbers."""
     if view[:1] != b"\x80" or read_pickle(view) != 0x1950A86A20F9469CFC6C:
         raise damaged("it does not begin as torch.save does")
     version, system = read_pickle(view), read_pickle(view)
     if version != 1001 or not isinstance(system, dict) or not system.get("little_endian"):
         raise damaged("it is not of version 1001, or from a big-endian machine")
-    storages: dict[str, Storage] = {}
+    known: dict[str, Tensor] = {}
+    free = len(view)
+
+    def storages(key: str, dtype: torch.dtype, numel: int) -> Tensor:
+        nonlocal free
+        if key not in known:
+            free -= numel * dtype.itemsize
+            if free < 0:
+                raise ValueError("storages of more than the file")
+            known[key] = torch.empty(numel, dtype=dtype)  # filled below
+        return _agreed(known[key], dtype, numel)
+
     root, keys = read_pickle(view, storages), read_pickle(view)
-    named = isinstance(keys, list) and all(type(key) is str for key in keys)
-    if not named or storages.keys() - set(keys):
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(known):
         raise damaged("its list of storages is not whole")
-    places: dict[str, int] = {}
     at = view.tell()
     for key in keys:
-        storage = storages.get(key)
-        count = int.from_bytes(view[at : at + 8], "little")
-        if storage is None or count != storage.numel:
-            raise damaged(f"storage {key[:40]!r} of {count} elements is unknown or of another size")
-        places[key] = at + 8
-        at += 8 + count * storage.dtype.itemsize
-        if at > len(view):
-            raise damaged(f"it ends after {len(view)} bytes, in the middle of its tensors")
+        flat = known[key]
+        data = view[at + 8 : at + 8 + flat.nbytes]
+        if int.from_bytes(view[at : at + 8], "little") != len(flat) or len(data) != flat.nbytes:
+            raise damaged(f"its storage {key[:40]!r} is cut off, or of another size")
+        flat.copy_(_numbers(data, flat.dtype))
+        at += 8 + len(data)
+    return root
 
-    def numbers(storage: Storage) -> bytes:
-        place = places[storage.key]
-        return view[place : place + storage.numel * storage.dtype.itemsize]
 
-    return Archive(root, numbers)
+def _numbers(data: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+def _agreed(flat: Tensor, dtype: torch.dtype, numel: int) -> Tensor:
+    if (flat.dtype, len(flat)) != (dtype, numel):
+        raise ValueError("a storage of another size, or two of one key")
+    return flat
