@@ -67,10 +67,13 @@ def test_what_is_missing_is_named_and_has_no_bar() -> None:
         assert [note.get_text() for note in figure.axes[0].texts] == [text]
 
 
-def test_published_errors_are_lines() -> None:
-    table = result_table(rows(), published={("lite0", "letters", "masks"): 77.5})
-    figure = error_per_task(table)
-    (line,) = [x for x in figure.axes[0].lines if x.get_label() == "published"]
+def test_published_errors_are_lines_and_a_backbone_has_a_panel() -> None:
+    known = {("vgg16", "letters", "masks"): 77.5}
+    table = result_table(rows(backbones=("lite0", "vgg16")), published=known)
+    figure = error_per_task(table, "mean IoU")
+    assert [axes.get_title() for axes in figure.axes] == ["lite0", "vgg16"]
+    assert figure.axes[1].get_ylabel() == "100 - mean IoU (%)"
+    (line,) = [x for x in figure.axes[1].lines if x.get_label() == "published"]
     assert list(line.get_ydata()) == [22.5, 22.5]
     assert legend(figure) == [*LABELS, "published"]
 
@@ -78,12 +81,6 @@ def test_published_errors_are_lines() -> None:
 def test_only_methods_with_masks_have_a_density() -> None:
     figure = density_per_task(result_table(rows()))
     assert bars(figure) == {"masks": [87.5, 87.5], "masks ternary": [80.0, 80.0]}
-
-
-def test_a_backbone_has_a_panel_and_measures_are_named() -> None:
-    figure = error_per_task(result_table(rows(backbones=("lite0", "vgg16"))), "mean IoU")
-    assert [axes.get_title() for axes in figure.axes] == ["lite0", "vgg16"]
-    assert figure.axes[1].get_ylabel() == "100 - mean IoU (%)"
 
 
 def test_accuracy_has_a_panel_per_task_and_a_point_per_method() -> None:
@@ -109,7 +106,7 @@ def test_methods_look_different() -> None:
     assert len({(patch.get_facecolor(), patch.get_hatch()) for patch in drawn}) == len(methods)
 
 
-def test_density_per_layer_has_a_panel_per_task_and_a_line_per_method() -> None:
+def test_lines_have_a_panel_per_task_and_a_colour_per_method() -> None:
     layers = {f"conv{i}.weight": 1 - i / 50 for i in range(30)}
     figure = density_per_layer(
         {
@@ -123,19 +120,10 @@ def test_density_per_layer_has_a_panel_per_task_and_a_line_per_method() -> None:
     masks, ternary = signs.lines
     assert list(masks.get_ydata()) == pytest.approx([100 - 2 * i for i in range(30)])
     assert (list(ternary.get_xdata()), list(ternary.get_ydata())) == ([4], [50.0])
+    assert masks.get_color() == letters.lines[0].get_color() != ternary.get_color()
     assert legend(figure) == ["masks", "ternary"]
-
-
-def test_learning_curves_have_a_panel_per_task_and_a_line_per_method() -> None:
-    curves = {("signs", "masks"): {10: 50.0, 20: 60.0}, ("signs", "head"): {10: 30.0}}
-    figure = learning_curves({**curves, ("letters", "masks"): {5: 70.0}})
-    signs, letters = figure.axes
-    assert (signs.get_title(), letters.get_title()) == ("signs", "letters")
-    assert list(signs.lines[0].get_xdata()) == [10, 20]
-    assert list(signs.lines[0].get_ydata()) == [50.0, 60.0]
-    assert signs.lines[0].get_color() == letters.lines[0].get_color()
-    assert signs.lines[1].get_color() != signs.lines[0].get_color()
-    assert legend(figure) == ["masks", "head"]
+    (axes,) = learning_curves({("signs", "masks"): {10: 50.0, 20: 60.0}}, "mean IoU").axes
+    assert axes.lines[0].get_xydata().tolist() == [[10, 50.0], [20, 60.0]]
 
 
 def test_the_legend_lies_above_the_panels_and_within_the_figure() -> None:
