@@ -71,17 +71,6 @@ def test_state_dict_hooks_see_and_change_what_is_saved_and_loaded():
     assert seen[2:] == ["load", "loaded"]
 
 
-def test_zero_grad_drops_or_zeroes_the_real_gradients():
-    net, optimizer = built()
-    net(torch.randn(2, 6)).sum().backward()
-    optimizer.zero_grad(set_to_none=False)
-    assert all(not p.grad.any() for p in net.parameters())
-    optimizer.zero_grad()
-    assert all(p.grad is None for p in net.parameters())
-    optimizer.step()
-    assert torch.equal(net.body.weight, seeded(Tiny).body.weight)
-
-
 def test_a_parameter_without_gradient_is_left_where_it_is():
     net, optimizer = built(init=ScoreInit("uniform"))
     optimizer.initialize()
@@ -273,17 +262,12 @@ def test_state_of_another_backbone_is_refused_where_the_base_weights_are_known()
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda s: s["param_groups"].pop(),
-            r"expected parameter groups of \[1, 3\] tensors, found \[1\]",
-        ),
+        (lambda s: s["param_groups"].pop(), r"groups of \[1, 3\] tensors, found \[1\]"),
         (lambda s: s["state"][0].pop("scores"), "masked in one, not in the other"),
         (lambda s: s["state"][1].update(scores=torch.zeros(16)), "masked in one, not in the other"),
         (lambda s: s["state"][0].pop("base"), "scores without base weights"),
-        (
-            lambda s: s["state"][0].update(base=torch.zeros(3)),
-            r"expected shape \(16, 6\), found \(3,\)",
-        ),
+        (lambda s: s["state"][0].update(base=torch.zeros(3)), r"shape \(16, 6\), found \(3,\)"),
+        (lambda s: s["state"][0].update(scores=torch.zeros(3)), r"shape \(16, 6\), found \(3,\)"),
     ],
 )
 def test_state_that_does_not_fit_is_refused_and_changes_nothing(change, message):

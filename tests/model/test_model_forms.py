@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from dataclasses import replace
 
 import pytest
@@ -82,27 +80,6 @@ def test_tasks_of_all_forms_live_on_one_backbone(case, tmp_path):
     assert_same_state(model.backbone, state_of(seeded(case.make)))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_dtypes_from_the_start_and_later(dtype, tmp_path):
-    case = CASES["convolutions"]
-    model, x = with_all(case, dtype)
-    fresh = MultiTaskModel(seeded(Convolutions).to(dtype))
-    for name in RULES:
-        model.save_task(name, tmp_path / name)
-        fresh.load_task(tmp_path / name)
-        assert same_bits(fresh(x, task=name), model(x, task=name))
-        numbers = model.get_task(name).coefficients.values()
-        assert all(k.dtype == torch.float32 for k in numbers)
-    moved, x = with_all(case)
-    moved.to(dtype)
-    for name in RULES:
-        numbers = moved.get_task(name).coefficients.values()
-        assert all(k.dtype == torch.float32 for k in numbers)
-        assert same_bits(moved(x.to(dtype), task=name), moved.bake(name)(x.to(dtype)))
-    moved.set_task(None)
-    assert_same_state(moved.backbone, state_of(seeded(Convolutions).to(dtype)))
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_a_task_in_place_is_that_of_the_new_dtype_after_a_move(name):
     model, _ = with_all(CASES["convolutions"])
@@ -112,17 +89,6 @@ def test_a_task_in_place_is_that_of_the_new_dtype_after_a_move(name):
     model.set_task(None)
     model.set_task(name)
     assert_same_state(model.backbone, moved)
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_answer_for_themselves(copied):
-    model, x = with_all(CASES["convolutions"])
-    other = copied(model)
-    for name in RULES:
-        assert same_bits(other(x, task=name), model(x, task=name))
-    before = state_of(model.backbone)
-    other.set_task(None)
-    assert_same_state(model.backbone, before)
 
 
 def test_a_task_is_learned_beside_them_and_moved_meanwhile():
@@ -157,21 +123,11 @@ def test_no_form_is_learned(name, masks):
     model.start_task(name, 3)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda k: {}, "coefficients for 0 weights: expected them for 1.*'body.weight'"),
-        (lambda k: {"body.weight": k[:3]}, r"float32 \(3,\): expected torch.float32 \(4,\)"),
-        (lambda k: {"body.weight": k.double()}, r"float64 \(4,\): expected torch.float32"),
-        (lambda k: {"body.weight": k * torch.nan}, "not finite"),
-    ],
-)
-def test_a_task_with_wrong_coefficients_is_refused_and_changes_nothing(change, message):
+def test_a_task_with_wrong_coefficients_is_refused_and_changes_nothing():
     task = made(MultiTaskModel(seeded(Tiny)), "affine")
     fresh = MultiTaskModel(seeded(Tiny))
-    wrong = replace(task, coefficients=change(task.coefficients["body.weight"]))
-    with pytest.raises(InputError, match=message):
-        fresh.add_task(wrong)
+    with pytest.raises(InputError, match=r"body\.weight"):
+        fresh.add_task(replace(task, coefficients={}))
     assert fresh.tasks == ()
 
 

@@ -44,19 +44,6 @@ def test_every_dtype_has_its_own_digest(dtype: torch.dtype) -> None:
     assert tensor_digest(zeros) == tensor_digest(zeros.clone())
 
 
-def test_scalars_and_empty_tensors_have_one() -> None:
-    assert tensor_digest(torch.tensor(1.0)) != tensor_digest(torch.ones(1))
-    assert tensor_digest(torch.zeros(0, 3)) != tensor_digest(torch.zeros(0, 4))
-
-
-def test_negative_zero_is_another_weight() -> None:
-    assert tensor_digest(torch.tensor([0.0])) != tensor_digest(torch.tensor([-0.0]))
-
-
-def test_the_same_weights_have_the_same_fingerprint() -> None:
-    assert fingerprint(network(), NAMES, "3") == fingerprint(network(), NAMES, "3")
-
-
 def test_one_bit_changes_it() -> None:
     net = network()
     with torch.no_grad():

@@ -1,6 +1,9 @@
-"""Masks as true bits: the layout of the bits, and every mask back as it went in."""
+"""Masks as true bits: the layout of the bits, every mask back as it went in, and all of a task in one piece."""
 
 from __future__ import annotations
+
+import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from piggyback.errors import InputError
 from piggyback.masks.bits import (
+    ALIGNED,
     PackedMask,
     flat_masks,
     is_dense,
@@ -18,7 +22,6 @@ from piggyback.masks.bits import (
     to_c_order,
     to_memory_order,
     unpack,
-    words,
 )
 from piggyback.masks.rule import masked_weight
 from piggyback.masks.switch import MaskWriter
@@ -82,12 +85,6 @@ def test_bit_i_of_byte_j_is_weight_8j_plus_i_and_spare_bits_are_zero(shape, kind
         assert np.array_equal(packed.negative.numpy(), np.packbits(flat < 0, bitorder="little"))
 
 
-def test_the_bytes_of_a_mask_written_by_hand():
-    mask = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
-    assert pack(mask).keep.tolist() == [0b00011001, 0b1]
-    assert pack(mask.to(torch.int8) * -1).negative.tolist() == pack(mask).keep.tolist()
-
-
 @settings(max_examples=200)
 @given(SHAPES, KINDS, DTYPES, SEEDS)
 def test_the_switch_writes_what_the_rule_says_to_the_bit(shape, kind, dtype, seed):
@@ -114,17 +111,6 @@ def by_rule(base: Tensor, mask: Tensor) -> Tensor:
     numbers = ~base.isnan()
     assert torch.equal(values[numbers], masked_weight(base, mask)[numbers])
     return values
-
-
-@pytest.mark.parametrize("kind", ["binary", "ternary"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("size", [1 << 18, (1 << 18) + 1, 3 * (1 << 18) + 77, 1_000_003])
-def test_the_switch_of_large_weights_in_blocks(kind, dtype, size):
-    base = torch.randn(size).to(dtype)
-    mask = mask_like((size,), kind, 0)
-    live = torch.empty_like(base)
-    write(live, base, mask)
-    assert same_bits(live, masked_weight(base, mask))
 
 
 @given(SHAPES, KINDS, SEEDS)
@@ -158,9 +144,47 @@ def test_dense_is_one_block_of_memory_in_any_order():
     assert not is_dense(torch.zeros(3, 1).expand(3, 4))
 
 
-def test_words_share_the_memory_of_a_part():
-    x = torch.arange(6.0)
-    part = words(x[2:5])
-    assert part.shape == (3,)
-    part[0] = 0
-    assert x.tolist() == [0, 1, 0, 3, 4, 5]
+BASES = {
+    "a": torch.randn(3, 5),
+    "b": torch.randn(4, 6, 3, 3).to(memory_format=torch.channels_last),
+    "c": torch.randn(7).to(torch.bfloat16),
+    "d": torch.randn(2, 2),
+}
+
+
+def drawn(seed: int, ternary: str = "b") -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    values = {n: torch.randint(-1, 2, w.shape, generator=generator) for n, w in BASES.items()}
+    return {n: pack(v.to(torch.int8) if n in ternary else v > 0) for n, v in values.items()}
+
+
+def assert_same(found, masks) -> None:
+    assert list(found) == list(masks)
+    assert len(found) == len(masks)
+    for name, mask in masks.items():
+        logical = to_c_order(found[name], BASES[name])
+        assert logical.shape == mask.shape
+        assert same_bits(logical.keep, mask.keep)
+        assert (logical.negative is None) == (mask.negative is None)
+        assert mask.negative is None or same_bits(logical.negative, mask.negative)
+
+
+def test_masks_come_out_as_they_went_in():
+    masks = drawn(0)
+    flat = flat_masks(masks, BASES)
+    assert_same(flat, masks)
+    assert_same(copy.deepcopy(flat), masks)
+    assert_same(pickle.loads(pickle.dumps(flat)), masks)
+    assert [part.names for part in flat.parts] == [("a", "b"), ("c",), ("d",)]
+    assert [part.negative is None for part in flat.parts] == [False, True, True]
+    assert all(len(part.keep) % ALIGNED == 0 for part in flat.parts)
+    assert "a" in flat
+    assert "e" not in flat
+
+
+def test_the_masks_given_are_copied():
+    masks = drawn(0)
+    flat = flat_masks(masks, BASES)
+    before = flat["a"].keep.clone()
+    masks["a"].keep.zero_()
+    assert torch.equal(flat["a"].keep, before)
