@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,12 @@ from piggyback.cli.app import COMMANDS
 from piggyback.errors import PiggybackError
 from support.cli_toys import FAST, Command
 
-COMMAND = [sys.executable, "-c", "from piggyback.cli import main; main()"]
+COMMAND = [
+    *(sys.executable, "-c"),
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from piggyback.cli import main; main()",
+]
+"""The command line, by Ctrl-C too where the tests themselves run in the background and ignore it."""
 
 
 def test_help_lists_every_command(piggyback: Command) -> None:
@@ -43,14 +49,33 @@ def test_help_of_a_command_shows_examples_and_its_summary(piggyback: Command, co
     assert described.splitlines()[0] == COMMANDS[command]
 
 
-def test_help_needs_no_torch() -> None:
-    check = "import sys; assert 'torch' not in sys.modules, 'torch was imported'"
-    code = (
-        "from piggyback.cli import main\n"
-        "try:\n    main(['--help'])\n"
-        f"except SystemExit:\n    {check}"
+LIGHT = """
+import json, sys
+from piggyback.cli import main
+found = {}
+for line in json.loads(sys.argv[1]):
+    before = set(sys.modules)
+    try:
+        main(line)
+    except SystemExit:
+        found[" ".join(line)] = sorted(set(sys.modules) - before)
+print(json.dumps(found), file=sys.stderr)
+"""
+
+
+def test_what_needs_no_network_needs_no_torch(trained: Path, colours: Path) -> None:
+    lines = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+    lines += [["experiment", verb, "--help"] for verb in ("list", "run", "show")]
+    lines += [["inspect", str(trained)], ["inspect", str(trained), "--json"]]
+    lines += [["predict", str(colours), "--task", "a", "--url", "http://127.0.0.1:1"]]
+    ran = subprocess.run(
+        [sys.executable, "-c", LIGHT, json.dumps(lines)], capture_output=True, text=True, timeout=60
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
+    loaded = json.loads(ran.stderr.splitlines()[-1])
+    assert len(loaded) == len(lines)
+    heavy = {"torch", "torchvision", "timm", "accelerate", "transformers", "matplotlib", "numpy"}
+    for line, modules in loaded.items():
+        assert not heavy & set(modules), line
 
 
 def test_version(piggyback: Command) -> None:

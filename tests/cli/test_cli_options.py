@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from piggyback.cli.options import choices_of, field_docs
+from piggyback.cli.options import field_docs, options_of
 from piggyback.masks.regularize import EntropyPrice, TargetDensity
 from piggyback.train import Recipe
 from piggyback.train.recipe import Augment
@@ -32,7 +32,7 @@ def recipe_of(piggyback: Command, toy: str, colours: Path, monkeypatch: pytest.M
             seen.append(recipe)
             raise StopError
 
-        monkeypatch.setattr("piggyback.cli.train.train", instead)
+        monkeypatch.setattr("piggyback.train.train", instead)
         with pytest.raises(StopError):
             piggyback("train", "--data", colours, "--backbone", f"{toy}:build", *options)
         return seen[0]
@@ -84,11 +84,17 @@ def test_a_wrong_value_is_refused_by_the_recipe(piggyback: Command) -> None:
 
 
 def test_every_field_has_an_option_and_a_help_text() -> None:
-    choices = list(choices_of(Recipe))
-    assert {choice.path[0] for choice in choices} == {
-        field.name for field in dataclasses.fields(Recipe)
-    }
-    assert {choice.name for choice in choices} >= {"rule_kind", "rule_threshold"}
-    assert all(choice.help for choice in choices)
-    assert field_docs(Recipe)["epochs"].startswith("Passes over the training images; by default")
+    options = dict(options_of(Recipe))
+    assert {path[0] for path in options} == {field.name for field in dataclasses.fields(Recipe)}
+    assert {option.name for option in options.values()} >= {"rule_kind", "rule_threshold"}
+    assert all(option.annotation.__metadata__[0].help for option in options.values())
     assert field_docs(Recipe)["batch_size"] == "Images per step, over all processes together."
+
+
+def test_help_shows_what_matters_first(piggyback: Command) -> None:
+    lines = piggyback("train", "--help").out.splitlines()
+    titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert titles[:2] == ["Options:", "Training:"]
+    first = next(line for line in lines if line.startswith("  --"))
+    assert first.split()[0] == "--data"
+    assert lines.index("Training:") < lines.index("Method masks:") < lines.index("Method lora:")

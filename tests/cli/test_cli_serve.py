@@ -139,7 +139,7 @@ def test_the_backbone_is_the_first_readable_files(
         asked.append((spec, options["image_size"]))
         return spec
 
-    monkeypatch.setattr("piggyback.cli.loading.load_backbone", load)
+    monkeypatch.setattr("piggyback.zoo.load.load_backbone", load)
     head_only(tmp_path, "b", "timm:resnet18", 96)
     head_only(tmp_path, "c", "timm:resnet50")
     (tmp_path / "a.safetensors").write_bytes(b"no task file")

@@ -17,7 +17,6 @@ from piggyback.images.decode import (
     check_image,
     draft_side,
     fit,
-    is_image_name,
     load_fitted,
     normalise,
     orientation,
@@ -25,6 +24,7 @@ from piggyback.images.decode import (
     to_rgb,
     upright_size,
 )
+from piggyback.images.find import is_image_name
 from piggyback.images.preprocessing import Preprocessing
 from support.encoded_pictures import KINDS, encoded, turned
 

@@ -42,7 +42,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 class Commands(TyperGroup):
-    """Imports a command's module when it is run."""
+    """Imports a command's module when it is asked for, as completion does."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that ``args`` begin with, loaded."""
@@ -74,8 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     warnings.formatwarning = _warning_line
+    given = [part for part in given if part != "--debug"]
     try:
-        application()(args=[part for part in given if part != "--debug"], prog_name="piggyback")
+        if given and given[0] in COMMANDS:  # the options of the root cost more than most help pages
+            load(given[0])(args=given[1:], prog_name=f"piggyback {given[0]}")
+        application()(args=given, prog_name="piggyback")
     except Exception as error:
         message = _one_line(error)
         if message is None or debug:

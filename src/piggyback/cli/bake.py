@@ -6,19 +6,18 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from safetensors.torch import save as tensor_bytes
-from torch import Tensor, nn
 
-from piggyback.cli.flags import CheckpointOption, HeadOption, OtherBackboneOption
-from piggyback.cli.loading import load_tasks
+from piggyback.cli.options import CheckpointOption, HeadOption, OtherBackboneOption
 from piggyback.cli.screen import results
 from piggyback.errors import InputError, PiggybackError, require
-from piggyback.taskfile.header import TaskHeader
-from piggyback.train.checkpoint import write_file
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from piggyback.taskfile.header import TaskHeader
 
 TOLERANCE = 1e-3
 """Largest difference of a logit between ONNX Runtime and torch, of logits around 1 to 10."""
@@ -55,35 +54,36 @@ def run(
     if to.resolve() == task.resolve():
         raise InputError(f"--to {str(to)!r} is the task file itself: choose another name")
     if to.suffix == ".onnx":
-        require("onnx", "onnx")
-        require("onnxscript", "onnx")
-        require("onnxruntime", "onnx")
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            require(module, "onnx")
+
+    from safetensors.torch import save
+
+    from piggyback.cli.loading import load_tasks
+    from piggyback.train.checkpoint import write_file
+
     loaded = load_tasks([task], backbone, checkpoint, head)
     header = loaded.headers[0]
     baked = loaded.model.bake(header.name).cpu().eval()
-    screen = results()
     if to.suffix == ".safetensors":
         state = {name: tensor.detach().clone() for name, tensor in baked.state_dict().items()}
-        data = tensor_bytes(state, _metadata(header))
-        write_file(to, data)
-        screen.print(f"wrote {to}: {len(state)} tensors, {len(data):,} bytes", soft_wrap=True)
-        return
-    difference = write_onnx(baked, header, to)
-    screen.print(
-        f"wrote {to}: {to.stat().st_size:,} bytes, "
-        f"largest difference from the live model {difference:.2g}",
-        soft_wrap=True,
-    )
+        data, found = save(state, _metadata(header)), f"{len(state)} tensors, "
+    else:
+        data, difference = to_onnx(baked, header)
+        found = f"largest difference from the live model {difference:.2g}, "
+    write_file(to, data)
+    results().print(f"wrote {to}: {found}{len(data):,} bytes", soft_wrap=True)
 
 
-def write_onnx(baked: nn.Module, header: TaskHeader, to: Path) -> float:
-    """Return the largest difference of a logit, after writing ``baked`` as ONNX for any batch size.
+def to_onnx(baked: nn.Module, header: TaskHeader) -> tuple[bytes, float]:
+    """Return ``baked`` as ONNX for any batch size, and the largest difference of a logit.
 
-    Raises ExportError, and writes nothing, where it exceeds ``TOLERANCE`` times the largest logit.
+    Raises ExportError where it exceeds ``TOLERANCE`` times the largest logit.
     """
+    import torch
+
     side = 224 if header.info.preprocessing is None else header.info.preprocessing.image_size
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's notes on its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -91,7 +91,7 @@ def write_onnx(baked: nn.Module, header: TaskHeader, to: Path) -> float:
             baked,
             (images,),
             dynamo=True,
-            dynamic_shapes=({0: batch},),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             input_names=["images"],
             output_names=["logits"],
             opset_version=OPSET,
@@ -104,12 +104,10 @@ def write_onnx(baked: nn.Module, header: TaskHeader, to: Path) -> float:
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
     data: bytes = proto.SerializeToString()
-    difference = _difference(baked, data, images, header)
-    write_file(to, data)
-    return difference
+    with torch.inference_mode():
+        return data, _difference(baked, data, images, header)
 
 
-@torch.inference_mode()
 def _difference(baked: nn.Module, data: bytes, images: Tensor, header: TaskHeader) -> float:
     """The largest difference over batches of two sizes."""
     runtime = require("onnxruntime", "onnx")
@@ -117,7 +115,7 @@ def _difference(baked: nn.Module, data: bytes, images: Tensor, header: TaskHeade
     worst = 0.0
     for x in (images, images[:1], images.repeat(2, 1, 1, 1)[:3]):
         wanted = baked(x)
-        found = torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
+        found = wanted.new_tensor(session.run(["logits"], {"images": x.numpy()})[0])
         worst = max(worst, float((found - wanted).abs().max()))
         if worst > TOLERANCE * max(1.0, float(wanted.abs().max())):
             raise ExportError(

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from piggyback.cli.flags import (
+from piggyback.cli.options import (
     DEFAULT_BACKBONE,
     BackboneOption,
     CheckpointOption,
     HeadOption,
     JsonOption,
     SkipBadOption,
+    only,
+    takes_recipe,
 )
-from piggyback.cli.options import only, takes_recipe
 from piggyback.cli.screen import Show, notes, results, write_json
 from piggyback.errors import InputError
+from piggyback.names import check_name
 from piggyback.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -66,7 +68,6 @@ def run(
       piggyback compare --data a=A --data b=B --methods head,masks --seed 1
       piggyback compare --data signs=photos/signs --json > rows.json
     """
-    # Help pages need none of these.
     from piggyback.cli.loading import load_images, load_sized
     from piggyback.lab.experiments.compare import compare
     from piggyback.lab.tables.formats import run_record, runs_screen
@@ -114,7 +115,6 @@ def show_proof(screen: Console, proof: Proof) -> None:
 
 def _named(text: str) -> tuple[str, Path]:
     from piggyback.lab.datasets import DATASETS
-    from piggyback.taskfile.task import check_name
 
     if text in DATASETS:
         return text, Path(text)

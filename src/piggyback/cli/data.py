@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from piggyback.cli.flags import JsonOption
+from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import notes, results, write_json
 from piggyback.errors import InputError
-from piggyback.lab.datasets import DATASETS, DatasetInfo, dataset, default_roots, locate
-from piggyback.lab.datasets.find import fetch
+
+if TYPE_CHECKING:
+    from piggyback.lab.datasets import DatasetInfo
 
 SPLITS = ("train", "val", "test")
 
@@ -32,14 +33,14 @@ def run(
         ),
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch NAME first, where torchvision can.")
+        bool, typer.Option("--download", help="Fetch NAME first, if torchvision can.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
     """List the paper's data sets; show where one lies, or how to get it.
 
-    The counts are the published ones. --data of other commands takes a set's name
-    where it takes a folder.
+    The counts are the published ones. The --data option of other commands takes a
+    set's name in place of a folder.
 
     \b
     Examples:
@@ -48,28 +49,31 @@ def run(
       piggyback data flowers --download
       piggyback data --json
     """
+    if name is None and download:
+        raise InputError("--download: name the set to fetch, such as piggyback data flowers")
+
+    from piggyback.lab.datasets import DATASETS, dataset, default_roots, locate
+    from piggyback.lab.datasets.find import fetch
+
     roots = root or default_roots()
     if name is None:
-        if download:
-            raise InputError("--download: name the set to fetch, such as piggyback data flowers")
-        _list(roots, json)
+        _list([(info, locate(info.name, roots)) for info in DATASETS.values()], json)
         return
     info = dataset(name)
     if download and locate(name, roots) is None:
         notes().print(f"fetching {name} ...")
         fetch(info, roots)
+    place = locate(name, roots)
     if json:
-        write_json(as_json(info, roots))
+        write_json(_as_json(info, place))
         return
     grid = Table.grid(padding=(0, 2))
-    for label, value in facts(info, roots).items():
+    for label, value in _facts(info, place, roots).items():
         grid.add_row(label, Text(value, overflow="fold"))
     results().print(grid)
 
 
-def as_json(info: DatasetInfo, roots: list[Path]) -> dict[str, Any]:
-    """Return what is known about a set, and where it is, as plain JSON."""
-    place = locate(info.name, roots)
+def _as_json(info: DatasetInfo, place: Path | None) -> dict[str, Any]:
     return {
         "name": info.name,
         "title": info.title,
@@ -87,9 +91,8 @@ def as_json(info: DatasetInfo, roots: list[Path]) -> dict[str, Any]:
     }
 
 
-def facts(info: DatasetInfo, roots: list[Path]) -> dict[str, str]:
-    """Return what is known about a set, and where it is, in words."""
-    place = locate(info.name, roots)
+def _facts(info: DatasetInfo, place: Path | None, roots: list[Path]) -> dict[str, str]:
+    """What is known about a set, and where it is, in words."""
     looked = ", ".join(str(root) for root in roots)
     cropped = "squeezed into the square" if info.crop_pct == 1 else f"{info.crop_pct:.3g} of a side"
     return {
@@ -106,21 +109,20 @@ def facts(info: DatasetInfo, roots: list[Path]) -> dict[str, str]:
     }
 
 
-def _list(roots: list[Path], json: bool) -> None:
+def _list(found: list[tuple[DatasetInfo, Path | None]], json: bool) -> None:
     if json:
-        write_json([as_json(info, roots) for info in DATASETS.values()])
+        write_json([_as_json(info, place) for info, place in found])
         return
     table = Table("set", "classes", *SPLITS, "found", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[1:5]:
         column.justify = "right"
     table.columns[0].no_wrap = True
-    table.columns[0].min_width = max(map(len, DATASETS))  # to be copied into a command
+    table.columns[0].min_width = max(len(info.name) for info, _ in found)  # to be copied
     table.columns[5].overflow = "fold"
-    for info in DATASETS.values():
-        place = locate(info.name, roots)
+    for info, place in found:
         counts = (str(info.counts.get(split, "")) for split in SPLITS)
-        found = Text("missing", style="dim") if place is None else Text(str(place))
-        table.add_row(info.name, str(info.classes), *counts, found)
+        where = Text("missing", style="dim") if place is None else Text(str(place))
+        table.add_row(info.name, str(info.classes), *counts, where)
     screen = results()
     screen.print(table)
     screen.print("piggyback data NAME tells how to get one and how to lay it out.")

@@ -11,8 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from piggyback.cli.flags import JsonOption
-from piggyback.cli.options import only
+from piggyback.cli.options import JsonOption, only
 from piggyback.cli.screen import Show, notes, results, write_json
 from piggyback.errors import InputError, TrainingError
 

@@ -8,9 +8,6 @@ from typing import Annotated
 import typer
 
 from piggyback.cli.screen import results
-from piggyback.lab.official.network import architecture_of
-from piggyback.lab.official.packs import export_official, save_official
-from piggyback.taskfile.file import load_file
 
 
 def run(
@@ -30,6 +27,10 @@ def run(
       piggyback export-official flowers.safetensors --out packed.pt
       piggyback export-official flowers.safetensors cubs.safetensors --out all.pt
     """
+    from piggyback.lab.official.network import architecture_of
+    from piggyback.lab.official.packs import export_official, save_official
+    from piggyback.taskfile.file import load_file
+
     loaded = [load_file(file) for file in tasks]
     arch, module = architecture_of(loaded[0])
     save_official(export_official(loaded, arch, module), out)

@@ -8,12 +8,9 @@ from typing import Annotated
 
 import typer
 
-from piggyback.cli.flags import CheckpointOption
+from piggyback.cli.options import CheckpointOption
 from piggyback.cli.screen import results
 from piggyback.lab.official import SPECS
-from piggyback.lab.official.packs import check_pack, import_official
-from piggyback.taskfile.file import save_file
-from piggyback.zoo.load import load_backbone
 
 Architecture = enum.Enum("Architecture", {name: name for name in SPECS})  # type: ignore[misc]
 
@@ -24,11 +21,13 @@ def run(
     dataset: Annotated[str, typer.Option(metavar="NAME", help="Which of the pack's data sets.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What to write; by default DATASET.safetensors, here."),
+        typer.Option(
+            metavar="FILE", help="What to write; by default DATASET.safetensors, in this folder."
+        ),
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(metavar="SPEC", help="The backbone, where not torchvision's weights of 2017."),
+        typer.Option(metavar="SPEC", help="The backbone, if not torchvision's weights of 2017."),
     ] = None,
     checkpoint: CheckpointOption = None,
 ) -> None:
@@ -44,6 +43,10 @@ def run(
       piggyback import-official packed.pt --arch resnet50 --dataset sketches \\
         --checkpoint resnet50_places365.pth.tar --out sketches.safetensors
     """
+    from piggyback.lab.official.packs import check_pack, import_official
+    from piggyback.taskfile.file import save_file
+    from piggyback.zoo.load import load_backbone
+
     check_pack(pack, dataset)  # before a network is downloaded for it
     loaded = load_backbone(backbone or SPECS[arch.value], checkpoint=checkpoint)
     task = import_official(pack, dataset, arch.value, loaded)

@@ -11,9 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from piggyback.cli.flags import JsonOption
+from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import results, write_json
-from piggyback.lab.tables.card import task_card
 from piggyback.lab.tables.formats import human_bytes
 from piggyback.taskfile.header import TaskHeader, read_header
 
@@ -43,6 +42,8 @@ def run(
     if json:
         write_json(_as_json(header))
     elif card:
+        from piggyback.lab.tables.card import task_card
+
         typer.echo(task_card(header), nl=False)
     else:
         _show(header, layers)

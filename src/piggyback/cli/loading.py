@@ -1,4 +1,8 @@
-"""Backbones, task files and image folders, as several commands load them."""
+"""Backbones, task files and image folders, as several commands load them.
+
+What is heavy is imported by the function that needs it: `serve` and `predict` read a task file's header, and refuse
+what is wrong with it, before torch is there.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from accelerate import PartialState
+from typing import TYPE_CHECKING
 
 from piggyback.cli.screen import notes
 from piggyback.errors import BackboneError, DataError, near_misses
-from piggyback.lab.datasets import DATASETS, load
-from piggyback.model.multitask import MultiTaskModel
-from piggyback.network.backbone import Backbone
 from piggyback.taskfile.header import TaskHeader, read_header
-from piggyback.train.data.folder import load_folder
-from piggyback.train.data.segmentation import is_segmentation_folder, load_camvid_layout
-from piggyback.train.data.sets import ImageData
-from piggyback.train.data.size import held_side, native_side, side_for
 from piggyback.zoo import runs_code
-from piggyback.zoo.load import load_backbone, refusal
+
+if TYPE_CHECKING:
+    from piggyback.model.multitask import MultiTaskModel
+    from piggyback.network.backbone import Backbone
+    from piggyback.train.data.sets import ImageData
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Loaded:
 
     model: MultiTaskModel
     headers: tuple[TaskHeader, ...]
+
+
+# -- task files and their backbone -----------------------------------------------------------------
 
 
 def spec_of(header: TaskHeader, spec: str | None) -> str:
@@ -51,8 +54,52 @@ def backbone_of(
     header: TaskHeader, spec: str | None, checkpoint: Path | None, head: str | None
 ) -> Backbone:
     """Return the backbone that a task file names, or the one given as ``spec``; errors as ``spec_of``."""
+    wanted = spec_of(header, spec)
     size = header.info.preprocessing.image_size if header.info.preprocessing else None
-    return load_backbone(spec_of(header, spec), checkpoint=checkpoint, image_size=size, head=head)
+
+    from piggyback.zoo.load import load_backbone
+
+    return load_backbone(wanted, checkpoint=checkpoint, image_size=size, head=head)
+
+
+def load_tasks(
+    files: Sequence[Path], spec: str | None, checkpoint: Path | None, head: str | None
+) -> Loaded:
+    """Return a model that holds the tasks of all ``files``, which must share a backbone."""
+    headers = tuple(read_header(file) for file in files)
+    backbone = backbone_of(headers[0], spec, checkpoint, head)
+
+    from accelerate import PartialState
+
+    from piggyback.model.multitask import MultiTaskModel
+
+    model = MultiTaskModel(backbone)
+    for file in files:
+        model.load_task(file)
+    return Loaded(model.eval().to(PartialState().device), headers)
+
+
+# -- images to train on ----------------------------------------------------------------------------
+
+
+def load_images(root: Path, name: str, skip_bad: bool) -> ImageData:
+    """Return the images of a folder, or of a data set's name, as a task's; show what was left out."""
+    if is_data_set(root, skip_bad):
+        from piggyback.lab.datasets import load
+
+        return replace(load(str(root)), name=name)
+
+    from piggyback.train.data.folder import load_folder
+    from piggyback.train.data.segmentation import is_segmentation_folder, load_camvid_layout
+
+    if is_segmentation_folder(root):
+        refuse_skip_bad(root, skip_bad)
+        return load_camvid_layout(root, name)
+    with naming_option():
+        data = load_folder(root, name, skip_bad=skip_bad)
+    for problem in data.skipped:
+        notes().print(f"left out: {problem}")
+    return data
 
 
 def load_sized(
@@ -66,57 +113,36 @@ def load_sized(
 
     Some networks take only the size they were built for: these are built again, where they can be.
     """
+    from piggyback.train.data.size import held_side, native_side, side_for
+    from piggyback.zoo.load import load_backbone, refusal
+
+    def takes(backbone: Backbone, sides: Iterable[int]) -> bool:
+        return all(refusal(backbone.module, side) is None for side in sides)
+
     backbone = load_backbone(spec, checkpoint=checkpoint, head=head, image_size=image_size)
     if image_size is not None:
         return backbone
     sides = {side_for(held_side(images.train), native_side(backbone)) for images in data}
-    if _takes(backbone, sides - {native_side(backbone)}):
+    if takes(backbone, sides - {native_side(backbone)}):
         return backbone
     with suppress(BackboneError):
         built = load_backbone(spec, checkpoint=checkpoint, head=head, image_size=min(sides))
-        if _takes(built, sides):
+        if takes(built, sides):
             # Each task's size is chosen in training, between its images' and the network's own.
             return replace(built, preprocessing=backbone.preprocessing, size_given=False)
     return backbone
 
 
-def _takes(backbone: Backbone, sides: Iterable[int]) -> bool:
-    return all(refusal(backbone.module, side) is None for side in sides)
-
-
-def load_tasks(
-    files: Sequence[Path], spec: str | None, checkpoint: Path | None, head: str | None
-) -> Loaded:
-    """Return a model that holds the tasks of all ``files``, which must share a backbone."""
-    headers = tuple(read_header(file) for file in files)
-    backbone = backbone_of(headers[0], spec, checkpoint, head)
-    model = MultiTaskModel(backbone)
-    for file in files:
-        model.load_task(file)
-    return Loaded(model.eval().to(PartialState().device), headers)
-
-
-def load_images(root: Path, name: str, skip_bad: bool) -> ImageData:
-    """Return the images of a folder, or of a data set's name, as a task's; tell what was left out."""
-    if is_data_set(root, skip_bad):
-        return replace(load(str(root)), name=name)
-    if is_segmentation_folder(root):
-        refuse_skip_bad(root, skip_bad)
-        return load_camvid_layout(root, name)
-    with naming_option():
-        data = load_folder(root, name, skip_bad=skip_bad)
-    for problem in data.skipped:
-        notes().print(f"left out: {problem}")
-    return data
-
-
 def is_data_set(root: Path, skip_bad: bool) -> bool:
-    """Return whether ``root`` is a data set's name and no folder; a set is read whole or not at all.
+    """Return whether ``root`` is a data set's name and not a folder; a set is read whole or not at all.
 
     Raises DataError for what is neither.
     """
     if root.is_dir():
         return False
+
+    from piggyback.lab.datasets import DATASETS
+
     if str(root) not in DATASETS:
         raise DataError(
             f"image folder {str(root)!r}: no such directory, and no data set of that name"

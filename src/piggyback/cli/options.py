@@ -1,4 +1,4 @@
-"""Options made from a dataclass: its fields give names, types, defaults; the texts below, help."""
+"""Options that several commands share, and those of training, made from the fields of ``Recipe`` and their texts."""
 
 from __future__ import annotations
 
@@ -12,52 +12,53 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from piggyback.errors import InputError
 from piggyback.train.recipe import READ_ONLY, Recipe, group_of
+from piggyback.zoo import default_backbone
+
+DEFAULT_BACKBONE = default_backbone()
+BackboneOption = Annotated[
+    str,
+    typer.Option(
+        "--backbone",
+        metavar="SPEC",
+        help="efficientnet_lite0 (1, 2), timm:NAME, torchvision:NAME, transformers:NAME, "
+        "or path/to/file.py:function.",
+    ),
+]
+OtherBackboneOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", metavar="SPEC", help="The backbone, if not the one that the file names."
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Load the backbone's weights from this state dict instead."),
+]
+HeadOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The backbone's classifier layer, if it is not found."),
+]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="File with the server's token; by default $PIGGYBACK_TOKEN."),
+]
 
 REGULARIZERS = "regularizers"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One field, possibly of a dataclass within the dataclass, as an option."""
-
-    path: tuple[str, ...]
-    kind: Any
-    """Its type, as typer takes it."""
-    default: Any
-    help: str
-    group: str = ""
-    """The title of the help page's panel that it stands in."""
-
-    @property
-    def name(self) -> str:
-        """The parameter's name: ``augment_flip`` for ``augment.flip``."""
-        return "_".join(self.path)
-
-    def parameter(self) -> inspect.Parameter:
-        """Return it as a parameter of a command."""
-        text, names, metavar = self.help.replace("``", ""), [], None
-        if self.name == REGULARIZERS:
-            names, metavar = ["--regularizer"], "KIND:OPTION=NUMBER,..."
-        elif self.kind == list[str]:
-            metavar = "TEXT"
-        if metavar is not None:
-            text += " May be repeated."
-        option = typer.Option(
-            *names, help=text, metavar=metavar, rich_help_panel=self.group or None
-        )
-        return inspect.Parameter(
-            self.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=self.default,
-            annotation=typing.Annotated[self.kind, option],
-        )
+FieldPath = tuple[str, ...]
+"""``("augment", "flip")`` for a field of a dataclass within the recipe; its option is ``--augment-flip``."""
 
 
 def takes_recipe(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -67,12 +68,12 @@ def takes_recipe(*without: str) -> Callable[[Callable[..., None]], Callable[...,
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        choices = [choice for choice in choices_of(Recipe) if choice.path[0] not in without]
+        options = {path: made for path, made in options_of(Recipe) if path[0] not in without}
         own = inspect.signature(command, eval_str=True)
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            values = {choice.path: given.pop(choice.name) for choice in choices}
+            values = {path: given.pop(option.name) for path, option in options.items()}
             command(**given, recipe=_built(Recipe, values))
 
         kept = [
@@ -80,7 +81,7 @@ def takes_recipe(*without: str) -> Callable[[Callable[..., None]], Callable[...,
             for parameter in own.parameters.values()
             if parameter.name != "recipe"
         ]
-        parameters = [*kept, *(choice.parameter() for choice in choices)]
+        parameters = [*kept, *options.values()]
         run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         return run
@@ -88,30 +89,50 @@ def takes_recipe(*without: str) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def choices_of(kind: type, path: tuple[str, ...] = (), group: str = "") -> Iterator[Choice]:
-    """Return the options of a dataclass, those of dataclasses within it by their path."""
+def options_of(
+    kind: type, path: FieldPath = (), group: str = ""
+) -> Iterator[tuple[FieldPath, inspect.Parameter]]:
+    """Return a dataclass's fields as parameters of a command, in sections of the help page."""
     hints = typing.get_type_hints(kind)
     docs = field_docs(kind)
     for field in dataclasses.fields(kind):
         hint, here = hints[field.name], (*path, field.name)
-        title = group or group_of(kind, field.name)
+        section = group or group_of(kind, field.name)
         if ".".join(here) in READ_ONLY:
             continue
         if dataclasses.is_dataclass(hint):
-            yield from choices_of(typing.cast(type, hint), here, title)
+            yield from options_of(typing.cast(type, hint), here, section)
             continue
-        default = field.default
-        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        taken, default = _as_option(field.name, hint, default)
-        yield Choice(here, taken, default, docs.get(field.name) or _doc_of(kind), title)
+        taken, default = _as_typer_takes_it(field, hint)
+        text, names, metavar = docs.get(field.name) or _summary(kind), [], None
+        if field.name == REGULARIZERS:
+            names, metavar = ["--regularizer"], "KIND:OPTION=NUMBER,..."
+        elif taken == list[str]:
+            metavar = "TEXT"
+        if metavar is not None:
+            text += " May be repeated."
+        option = typer.Option(
+            *names,
+            help=text.replace("``", ""),
+            metavar=metavar,
+            rich_help_panel=section or None,
+        )
+        yield (
+            here,
+            inspect.Parameter(
+                "_".join(here),
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=Annotated[taken, option],
+            ),
+        )
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """Return the text below each field of a class, in one line each.
+    """Return the text below each field of a dataclass and its bases, in one line each.
 
-    >>> field_docs(Recipe)["epochs"]
-    'Passes over the training images; by default as many as make about 800 steps, but 5 to 60, and 480 steps or more.'
+    >>> field_docs(Recipe)["batch_size"]
+    'Images per step, over all processes together.'
     """
     found = {}
     for part in filter(dataclasses.is_dataclass, kind.__mro__):
@@ -126,51 +147,40 @@ def field_docs(kind: type) -> dict[str, str]:
     return found
 
 
-def _doc_of(kind: type) -> str:
+def _summary(kind: type) -> str:
     """The first sentence of a class's description."""
     first = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
     return first.rstrip(".:") + "."
 
 
-def _as_option(name: str, hint: Any, default: Any) -> tuple[Any, Any]:
-    """Type and default as typer takes them."""
-    if name == REGULARIZERS:
-        return list[str], []
-    inner = _without_none(hint)
+def _as_typer_takes_it(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, Any]:
+    """A field's type and default, for typer."""
+    factory = field.default_factory
+    default: Any = factory() if callable(factory) else field.default
+    inner = hint
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        (inner,) = (part for part in get_args(hint) if part is not type(None))
     if get_origin(inner) is Literal:
-        words = enum.Enum(name, {word: word for word in get_args(inner)})  # type: ignore[misc]
+        words = enum.Enum(field.name, {word: word for word in get_args(inner)})  # type: ignore[misc]
         return words, words(default)
     if get_origin(inner) is tuple:
         return list[str], list(default or ())
-    return (typing.Optional[inner] if inner is not hint else inner), default  # noqa: UP045
+    return hint, default
 
 
-def _without_none(hint: Any) -> Any:
-    if get_origin(hint) in (typing.Union, types.UnionType):
-        rest = [part for part in get_args(hint) if part is not type(None)]
-        if len(rest) == 1:
-            return rest[0]
-    return hint
-
-
-def _built(kind: Any, values: Mapping[tuple[str, ...], Any]) -> Any:
+def _built(kind: Any, values: Mapping[FieldPath, Any]) -> Any:
     """The dataclass that the options' values describe."""
     hints = typing.get_type_hints(kind)
     made: dict[str, Any] = {}
     for first in dict.fromkeys(path[0] for path in values):
         inside = {path[1:]: value for path, value in values.items() if path[0] == first}
-        made[first] = inside[()] if () in inside else _built(hints[first], inside)
-        if isinstance(made[first], enum.Enum):
-            made[first] = made[first].value
-        if isinstance(made[first], list):
-            made[first] = _listed(first, made[first])
+        value = inside[()] if () in inside else _built(hints[first], inside)
+        if first == REGULARIZERS:
+            value = tuple(regularizer_of(text) for text in value)
+        elif isinstance(value, list):
+            value = tuple(value) or None
+        made[first] = value.value if isinstance(value, enum.Enum) else value
     return kind(**made)
-
-
-def _listed(name: str, given: list[str]) -> Any:
-    if name == REGULARIZERS:
-        return tuple(regularizer_of(text) for text in given)
-    return tuple(given) or None
 
 
 def regularizer_of(text: str) -> Any:
@@ -185,9 +195,8 @@ def regularizer_of(text: str) -> Any:
             key.strip(): float(value)
             for key, _, value in (part.partition("=") for part in rest.split(",") if part)
         }
-        (made,) = Recipe.from_json(
-            {**Recipe().to_json(), REGULARIZERS: [{"kind": kind, **options}]}
-        ).regularizers
+        values = {**Recipe().to_json(), REGULARIZERS: [{"kind": kind, **options}]}
+        (made,) = Recipe.from_json(values).regularizers
     except ValueError as error:  # also InputError, whose text shows the whole recipe
         raise InputError(
             f"regularizer {text!r}: expected KIND:OPTION=NUMBER,..., such as PullToKeep:strength="

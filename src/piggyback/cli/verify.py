@@ -7,11 +7,8 @@ from typing import Annotated
 
 import typer
 
-from piggyback.cli.flags import CheckpointOption, HeadOption, JsonOption, OtherBackboneOption
-from piggyback.cli.loading import backbone_of
+from piggyback.cli.options import CheckpointOption, HeadOption, JsonOption, OtherBackboneOption
 from piggyback.cli.screen import results, write_json
-from piggyback.network.fingerprint import fingerprint
-from piggyback.taskfile.file import load_file
 from piggyback.taskfile.header import read_header
 
 _SHOWN = 10
@@ -35,6 +32,11 @@ def run(
       piggyback verify tasks/signs.safetensors --checkpoint mine.safetensors
     """
     header = read_header(task)
+
+    from piggyback.cli.loading import backbone_of
+    from piggyback.network.fingerprint import fingerprint
+    from piggyback.taskfile.file import load_file
+
     found = backbone_of(header, backbone, checkpoint, head)
     known = load_file(task).info.backbone
     held = {name for name, _ in found.module.named_parameters(remove_duplicate=False)}

@@ -3,7 +3,7 @@
     file, bytes -> RGB, upright, 8 bits -> (box) -> (centre square) -> resize -> uint8 (3, s, s)
                 -> normalise -> float (3, s, s)
 
-Files of the user's own may be of any format in ``SUFFIXES``. Encoded bytes come from strangers:
+Files of the user's own may be of any format in ``find.SUFFIXES``. Encoded bytes come from strangers:
 five formats, whose headers are read by ``images.headers`` before anything is allocated.
 """
 
@@ -32,11 +32,6 @@ from torchvision.transforms.v2 import functional as F
 from piggyback.errors import DataError, TooLargeError
 from piggyback.images.headers import read_header
 from piggyback.images.preprocessing import Preprocessing
-
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp"}
-)
-"""File name endings, in lower case, that count as images; other files are passed over."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom lie just outside the part that is meant."""
@@ -91,15 +86,6 @@ _INTERPOLATION = {
 
 
 # -- which files, and what their headers say -------------------------------------------------------
-
-
-def is_image_name(path: Path) -> bool:
-    """Return whether ``path`` is named like an image and is not hidden.
-
-    >>> is_image_name(Path("a/photo.JPG")), is_image_name(Path("a/._photo.jpg"))
-    (True, False)
-    """
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def check_image(path: Path, *, thorough: bool = False, box: Box | None = None) -> None:

@@ -16,18 +16,16 @@ from torch import Tensor
 
 from piggyback.errors import DataError, InputError
 from piggyback.images.decode import load_fitted, normalise, upright_size
+from piggyback.images.find import find_images
 from piggyback.images.label_maps import VOID
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.task import Task
 from piggyback.train.checkpoint import write_file
 from piggyback.train.data.batches import EvalBatches, serve
-from piggyback.train.data.folder import list_images
 from piggyback.train.data.segmentation import CAMVID
 from piggyback.train.data.sets import Split, difference
 from piggyback.train.device import Speed, processes, summed
-
-_GLOB = frozenset("*?[")
 
 Colour = tuple[int, int, int]
 CAMVID_COLOURS: tuple[Colour, ...] = (
@@ -163,32 +161,6 @@ def predict(
             for file, row, best in zip(part, values.tolist(), order.tolist(), strict=True):
                 made.append(Prediction(str(file), tuple(names[i] for i in best), tuple(row)))
     return made
-
-
-def find_images(inputs: Iterable[str | Path]) -> list[Path]:
-    """Return the image files that ``inputs`` name, each once: files, folders, glob patterns.
-
-    Raises InputError for one that names none.
-    """
-    found: dict[Path, None] = {}
-    for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            here = list_images(path)
-        elif path.exists() or not _GLOB.intersection(str(given)):
-            here = [path] if path.is_file() else []
-        else:
-            pattern = str(path.relative_to(path.anchor))
-            here = sorted(match for match in Path(path.anchor).glob(pattern) if match.is_file())
-        if not here:
-            raise InputError(
-                f"input {str(given)!r}: expected an image file, a folder with images, or a glob "
-                "pattern that matches some; found none"
-            )
-        found.update(dict.fromkeys(here))
-    if not found:
-        raise InputError("no inputs: expected image files, folders or glob patterns")
-    return list(found)
 
 
 @torch.inference_mode()

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from piggyback.errors import DataError, near_misses
-from piggyback.images.decode import SUFFIXES, check_image, is_image_name
+from piggyback.images.decode import check_image
+from piggyback.images.find import SUFFIXES, list_images
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -71,11 +72,6 @@ def load_split(folder: str | Path, *, skip_bad: bool = False) -> ImageSet:
     if not folder.is_dir():
         raise DataError(f"image folder {str(folder)!r}: no such directory")
     return _read_split(folder, skip_bad)[0]
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return all images under ``folder``, at any depth, sorted by path."""
-    return sorted(p for p in folder.rglob("*") if is_image_name(p) and p.is_file())
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

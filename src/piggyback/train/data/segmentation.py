@@ -14,8 +14,9 @@ import torch
 
 from piggyback.errors import DataError
 from piggyback.images.decode import check_image, upright_size
+from piggyback.images.find import list_images
 from piggyback.images.label_maps import VOID, SegmentationSet
-from piggyback.train.data.folder import SPLITS, list_images
+from piggyback.train.data.folder import SPLITS
 from piggyback.train.data.sets import ImageData
 from piggyback.train.hashing import uniforms
 
