@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from piggyback.images.preprocessing import Preprocessing
 from piggyback.lab.experiments.compare import compare, prove
+from piggyback.lab.experiments.manifest import BackboneChoice
+from piggyback.lab.experiments.sources import Toy
 from piggyback.network.backbone import Backbone
 from piggyback.taskfile.file import load_file
-from piggyback.train import ImageData, Recipe, from_tensors, train
+from piggyback.train import ImageData, Recipe, train
 
 RECIPE = Recipe(
     epochs=2,
@@ -28,36 +28,15 @@ RECIPE = Recipe(
 
 @pytest.fixture
 def backbone() -> Backbone:
-    """A small random network."""
-    net = nn.Sequential(
-        nn.Conv2d(3, 12, 3),
-        nn.BatchNorm2d(12),
-        nn.ReLU(),
-        nn.Conv2d(12, 24, 3),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(24, 10),
-    )
-    return Backbone(net.eval(), "", Preprocessing(12), "6")
+    return Toy().backbone(BackboneChoice(spec=""), None)
 
 
 @pytest.fixture
 def data() -> dict[str, ImageData]:
-    """Two tasks: which channel is bright, and which half."""
-    generator = torch.Generator().manual_seed(1)
-    labels = torch.arange(90) % 3
-    images = (torch.rand(90, 3, 12, 12, generator=generator) * 120).byte()
-    channel, half = images.clone(), images.clone()
-    channel[torch.arange(90), labels] += 100
-    half[labels == 0, :, :6] += 100
-    half[labels == 1, :, 6:] += 100
-    return {
-        "channel": from_tensors("channel", "abc", (channel, labels)),
-        "half": from_tensors("half", "xyz", (half, labels)),
-    }
+    return {name: Toy().data(name) for name in ("signs", "letters")}
 
 
-def test_one_row_a_run_and_files_of_the_best_seed(
+def test_one_row_per_run_and_files_of_the_best_seed(
     backbone: Backbone, data: dict[str, ImageData], tmp_path: Path
 ) -> None:
     before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
@@ -73,9 +52,9 @@ def test_one_row_a_run_and_files_of_the_best_seed(
         listener=told.append,
     )
     runs = [(row.seed, row.task, row.method) for row in compared.rows]
-    assert runs == list(product((3, 4), ("channel", "half"), ("head", "masks")))
-    assert told[:2] == ["channel head seed 3", "channel masks seed 3"]
-    assert load_file(tmp_path / "runs/half/head-seed4/half.safetensors").name == "half"
+    assert runs == list(product((3, 4), ("signs", "letters"), ("head", "masks")))
+    assert told[:2] == ["signs head seed 3", "signs masks seed 3"]
+    assert load_file(tmp_path / "runs/letters/head-seed4/letters.safetensors").name == "letters"
     assert compared.proof is not None
     assert compared.proof.identical
     assert compared.proof.forgotten == ()
@@ -92,20 +71,20 @@ def test_one_row_a_run_and_files_of_the_best_seed(
 def test_the_proof_tells_a_wrong_score_and_a_changed_backbone(
     backbone: Backbone, data: dict[str, ImageData]
 ) -> None:
-    result = train(backbone, data["channel"], "channel", RECIPE)
+    result = train(backbone, data["signs"], "signs", RECIPE)
     good = prove(backbone, [result], data, result.task.info.backbone.fingerprint)
     assert good.identical
     assert good.forgotten == ()
     wrong = replace(result, accuracy=result.accuracy + 1)
     bad = prove(backbone, [wrong], data, "0" * 64)
     assert not bad.identical
-    assert bad.forgotten == ("channel-masks-0",)
+    assert bad.forgotten == ("signs-masks-0",)
 
 
 def test_a_finished_run_is_not_repeated(
     backbone: Backbone, data: dict[str, ImageData], tmp_path: Path
 ) -> None:
-    only = {"half": data["half"]}
+    only = {"letters": data["letters"]}
     first = compare(backbone, only, ["finetune"], RECIPE, tmp_path)
     again = compare(backbone, only, ["finetune"], RECIPE, tmp_path, resume=True)
     assert again.rows == first.rows  # the seconds too

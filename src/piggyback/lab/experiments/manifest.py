@@ -27,7 +27,6 @@ from pydantic import (
 from piggyback.errors import ManifestError, near_misses
 from piggyback.lab.datasets import DATASETS
 from piggyback.lab.experiments.published import PUBLISHED
-from piggyback.lab.tables.rows import first_problem
 from piggyback.taskfile.task import check_name
 from piggyback.train import METHODS, Recipe
 from piggyback.train.recipe import READ_ONLY, current
@@ -287,24 +286,33 @@ def parse_manifest(text: str, name: str) -> Manifest:
         _check_known("key", content, [key for key in Manifest.model_fields if key != "name"])
         return Manifest.model_validate({**content, "name": name})
     except ValidationError as error:
-        problem = _unknown_key(error) or first_problem(error)
-        raise ManifestError(f"experiment {name!r}: {problem}") from error
+        raise ManifestError(f"experiment {name!r}: {_first_problem(error)}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ManifestError(f"experiment {name!r}: {' '.join(str(error).split())}") from error
 
 
-def _unknown_key(error: ValidationError) -> str | None:
-    """The first problem, where that is a key that a part of a manifest does not have."""
-    first = error.errors()[0]
-    if first["type"] != "extra_forbidden":
-        return None
-    parts: dict[str, type[_Part]] = {
-        "backbones": BackboneChoice,
-        "sources": Source,
-        "methods": MethodChoice,
-    }
-    *where, key = map(str, first["loc"])
-    return f"{'.'.join(where)}: {_unknown('key', key, parts[where[0]].model_fields)}"
+_PLAIN = {"tuple_type": "a list", "dict_type": "keys and values", "model_type": "keys and values"}
+"""What pydantic expected, where its own words are Python's, by the type of the problem."""
+_PARTS: Mapping[str, type[_Part]] = {
+    "backbones": BackboneChoice,
+    "sources": Source,
+    "methods": MethodChoice,
+}
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, in one line: where, what was expected, what was found."""
+    problem = error.errors()[0]
+    *path, key = map(str, problem["loc"] or [""])
+    if problem["type"] == "extra_forbidden":
+        return f"{'.'.join(path)}: {_unknown('key', key, _PARTS[path[0]].model_fields)}"
+    where = ".".join([*path, key]) + ": " if key else ""
+    if problem["type"] == "value_error":  # raised by a check of ours, which says it all
+        return f"{where}{problem['ctx']['error']}"
+    if problem["type"] == "missing":
+        return f"{where}expected a value, found none"
+    expected = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Input should be "))
+    return f"{where}expected {expected}, found {problem['input']!r:.80}"
 
 
 def _check_known(

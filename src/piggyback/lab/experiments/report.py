@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -58,7 +58,6 @@ class Cost:
 
 def costs(experiment: Experiment) -> list[Cost]:
     """Return what each line of an experiment takes, in the order of the table."""
-    known = [*experiment.trials, *experiment.repeats]
     chosen = {(job.backbone, job.label, job.tasks) for job in experiment.chosen}
     # Before a trial is chosen, the first stands for its repeats.
     unknown = [
@@ -66,43 +65,35 @@ def costs(experiment: Experiment) -> list[Cost]:
         for job in experiment.trials
         if not job.trial and (job.backbone, job.label, job.tasks) not in chosen
     ]
-    planned = known + unknown * (len(experiment.manifest.seeds) - 1)
-    done = [job for job in known if experiment.rows_of(job) is not None]
+    known = [*experiment.trials, *experiment.repeats]
+    again = unknown * (len(experiment.manifest.seeds) - 1)
     lines = []
     for backbone in experiment.manifest.backbones:
-        ended = [job for job in done if job.backbone == backbone]
+        ended = [j for j in known if j.backbone == backbone and experiment.rows_of(j) is not None]
         seconds = sum(row.seconds for job in ended for row in experiment.rows_of(job) or ())
-        seen = sum(_passes(job, experiment.sources)[1] for job in ended)
+        speed = seconds / max(_passes(ended, experiment.sources)[1], 1)
         for label in experiment.manifest.methods:
-            mine = [job for job in planned if (job.backbone, job.label) == (backbone, label)]
-            own = [job for job in ended if job.label == label]
-            passes = [_passes(job, experiment.sources) for job in mine]
-            left = sum(pixels for _, pixels in passes)
-            left -= sum(_passes(job, experiment.sources)[1] for job in own)
-            lines.append(
-                Cost(
-                    backbone=backbone,
-                    label=label,
-                    runs=len(mine),
-                    done=len(own),
-                    images=sum(images for images, _ in passes),
-                    hours=left * seconds / seen / 3600 if seen else None,
-                )
-            )
+            mine = [j for j in (*known, *again) if (j.backbone, j.label) == (backbone, label)]
+            done = [job for job in ended if job.label == label]
+            images, pixels = _passes(mine, experiment.sources)
+            left = pixels - _passes(done, experiment.sources)[1]
+            hours = left * speed / 3600 if ended else None
+            lines.append(Cost(backbone, label, len(mine), len(done), images, hours))
     return lines
 
 
-def _passes(job: Job, sources: Sources) -> tuple[int, int]:
-    """Images, and pixels, that a job passes through its network in training."""
+def _passes(jobs: Iterable[Job], sources: Sources) -> tuple[int, int]:
+    """Images, and pixels, that jobs pass through their networks in training."""
     images = pixels = 0
-    for task in job.tasks:
-        recipe = job.recipes[task]
-        count = sources.train_images(task)
-        epochs = recipe.epochs_for(count)
-        if job.method.method == PACKNET and task != job.tasks[-1]:  # which is not pruned
-            epochs += epochs_after_pruning(recipe, count)
-        images += epochs * count
-        pixels += epochs * count * (recipe.image_size or 224) ** 2
+    for job in jobs:
+        for task in job.tasks:
+            recipe = job.recipes[task]
+            count = sources.train_images(task)
+            epochs = recipe.epochs_for(count)
+            if job.method.method == PACKNET and task != job.tasks[-1]:  # which is not pruned
+                epochs += epochs_after_pruning(recipe, count)
+            images += epochs * count
+            pixels += epochs * count * (recipe.image_size or 224) ** 2
     return images, pixels
 
 

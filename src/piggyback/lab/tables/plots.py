@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from piggyback.lab.tables.formats import human_bytes
-from piggyback.lab.tables.rows import Row
-from piggyback.lab.tables.table import Cell, ResultTable, result_table
+from piggyback.lab.tables.rows import Mean, Row
+from piggyback.lab.tables.table import ResultTable, result_table
 from piggyback.train.checkpoint import write_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -43,12 +43,8 @@ def error_per_task(table: ResultTable, measure: str = "accuracy") -> Figure:
     >>> error_per_task(_example()).axes[0].get_ylabel()
     'error (%)'
     """
-
-    def error(cell: Cell) -> float | None:
-        return None if cell.accuracy is None else 100 - cell.accuracy
-
     label = "error (%)" if measure == "accuracy" else f"100 - {measure} (%)"
-    return _bars(table, error, label, errors=True)
+    return _bars(table, lambda mean: 100 - mean.accuracy, label, errors=True)
 
 
 def density_per_task(table: ResultTable) -> Figure:
@@ -58,9 +54,8 @@ def density_per_task(table: ResultTable) -> Figure:
     'weights kept (%)'
     """
 
-    def kept(cell: Cell) -> float | None:
-        density = cell.mean.density if cell.mean else None
-        return None if density is None else 100 * density
+    def kept(mean: Mean) -> float | None:
+        return None if mean.density is None else 100 * mean.density
 
     return _bars(table, kept, "weights kept (%)", errors=False)
 
@@ -136,14 +131,17 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def _bars(
-    table: ResultTable, value: Callable[[Cell], float | None], name: str, *, errors: bool
+    table: ResultTable, value: Callable[[Mean], float | None], name: str, *, errors: bool
 ) -> Figure:
     """A panel per backbone, a group per task, a bar for each method that has a value somewhere.
 
     ``errors``: with the spread over seeds and the published error.
     """
     known = {
-        line.label for line in table.lines if any(value(cell) is not None for cell in line.cells)
+        line.label
+        for line in table.lines
+        for cell in line.cells
+        if cell.mean and value(cell.mean) is not None
     }
     labels = [label for label in table.labels if label in known]
     groups, down = len(table.tasks), max(1, len(table.backbones))
@@ -158,7 +156,7 @@ def _bars(
             look = _bar(table.labels.index(line.label))
             left = (labels.index(line.label) - (len(labels) - 1) / 2) * width
             for middle, cell in enumerate(line.cells):
-                at, height = middle + left, value(cell)
+                at, height = middle + left, value(cell.mean) if cell.mean else None
                 if height is None or cell.mean is None:
                     _gap(axes, at, "failed" if cell.errors else "none")
                 else:
