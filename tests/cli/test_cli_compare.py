@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from piggyback.taskfile.file import load_file
@@ -103,3 +105,16 @@ def test_all_methods_see_a_task_s_images_at_the_task_s_own_size(
         held = load_file(f"out/tasks/{task}.safetensors").info.preprocessing
         assert held is not None
         assert held.image_size == side
+
+
+def test_plots_are_an_extra_that_is_asked_for_before_any_work(
+    piggyback: Command, toy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for line in (
+        ("compare", "--data", "a=nowhere", "--backbone", f"{toy}:build"),
+        ("experiment", "run", "table2", "--toy"),
+    ):
+        ran = piggyback(*line)
+        assert ran.code == 1
+        assert "torch-piggyback[plots]" in ran.err

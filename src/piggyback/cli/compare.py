@@ -19,7 +19,7 @@ from piggyback.cli.options import (
     takes_recipe,
 )
 from piggyback.cli.screen import Show, notes, results, write_json
-from piggyback.errors import InputError
+from piggyback.errors import InputError, require
 from piggyback.names import check_name
 from piggyback.train.recipe import Recipe
 
@@ -68,6 +68,8 @@ def run(
       piggyback compare --data a=A --data b=B --methods head,masks --seed 1
       piggyback compare --data signs=photos/signs --json > rows.json
     """
+    require("matplotlib", "plots")
+
     from piggyback.cli.loading import load_images, load_sized
     from piggyback.lab.experiments.compare import compare
     from piggyback.lab.tables.formats import run_record, runs_screen

