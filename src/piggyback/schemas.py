@@ -140,7 +140,7 @@ class TaskStatus(Model):
 class BackboneStatus(Model):
     """The network that all tasks share."""
 
-    source: str = Field(description="How it can be loaded; empty for a network of one's own.")
+    source: str = Field(description="How it can be loaded; empty for your own network.")
     fingerprint: str
 
 

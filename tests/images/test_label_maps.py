@@ -108,7 +108,7 @@ def test_classes_from_a_file_beside_the_splits(streets):
     assert np.array_equal(data.train.whole_map(2).numpy(), labels)  # 11 is a class, void is 255
     assert load_segmentation_split(streets / "test").classes == data.classes
     (streets / "classes.txt").write_text("a\na\n")
-    with pytest.raises(DataError, match="a class name a line, each once"):
+    with pytest.raises(DataError, match="one class name per line, each once"):
         load_camvid_layout(streets)
 
 

@@ -92,7 +92,7 @@ def test_names_that_are_taken_are_refused(model, tmp_path):
         lambda: model.load_task(tmp_path / "signs.safetensors"),
         lambda: model.load_task(tmp_path / "signs.safetensors", name="letters"),
     ):
-        with pytest.raises(TaskNameError, match="is there already"):
+        with pytest.raises(TaskNameError, match="already exists"):
             call()
     unchanged(model, before)
 

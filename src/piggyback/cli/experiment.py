@@ -100,9 +100,7 @@ def run_experiment(
     seed: SeedOption = None,
     workers: Annotated[
         int,
-        typer.Option(
-            help="Trainings side by side, each on a device or a part of the cores of its own."
-        ),
+        typer.Option(help="Parallel trainings, each with its own device or share of the cores."),
     ] = 1,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch missing data sets that torchvision can fetch.")

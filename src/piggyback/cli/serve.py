@@ -91,7 +91,7 @@ def run(
         float, typer.Option(min=0.001, help="Seconds until an answer; then 504.")
     ] = 30.0,
     log_level: Annotated[
-        LogLevel, typer.Option(help="From info on there is a line a request.")
+        LogLevel, typer.Option(help="From info on, one line per request.")
     ] = LogLevel.INFO,
     ray: Annotated[
         bool, typer.Option("--ray", help="Several processes, by Ray Serve on this machine.")
@@ -223,7 +223,7 @@ def _check_for_ray(
         if given is not None:
             raise InputError(
                 f"--{name}: with --ray every replica loads the backbone by its name alone; leave it "
-                "out, or name a backbone of your own: path/to/file.py:factory"
+                "out, or name your own backbone: path/to/file.py:factory"
             )
     if port == 0:
         raise InputError("--port 0: with --ray expected a port from 1 to 65535")

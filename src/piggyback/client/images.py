@@ -98,12 +98,12 @@ def _as_png(image: Image.Image) -> bytes:
 
 def _in_png_mode(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise DataError("image: expected 8 or 16 bits a channel, found float pixels")
+        raise DataError("image: expected 8 or 16 bits per channel, found float pixels")
     if image.mode == "I":
         low, high = image.getextrema()
         if low < 0 or high > 65535:  # type: ignore[operator]
             raise DataError(
-                f"image: expected 8 or 16 bits a channel, found values from {low} to {high}"
+                f"image: expected 8 or 16 bits per channel, found values from {low} to {high}"
             )
         return image.convert("I;16")
     if image.mode in _AS_PNG:

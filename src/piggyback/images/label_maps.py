@@ -164,7 +164,7 @@ def read_map(path: Path, classes: Sequence[str], void: int = VOID) -> Tensor:
         mode, values = image.mode, np.array(image)
     if mode not in ("L", "P"):
         raise DataError(
-            f"label map {str(path)!r} has pixels of mode {mode!r}: expected one class number a "
+            f"label map {str(path)!r} has pixels of mode {mode!r}: expected one class number per "
             "pixel, an 8-bit grey or palette PNG"
         )
     found = torch.from_numpy(values)

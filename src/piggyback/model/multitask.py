@@ -546,7 +546,7 @@ class MultiTaskModel(nn.Module):
     def _new_name(self, name: str) -> None:
         if check_name(name) in self._tasks:
             raise TaskNameError(
-                f"task {name!r} is there already: delete_task it first or pick another name"
+                f"task {name!r} already exists: delete_task it first or choose another name"
             )
 
     def _new_head(self, head: nn.Module | None) -> None:

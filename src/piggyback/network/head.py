@@ -60,7 +60,7 @@ def _last_layer(module: nn.Module) -> str:
     layers = [(n, m) for n, m in _products(module) if n.rpartition(".")[0] not in attentions]
     if not layers or not _can_be_head(layers[-1][1]):
         raise _unclear(
-            module, "the last layer with weights is no linear layer or 1 x 1 convolution"
+            module, "the last layer with weights is not a linear layer or 1 x 1 convolution"
         )
     name, last = layers[-1]
     if block := _repeated_block(module, name):

@@ -219,7 +219,7 @@ def _matcher(text: str) -> Callable[[str], bool]:
     try:
         pattern = re.compile(text[3:])
     except re.error as error:
-        raise SelectionError(f"selection {text!r} is no regular expression: {error}") from error
+        raise SelectionError(f"selection {text!r} is not a regular expression: {error}") from error
     return lambda name: pattern.search(name) is not None
 
 

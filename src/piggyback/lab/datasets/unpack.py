@@ -59,7 +59,7 @@ def _extract(packed: Path, folder: Path) -> None:
         members = archive.getmembers()
         for member in members:
             if not (member.isreg() or member.isdir()) or member.issparse():
-                raise DataError(f"{packed}: {member.name!r} is no plain file or folder; refused")
+                raise DataError(f"{packed}: {member.name!r} is not a plain file or folder; refused")
             total += member.size
         if total > packed.stat().st_size:
             raise DataError(

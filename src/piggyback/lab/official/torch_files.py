@@ -82,7 +82,7 @@ class Record:
 
     def __setstate__(self, state: object) -> None:
         if type(state) is not dict:
-            raise TypeError("attributes that are no dictionary")
+            raise TypeError("attributes that are not a dictionary")
         self.__dict__ = {"state": state}
 
 

@@ -69,7 +69,7 @@ def from_args(args: Mapping[str, Any]) -> ClusterOptions:
     options = from_mapping(ClusterOptions, {**given, "token": token}, "args")
     if "://" not in options.tasks and not Path(options.tasks).is_absolute():
         raise InputError(
-            f"args.tasks: {options.tasks!r} is a relative path, and every process has a folder of its own; "
+            f"args.tasks: {options.tasks!r} is a relative path, and every process has its own working folder; "
             "expected an absolute path that all machines have, or a URL"
         )
     return options

@@ -155,10 +155,12 @@ class ModelCopy:
                 y = self._module(x.to(self._prototype.device, dtype))
             if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x):
                 raise InputError(
-                    f"{_described(y)} for {len(x)} inputs: expected {len(x)} rows of outputs, one a class"
+                    f"{_described(y)} for {len(x)} inputs: expected {len(x)} rows of outputs, one per class"
                 )
             if self._outputs is not None and y.shape[1] != self._outputs:
-                raise InputError(f"{_described(y)}: expected {self._outputs} outputs, one a class")
+                raise InputError(
+                    f"{_described(y)}: expected {self._outputs} outputs, one per class"
+                )
             return y if self._as_it_comes else y.to("cpu", torch.float32)
 
     def _take(self, names: Iterable[str]) -> None:

@@ -267,7 +267,7 @@ def servable(shapes: Shapes, fingerprint: str) -> Check:
             )
         if head not in ("linear", "conv"):
             raise InputError(
-                f"task {name!r}: its head of kind {head[:40]!r} is a module of its own: a server expects "
+                f"task {name!r}: its head of kind {head[:40]!r} is a custom module: a server expects "
                 "'linear' or 'conv'; run it with MultiTaskModel and head=<that module>"
             )
         return header

@@ -149,7 +149,7 @@ def _named_classes(folder: Path) -> tuple[str, ...]:
             lines = place.read_text(encoding="utf-8", errors="replace").splitlines()
             names = tuple(line.strip() for line in lines if line.strip())
             if not names or len(set(names)) != len(names):
-                raise DataError(f"{str(place)!r}: expected a class name a line, each once")
+                raise DataError(f"{str(place)!r}: expected one class name per line, each once")
             return names
     return ()
 
