@@ -58,7 +58,7 @@ def create_app(
     >>> @app.get("/version")
     ... async def version() -> str: return "1"
     >>> sorted(app.openapi()["paths"])  # doctest: +ELLIPSIS
-    ['/health', '/livez', '/v1/predict', '/v1/tasks', ..., '/version']
+    ['/health', '/livez', '/readyz', '/v1/predict', '/v1/tasks', ..., '/version']
     """
     if token is not None and not is_token(token):
         raise InputError("the token: expected one or more ASCII characters without spaces")
