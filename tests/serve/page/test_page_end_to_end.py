@@ -18,7 +18,7 @@ pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
 from support.colour_tasks import Colours, picture, task_file
-from support.fake_engine import served
+from support.fake_engine import FakeEngine, served
 
 Visit = Callable[..., Any]
 
@@ -102,3 +102,16 @@ def test_a_server_that_starts_says_so(visit: Visit, engine: Engine) -> None:
         until(page, "fetch('health').then((said) => said.ok)")
         page.clock.run_for(3100)
         until(page, "document.querySelector('#state').textContent === 'Ready'")
+
+
+def test_the_documentation_opens_and_loads_nothing_from_elsewhere(browser: Any) -> None:
+    seen: list[str] = []
+    with served(FakeEngine()) as server:
+        page = browser.new_page()
+        page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda asked: seen.append(asked.url))
+        page.goto(f"{server.address}/docs")
+        page.wait_for_selector("[data-path='/v1/predict']")
+        page.close()
+    assert [one for one in seen if not one.startswith(server.address)] == []
