@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,20 +71,21 @@ class Measured:
     def per_class_iou(self) -> dict[str, float | None]:
         """Return each class's intersection over union in percent.
 
-        That is right / (truth + predicted - right); None for a class in neither truth nor
-        prediction.
+        That is right / (truth + predicted - right); None for a class in neither truth nor prediction.
         """
         right = self.confusion.diagonal()
-        union = self.confusion.sum(0) + self.confusion.sum(1) - right
-        triples = zip(self.classes, right.tolist(), union.tolist(), strict=True)
-        return {name: 100 * hits / total if total else None for name, hits, total in triples}
+        return self._percent(self.confusion.sum(0) + self.confusion.sum(1) - right)
 
     def per_class(self) -> dict[str, float | None]:
         """Return the percent called right of each class; None for a class without images."""
-        totals = self.confusion.sum(1).tolist()
-        right = self.confusion.diagonal().tolist()
-        pairs = zip(self.classes, right, totals, strict=True)
-        return {name: 100 * hits / total if total else None for name, hits, total in pairs}
+        return self._percent(self.confusion.sum(1))
+
+    def _percent(self, totals: Tensor) -> dict[str, float | None]:
+        """What is right of each class, in percent of its total."""
+        triples = zip(
+            self.classes, self.confusion.diagonal().tolist(), totals.tolist(), strict=True
+        )
+        return {name: 100 * hits / total if total else None for name, hits, total in triples}
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,10 @@ def palette(classes: int) -> list[Colour]:
     >>> palette(3)
     [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
     """
-    return [_colour(label) for label in range(classes)]
+    colours = [[0, 0, 0] for _ in range(classes)]
+    for label, bit, channel in itertools.product(range(classes), range(8), range(3)):
+        colours[label][channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
+    return [(red, green, blue) for red, green, blue in colours]
 
 
 def colours_of(classes: Sequence[str]) -> list[Colour]:
@@ -327,11 +332,3 @@ def _at_own_size(scores: Tensor, size: tuple[int, int], preprocessing: Preproces
     top, left = round((height - down) / 2), round((width - across) / 2)
     whole[top : top + down, left : left + across] = labels.cpu()
     return whole
-
-
-def _colour(label: int) -> Colour:
-    channels = [0, 0, 0]
-    for bit in range(8):
-        for channel in range(3):
-            channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
-    return channels[0], channels[1], channels[2]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,6 @@ class EpochRow:
     """Since the run began, over all resumes."""
     best: bool
     """Whether it is the best so far: no earlier one's val accuracy is clearly higher, see ``Progress.is_best``."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return asdict(self)
 
 
 class Listener:

@@ -147,7 +147,7 @@ def guard_of(
         return None
     if len(images) > MOST_IMAGES:
         chosen = shuffled(recipe.seed, 0, len(images))[:MOST_IMAGES]
-        images = images.subset(torch.from_numpy(chosen).sort().values)
+        images = images.subset(chosen.sort().values)
     learner.mode(training=False)
     found = features_of(learner.network, learner.head, images, preprocessing, recipe, speed)
     if found is None:
@@ -203,7 +203,7 @@ def _head_losses(
     for step in range(steps):
         epoch, batch = divmod(step, per_epoch)
         if not batch:
-            order = torch.from_numpy(shuffled(recipe.seed, epoch, len(labels))).to(labels.device)
+            order = shuffled(recipe.seed, epoch, len(labels)).to(labels.device)
         chosen = order[batch * size : (batch + 1) * size]
         rate = recipe.head_lr * lr_factor(recipe.schedule, step, steps, recipe.warmup)
         optimizer.param_groups[0]["lr"] = rate

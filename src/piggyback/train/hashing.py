@@ -1,14 +1,15 @@
 """Random numbers that are a pure function of their place: (seed, epoch, index) -> u in [0, 1).
 
-Nothing is drawn from a stream, so nothing has to be saved: workers, the number of processes and a
-resume in mid-epoch cannot change what a sample gets. The mixing function is SplitMix64 (Steele,
-Lea, Flood 2014).
+Nothing is drawn from a stream, so nothing has to be saved: workers, the number of processes and a resume in mid-epoch
+cannot change what a sample gets. The mixing function is SplitMix64 (Steele, Lea, Flood 2014).
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -54,9 +55,10 @@ def seed_of(*parts: int) -> int:
     return int(state[0] >> np.uint64(1))
 
 
-def shuffled(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
+def shuffled(seed: int, epoch: int, n: int) -> Tensor:
     """Return the order of ``n`` samples in an epoch, int64 (n,)."""
-    return np.argsort(uniforms(seed, epoch, np.arange(n), 1)[:, 0], kind="stable")
+    order = np.argsort(uniforms(seed, epoch, np.arange(n), 1)[:, 0], kind="stable")
+    return torch.from_numpy(order)
 
 
 def _state(value: int) -> npt.NDArray[np.uint64]:

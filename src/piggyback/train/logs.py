@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ def write_history(folder: Path, history: Sequence[EpochRow]) -> None:
     names = [field.name for field in fields(EpochRow)]
     writer = csv.DictWriter(table, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.to_json() for row in history)
+    writer.writerows(asdict(row) for row in history)
     write_file(folder / "metrics.csv", table.getvalue())
-    lines = "".join(json.dumps(row.to_json()) + "\n" for row in history)
+    lines = "".join(json.dumps(asdict(row)) + "\n" for row in history)
     write_file(folder / "metrics.jsonl", lines)
 
 
@@ -76,7 +76,7 @@ class Curves:
         """Add a point to the epoch curves."""
         if self.tracker is not None:
             skip = ("epoch", "best", "lr")
-            values = {k: v for k, v in row.to_json().items() if k not in skip and v is not None}
+            values = {k: v for k, v in asdict(row).items() if k not in skip and v is not None}
             named = {f"epoch/{name}": value for name, value in values.items()}
             self.tracker.log(named, step=row.epoch * self.steps)
 

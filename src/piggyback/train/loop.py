@@ -93,13 +93,9 @@ class Progress:
         reached = next(past.epoch for past in self.history if past.val_accuracy == top)
         self.stopped = patience is not None and row.epoch - reached >= patience
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
     @staticmethod
     def from_json(values: dict[str, Any]) -> Progress:
-        """Return what ``to_json`` wrote."""
+        """Return what ``asdict`` made of one."""
         return Progress(**{**values, "history": [EpochRow(**row) for row in values["history"]]})
 
 
@@ -186,8 +182,7 @@ class Run:
 def fit(run: Run) -> None:
     """Train from where the run stands to its end; ``run.best`` then holds the best epoch's result.
 
-    Raises TrainingError when the loss is no longer a number; the last checkpoint is from before
-    that.
+    Raises TrainingError when the loss is no longer a number; the last checkpoint is from before that.
     """
     recipe, progress = run.recipe, run.progress
     begins = run.at == 0
@@ -374,7 +369,7 @@ def save(run: Run) -> None:
     if run.best is not None:
         tensors |= {f"best/{name}": t for name, t in run.best.flatten().items()}
     run.progress.seconds = run.elapsed()
-    values = {**run.progress.to_json(), "speed": asdict(run.speed)}
+    values = {**asdict(run.progress), "speed": asdict(run.speed)}
     if run.guard is not None:
         values["guard"] = run.guard.to_json()
         tensors |= {f"good/{name}": tensor for name, tensor in run.guard.good.items()}

@@ -12,9 +12,9 @@ import functools
 import inspect
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from piggyback.errors import InputError
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, Regularizer, TargetDensity
@@ -60,9 +60,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class CommonOptions:
-    """What is trained, on which images, for how long."""
-
-    title: ClassVar[str] = "Training"
+    """Training: what is trained, on which images, for how long."""
 
     method: str = "masks"
     """masks: which weights to keep, one bit each; head: the classifier only; finetune: every
@@ -76,8 +74,7 @@ class CommonOptions:
     """Side of the square the network sees, in pixels; by default the images' own, a multiple of 32
     from 64 to what the backbone was trained on."""
     crop_pct: float = 1.0
-    """1.0 squeezes the whole image into the square; below, that part of its shorter side is cut
-    from the centre."""
+    """1.0 squeezes the whole image into the square; below, that part of its shorter side is cut from the centre."""
     augment: Augment = field(default_factory=Augment)
     """What may happen to a training image."""
     tune: bool = False
@@ -90,9 +87,7 @@ class CommonOptions:
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What masks, head and lora share: a head and, if asked, normalisation of the task's own."""
-
-    title: ClassVar[str] = "Methods masks, head and lora"
+    """Methods masks, head and lora: a head and, if asked, normalisation of the task's own."""
 
     head_lr: float = HEAD_LR
     """Peak learning rate of the classifier, for the methods masks, head and lora."""
@@ -102,15 +97,12 @@ class TaskOptions:
     norm_lr: float = HEAD_LR
     """Peak learning rate of normalisation layers, where masks or adapters train them too."""
     select: tuple[str, ...] | None = None
-    """Names, globs or 're:' patterns of the weights to mask; by default all but the
-    classifier's."""
+    """Names, globs or 're:' patterns of the weights to mask; by default all but the classifier's."""
 
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """How masks are learned."""
-
-    title: ClassVar[str] = "Method masks"
+    """Method masks: how masks are learned."""
 
     mask_lr: float | None = None
     """Peak learning rate of the mask scores (Adam); by default what follows from the number of steps."""
@@ -128,9 +120,7 @@ class MaskOptions:
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """How a full copy of the network is trained."""
-
-    title: ClassVar[str] = "Method finetune"
+    """Method finetune: how a full copy of the network is trained."""
 
     finetune_lr: float = 1e-3
     """Peak learning rate of all weights in the method finetune."""
@@ -142,9 +132,7 @@ class FinetuneOptions:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """How low-rank adapters are trained."""
-
-    title: ClassVar[str] = "Method lora"
+    """Method lora: how low-rank adapters are trained."""
 
     lora_rank: int | None = None
     """Rank of the method lora; by default the largest whose adapters fit into lora_bytes."""
@@ -156,9 +144,7 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class PackNetOptions:
-    """How PackNet frees weights for the tasks that follow."""
-
-    title: ClassVar[str] = "PackNet, in comparisons and experiments"
+    """PackNet, in comparisons and experiments: how weights are freed for the tasks that follow."""
 
     prune: float = 0.5
     """Share of the weights that a task trained which PackNet frees for the next, smallest magnitudes first."""
@@ -168,16 +154,12 @@ class PackNetOptions:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How each step is made, whatever the method."""
-
-    title: ClassVar[str] = "Optimizer steps"
+    """Optimizer steps: how each step is made, whatever the method."""
 
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """cosine: warm-up, then down to 0 along a cosine; step: the paper's, a tenth from half-way on;
-    constant."""
+    """cosine: warm-up, then down to 0 along a cosine; step: the paper's, a tenth from half-way on; constant."""
     warmup: float = 0.3
-    """Fraction of the steps in which the learning rate rises to its peak, for the cosine
-    schedule."""
+    """Fraction of the steps in which the learning rate rises to its peak, for the cosine schedule."""
     label_smoothing: float = 0.1
     """Share of the target probability that is spread over all classes."""
     weight_decay: float = 0.0
@@ -191,9 +173,7 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run uses the machine, and what it leaves besides its result."""
-
-    title: ClassVar[str] = "Speed and logs"
+    """Speed and logs: how a run uses the machine, and what it leaves besides its result."""
 
     amp: Literal["auto", "no", "bf16"] = "auto"
     """Arithmetic of the forward pass: float32 (no), bfloat16, or what suits the device and the network."""
@@ -204,8 +184,7 @@ class RunOptions:
     workers: int = 2
     """Processes that decode images, where these are too many to be kept in memory."""
     checkpoint_minutes: float = 5.0
-    """A checkpoint is written after every epoch, and in between when this many minutes have
-    passed."""
+    """A checkpoint is written after every epoch, and in between when this many minutes have passed."""
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
     """Where curves go besides metrics.csv and metrics.jsonl; needs the extra of that name."""
 
@@ -230,17 +209,19 @@ class Recipe(
 
     def __post_init__(self) -> None:
         for expected, names, good in _RANGES:
-            for name in names:
+            for name in names.split():
                 _check(name, value := getattr(self, name), good(value), expected)
         _check_choices(self)
 
     def epochs_for(self, images: int) -> int:
-        """Return the passes over ``images`` training images.
+        """Return the passes over ``images`` training images; for the default see docs/RECIPES.md.
 
-        >>> Recipe().epochs_for(256), Recipe(epochs=3).epochs_for(256)
-        (60, 3)
+        >>> [Recipe().epochs_for(images) for images in (32, 256, 1000, 4000, 50_000)], Recipe(epochs=3).epochs_for(256)
+        ([480, 60, 26, 7, 5], 3)
         """
-        return self.epochs or default_epochs(images, self.batch_size)
+        steps = max(images // self.batch_size, 1)
+        wanted = min(max(MOST_EPOCHS * steps, SHORTEST), LONG)
+        return self.epochs or max(-(-wanted // steps), 5)
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values; a regulariser has its class name as ``kind``."""
@@ -277,25 +258,14 @@ def current(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in RETIRED}
 
 
-def default_epochs(images: int, batch_size: int) -> int:
-    """Return the passes over ``images`` training images where a recipe does not say: see docs/RECIPES.md.
-
-    >>> [default_epochs(images, 32) for images in (32, 256, 1000, 4000, 50_000)]
-    [480, 60, 26, 7, 5]
-    """
-    steps = max(images // batch_size, 1)
-    wanted = min(max(MOST_EPOCHS * steps, SHORTEST), LONG)
-    return max(-(-wanted // steps), 5)
-
-
 def group_of(kind: type, name: str) -> str:
-    """Return the title of the group that a field of a recipe belongs to.
+    """Return the title of the group that a field of a recipe belongs to: what its class says first.
 
     >>> group_of(Recipe, "mask_lr"), group_of(Recipe, "epochs")
     ('Method masks', 'Training')
     """
     owner = next(c for c in kind.__mro__ if name in inspect.get_annotations(c))
-    return str(getattr(owner, "title", ""))
+    return (owner.__doc__ or "").partition(":")[0]
 
 
 def _whole(value: Any) -> bool:
@@ -306,28 +276,20 @@ def _positive(value: Any) -> bool:
     return bool(0 < value < math.inf)
 
 
-_RANGES: tuple[tuple[str, tuple[str, ...], Any], ...] = (
-    ("an integer from 1", ("batch_size", "accumulate"), _whole),
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("an integer from 1", "batch_size accumulate", _whole),
     (
         "an integer from 1, or none",
-        ("epochs", "patience", "lora_rank", "lora_bytes", "prune_epochs"),
+        "epochs patience lora_rank lora_bytes prune_epochs",
         lambda value: value is None or _whole(value),
     ),
-    (
-        "a finite number above 0",
-        ("mask_rate", "head_lr", "norm_lr", "finetune_lr", "lora_lr"),
-        _positive,
-    ),
-    (
-        "a finite number above 0, or none",
-        ("mask_lr", "clip"),
-        lambda value: value is None or _positive(value),
-    ),
-    ("a number from 0", ("weight_decay", "checkpoint_minutes", "workers"), lambda v: v >= 0),
-    ("from 0 to below 1", ("warmup", "label_smoothing", "prune"), lambda v: 0 <= v < 1),
-    ("above 0, at most 1", ("crop_pct",), lambda v: 0 < v <= 1),
+    ("a finite number above 0", "mask_rate head_lr norm_lr finetune_lr lora_lr", _positive),
+    ("a finite number above 0, or none", "mask_lr clip", lambda v: v is None or _positive(v)),
+    ("a number from 0", "weight_decay checkpoint_minutes workers", lambda v: bool(v >= 0)),
+    ("from 0 to below 1", "warmup label_smoothing prune", lambda v: bool(0 <= v < 1)),
+    ("above 0, at most 1", "crop_pct", lambda v: bool(0 < v <= 1)),
 )
-"""What is expected of numbers, in words, of which fields, and the test."""
+"""What is expected of numbers, in words; of which fields; the test."""
 
 _REGULARIZERS: dict[str, type] = {
     kind.__name__: kind for kind in (PullToKeep, TargetDensity, EntropyPrice)

@@ -59,20 +59,6 @@ class TrainResult:
     """The file that was written, if any."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def row(self) -> dict[str, Any]:
-        """Return the result as a row of the comparison tables, plain JSON."""
-        return {
-            "task": self.name,
-            "method": self.method,
-            "seed": self.seed,
-            "accuracy": self.accuracy,
-            "val_accuracy": self.val_accuracy,
-            "bits_per_weight": self.bits_per_weight,
-            "bytes": self.bytes,
-            "seconds": self.seconds,
-            "verdict": self.verdict,
-        }
-
 
 def finish(run: Run) -> TrainResult:
     """Return the result of a trained run: its best epoch, measured on test and written out."""
@@ -155,7 +141,7 @@ def _keep(run: Run, result: TrainResult, path: Path, data: bytes) -> None:
     """Write the file, then what says that the run has ended; then the checkpoint may go."""
     write_file(path, data)
     values = {name: value for name, value in vars(result).items() if name not in _IN_THE_FILE}
-    values["history"] = [row.to_json() for row in result.history]
+    values["history"] = [asdict(row) for row in result.history]
     text = {
         "result": values,
         "file": path.name,

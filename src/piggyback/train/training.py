@@ -43,15 +43,14 @@ def train(
 ) -> TrainResult:
     """Return what a run has learned: its best epoch by val accuracy, measured once on test.
 
-    ``out`` is the run's folder: its checkpoint while it goes, then the task file (or the fine-tuned
-    weights), logs and ``result.json``; None keeps nothing. ``resume`` goes on from the checkpoint
-    there, or returns the result where the run has ended; otherwise the run starts anew. ``method``
-    stands in for the one that the recipe names. The backbone's module comes back bit for bit.
-    A recipe with ``tune`` has its settings chosen first, see ``tune.py``.
+    ``out`` is the run's folder: its checkpoint while it goes, then the task file (or the fine-tuned weights), logs and
+    ``result.json``; None keeps nothing. ``resume`` goes on from the checkpoint there, or returns the result where the
+    run has ended; otherwise the run starts anew. ``method`` stands in for the one that the recipe names. The backbone's
+    module comes back bit for bit. A recipe with ``tune`` has its settings chosen first, see ``tune.py``.
 
-    Raises TrainingError when the loss is no longer a number; CheckpointError for a checkpoint that
-    is damaged or of another run, or when ``out`` cannot be written; DataError for images that
-    cannot be decoded; MissingExtraError for a tracker that is not installed.
+    Raises TrainingError when the loss is no longer a number; CheckpointError for a checkpoint that is damaged or of
+    another run, or when ``out`` cannot be written; DataError for images that cannot be decoded; MissingExtraError for a
+    tracker that is not installed.
     """
     recipe, listener = recipe or Recipe(), listener or Listener()
     check_name(name)

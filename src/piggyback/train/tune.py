@@ -129,7 +129,7 @@ def _folds(data: ImageData, seed: int) -> Sequence[ImageData]:
         return [replace(data, test=val)]
     labels = torch.cat([train.labels, val.labels])
     first = torch.zeros(len(labels), dtype=torch.bool)
-    order = torch.from_numpy(shuffled(seed, _STREAM, len(labels)))
+    order = shuffled(seed, _STREAM, len(labels))
     for label in range(len(data.classes)):
         members = order[labels[order] == label]
         first[members[: -(-len(members) // 2)]] = True

@@ -54,7 +54,7 @@ class TrainBatches(Dataset[Batch]):
         self.batch_size = _real_batch(images, batch_size, world)
         self.seed, self.epoch = seed, epoch
         self.rank, self.world = rank, world
-        self.order = torch.from_numpy(shuffled(seed, epoch, len(images)))
+        self.order = shuffled(seed, epoch, len(images))
 
     def __len__(self) -> int:
         return steps_in_epoch(self.images, self.batch_size, self.world)

@@ -6,7 +6,7 @@ before training starts, and named.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,14 +35,13 @@ def load_folder(
 ) -> ImageData:
     """Return the images under ``root``, checked; class names sorted, labels in that order.
 
-    ``root`` holds train/, and val/ and test/ or not; or class folders directly, which are all taken
-    as train. ``skip_bad``: leave unreadable images out (every image is decoded once to find them)
-    and list them in ``skipped``; otherwise the first one raises. ``seed``: of the cut, so that it
-    stays the same over runs. ``classes``: only these, or so many of the first ones; ``train_per_class``:
-    of each at most so many training images, the first by name.
+    ``root`` holds train/, and val/ and test/ or not; or class folders directly, which are all taken as train.
+    ``skip_bad``: leave unreadable images out (every image is decoded once to find them) and list them in ``skipped``;
+    otherwise the first one raises. ``seed``: of the cut, so that it stays the same over runs. ``classes``: only these,
+    or so many of the first ones; ``train_per_class``: of each at most so many training images, the first by name.
 
-    Raises DataError for a folder that is missing or empty, a class without images, one class only,
-    splits with different classes, a corrupt or truncated image.
+    Raises DataError for a folder that is missing or empty, a class without images, one class only, splits with
+    different classes, a corrupt or truncated image.
     """
     root = Path(root)
     if not root.is_dir():
@@ -121,25 +120,25 @@ def _read_split(
             )
         files += inside
         labels += [label] * len(inside)
-    bad = _check_files(files, skip_bad)
+    bad = set()
+    checks = problems(partial(_problem, thorough=skip_bad), files)
+    for position, problem in enumerate(checks):
+        if problem is not None and not skip_bad:
+            raise DataError(f"{problem}; remove it or skip such images (skip_bad)")
+        if problem is not None:
+            bad.add(position)
     good = [i for i in range(len(files)) if i not in bad]
     whole = ImageSet(tuple(classes), torch.tensor(labels), files=tuple(files))
     return whole.subset(torch.tensor(good, dtype=torch.int64)), [str(files[i]) for i in sorted(bad)]
 
 
-def _check_files(files: Sequence[Path], skip_bad: bool) -> set[int]:
-    """Return the positions of unreadable files; without ``skip_bad`` the first one raises."""
-    bad: set[int] = set()
-    with ThreadPoolExecutor() as pool:
-        checks = pool.map(partial(_problem, thorough=skip_bad), files)
-        for position, problem in enumerate(checks):
-            if problem is None:
-                continue
-            if not skip_bad:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise DataError(f"{problem}; remove it or skip such images (skip_bad)")
-            bad.add(position)
-    return bad
+def problems(check: Callable[..., str | None], *files: Sequence[Path]) -> Iterator[str | None]:
+    """Yield what ``check`` says of each file, in order, looking at several at a time."""
+    pool = ThreadPoolExecutor()
+    try:
+        yield from pool.map(check, *files)
+    finally:  # also where the caller has seen enough
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _problem(path: Path, thorough: bool) -> str | None:

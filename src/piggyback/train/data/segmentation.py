@@ -1,4 +1,4 @@
-"""Segmentation data in two layouts: a folder of images and label maps a split, and Pascal VOC's.
+"""Segmentation data in two layouts: a folder of images and label maps for each split, and Pascal VOC's.
 
 ROOT/train/images/a.jpg, ROOT/train/labels/a.png; the same in val and test          CamVid
 ROOT/VOCdevkit/VOC2012/: JPEGImages, SegmentationClass, ImageSets/Segmentation      Pascal VOC
@@ -7,63 +7,30 @@ ROOT/VOCdevkit/VOC2012/: JPEGImages, SegmentationClass, ImageSets/Segmentation  
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import torch
 
 from piggyback.errors import DataError
 from piggyback.images.decode import check_image, upright_size
 from piggyback.images.find import list_images
 from piggyback.images.label_maps import VOID, SegmentationSet
-from piggyback.train.data.folder import SPLITS
-from piggyback.train.data.sets import ImageData
-from piggyback.train.hashing import uniforms
+from piggyback.train.data.folder import SPLITS, problems
+from piggyback.train.data.sets import VAL_STREAM, ImageData
+from piggyback.train.hashing import shuffled
 
 CAMVID = (
-    "Sky",
-    "Building",
-    "Pole",
-    "Road",
-    "Pavement",
-    "Tree",
-    "SignSymbol",
-    "Fence",
-    "Car",
-    "Pedestrian",
-    "Bicyclist",
-)
+    "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car",
+    "Pedestrian", "Bicyclist",
+)  # fmt: skip
 """The eleven classes of CamVid that papers measure, in the order of the label maps' values."""
 CAMVID_VOID = 11
 CLASSES = "classes.txt"
-"""Names the classes of a folder, a line each, in the order of the label maps' values."""
-
+"""Names the classes of a folder, one per line, in the order of the label maps' values."""
 VOC = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
 """Pascal VOC's classes, in the order of the label maps' values; 255 is void."""
-
-_VAL_STREAM = 1
 
 
 def load_camvid_layout(
@@ -76,10 +43,9 @@ def load_camvid_layout(
 ) -> ImageData:
     """Return the images and label maps under ``root``, as ``<split>/images`` and ``<split>/labels``.
 
-    A map has its image's name, ends in .png and is of its size. Its values are indices into
-    ``classes``, by default the lines of ROOT/classes.txt, or 255 for void; without both they are
-    CamVid's, where 11 is void. Without val/, it is cut from train by ``seed``. Raises DataError for
-    what is missing and for what does not fit.
+    A map has its image's name, ends in .png and is of its size. Its values are indices into ``classes``, by default the
+    lines of ROOT/classes.txt, or 255 for void; without both they are CamVid's, where 11 is void. Without val/, it is
+    cut from train by ``seed``. Raises DataError for what is missing and for what does not fit.
     """
     root = Path(root)
     sets = {}
@@ -175,8 +141,7 @@ def _data(name: str, sets: dict[str, SegmentationSet], val_fraction: float, seed
             f"{name}: val fraction {val_fraction} of {len(train)} training images is {n}: "
             "expected one or more, and one or more left"
         )
-    key = torch.from_numpy(uniforms(seed, _VAL_STREAM, torch.arange(len(train)).numpy(), 1)[:, 0])
-    order = key.argsort()
+    order = shuffled(seed, VAL_STREAM, len(train))
     rest, val = order[n:].sort().values, order[:n].sort().values
     taken = (f"val {val_fraction}",)
     return ImageData(name, train.subset(rest), train.subset(val), sets["test"], cut=taken)
@@ -185,11 +150,9 @@ def _data(name: str, sets: dict[str, SegmentationSet], val_fraction: float, seed
 def _checked(
     classes: Sequence[str], images: Sequence[Path], maps: Sequence[Path], void: int
 ) -> SegmentationSet:
-    with ThreadPoolExecutor() as pool:
-        for problem in pool.map(_problem, images, maps):
-            if problem is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise DataError(problem)
+    for problem in problems(_problem, images, maps):
+        if problem is not None:
+            raise DataError(problem)
     return SegmentationSet(tuple(classes), files=tuple(images), map_files=tuple(maps), void=void)
 
 

@@ -23,11 +23,11 @@ from piggyback.errors import DataError
 from piggyback.images.decode import as_box, crop, fit, load_fitted, stored_size
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.train.hashing import uniforms
+from piggyback.train.hashing import shuffled
 
 CACHE_BYTES = 1 << 30
 """Decoded images are kept in memory while all splits together stay below this many bytes."""
-_VAL_STREAM, _TEST_STREAM = 1, 2
+VAL_STREAM, _TEST_STREAM = 1, 2
 """Tell the numbers by which val and test are cut apart, and from those of training."""
 
 
@@ -54,31 +54,21 @@ class ImageSet:
     files, in pixels as they are stored."""
 
     def __post_init__(self) -> None:
-        n = len(self.files) if self.images is None else len(self.images)
-        if self.labels.dtype != torch.int64 or self.labels.shape != (n,):
-            raise DataError(
-                f"labels {self.labels.dtype} {tuple(self.labels.shape)}: expected int64 ({n},), "
-                f"one per image"
-            )
-        if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+        n, most = len(self.files) if self.images is None else len(self.images), len(self.classes)
+        _expect(
+            self.labels, "labels", self.labels.shape == (n,), torch.int64, f"({n},), one per image"
+        )
+        if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < most:
             raise DataError(
                 f"labels from {int(self.labels.min())} to {int(self.labels.max())}: expected "
-                f"0 to {len(self.classes) - 1}, an index into the {len(self.classes)} classes"
+                f"0 to {most - 1}, an index into the {most} classes"
             )
         if self.images is not None:
-            shape = tuple(self.images.shape)
-            if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
-                raise DataError(
-                    f"images {self.images.dtype} {shape}: expected uint8 (n, 3, height, width)"
-                )
-
-        if self.boxes is not None and (
-            self.boxes.dtype != torch.int64 or self.boxes.shape != (n, 4)
-        ):
-            raise DataError(
-                f"boxes {self.boxes.dtype} {tuple(self.boxes.shape)}: expected int64 ({n}, 4), "
-                "left, top, right, bottom per image"
-            )
+            good = self.images.ndim == 4 and self.images.shape[1] in (1, 3)
+            _expect(self.images, "images", good, torch.uint8, "(n, 3, height, width)")
+        if self.boxes is not None:
+            wanted = f"({n}, 4), left, top, right, bottom per image"
+            _expect(self.boxes, "boxes", self.boxes.shape == (n, 4), torch.int64, wanted)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -160,6 +150,12 @@ class ImageSet:
         for file in self.files:
             digest.update(f"{'/'.join(file.parts[-2:])}\0{file.stat().st_size}\n".encode())
         return digest.hexdigest()
+
+
+def _expect(tensor: Tensor, what: str, good: bool, dtype: torch.dtype, shape: str) -> None:
+    if tensor.dtype != dtype or not good:
+        kind = str(dtype).removeprefix("torch.")
+        raise DataError(f"{what} {tensor.dtype} {tuple(tensor.shape)}: expected {kind} {shape}")
 
 
 Split: TypeAlias = "ImageSet | SegmentationSet"
@@ -312,7 +308,7 @@ def cut(
         train, test = _take(train, test_fraction, seed, _TEST_STREAM, f"{name}: test")
         taken.append(f"test {test_fraction}")
     if val is None:
-        train, val = _take(train, val_fraction, seed, _VAL_STREAM, f"{name}: val")
+        train, val = _take(train, val_fraction, seed, VAL_STREAM, f"{name}: val")
         taken.append(f"val {val_fraction}")
     return ImageData(name, train, val, test, skipped=skipped, cut=tuple(taken))
 
@@ -323,13 +319,12 @@ def _take(
     """Return (rest, taken): of each class the fraction, at least one while one is left."""
     if not 0 < fraction < 1:
         raise DataError(f"{what} fraction {fraction}: expected a number between 0 and 1")
-    key = torch.from_numpy(uniforms(seed, stream, torch.arange(len(images)).numpy(), 1)[:, 0])
+    order = shuffled(seed, stream, len(images))
     chosen = torch.zeros(len(images), dtype=torch.bool)
     for label in range(len(images.classes)):
-        members = (images.labels == label).nonzero()[:, 0]
+        members = order[images.labels[order] == label]
         n = min(max(1, round(fraction * len(members))), len(members) - 1)
-        if n > 0:
-            chosen[members[key[members].argsort()[:n]]] = True
+        chosen[members[: max(n, 0)]] = True
     if not chosen.any():
         raise DataError(
             f"{what} cannot be cut from train: every class has one image; add images or a split"
