@@ -1,4 +1,4 @@
-"""A network, images and recipes with which a training takes a second; fixtures of the tests of train and lab."""
+"""Fixtures and helpers of the tests of train and lab: a training takes a second with these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import nn
 
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
-from piggyback.train import ImageData, Recipe, from_tensors
+from piggyback.taskfile.task import Task
+from piggyback.train import EpochRow, ImageData, Listener, Plan, Recipe, Step, from_tensors
 
 
 @pytest.fixture
@@ -61,3 +62,53 @@ def recipe() -> Callable[..., Recipe]:
         return Recipe(method, **{**settings, **options})
 
     return make
+
+
+class Killed(BaseException):
+    """Stands for the end of the process, within the test's own."""
+
+
+class Recorder(Listener):
+    """Keeps what it is told; ends the run after ``kill_epoch``, if given."""
+
+    def __init__(self, kill_epoch: int | None = None) -> None:
+        self.kill_epoch = kill_epoch
+        self.stages: list[str] = []
+        self.plans: list[Plan] = []
+        self.steps: list[Step] = []
+        self.rows: list[EpochRow] = []
+        self.notices: list[str] = []
+        self.ended = 0
+
+    def on_stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def on_start(self, plan: Plan) -> None:
+        self.plans.append(plan)
+
+    def on_step(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def on_epoch(self, row: EpochRow) -> None:
+        self.rows.append(row)
+        if row.epoch == self.kill_epoch:
+            raise Killed
+
+    def on_notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def on_end(self) -> None:
+        self.ended += 1
+
+
+def assert_same(one: Task | None, other: Task | None) -> None:
+    """Two tasks with the same masks, head and normalisation, to the bit."""
+    assert one is not None
+    assert other is not None
+    assert one.masks.keys() == other.masks.keys()
+    for name, mask in one.masks.items():
+        assert torch.equal(mask.keep, other.masks[name].keep), name
+    for part in ("head", "norm"):
+        mine, theirs = getattr(one, part), getattr(other, part)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())

@@ -13,23 +13,12 @@ from piggyback.masks.regularize import TargetDensity
 from piggyback.network.backbone import Backbone
 from piggyback.taskfile.file import load_file
 from piggyback.taskfile.header import read_header
-from piggyback.train import EpochRow, ImageData, Listener, Recipe, Step, from_tensors, train
+from piggyback.train import ImageData, Recipe, Step, from_tensors, train
 from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.guard import MARKS, TRIES, Guard
+from support.training_toys import Killed, Recorder, assert_same
 
 MakeRecipe = Callable[..., Recipe]
-
-
-class Notices(Listener):
-    def __init__(self) -> None:
-        self.told: list[str] = []
-        self.losses: list[float] = []
-
-    def on_notice(self, text: str) -> None:
-        self.told.append(text)
-
-    def on_epoch(self, row: EpochRow) -> None:
-        self.losses.append(row.train_loss)
 
 
 @pytest.fixture
@@ -51,9 +40,9 @@ def wild(recipe: MakeRecipe, **options: object) -> Recipe:
 def test_a_collapse_is_told_and_taken_back_at_most_twice(
     backbone: Backbone, easy: ImageData, recipe: MakeRecipe
 ) -> None:
-    notices = Notices()
-    result = train(backbone, easy, "a", wild(recipe), listener=notices)
-    back = [line for line in notices.told if "back to the last good state" in line]
+    told = Recorder()
+    result = train(backbone, easy, "a", wild(recipe), listener=told)
+    back = [line for line in told.notices if "back to the last good state" in line]
     assert 1 <= len(back) <= TRIES
     assert result.provenance["peak_lr"][0] == pytest.approx(2e-2 * 0.5 ** len(back))
 
@@ -61,20 +50,19 @@ def test_a_collapse_is_told_and_taken_back_at_most_twice(
 def test_a_run_that_learns_is_left_alone(
     backbone: Backbone, easy: ImageData, recipe: MakeRecipe
 ) -> None:
-    notices = Notices()
-    result = train(backbone, easy, "a", recipe(epochs=12, mask_lr=None), listener=notices)
+    told = Recorder()
+    result = train(backbone, easy, "a", recipe(epochs=12, mask_lr=None), listener=told)
     assert result.accuracy == 100.0
-    assert not [line for line in notices.told if "collapsed" in line]
+    assert not [line for line in told.notices if "collapsed" in line]
 
 
 def test_masks_that_masked_nothing_say_so_everywhere(
     backbone: Backbone, easy: ImageData, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    notices = Notices()
-    result = train(backbone, easy, "a", recipe(mask_lr=1e-7), tmp_path, listener=notices)
+    told = Recorder()
+    result = train(backbone, easy, "a", recipe(mask_lr=1e-7), tmp_path, listener=told)
     assert result.verdict.startswith("masked nothing")
-    assert notices.told[-1] == result.verdict
-    assert result.row()["verdict"] == result.verdict
+    assert told.notices[-1] == result.verdict
     assert result.path is not None
     assert read_header(result.path).info.provenance["verdict"] == result.verdict
 
@@ -88,11 +76,7 @@ def test_a_head_and_masks_that_learned_have_no_verdict(
         assert "verdict" not in result.provenance
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-class KillAfterStepBack(Notices):
+class KillAfterStepBack(Recorder):
     """Ends the run some steps after the first step back, when a checkpoint has been written."""
 
     def __init__(self, after: int) -> None:
@@ -100,7 +84,7 @@ class KillAfterStepBack(Notices):
         self.left = after
 
     def on_step(self, step: Step) -> None:
-        if self.told:
+        if self.notices:
             self.left -= 1
             if not self.left:
                 raise Killed
@@ -117,11 +101,7 @@ def test_a_kill_around_a_step_back_resumes_to_the_same_bits(
     assert (tmp_path / "cut" / CHECKPOINT).exists()
     again = train(backbone, easy, "a", made, tmp_path / "cut", resume=True)
     assert again.provenance["peak_lr"] == whole.provenance["peak_lr"]
-    one, other = (load_file(tmp_path / name / "a.safetensors") for name in ("whole", "cut"))
-    for name, mask in one.masks.items():
-        assert torch.equal(mask.keep, other.masks[name].keep), name
-    for name, tensor in one.head.items():
-        assert torch.equal(tensor, other.head[name])
+    assert_same(*(load_file(tmp_path / name / "a.safetensors") for name in ("whole", "cut")))
 
 
 def test_a_far_task_gets_a_higher_rate_than_a_near_one(
@@ -132,9 +112,9 @@ def test_a_far_task_gets_a_higher_rate_than_a_near_one(
     labels = torch.randint(0, 3, (240,), generator=generator)
     noise = (torch.rand(240, 3, 16, 16, generator=generator) * 255).byte()
     random = from_tensors("noise", easy.classes, (noise, labels))
-    notices = Notices()
-    far = train(backbone, random, "a", recipe(mask_lr=None), listener=notices).provenance
-    halved = sum("half the rate" in line for line in notices.told)
+    told = Recorder()
+    far = train(backbone, random, "a", recipe(mask_lr=None), listener=told).provenance
+    halved = sum("half the rate" in line for line in told.notices)
     assert near["feature_skill"] > 0.9
     assert far["feature_skill"] < 0.2
     assert far["peak_lr"][0] == pytest.approx(2 * 0.5**halved * near["peak_lr"][0])

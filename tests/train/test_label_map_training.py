@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from piggyback.train import Augment, ImageData, Measured, Recipe, evaluate, pred
 from piggyback.train.data.batches import EvalBatches, TrainBatches, augment, augment_map, draws
 from piggyback.train.evaluation import measure, palette, save_label_map, segment
 from piggyback.zoo.segmentation import segmentation_of
+from support.training_toys import Killed, Recorder, assert_same
 
 CLASSES = ("red", "green", "blue")
 
@@ -62,18 +64,23 @@ def patches() -> ImageData:
     return ImageData("patches", *(whole.subset(part) for part in parts))
 
 
-def recipe(method: str = "masks", **options: object) -> Recipe:
-    settings: dict[str, object] = {
-        "epochs": 4,
-        "batch_size": 8,
-        "mask_lr": 2e-3,
-        "head_lr": 3e-2,
-        "finetune_lr": 1e-2,
-        "label_smoothing": 0.0,
-        "amp": "no",
-        "channels_last": "no",
-    }
-    return Recipe(method, **{**settings, **options})
+@pytest.fixture
+def recipe(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    settings = {"epochs": 4, "batch_size": 8, "head_lr": 3e-2, "finetune_lr": 1e-2}
+
+    def make(method: str = "masks", **options: object) -> Recipe:
+        return recipe(method, **{**settings, "label_smoothing": 0.0, **options})
+
+    return make
+
+
+@pytest.fixture
+def model(network: Backbone, patches: ImageData, recipe: Callable[..., Recipe], tmp_path: Path):
+    """Holds the task patches, learned for six epochs, from its file."""
+    result = train(network, patches, "patches", recipe(epochs=6), tmp_path)
+    held = MultiTaskModel(network)
+    held.load_task(tmp_path / "patches.safetensors")
+    return held, result
 
 
 def twin(
@@ -190,7 +197,7 @@ def test_an_empty_share_of_the_last_batch(patches):
 
 
 @pytest.mark.parametrize("method", ["masks", "head", "finetune"])
-def test_every_method_learns_and_says_mean_iou(method, network, patches):
+def test_every_method_learns_and_says_mean_iou(method, network, patches, recipe):
     before = {name: t.clone() for name, t in network.module.state_dict().items()}
     result = train(network, patches, "patches", recipe(method))
     assert result.accuracy > 60  # three classes: chance is below 30
@@ -207,36 +214,30 @@ def test_every_method_learns_and_says_mean_iou(method, network, patches):
         assert (result.task.density < 1) == (method == "masks")
 
 
-def test_a_task_is_measured_from_its_file_as_in_training(network, patches, tmp_path):
-    result = train(network, patches, "patches", recipe(), tmp_path)
-    model = MultiTaskModel(network)
-    model.load_task(tmp_path / "patches.safetensors")
-    measured = evaluate(model, "patches", patches.test)
+def test_a_task_is_measured_from_its_file_as_in_training(model, patches):
+    held, result = model
+    measured = evaluate(held, "patches", patches.test)
     assert measured.kind == "segmentation"
     assert measured.accuracy == pytest.approx(result.accuracy)
     assert set(measured.per_class_iou()) == set(CLASSES)
+    with pytest.raises(InputError, match="of kind 'segmentation': expected classification"):
+        predict(held, "patches", [result.path.parent])
+    other = replace(patches.test, classes=("red", "green", "grey"))
+    with pytest.raises(DataError, match="missing 'blue'; unexpected 'grey'"):
+        evaluate(held, "patches", other)
 
 
-def test_a_run_goes_on_where_it_was_stopped(network, patches, tmp_path):
+def test_a_run_goes_on_where_it_was_stopped(network, patches, tmp_path, recipe):
     whole = train(network, patches, "patches", recipe("head"), tmp_path / "whole")
 
-    class Stopper:
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            return lambda *_: None
-
-        def on_epoch(self, row: object) -> None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(network, patches, "patches", recipe("head"), tmp_path / "part", listener=Stopper())
+    with pytest.raises(Killed):
+        train(network, patches, "patches", recipe("head"), tmp_path / "part", listener=Recorder(1))
     resumed = train(network, patches, "patches", recipe("head"), tmp_path / "part", resume=True)
     assert resumed.accuracy == whole.accuracy
-    assert resumed.task is not None
-    assert whole.task is not None
-    assert all(torch.equal(t, whole.task.head[name]) for name, t in resumed.task.head.items())
+    assert_same(resumed.task, whole.task)
 
 
-def test_pieces_of_a_batch_give_the_whole_batch_s_gradient(network, patches):
+def test_pieces_of_a_batch_give_the_whole_batch_s_gradient(network, patches, recipe):
     # Void is spread unevenly over the pieces, so that means of means would differ.
     uneven = patches.train.maps.clone()
     uneven[::2, :12] = VOID
@@ -251,7 +252,7 @@ def test_pieces_of_a_batch_give_the_whole_batch_s_gradient(network, patches):
     assert one.history[0].train_loss == pytest.approx(four.history[0].train_loss, rel=1e-5)
 
 
-def test_the_loss_is_the_mean_over_counted_pixels(network, patches):
+def test_the_loss_is_the_mean_over_counted_pixels(network, patches, recipe):
     # A head of zeros says 1/3 each, so that its bias has gradient 1/3 - share of the class.
     options = {"finetune_optimizer": "sgd", "finetune_lr": 0.1, "schedule": "constant"}
     once = recipe("finetune", epochs=1, batch_size=40, augment=Augment(shift=0), **options)
@@ -264,30 +265,24 @@ def test_the_loss_is_the_mean_over_counted_pixels(network, patches):
     assert result.history[0].train_loss == pytest.approx(np.log(3), rel=1e-5)
 
 
-def test_images_without_any_counted_pixel_do_no_harm(network, patches):
+def test_images_without_any_counted_pixel_do_no_harm(network, patches, recipe):
     void = torch.full_like(patches.train.maps, VOID)
     data = replace(patches, train=replace(patches.train, maps=void))
     result = train(network, data, "patches", recipe("head", epochs=1))
     assert result.history[0].train_loss == 0
 
 
-def test_policies_that_would_move_the_image_alone_are_refused(network, patches):
+def test_what_cannot_be_trained_on_label_maps_is_refused(network, backbone, patches, recipe):
     with pytest.raises(InputError, match="policy 'trivial' with label maps: expected 'none'"):
         train(network, patches, "patches", recipe(augment=Augment(policy="trivial")))
-
-
-def test_a_classifier_is_refused_for_label_maps(backbone, patches):
     with pytest.raises(InputError, match="take a backbone 'segmentation:NAME'"):
         train(backbone, patches, "patches", recipe())
 
 
-def test_label_maps_at_the_images_own_size(network, patches, tmp_path):
-    train(network, patches, "patches", recipe(epochs=6), tmp_path)
-    model = MultiTaskModel(network)
-    model.load_task(tmp_path / "patches.safetensors")
+def test_label_maps_at_the_images_own_size(model, patches, tmp_path):
     photo = torch.nn.functional.interpolate(patches.test.images[:1].float(), (40, 56))[0].byte()
     Image.fromarray(photo.permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
-    (found,) = segment(model, "patches", [tmp_path / "photo.png"])
+    (found,) = segment(model[0], "patches", [tmp_path / "photo.png"])
     truth = torch.nn.functional.interpolate(patches.test.maps[:1, None].float(), (40, 56))[0, 0]
     assert found.labels.shape == (40, 56)
     assert found.labels.dtype == torch.uint8
@@ -301,7 +296,7 @@ def test_label_maps_at_the_images_own_size(network, patches, tmp_path):
     assert np.array_equal(np.array(written), found.labels.numpy())
 
 
-def test_what_a_centre_crop_leaves_out_is_void(network, patches, tmp_path):
+def test_what_a_centre_crop_leaves_out_is_void(network, patches, tmp_path, recipe):
     train(network, patches, "patches", recipe("head", epochs=1, crop_pct=0.5), tmp_path)
     model = MultiTaskModel(network)
     model.load_task(tmp_path / "patches.safetensors")
@@ -312,18 +307,7 @@ def test_what_a_centre_crop_leaves_out_is_void(network, patches, tmp_path):
     assert inside[10:30, 20:40].all()
 
 
-def test_the_wrong_question_for_a_task(network, patches, tmp_path):
-    train(network, patches, "patches", recipe("head", epochs=1), tmp_path)
-    model = MultiTaskModel(network)
-    model.load_task(tmp_path / "patches.safetensors")
-    with pytest.raises(InputError, match="of kind 'segmentation': expected classification"):
-        predict(model, "patches", [tmp_path])
-    other = replace(patches.test, classes=("red", "green", "grey"))
-    with pytest.raises(DataError, match="missing 'blue'; unexpected 'grey'"):
-        evaluate(model, "patches", other)
-
-
-def test_a_pretrained_kind_of_network_trains_too(patches):
+def test_a_pretrained_kind_of_network_trains_too(patches, recipe):
     torch.manual_seed(0)
     module = timm.create_model("test_efficientnet", pretrained=False)
     made = segmentation_of(

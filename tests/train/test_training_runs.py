@@ -21,10 +21,7 @@ from piggyback.taskfile.header import read_header
 from piggyback.train import (
     EpochRow,
     ImageData,
-    Listener,
-    Plan,
     Recipe,
-    Step,
     evaluate,
     from_tensors,
     load_folder,
@@ -33,34 +30,9 @@ from piggyback.train import (
 )
 from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.loop import Progress
+from support.training_toys import Recorder, assert_same
 
 MakeRecipe = Callable[..., Recipe]
-
-
-class Recorder(Listener):
-    """Keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-        self.plans: list[Plan] = []
-        self.steps: list[Step] = []
-        self.rows: list[EpochRow] = []
-        self.ended = 0
-
-    def on_stage(self, text: str) -> None:
-        self.stages.append(text)
-
-    def on_start(self, plan: Plan) -> None:
-        self.plans.append(plan)
-
-    def on_step(self, step: Step) -> None:
-        self.steps.append(step)
-
-    def on_epoch(self, row: EpochRow) -> None:
-        self.rows.append(row)
-
-    def on_end(self) -> None:
-        self.ended += 1
 
 
 def contents(backbone: Backbone) -> dict[str, torch.Tensor]:
@@ -100,6 +72,12 @@ def test_masks_learn_and_the_file_gives_the_same_answers(
     model.load_task(result.path)
     assert evaluate(model, "colours", data.test).accuracy == result.accuracy
     model.release()
+    found = load_file(result.path).info.provenance
+    assert Recipe.from_json(found["recipe"]) == recipe(epochs=8, image_size=16)
+    assert found["data"]["counts"] == {"train": 108, "val": 12, "test": 30}
+    assert found["test_accuracy"] == result.accuracy
+    assert found["val_accuracy"] == result.val_accuracy
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
 def test_head_and_finetune_leave_their_kind_of_result(
@@ -176,12 +154,6 @@ def test_a_rule_with_a_form_is_refused_when_training_starts(
 ) -> None:
     with pytest.raises(InputError, match="form 'channel': expected 'plain'"):
         train(backbone, data, "a", recipe(method, rule=MaskRule(form="channel")))
-
-
-def test_bfloat16_trains(backbone: Backbone, data: ImageData, recipe: MakeRecipe) -> None:
-    result = train(backbone, data, "a", recipe(amp="bf16", channels_last="yes", epochs=8))
-    assert result.accuracy > 60
-    assert result.provenance["speed"] == {"amp": "bf16", "channels_last": True}
 
 
 def test_listener_and_logs_tell_the_same(
@@ -272,19 +244,6 @@ def test_patience_ends_a_run_that_gets_no_better(
     assert len(train(backbone, data, "a", stuck).history) == 3
 
 
-def test_provenance_travels_in_the_file(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
-    result = train(backbone, data, "a", recipe(), tmp_path)
-    assert result.path is not None
-    found = load_file(result.path).info.provenance
-    assert Recipe.from_json(found["recipe"]) == recipe(image_size=16)
-    assert found["data"]["counts"] == {"train": 108, "val": 12, "test": 30}
-    assert found["test_accuracy"] == result.accuracy
-    assert found["val_accuracy"] == result.val_accuracy
-    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
-
-
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -299,11 +258,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     for name, tensor in backbone.module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     resumed = train(backbone, data, "a", recipe(), tmp_path, resume=True)
-    undisturbed = train(backbone, data, "a", recipe())
-    assert resumed.task is not None
-    assert undisturbed.task is not None
-    for name, mask in undisturbed.task.masks.items():
-        assert torch.equal(resumed.task.masks[name].keep, mask.keep)
+    assert_same(resumed.task, train(backbone, data, "a", recipe()).task)
 
 
 def test_a_learning_rate_out_of_this_world(
@@ -321,7 +276,7 @@ def test_a_finished_run_is_returned_and_not_repeated(
         heard = Recorder()
         options = {"resume": True, "listener": heard}
         again = train(backbone, data, "a", recipe(method), tmp_path / method, **options)
-        assert again.row() == first.row()
+        assert (again.accuracy, again.bytes) == (first.accuracy, first.bytes)
         assert again.history == first.history
         assert not heard.plans
     with pytest.raises(CheckpointError, match=r"result\.json.*recipe\.epochs is 3 there, 9 now"):
@@ -331,10 +286,9 @@ def test_a_finished_run_is_returned_and_not_repeated(
 def test_without_resume_a_folder_is_used_anew(
     backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    train(backbone, data, "a", recipe(epochs=1), tmp_path)
-    assert len(train(backbone, data, "a", recipe(epochs=2), tmp_path).history) == 2
-    resumed = train(backbone, data, "a", recipe(epochs=2), tmp_path, resume=True)
-    assert len(resumed.history) == 2
+    for epochs in (1, 2):
+        result = train(backbone, data, "a", recipe(epochs=epochs), tmp_path)
+        assert len(result.history) == epochs
 
 
 def test_arguments_are_checked_before_anything_happens(
@@ -357,11 +311,7 @@ def test_files_and_memory_train_to_the_same_masks(
     cached = train(backbone, load_folder(folder), "pets", options).task
     monkeypatch.setattr(ImageData, "in_memory", lambda self, *_: self)
     streamed = train(backbone, load_folder(folder), "pets", options).task
-    assert cached is not None
-    assert streamed is not None
-    for name, mask in cached.masks.items():
-        assert torch.equal(mask.keep, streamed.masks[name].keep)
-    assert torch.equal(cached.head["weight"], streamed.head["weight"])
+    assert_same(cached, streamed)
 
 
 def test_fewer_images_than_a_batch(backbone: Backbone, recipe: MakeRecipe) -> None:
