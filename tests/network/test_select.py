@@ -90,7 +90,7 @@ def test_broad_selections_leave_biases_norms_and_the_head_alone(net: Net) -> Non
         ("sten.*.weight", "matches no weight; 23 weights can be masked .* did you mean 'stem"),
         ("stem.0.wieght", "did you mean 'stem.0.weight'"),
         ("re:sten", "did you mean 'stem'"),
-        ("re:(", "no regular expression"),
+        ("re:(", "not a regular expression"),
         ("*.bias", "name other parameters in full"),
         ("stem.1", "matches 2 parameters, but no weight of a convolution"),
         ("head", "is in the head 'head'"),
