@@ -292,7 +292,7 @@ def _show(answers: Sequence[FileAnswer], how: Format) -> None:
     if how is Format.JSON:
         write_json([one.to_json() for one in answers])
         return
-    if how is Format.CSV:  # a line a class
+    if how is Format.CSV:  # one line per class
         lines = [
             [one.file, one.task, rank, name, f"{p:.6f}"]
             for one in answers

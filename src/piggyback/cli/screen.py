@@ -43,7 +43,7 @@ FIRST_STEPS = 3
 
 
 class Show(Listener):
-    """Shows a run: what it will be, how long, a line an epoch and, in a terminal, a bar."""
+    """Shows a run: what it will be, how long, one line per epoch and, in a terminal, a bar."""
 
     def __init__(self, label: str = "") -> None:
         self.console = notes()

@@ -37,7 +37,7 @@ _PARTS = 50_000
 _SCANS = 100
 """Every scan of a progressive JPEG goes over the whole picture; encoders make about ten."""
 _RLE_BYTES = 1 << 20
-"""Pillow reads run-length coded BMPs in Python, at about a megabyte a second."""
+"""Pillow reads run-length coded BMPs in Python, at about a megabyte per second."""
 _EXIF_BYTES = 1 << 16
 
 # A marker cannot stand among coded pixels: those hold only FF 00 and FF D0 to FF D7.

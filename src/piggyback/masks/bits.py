@@ -1,4 +1,4 @@
-"""Masks at one bit a weight: ``PackedMask`` for one weight tensor, ``FlatMasks`` for all of a task in one piece.
+"""Masks at one bit per weight: ``PackedMask`` for one weight tensor, ``FlatMasks`` for all of a task in one piece.
 
 Task files have a mask's bits in C order of its weight. Where weights are written the bits are in the order that the
 weight lies in memory, which is another one for channels_last.

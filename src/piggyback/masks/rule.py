@@ -21,7 +21,7 @@ Form: TypeAlias = Literal["plain", "channel", "affine"]
 
     plain     W' = W m                          the paper's; no coefficients
     channel   W' = a_o W m                      one scale for each output channel o, the weight's first index
-    affine    W' = k0 W + k1 + k2 m + k3 W m    four numbers a weight tensor (Mancini et al. 2018)
+    affine    W' = k0 W + k1 + k2 m + k3 W m    four numbers per weight tensor (Mancini et al. 2018)
 
 Task files may have any; only the plain one is learned.
 """

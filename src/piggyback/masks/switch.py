@@ -1,9 +1,9 @@
 """The task switch: base weights AND bits -> live weights, for all layers of a model in few operations.
 
-    bits of all layers, a word a row    w0   w1   w2  ...    each layer begins with a new word
+    bits of all layers, a word per row    w0   w1   w2  ...    each layer begins with a new word
     shifted left by 31, 30, ... 0       the bit of each weight is a word's sign
     shifted right by 31                 all ones or all zeros: a block of layers at once, in the cache
-    live = base AND that                one operation a layer, or a block of a large one
+    live = base AND that                one operation per layer, or a block of a large one
 
 Small networks have many small layers: what each costs beside its weights is one call, on views made
 before. Words are little-endian, as on every machine that torch is built for.

@@ -30,7 +30,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """The backbone a task belongs to: where it comes from, and its content.
+    """The backbone that a task belongs to: where it comes from, and its content.
 
     >>> BackboneInfo("timm:resnet50").source
     'timm:resnet50'

@@ -42,7 +42,7 @@ class EngineOptions:
     watch_s: float = 1.0
     """Seconds between looks at the folder; 0: only ``rescan`` looks."""
     max_pixels: int = 25_000_000
-    """Of one image; larger ones are refused before they are decoded, which takes up to 19 bytes a pixel."""
+    """Of one image; larger ones are refused before they are decoded, which takes up to 19 bytes per pixel."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_queue", "workers", "loaders", "max_pixels"):

@@ -1,4 +1,4 @@
-"""Fewer bytes for what is not a mask: a head at a byte a weight, normalisation at two.
+"""Fewer bytes for what is not a mask: a head at a byte per weight, normalisation at two.
 
 A head's row becomes k s, with k from -127 to 127 and one scale s for the row; s has 16 significant bits, so that k s is
 exact in float32 and both can be told from the values again. Values are rounded once, when a task is captured, so a

@@ -51,7 +51,7 @@ class Progress:
     """Sum over the labels of the epoch that runs."""
     right: int = 0
     seen: int = 0
-    """Labels: one an image, or one at each pixel that is not void."""
+    """Labels: one per image, or one at each pixel that is not void."""
     images: int = 0
     train_seconds: float = 0.0
     """Spent in steps, over all resumes; of the epoch that runs, in ``epoch_seconds``."""

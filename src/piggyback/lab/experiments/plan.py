@@ -133,7 +133,7 @@ def repeats(manifest: Manifest, chosen: Sequence[Job]) -> list[Job]:
 
 
 def choose(rows: Mapping[int, Sequence[Row]], max_bits: float | None = None) -> int:
-    """Return the trial whose rows, one a task, are best on val in the mean.
+    """Return the trial whose rows, one per task, are best on val in the mean.
 
     Trials with more bits per weight than ``max_bits`` in a row are left out, unless all have; then
     the smallest is taken.

@@ -80,7 +80,7 @@ class Experiment:
                         log(f"{job.title}: done")
 
     def rows_of(self, job: Job) -> list[Row] | None:
-        """Return a job's rows, one a task; None where it has not ended, or ended as another."""
+        """Return a job's rows, one per task; None where it has not ended, or ended as another."""
         if job.folder not in self._rows:
             self._rows[job.folder] = read_cell(self.out / job.folder, job)
         rows = self._rows[job.folder]
@@ -171,7 +171,7 @@ def train_job(
     resume: bool = True,
     listener: Listener | None = None,
 ) -> list[TrainResult]:
-    """Return a job's results, one a task, after training what is not finished in ``folder``.
+    """Return a job's results, one per task, after training what is not finished in ``folder``.
 
     Raises what ``train`` raises; the next call then goes on from the last checkpoint.
     """

@@ -23,7 +23,7 @@ from piggyback.errors import InputError, require
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
 
 _ADAPTER = "default"
-"""PEFT's name for the only adapter a layer has."""
+"""PEFT's name for the only adapter that a layer has."""
 
 
 def find_layers(

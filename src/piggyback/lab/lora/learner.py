@@ -127,7 +127,7 @@ def lora(backbone: Backbone, setup: Setup) -> LoraLearner:
 
 
 def choose_rank(recipe: Recipe, layers: Mapping[str, Layer], weights: Mapping[str, Tensor]) -> int:
-    """Return the recipe's rank, or the largest that fits into its bytes: one bit a weight where it names none.
+    """Return the recipe's rank, or the largest that fits into its bytes: one bit per weight where it names none.
 
     Raises InputError where no layer can be adapted or the bytes are too few.
 

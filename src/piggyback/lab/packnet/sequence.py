@@ -73,7 +73,7 @@ def train_packnet(
 ) -> PackNetResult:
     """Return what PackNet makes of the tasks in ``data``, learned in its order.
 
-    ``recipe`` is one for all, or one a task. Of it, ``prune`` is the share that a task gives back,
+    ``recipe`` is one for all, or one per task. Of it, ``prune`` is the share that a task gives back,
     ``prune_epochs`` how long it then trains on, ``finetune_lr``, ``finetune_optimizer`` and
     ``finetune_norm`` as for the method finetune, ``select`` the weights that are packed.
     ``prune_last``: prune the last task too, which leaves room for others.

@@ -111,7 +111,7 @@ def result_table(
     """Return the table of an experiment's rows.
 
     ``planned`` sets the order, and names cells that may not be there yet; others follow as they come. ``published``
-    has accuracies in percent by backbone, task and label; ``scores`` one number a line, by backbone and label.
+    has accuracies in percent by backbone, task and label; ``scores`` one number per line, by backbone and label.
 
     >>> row = Row("vgg16", "cubs", "masks", "masks", 0, 79.0, 80.0, 0.9, 16_000, 9.5, 0.8)
     >>> table = result_table([row], published={("vgg16", "cubs", "masks"): 79.25})

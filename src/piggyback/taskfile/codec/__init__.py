@@ -1,4 +1,4 @@
-"""Masks in fewer bits than one a weight: ``writer.encode`` and ``reader.decode``; docs/FORMAT.md is the description.
+"""Masks in fewer bits than one per weight: ``writer.encode`` and ``reader.decode``; docs/FORMAT.md is the description.
 
 writer   masks -> bit strings -> bytes
 reader   bytes -> bit strings -> masks, trusting nothing

@@ -29,7 +29,7 @@ MAX_SHIFT = 30
 BLOCK = 1 << 15
 """Packed bytes of signs that are expanded at once."""
 SPARSE = 128
-"""Below one mark in so many weights, marks go to packed bytes; above, to a byte a weight first."""
+"""Below one mark in so many weights, marks go to packed bytes; above, to a byte per weight first."""
 
 
 def decode(
