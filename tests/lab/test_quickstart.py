@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from piggyback.lab.quickstart import run
-from piggyback.lab.quickstart.digits import digits
-from piggyback.lab.quickstart.letters import TEST_FONTS, TRAIN_FONTS, letters
+from piggyback.lab.quickstart.data import TEST_FONTS, TRAIN_FONTS, digits, letters
 from piggyback.taskfile.file import load_file
 
 
@@ -34,8 +33,7 @@ def test_digits_keep_the_last_ones_for_test() -> None:
     assert data.train.images.shape[1:] == (3, 16, 16)
 
 
-@pytest.mark.parametrize("factory", ["build"])
-def test_quickstart_leaves_all_that_it_promises(tmp_path: Path, factory: str) -> None:
+def test_quickstart_leaves_all_that_it_promises(tmp_path: Path) -> None:
     toy = tmp_path / "toy.py"
     toy.write_text(
         "import torch\n"
@@ -49,7 +47,11 @@ def test_quickstart_leaves_all_that_it_promises(tmp_path: Path, factory: str) ->
     data = {"a": letters(4, 2, size=24), "b": letters(3, 2, size=24, seed=1)}
     recipe = replace(run.RECIPE, epochs=1, image_size=24)
     out = tmp_path / "out"
-    done = run.quickstart(out, data, recipe=recipe, backbone=f"{toy}:{factory}")
+    told: list[float] = []
+    done = run.quickstart(
+        out, data, recipe=recipe, backbone=f"{toy}:build", on_estimate=told.append
+    )
+    assert 0 < told[0] < 100
     assert [row.method for row in done.comparison.rows] == [*run.METHODS, *run.METHODS]
     assert done.comparison.proof is not None
     assert done.comparison.proof.identical

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from piggyback.cli.compare import show_proof
 from piggyback.cli.options import JsonOption
-from piggyback.cli.screen import Show, notes, results, write_json
+from piggyback.cli.screen import Show, about, notes, results, write_json
 from piggyback.errors import require
 
 if TYPE_CHECKING:
@@ -45,14 +45,18 @@ def run(
     from piggyback.lab.tables.formats import run_record, runs_screen
 
     told, screen = notes(), notes() if json else results()
-    told.print("two tasks on one frozen EfficientNet-Lite0: 3 to 5 minutes on 2 cores")
+    told.print("two tasks on one frozen EfficientNet-Lite0")
     data = load_data()
     for name, images in data.items():
         told.print(
             f"{name}: {len(images.classes)} classes, {len(images.train)} images to learn from, "
             f"{len(images.val)} to choose the epoch, {len(images.test)} to test"
         )
-    done = quickstart(out, data, listener=Show)
+
+    def on_estimate(seconds: float) -> None:
+        told.print(f"this will take {about(seconds)} on this machine")
+
+    done = quickstart(out, data, listener=Show, on_estimate=on_estimate)
     compared = done.comparison
     screen.print(runs_screen(compared.rows))
     screen.print("one batch, images of both tasks, one model, one call:")

@@ -1,4 +1,8 @@
-"""Letters rendered from the fonts that matplotlib installs; those to test on from other fonts."""
+"""The images of the quickstart, which come with installed packages.
+
+Handwritten digits of 8 x 8 pixels, from scikit-learn (Alpaydin and Kaynak, 1998); letters rendered from the fonts that
+matplotlib installs, those to test on from other fonts.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
-from piggyback.errors import DataError
+from piggyback.errors import DataError, require
 from piggyback.train.data.sets import ImageData, from_tensors
 
 Array = NDArray[Any]
 
-CLASSES = tuple(string.ascii_uppercase)
+LETTERS = tuple(string.ascii_uppercase)
 """An image shows its class in upper or lower case."""
+LAST_DIGITS = 400
+"""These are for testing: they were collected in order, so other hands wrote them."""
 
 TRAIN_FONTS = (
     "DejaVuSans",
@@ -52,6 +59,25 @@ TEST_FONTS = (
 _TURN = 20.0  # degrees, either way
 
 
+def digits(train: int = 1000, *, size: int = 64) -> ImageData:
+    """Return the first ``train`` digits and the last 400, enlarged to uint8 (n, 3, size, size).
+
+    >>> data = digits(train=200, size=16)
+    >>> len(data.train) + len(data.val), len(data.test), data.train.images.shape[1:]
+    (200, 400, torch.Size([3, 16, 16]))
+    """
+    source = require("sklearn.datasets", "quickstart").load_digits()
+    labels = torch.from_numpy(source.target).long()
+    pixels = torch.from_numpy(source.images)
+    first, last = slice(0, train), slice(-LAST_DIGITS, None)
+    return from_tensors(
+        "digits",
+        tuple(string.digits),
+        (_enlarge(pixels[first], size), labels[first]),
+        (_enlarge(pixels[last], size), labels[last]),
+    )
+
+
 def letters(train: int = 50, test: int = 20, *, size: int = 64, seed: int = 0) -> ImageData:
     """Return ``train`` and ``test`` images of each letter, turned, in any two colours.
 
@@ -64,7 +90,7 @@ def letters(train: int = 50, test: int = 20, *, size: int = 64, seed: int = 0) -
     rng = np.random.default_rng(seed)
     return from_tensors(
         "letters",
-        CLASSES,
+        LETTERS,
         _render(TRAIN_FONTS, train, size, rng),
         _render(TEST_FONTS, test, size, rng),
     )
@@ -74,11 +100,11 @@ def _render(
     fonts: tuple[str, ...], each: int, size: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Images and labels: ``each`` pictures of every letter, the fonts and the two cases in turn."""
-    images = np.empty((len(CLASSES) * each, size, size, 3), dtype=np.uint8)
-    labels = torch.arange(len(CLASSES)).repeat_interleave(each)
+    images = np.empty((len(LETTERS) * each, size, size, 3), dtype=np.uint8)
+    labels = torch.arange(len(LETTERS)).repeat_interleave(each)
     for at, label in enumerate(labels.tolist()):
         turn = at % each
-        letter = CLASSES[label] if (turn // len(fonts) + turn) % 2 else CLASSES[label].lower()
+        letter = LETTERS[label] if (turn // len(fonts) + turn) % 2 else LETTERS[label].lower()
         images[at] = _letter(letter, fonts[turn % len(fonts)], size, rng)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
@@ -118,3 +144,10 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
             f"font {str(path)!r} cannot be read ({error}): expected it with matplotlib "
             f"{matplotlib.__version__}; reinstall matplotlib"
         ) from error
+
+
+def _enlarge(pixels: Tensor, size: int) -> Tensor:
+    """Values 0 to 16 as grey images, uint8 (n, 3, size, size)."""
+    grey = (pixels * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    large: Tensor = F.resize(grey, [size, size])
+    return large.repeat(1, 3, 1, 1)
