@@ -85,7 +85,7 @@ _INTERPOLATION = {
 }
 
 
-# -- which files, and what their headers say -------------------------------------------------------
+# -- what headers say ------------------------------------------------------------------------------
 
 
 def check_image(path: Path, *, thorough: bool = False, box: Box | None = None) -> None:
