@@ -296,7 +296,13 @@ def one_step(run: Run, network: Callable[[Tensor], Any], batch: Batch) -> Tensor
     if recipe.clip is not None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(params, recipe.clip)
-    optimizer.step()
+    try:
+        optimizer.step()
+    except TrainingError as error:  # of gradients that are not finite, as those of such a loss
+        run.progress.step += 1
+        loss = float(total[0])
+        why = str(error).partition(":")[0] if math.isfinite(loss) else f"the loss is {loss}"
+        raise _diverged(run, why) from error
     return total
 
 
