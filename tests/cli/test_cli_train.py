@@ -96,8 +96,8 @@ def test_train_says_first_what_it_will_do_and_how_long(
     ran = piggyback("train", "--data", colours, "--backbone", f"{toy}:build", *FAST)
     told = " ".join(ran.err.split())
     assert told.startswith(
-        "colours masks: 54 train, 6 val, 18 test images; 16 px (the files hold 20); "
-        "3 epochs of 3 steps (9), batch 16 "
+        "colours masks: 3 classes, 52 train, 8 val (cut from train), 18 test images; "
+        "16 px (the files hold 20); 3 epochs of 3 steps (9), batch 16 "
     )
     assert told.count("colours masks: about 1 s") == 1
     assert told.index("about 1 s") < told.index("colours masks 2/3")

@@ -17,10 +17,11 @@ from piggyback.cli.options import (
     OtherBackboneOption,
     SkipBadOption,
 )
-from piggyback.cli.screen import results, write_json
+from piggyback.cli.screen import notes, results, write_json
 from piggyback.errors import DataError
 
 if TYPE_CHECKING:
+    from piggyback.taskfile.header import TaskHeader
     from piggyback.train.data.sets import Split
 
 
@@ -60,9 +61,16 @@ def run(
     from piggyback.train.evaluation import evaluate
 
     with naming_option():
-        images = _images(data, split, skip_bad)
+        given = _images(data, split, skip_bad)
     loaded = load_tasks([task], backbone, checkpoint, head)
     name = loaded.headers[0].name
+    images, seen = _unseen(given, loaded.headers[0], split)
+    if seen:
+        measures = f"the {len(images)} that it held out as {split} are measured"
+        rest = "all are measured" if images is given else measures
+        notes().print(
+            f"{name}: about {seen} of these {len(given)} images were used in its training; {rest}"
+        )
     measured = evaluate(loaded.model, name, images, batch_size=batch_size)
     pixels = measured.kind == "segmentation"
     classes = measured.per_class_iou() if pixels else measured.per_class()
@@ -73,7 +81,7 @@ def run(
                 "mean_iou": round(measured.mean_iou, 4),
                 "pixel_accuracy": round(measured.right, 4),
             }
-        found = {"task": name, "images": len(images), **numbers}
+        found = {"task": name, "images": len(images), "trained_on": seen, **numbers}
         write_json({**found, "loss": round(measured.loss, 6), "classes": classes})
         return
     screen = results()
@@ -95,7 +103,7 @@ def run(
 
 def _images(root: Path, split: str, skip_bad: bool) -> Split:
     """The split's images, or those of ``root`` itself where it holds class folders; or a data set's."""
-    from piggyback.train.data.folder import SPLITS
+    from piggyback.train.data.folder import split_folders
 
     if is_data_set(root, skip_bad):
         from piggyback.lab.datasets import load
@@ -106,14 +114,13 @@ def _images(root: Path, split: str, skip_bad: bool) -> Split:
                 f"data set {str(root)!r} has no split {split!r}: it has {', '.join(parts)}"
             )
         return parts[split]
-    for name in SPLITS.get(split, (split,)):
-        if (root / name).is_dir():
-            return _split(root / name, skip_bad)
-    held = [n for known in SPLITS.values() for n in known if (root / n).is_dir()]
-    if held:
+    folders = split_folders(root)
+    if split in folders:
+        return _split(folders[split], skip_bad)
+    if folders:
         raise DataError(
-            f"image folder {str(root)!r} has no split {split!r}: it holds {', '.join(held)}; "
-            "choose one with --split"
+            f"image folder {str(root)!r} has no split {split!r}: it holds "
+            f"{', '.join(folder.name for folder in folders.values())}; choose one with --split"
         )
     return _split(root, skip_bad)
 
@@ -127,3 +134,20 @@ def _split(folder: Path, skip_bad: bool) -> Split:
         refuse_skip_bad(folder, skip_bad)
         return load_segmentation_split(folder)
     return load_split(folder, skip_bad=skip_bad)
+
+
+def _unseen(images: Split, header: TaskHeader, split: str) -> tuple[Split, int]:
+    """The images to measure, and how many of all were trained on.
+
+    Of a flat folder that the task was trained on these are the ones that training took for ``split``.
+    """
+    from piggyback.train.data.sets import ImageSet, cut, seen_in
+
+    data = header.info.provenance.get("data", {})
+    seen = seen_in(images, data["learned_from"]) if "learned_from" in data else 0
+    cuts = {each["split"]: each for each in data.get("cut", ()) if isinstance(each, dict)}
+    if not seen or split not in cuts or not isinstance(images, ImageSet):
+        return images, seen
+    fractions = {f"{name}_fraction": each["fraction"] for name, each in cuts.items()}
+    parts = cut(header.name, images, None, None, seed=cuts[split]["seed"], **fractions)
+    return parts.splits()[split], seen

@@ -64,9 +64,12 @@ class Show(Listener):
         self.plan, self.begun, self.timed = plan, None, False
         if not self.label:
             self.label = f"{plan.name} {plan.method}"
-        counts = ", ".join(f"{count} {split}" for split, count in plan.counts.items())
+        cut = " (cut from train)"
+        counts = ", ".join(
+            f"{count} {split}{cut * (split in plan.cut)}" for split, count in plan.counts.items()
+        )
         self.console.print(
-            f"{self.label}: {counts} images; {plan.image_size} px ({plan.size_reason}); "
+            f"{self.label}: {plan.classes} classes, {counts} images; {plan.image_size} px ({plan.size_reason}); "
             f"{plan.epochs} epochs of {plan.steps} steps ({plan.epochs * plan.steps}), "
             f"batch {plan.batch_size}"
         )

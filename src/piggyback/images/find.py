@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from piggyback.errors import InputError
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp"}
-)
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp",
+        ".avif", ".jp2", ".j2k",
+    }
+)  # fmt: skip
 """File name endings, in lower case, that count as images; other files are passed over."""
 _GLOB = frozenset("*?[")
+_JUNK = frozenset({"__macosx", "$recycle.bin", "lost+found", "thumbs", "_thumbs", "thumbnails"})
+"""Folders, in lower case, that programs leave behind; those that begin with . or @ are passed over, too."""
+_JUNK_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def is_image_name(path: Path) -> bool:
@@ -23,9 +31,42 @@ def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return all images under ``folder``, at any depth, sorted by path."""
-    return sorted(p for p in folder.rglob("*") if is_image_name(p) and p.is_file())
+def list_images(folder: Path, left_out: Counter[str] | None = None) -> list[Path]:
+    """Return all images under ``folder``, at any depth, sorted by path; ``left_out`` counts what else is there.
+
+    Links are followed; of folders that are linked to each other each is read once.
+    """
+    left_out = Counter() if left_out is None else left_out
+    found: list[Path] = []
+    seen: set[str] = set()
+    for here, inner, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(here)
+        if place in seen:
+            left_out["folder that was read already, by a link"] += 1
+            inner.clear()
+            continue
+        seen.add(place)
+        left_out.update(f"folder {name!r}" for name in inner if _is_junk(name))
+        inner[:] = sorted(name for name in inner if not _is_junk(name))
+        for name in files:
+            file = Path(here, name)
+            if is_image_name(file) and file.is_file():
+                found.append(file)
+            elif is_image_name(file):
+                left_out["link that leads nowhere"] += 1
+            elif not name.startswith(".") and name.lower() not in _JUNK_FILES:
+                kind = f"{file.suffix.lower()!r} file" if file.suffix else "file without a suffix"
+                left_out[kind] += 1
+    return sorted(found)
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Return the folders directly in one, by name, without those that programs leave behind."""
+    return sorted(path for path in folder.iterdir() if not _is_junk(path.name) and path.is_dir())
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith((".", "@")) or name.lower() in _JUNK
 
 
 def find_images(inputs: Iterable[str | Path]) -> list[Path]:

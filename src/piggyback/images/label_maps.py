@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from piggyback.errors import DataError
-from piggyback.images.decode import decoding, fit, load_fitted, stored_size
+from piggyback.images.decode import content_keys, decoding, fit, load_fitted, stored_size
 from piggyback.images.preprocessing import Preprocessing
 
 VOID = 255
@@ -85,6 +86,10 @@ class SegmentationSet:
         if self.images is not None:
             return min(self.images.shape[-2:])
         return min(stored_size(self.files[index]))
+
+    def content_keys(self) -> NDArray[np.uint64]:
+        """Return a number for each image that follows from its bytes alone: uint64 (n,)."""
+        return content_keys(self.files if self.images is None else self.images)
 
     def load_map(self, index: int, preprocessing: Preprocessing) -> Tensor:
         """Return the label map of image ``index``, uint8 (s, s): cut as its image, nearest pixels."""

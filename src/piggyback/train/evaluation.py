@@ -25,7 +25,7 @@ from piggyback.taskfile.task import Task
 from piggyback.train.checkpoint import write_file
 from piggyback.train.data.batches import EvalBatches, serve
 from piggyback.train.data.segmentation import CAMVID
-from piggyback.train.data.sets import Split, difference
+from piggyback.train.data.sets import ImageSet, Split, difference
 from piggyback.train.device import Speed, processes, summed
 
 Colour = tuple[int, int, int]
@@ -114,11 +114,13 @@ def evaluate(
 ) -> Measured:
     """Return how ``task`` does on ``images``, with the preprocessing stored in the task.
 
-    Raises UnknownTaskError; DataError where the classes of the images are not the task's.
+    The images may be of some of the task's classes only. Raises UnknownTaskError; DataError where they have others.
     """
     held = model.get_task(task)
     preprocessing = prepared(held, images.kind)
-    if images.classes != held.info.classes:
+    if isinstance(images, ImageSet):
+        images = images.relabelled(held.info.classes)
+    elif images.classes != held.info.classes:
         raise DataError(
             f"classes of the images differ from those of task {task!r}: "
             f"{difference(held.info.classes, images.classes)}"

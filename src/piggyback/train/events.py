@@ -28,6 +28,9 @@ class Plan:
     """Why that size, in a few words: ``the files hold 64``."""
     counts: Mapping[str, int]
     """Images by split."""
+    classes: int
+    cut: tuple[str, ...]
+    """The splits that were cut from train."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def uniforms(
-    seed: int, epoch: int, indices: npt.NDArray[np.int64], count: int
+    seed: int, epoch: int, indices: npt.NDArray[np.int64] | npt.NDArray[np.uint64], count: int
 ) -> npt.NDArray[np.float64]:
     """Return ``count`` numbers in [0, 1) for each index: float64 (len(indices), count).
 

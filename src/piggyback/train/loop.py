@@ -176,6 +176,8 @@ class Run:
             image_size=self.preprocessing.image_size,
             size_reason=self.size_reason,
             counts={split: len(images) for split, images in self.data.splits().items()},
+            classes=len(self.data.classes),
+            cut=tuple(each.split for each in self.data.cut),
         )
 
 

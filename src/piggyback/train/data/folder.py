@@ -6,20 +6,59 @@ before training starts, and named.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from piggyback.errors import DataError, near_misses
-from piggyback.images.decode import check_image
-from piggyback.images.find import SUFFIXES, list_images
+from piggyback.images.decode import check_image, content_keys
+from piggyback.images.find import SUFFIXES, list_folders, list_images
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-"""Names a split's folder may have."""
+_SPLIT_WORDS = {
+    "train": "train", "training": "train", "trainset": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val",
+    "test": "test", "testing": "test", "testset": "test",
+}  # fmt: skip
+_BESIDE = frozenset({"seg", "set", "split", "data", "dataset", "images", "imgs"})
+"""Words that a split's folder may have in its name besides."""
+
+
+def split_of(name: str) -> str | None:
+    """Return which split a folder's name stands for, "train", "val" or "test"; None where it is a class.
+
+    >>> [split_of(name) for name in ("Train", "seg_test", "dev", "Testing", "test tube")]
+    ['train', 'test', 'val', 'test', None]
+    """
+    words = re.findall(r"[a-z]+", name.lower())
+    found = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+    others = [word for word in words if word not in _SPLIT_WORDS and word not in _BESIDE]
+    return found.pop() if len(found) == 1 and not others else None
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each split in ``root``, "train" first; nothing where it holds class folders themselves.
+
+    Only folders that hold folders count: a class may be called "train". Raises DataError for two folders of one split.
+    """
+    found: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
+    for folder in list_folders(root):
+        split = split_of(folder.name)
+        if split is not None and list_folders(folder):
+            found[split].append(_inner(folder))
+    for split, folders in found.items():
+        if len(folders) > 1:
+            names = " and ".join(repr(folder.name) for folder in folders[:2])
+            raise DataError(
+                f"image folder {str(root)!r} holds {names}: expected one {split} folder"
+            )
+    return {split: folders[0] for split, folders in found.items() if folders}
 
 
 def load_folder(
@@ -40,19 +79,36 @@ def load_folder(
     otherwise the first one raises. ``seed``: of the cut, so that it stays the same over runs. ``classes``: only these,
     or so many of the first ones; ``train_per_class``: of each at most so many training images, the first by name.
 
-    Raises DataError for a folder that is missing or empty, a class without images, one class only, splits with
-    different classes, a corrupt or truncated image.
+    What else was passed over is counted in ``notes``, and images that are in train and in another split, byte for byte.
+    Hidden folders and those of file managers are not read; linked ones are, once.
+
+    Raises DataError for a folder that is missing or empty, a class without images, one class only,
+    splits with different classes, a corrupt or truncated image.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"image folder {str(root)!r}: no such directory")
-    folders = _split_folders(root)
+    folders, left_out = split_folders(root), Counter[str]()
+    if folders and "train" not in folders:
+        raise DataError(
+            f"image folder {str(root)!r} holds {', '.join(p.name for p in folders.values())} but no "
+            "'train': expected <root>/train/<class>/<file>"
+        )
+    if folders:
+        left_out.update(
+            f"folder that is not a split: {other.name!r}"
+            for other in list_folders(root)
+            if split_of(other.name) is None
+        )
     sets: dict[str, ImageSet] = {}
     skipped: list[str] = []
-    for split, folder in folders.items():
+    for split, folder in (folders or {"train": root}).items():
         most = train_per_class if split == "train" else None
-        sets[split], bad = _read_split(folder, skip_bad, classes, most)
+        sets[split], bad = _read_split(folder, skip_bad, classes, most, left_out)
         skipped += bad
+    for split in sets.keys() - {"train"}:
+        if same := _same_files(sets["train"].files, sets[split].files):
+            left_out[f"images of {split} are also in train, byte for byte; they were kept"] = same
     return cut(
         name or root.resolve().name,
         sets["train"],
@@ -62,6 +118,7 @@ def load_folder(
         test_fraction=test_fraction,
         seed=seed,
         skipped=tuple(skipped),
+        notes=tuple(f"{count} {what}" for what, count in left_out.most_common()),
     )
 
 
@@ -70,26 +127,24 @@ def load_split(folder: str | Path, *, skip_bad: bool = False) -> ImageSet:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"image folder {str(folder)!r}: no such directory")
-    return _read_split(folder, skip_bad)[0]
+    return _read_split(_inner(folder), skip_bad)[0]
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for split, names in SPLITS.items():
-        present = [root / name for name in names if (root / name).is_dir()]
-        if len(present) > 1:
-            raise DataError(
-                f"image folder {str(root)!r} holds {present[0].name!r} and {present[1].name!r}: "
-                f"expected one {split} folder"
-            )
-        if present:
-            found[split] = present[0]
-    if found and "train" not in found:
-        raise DataError(
-            f"image folder {str(root)!r} holds {', '.join(p.name for p in found.values())} but no "
-            "'train': expected <root>/train/<class>/<file>"
-        )
-    return found or {"train": root}
+def _inner(folder: Path) -> Path:
+    """``folder``, or the one in it that holds the classes where archives were unpacked twice: seg_train/seg_train."""
+    inner = list_folders(folder)
+    again = len(inner) == 1 and split_of(inner[0].name) is not None and bool(list_folders(inner[0]))
+    return _inner(inner[0]) if again else folder
+
+
+def _same_files(some: Sequence[Path], others: Sequence[Path]) -> int:
+    """How many of ``others`` are byte for byte among ``some``; only files of equal size are read."""
+    sizes = {file.stat().st_size for file in some} & {file.stat().st_size for file in others}
+    mine, theirs = (
+        content_keys([file for file in files if file.stat().st_size in sizes])
+        for files in (some, others)
+    )
+    return int(np.isin(theirs, mine).sum())
 
 
 def _read_split(
@@ -97,8 +152,9 @@ def _read_split(
     skip_bad: bool,
     wanted: Sequence[str] | int | None = None,
     most: int | None = None,
+    left_out: Counter[str] | None = None,
 ) -> tuple[ImageSet, list[str]]:
-    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    found = [inner.name for inner in list_folders(folder)]
     if not found:
         raise DataError(
             f"image folder {str(folder)!r} holds no class folders: expected <class>/<file> in it"
@@ -112,7 +168,7 @@ def _read_split(
     files: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
-        inside = list_images(folder / class_name)[:most]
+        inside = list_images(folder / class_name, left_out)[:most]
         if not inside:
             raise DataError(
                 f"class folder {str(folder / class_name)!r} holds no images: expected one or more "
@@ -120,13 +176,12 @@ def _read_split(
             )
         files += inside
         labels += [label] * len(inside)
-    bad = set()
-    checks = problems(partial(_problem, thorough=skip_bad), files)
-    for position, problem in enumerate(checks):
-        if problem is not None and not skip_bad:
-            raise DataError(f"{problem}; remove it or skip such images (skip_bad)")
-        if problem is not None:
-            bad.add(position)
+    checks = enumerate(problems(partial(_problem, thorough=skip_bad), files))
+    bad = {position: problem for position, problem in checks if problem is not None}
+    if bad and not skip_bad:
+        listed = [*bad.values()][:10]
+        others = f"; and {len(bad) - len(listed)} more" if len(bad) > len(listed) else ""
+        raise DataError(f"{'; '.join(listed)}{others}; remove them or skip such images (skip_bad)")
     good = [i for i in range(len(files)) if i not in bad]
     whole = ImageSet(tuple(classes), torch.tensor(labels), files=tuple(files))
     return whole.subset(torch.tensor(good, dtype=torch.int64)), [str(files[i]) for i in sorted(bad)]

@@ -13,9 +13,9 @@ from piggyback.errors import DataError
 from piggyback.images.decode import check_image, upright_size
 from piggyback.images.find import list_images
 from piggyback.images.label_maps import VOID, SegmentationSet
-from piggyback.train.data.folder import SPLITS, problems
-from piggyback.train.data.sets import VAL_STREAM, ImageData
-from piggyback.train.hashing import shuffled
+from piggyback.train.data.folder import problems, split_folders, split_of
+from piggyback.train.data.sets import VAL_STREAM, Cut, ImageData
+from piggyback.train.hashing import uniforms
 
 CAMVID = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car",
@@ -48,11 +48,11 @@ def load_camvid_layout(
     cut from train by ``seed``. Raises DataError for what is missing and for what does not fit.
     """
     root = Path(root)
-    sets = {}
-    for split, names in SPLITS.items():
-        folder = next((root / n for n in names if (root / n / "images").is_dir()), None)
-        if folder is not None:
-            sets[split] = load_segmentation_split(folder, classes=classes)
+    sets = {
+        split: load_segmentation_split(folder, classes=classes)
+        for split, folder in split_folders(root).items()
+        if (folder / "images").is_dir()
+    }
     for split in ("train", "test"):
         if split not in sets:
             raise DataError(
@@ -103,8 +103,8 @@ def is_segmentation_folder(root: str | Path) -> bool:
     >>> is_segmentation_folder("/no/such/folder")
     False
     """
-    splits = (n for names in SPLITS.values() for n in names)
-    folders = (Path(root), *(Path(root) / n for n in splits))
+    root = Path(root)
+    folders = (root, *(f for f in root.iterdir() if split_of(f.name))) if root.is_dir() else ()
     return any((f / "images").is_dir() and (f / "labels").is_dir() for f in folders)
 
 
@@ -141,9 +141,10 @@ def _data(name: str, sets: dict[str, SegmentationSet], val_fraction: float, seed
             f"{name}: val fraction {val_fraction} of {len(train)} training images is {n}: "
             "expected one or more, and one or more left"
         )
-    order = shuffled(seed, VAL_STREAM, len(train))
+    key = torch.from_numpy(uniforms(seed, VAL_STREAM, train.content_keys(), 1)[:, 0])
+    order = key.argsort(stable=True)
     rest, val = order[n:].sort().values, order[:n].sort().values
-    taken = (f"val {val_fraction}",)
+    taken = (Cut("val", val_fraction, seed),)
     return ImageData(name, train.subset(rest), train.subset(val), sets["test"], cut=taken)
 
 

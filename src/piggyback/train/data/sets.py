@@ -9,24 +9,28 @@ directories, ``batches.py`` serves them.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from piggyback.errors import DataError
-from piggyback.images.decode import as_box, crop, fit, load_fitted, stored_size
+from piggyback.images.decode import as_box, content_keys, crop, fit, load_fitted, stored_size
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.train.hashing import shuffled
 
 CACHE_BYTES = 1 << 30
 """Decoded images are kept in memory while all splits together stay below this many bytes."""
+SKETCH = 128
+"""Images by which a task file knows what it was trained on."""
 VAL_STREAM, _TEST_STREAM = 1, 2
 """Tell the numbers by which val and test are cut apart, and from those of training."""
 
@@ -112,6 +116,16 @@ class ImageSet:
         boxes = None if self.boxes is None else self.boxes[indices]
         return replace(self, labels=self.labels[indices], images=images, files=files, boxes=boxes)
 
+    def relabelled(self, classes: Sequence[str]) -> ImageSet:
+        """Return the set with its labels as indices into ``classes``; DataError where one of its own is not there."""
+        if unknown := set(self.classes) - set(classes):
+            raise DataError(
+                f"classes of the images differ from the task's: unexpected {min(unknown)!r}: expected some of "
+                f"{', '.join(map(repr, list(classes)[:5]))}{', ...' if len(classes) > 5 else ''}"
+            )
+        places = torch.tensor([list(classes).index(name) for name in self.classes])
+        return replace(self, classes=tuple(classes), labels=places[self.labels])
+
     def joined(self, other: ImageSet) -> ImageSet:
         """Return the images of both, which are in memory or in files alike, this set's first."""
         images = boxes = None
@@ -139,6 +153,13 @@ class ImageSet:
                 pass
         return replace(self, images=images, files=(), boxes=None)
 
+    def content_keys(self) -> NDArray[np.uint64]:
+        """Return a number for each image that follows from its bytes, and its box, alone: uint64 (n,)."""
+        keys = content_keys(self.files if self.images is None else self.images)
+        if self.boxes is not None:
+            keys ^= content_keys(self.boxes)
+        return keys
+
     def digest(self) -> str:
         """Return a SHA-256 (hex) over labels, boxes and images; of files, names and sizes only."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
@@ -162,6 +183,22 @@ Split: TypeAlias = "ImageSet | SegmentationSet"
 """Images with a label each, or with a label map each."""
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A split that was taken out of train by the images' contents.
+
+    >>> print(Cut("val", 0.1, seed=0))
+    val 0.1
+    """
+
+    split: str
+    fraction: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.split} {self.fraction}"
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """One task's images: train to learn from, val to choose the best epoch, test to touch once."""
@@ -172,8 +209,10 @@ class ImageData:
     test: Split
     skipped: tuple[str, ...] = ()
     """Files left out because they could not be read, on request."""
-    cut: tuple[str, ...] = ()
-    """Splits that were taken out of train, with the fraction: ``("val 0.1",)``."""
+    cut: tuple[Cut, ...] = ()
+    """Splits that were taken out of train."""
+    notes: tuple[str, ...] = ()
+    """What else was found and passed over, and how often, a line each."""
 
     def __post_init__(self) -> None:
         classes = self.train.classes
@@ -235,8 +274,31 @@ class ImageData:
             "counts": {split: len(images) for split, images in self.splits().items()},
             "sha256": {split: images.digest() for split, images in self.splits().items()},
             "skipped": len(self.skipped),
-            "cut": list(self.cut),
+            "cut": [asdict(each) for each in self.cut],
+            "learned_from": sketch_of(self.train, self.val),
         }
+
+
+def sketch_of(*sets: Split) -> str:
+    """Return which images the sets hold, in base64: the ``SKETCH`` smallest of their content keys.
+
+    So a task file can say, in a kilobyte, of other images how many its training has seen.
+    """
+    keys = np.unique(np.concatenate([images.content_keys() for images in sets]))
+    return base64.b64encode(keys[:SKETCH].astype("<u8").tobytes()).decode()
+
+
+def seen_in(images: Split, sketch: str) -> int:
+    """Return how many of ``images`` a sketch's images are; an estimate where these are more than ``SKETCH``.
+
+    >>> images = ImageSet(("a", "b"), torch.tensor([0, 1]), torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1))
+    >>> seen_in(images, sketch_of(images)), seen_in(images, sketch_of(images.subset(torch.tensor([1]))))
+    (2, 1)
+    """
+    known, keys = np.frombuffer(base64.b64decode(sketch), "<u8"), images.content_keys()
+    if len(known) == SKETCH:  # it can tell of keys up to its largest only, which are a fair sample
+        keys = keys[keys <= known.max()]
+    return round(float(np.isin(keys, known).mean()) * len(images)) if len(keys) else 0
 
 
 def difference(expected: Sequence[str], found: Sequence[str]) -> str:
@@ -301,30 +363,40 @@ def cut(
     test_fraction: float = 0.2,
     seed: int = 0,
     skipped: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> ImageData:
-    """Return ImageData whose missing splits are cut from train, class by class, by ``seed``."""
+    """Return ImageData whose missing splits are cut from train, class by class, by ``seed`` and images' contents."""
     taken = []
     if test is None:
         train, test = _take(train, test_fraction, seed, _TEST_STREAM, f"{name}: test")
-        taken.append(f"test {test_fraction}")
+        taken.append(Cut("test", test_fraction, seed))
     if val is None:
         train, val = _take(train, val_fraction, seed, VAL_STREAM, f"{name}: val")
-        taken.append(f"val {val_fraction}")
-    return ImageData(name, train, val, test, skipped=skipped, cut=tuple(taken))
+        taken.append(Cut("val", val_fraction, seed))
+    return ImageData(name, train, val, test, skipped=skipped, cut=tuple(taken), notes=notes)
 
 
 def _take(
     images: ImageSet, fraction: float, seed: int, stream: int, what: str
 ) -> tuple[ImageSet, ImageSet]:
-    """Return (rest, taken): of each class the fraction, at least one while one is left."""
+    """Return (rest, taken): of each class about the fraction, at least one while one is left.
+
+    An image goes by its content and the seed, wherever it lies in a list: images that come later move no earlier one,
+    and two copies of an image stay together. Only of a class so small that none would be taken, one is.
+    """
     if not 0 < fraction < 1:
         raise DataError(f"{what} fraction {fraction}: expected a number between 0 and 1")
-    order = shuffled(seed, stream, len(images))
-    chosen = torch.zeros(len(images), dtype=torch.bool)
+    key = torch.from_numpy(uniforms(seed, stream, images.content_keys(), 1)[:, 0])
+    chosen = key < fraction
     for label in range(len(images.classes)):
-        members = order[images.labels[order] == label]
-        n = min(max(1, round(fraction * len(members))), len(members) - 1)
-        chosen[members[: max(n, 0)]] = True
+        members = (images.labels == label).nonzero()[:, 0]
+        taken = int(chosen[members].sum())
+        if len(members) > 1 and taken in (0, len(members)):
+            chosen[members] = taken != 0
+            odd = key[members].argsort(stable=True)[0 if taken == 0 else -1]
+            chosen[members[odd]] = taken == 0
+        elif len(members) == 1:
+            chosen[members] = False
     if not chosen.any():
         raise DataError(
             f"{what} cannot be cut from train: every class has one image; add images or a split"
