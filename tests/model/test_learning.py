@@ -172,24 +172,6 @@ def test_a_custom_head_trains_travels_and_needs_its_module(tmp_path):
     assert torch.equal(fresh(x, task="a"), answer)
 
 
-def test_a_convolutional_head_is_kept_apart_by_its_stride_and_padding(tmp_path):
-    def net():
-        return nn.Sequential(
-            nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        )
-
-    model = MultiTaskModel(seeded(net))
-    assert model.head_name == "2"
-    x = torch.randn(4, 3, 8, 8)
-    assert learn(model, "a", x).info.head_kind == "conv"
-    odd = learn(model, "b", x, head=nn.Conv2d(6, 3, 3, padding=1, stride=2))
-    assert odd.info.head_kind == "custom"
-    model.save_task("a", tmp_path / "a.safetensors")
-    fresh = MultiTaskModel(seeded(net))
-    fresh.load_task(tmp_path / "a.safetensors")
-    assert torch.equal(fresh(x, task="a"), model(x, task="a"))
-
-
 def test_statistics_changed_behind_the_models_back_are_told():
     model = started()
     model.backbone.train()  # not model.train(): batch norm now learns statistics
@@ -215,42 +197,6 @@ def test_buffers_that_a_module_updates_in_training_are_put_back():
     model.cancel_task()
     model.release()
     assert_same_state(model.backbone, before)
-
-
-def test_an_optimizers_state_resumes_on_a_fresh_model(tmp_path):
-    def run(model, optimizer, steps):
-        for step in steps:
-            x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), torch.arange(4) % 3).backward()
-            optimizer.step()
-
-    def fresh():
-        torch.manual_seed(3)
-        model = started(norm="trained")
-        model.backbone.drop.eval()
-        groups = model.parameter_groups(lr=5e-3, head_lr=1e-2)
-        return model, MaskOptimizer(groups, base=model.base_of)
-
-    whole, optimizer = fresh()
-    run(whole, optimizer, range(5))
-    path = tmp_path / "state.pt"
-    torch.save({"model": whole.state_dict(), "optimizer": optimizer.state_dict()}, path)
-    run(whole, optimizer, range(5, 10))
-    other, resumed = fresh()
-    saved = torch.load(path, weights_only=True)
-    other.load_state_dict(saved["model"])
-    resumed.load_state_dict(saved["optimizer"])
-    weight = other.backbone.neck.weight
-    assert resumed.state[weight]["base"] is other.base_of(weight), "base weights are held once"
-    run(other, resumed, range(5, 10))
-    assert_same_state(other.backbone, state_of(whole.backbone))
-    one, two = whole.finish_task(), other.finish_task()
-    assert 0 < one.density < 1
-    for name, mask in one.masks.items():
-        assert torch.equal(mask.keep, two.masks[name].keep)
-    for name, tensor in one.norm.items():
-        assert torch.equal(tensor, two.norm[name])
 
 
 def test_a_backbones_counters_are_not_part_of_a_task():

@@ -305,17 +305,6 @@ def test_a_copy_in_mid_training_can_be_finished():
     assert 0 < task.density < 1
 
 
-def test_summary_tells_what_each_task_costs():
-    model, _ = two_tasks(CASES["convolutions"])
-    summary = model.summary()
-    task = model.get_task("a")
-    assert [row.weight for row in summary.rows if row.task == "a"] == list(task.masks)
-    assert summary.nbytes == {name: model.get_task(name).nbytes for name in ("a", "b")}
-    assert "task a: 5 masked tensors" in str(summary)
-    assert str(model.summary("b")).startswith("task b:")
-    assert str(MultiTaskModel(seeded(Tiny)).summary()) == "no tasks"
-
-
 def test_switches_work_in_inference_mode_and_training_after_it():
     model, inputs = two_tasks(CASES["convolutions"])
     answers = {name: model(inputs, task=name).detach() for name in ("a", "b")}

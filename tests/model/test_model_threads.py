@@ -83,23 +83,6 @@ def test_threads_get_the_answers_of_their_own_task(model, inputs, answers, ask):
     assert_same_state(model.backbone, state_of(seeded(Tiny)))
 
 
-def test_all_ways_of_choosing_work_side_by_side(model, inputs, answers):
-    def work(index: int) -> None:
-        own = NAMES[index % len(NAMES)]
-        model.set_task(own)
-        for call in range(100):
-            other = NAMES[(index + call) % len(NAMES)]
-            assert torch.equal(model(inputs), answers[own])
-            with model.task(other):
-                assert torch.equal(model(inputs), answers[other])
-                assert torch.equal(model(inputs, task="b"), answers["b"])
-            assert model.active == own
-            first, second = model(inputs, task=["c", "b"])
-            assert (len(first), len(second)) == (3, 2)
-
-    in_threads(work)
-
-
 def test_a_thread_that_never_chose_follows_set_task_of_the_models_own_thread(
     model, inputs, answers
 ):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from math import prod
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -108,14 +109,7 @@ def to_c_order(packed: PackedMask, like: Tensor) -> PackedMask:
 
 def is_dense(tensor: Tensor) -> bool:
     """Return whether the tensor's elements fill one block of memory, in any order of its dimensions."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
 
 
 def words(tensor: Tensor) -> Tensor:
@@ -147,9 +141,14 @@ class MaskLayout:
     """By name: part, bytes in it, shape, and whether the mask is ternary."""
 
 
-@lru_cache(maxsize=256)
+_layouts: WeakValueDictionary[tuple[object, ...], MaskLayout] = WeakValueDictionary()
+"""Those in use, by what they describe."""
+
+
 def _layout(described: tuple[tuple[str, tuple[int, ...], bool, object], ...]) -> MaskLayout:
     """The layout of masks with these names, shapes, whether ternary, and where their weights are."""
+    if known := _layouts.get(described):
+        return known
     found = MaskLayout([], {})
     for _, group in groupby(described, key=lambda item: item[3]):
         names, size = [], 0
@@ -159,7 +158,7 @@ def _layout(described: tuple[tuple[str, tuple[int, ...], bool, object], ...]) ->
             found.places[name] = (len(found.parts), bits, shape, ternary)
             size = padded(bits.stop)
         found.parts.append((tuple(names), size, any(found.places[name][3] for name in names)))
-    return found
+    return _layouts.setdefault(described, found)  # whole, since other threads may take it from here
 
 
 class FlatMasks(Mapping[str, PackedMask]):

@@ -32,7 +32,7 @@ def head_kind(head: nn.Module, original: nn.Module) -> str:
 def new_head(original: nn.Module, classes: int) -> nn.Module:
     """Return a freshly initialised head of the original's kind, inputs, dtype and device, with ``classes`` outputs.
 
-    Raises InputError where the original is no linear layer, convolution or segmentation head.
+    Raises InputError where the original is not a linear layer, a convolution or a segmentation head.
 
     >>> new_head(nn.Linear(4, 1000, bias=False), 3)
     Linear(in_features=4, out_features=3, bias=False)

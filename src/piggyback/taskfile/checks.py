@@ -140,7 +140,7 @@ def digest_rows(task: Task) -> Tensor:
     if weights.keys() != task.masks.keys() or not hexadecimal:
         raise InputError(
             f"task {task.name!r}: expected a SHA-256 in hex for each of its {len(task.masks)} "
-            f"masked weights, found {len(weights)} digests; take them from backbones.fingerprint"
+            f"masked weights, found {len(weights)} digests; take them from piggyback.network.fingerprint"
         )
     rows = b"".join(bytes.fromhex(weights[name]) for name in task.masks)
     return torch.frombuffer(bytearray(rows), dtype=torch.uint8).view(-1, DIGEST_BYTES)

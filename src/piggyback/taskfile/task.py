@@ -31,7 +31,7 @@ class TaskInfo:
     """Class names, in the order of the head's outputs."""
     rule: MaskRule = field(default_factory=MaskRule)
     head_kind: str = "linear"
-    """How to build the head from its tensors: see ``tasks/heads.py``."""
+    """How to build the head from its tensors: see ``model/heads.py``."""
     preprocessing: Preprocessing | None = None
     backbone: BackboneInfo = field(default_factory=BackboneInfo)
     provenance: Mapping[str, Any] = field(default_factory=dict)
