@@ -169,6 +169,13 @@ def test_the_engine_s_block_runs(photos):
     assert {answer.task for answer in names["ranking"]} == {"digits", "letters"}
 
 
+def test_the_application_s_block_runs():
+    pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+    block = of_serving("Your own application", "python")
+    app = executed(block, block.text)["app"]
+    assert "/version" in app.openapi()["paths"]
+
+
 @pytest.mark.skipif(None in map(shutil.which, ("bash", "curl", "base64")), reason="needs curl")
 def test_the_lines_with_curl_are_answered(address, monkeypatch):
     block = of_serving("HTTP", "bash")
