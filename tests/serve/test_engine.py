@@ -133,26 +133,6 @@ def test_an_event_loop_gets_the_same_answers(folder):
         asyncio.run(ask(engine))
 
 
-def test_threads_never_get_another_tasks_answer_though_tasks_come_and_go(folder):
-    memory = 160_000  # for three workers' live copies, and for bits of less than half of the tasks
-    with engine_over(folder, memory, workers=3, max_batch=4) as engine:
-
-        def ask(seed: int) -> int:
-            wrong = 0
-            generator = torch.Generator().manual_seed(seed)
-            for i in torch.randint(12, (150,), generator=generator).tolist():
-                wrong += says(engine, f"t{i}") != expected(f"t{i}")
-            return wrong
-
-        with ThreadPoolExecutor(8) as pool:
-            assert sum(pool.map(ask, range(8))) == 0
-        stats = engine.stats()
-    assert stats.requests["t0", "ok"] > 0
-    assert sum(n for (_, outcome), n in stats.requests.items() if outcome == "ok") == 1200
-    assert sum(stats.bytes.values()) <= stats.budget == memory
-    assert stats.evictions["packed"] > 10
-
-
 # -- batches -----------------------------------------------------------------------------------
 
 
@@ -275,22 +255,6 @@ def test_a_cancelled_request_is_not_run(folder, monkeypatch):
         assert kept.result(10).timing.batch == 1
         with pytest.raises(CancelledError):
             dropped.result(0)
-
-
-def test_requests_that_were_all_cancelled_cost_no_live_copy(folder, monkeypatch):
-    with engine_over(folder, workers=1) as engine:
-        says(engine, "t1")
-        gate = Gate(engine, monkeypatch)
-        running = engine.submit(INPUT, "t1")
-        assert gate.reached.wait(10)
-        waiting = engine.submit(INPUT, "t2")
-        monkeypatch.setattr(
-            engine._scheduler, "withdraw", lambda request: None
-        )  # its worker is faster
-        waiting.cancel()
-        gate.opened.set()
-        running.result(10)
-        assert engine.predict(INPUT, "t1").tier == "dense"
 
 
 def test_more_at_once_than_may_ever_wait_is_not_told_to_come_again(folder):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from benchmarks.serving_traffic import EngineSide, Seen, arrivals, chances, midd
 
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
-from piggyback.serve.scheduler.queues import Queues
 from support.telling import INPUT, Telling, expected, write_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -68,16 +66,6 @@ def test_many_threads_get_the_answers_of_the_tasks_they_ask(folder, live, packed
     assert stats.queue_depth == 0
     assert sum(stats.bytes.values()) <= budget
     assert (stats.evictions.get("packed", 0) > 50) == (packed < 30)
-
-
-def test_requests_that_wait_are_kept_when_their_tasks_bits_go_and_come_back():
-    queues: Queues[str, SimpleNamespace] = Queues(max_batch=8, patience=0.02)
-    first, second = (SimpleNamespace(arrived=at) for at in (1.0, 1.001))
-    queues.add("a", first)  # its bits are in memory, and go before its turn
-    queues.add("a", second, parked=True)
-    queues.ready("a")
-    assert queues.take(2.0, lambda _: False) == ("a", [first, second])
-    assert len(queues) == 0
 
 
 # -- the load test's own parts -----------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,9 +36,8 @@ def confidence(logits: Tensor) -> Tensor:
             "inferring the task needs outputs of shape (batch, classes >= 2), "
             f"found {tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}"
         )
-    logs = logits.float().log_softmax(1)
-    entropy = -(logs.exp() * logs).sum(1)
-    return (1 - entropy / torch.tensor(float(logits.shape[1])).log()).clamp(0, 1)
+    entropy = torch.special.entr(logits.float().softmax(1)).sum(1)
+    return (1 - entropy / math.log(logits.shape[1])).clamp(0, 1)
 
 
 def run_grouped(

@@ -65,6 +65,15 @@ def test_parked_tasks_wait_until_they_are_ready():
     assert [item.arrived for item in queues.take(100, nothing_live)[1]] == [0, 1]
 
 
+def test_a_request_that_finds_its_task_gone_again_parks_those_before_it_too():
+    queues = queues_with(("a", 1))
+    queues.add("a", Item("a", 2), parked=True)
+    assert queues.take(50, nothing_live) is None
+    queues.ready("a")
+    assert [item.arrived for item in queues.take(50, nothing_live)[1]] == [1, 2]
+    assert len(queues) == 0
+
+
 def test_a_batch_that_is_put_back_keeps_its_place():
     queues = queues_with(*[("a", t) for t in range(6)])
     task, batch = queues.take(6, nothing_live)

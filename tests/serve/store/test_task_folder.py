@@ -140,27 +140,6 @@ def test_a_scan_of_what_did_not_change_reads_nothing(
     assert store.reads == 302
 
 
-def test_a_young_file_is_read_again_until_it_settled(
-    place: Path, store: Counted, folder: TaskFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A write within one tick of the disk's clock leaves the same times; it is seen all the same."""
-    lay(place, "signs", made(1))
-    kept = (place / "signs.safetensors").stat()
-    frozen = ((kept.st_ino, kept.st_size, kept.st_mtime_ns), kept.st_mtime)
-    monkeypatch.setattr(stores, "_look", lambda entry: frozen)
-    folder.scan()
-    lay(place, "signs", made(2))
-    folder.scan()
-    assert versions(folder) == {"signs": version_of(made(2))}
-    lay(place, "signs", made(3))
-    monkeypatch.setattr(stores, "SETTLE_S", 0.0)  # so much time went by
-    folder.scan()
-    assert versions(folder) == {"signs": version_of(made(3))}
-    reads = store.reads
-    folder.scan()
-    assert store.reads == reads
-
-
 def test_a_half_written_file_is_refused_until_it_is_whole(place: Path, folder: TaskFolder) -> None:
     data = made(1)
     for length in (0, 7, 40, len(data) - 1):
@@ -236,20 +215,6 @@ def test_a_file_that_cannot_name_a_task_is_refused_and_shown_safely(
     assert not folder.refused
 
 
-def test_names_are_checked_also_where_a_store_does_not(place: Path) -> None:
-    class Loose(LocalStore):
-        def _path(self, name: str) -> Path:
-            return place / f"{name}.safetensors"
-
-    folder = TaskFolder(Loose(place), check)
-    lay(place, "my task", made(1))
-    folder.scan()
-    assert not folder.entries
-    with pytest.raises(TaskNameError):
-        folder.put("../signs", made(1))
-    assert not (place.parent / "signs.safetensors").exists()
-
-
 def test_a_disk_that_is_gone_removes_nothing(place: Path, folder: TaskFolder) -> None:
     lay(place, "signs", made(1))
     folder.scan()
@@ -313,17 +278,6 @@ def test_a_listing_that_misses_a_file_removes_no_task(place: Path, store: Counte
     assert [entry.name for entry in folder.scan().removed] == ["signs"]
 
 
-def test_a_refusal_outlives_a_listing_that_missed_the_file(place: Path, store: Counted) -> None:
-    listed: list[dict[str, Stamp]] = []
-    store.list = lambda: listed[-1]  # type: ignore[method-assign]
-    folder = TaskFolder(store, check)
-    lay(place, "signs", b"bad")
-    for listing in ({"signs": 1}, {}, {"signs": 1}):
-        listed.append(dict(listing))
-        folder.scan()
-    assert list(folder.refused) == ["signs.safetensors"]
-
-
 # -- read ------------------------------------------------------------------------------------------
 
 
@@ -343,23 +297,6 @@ def test_read_gives_the_bytes_and_the_version_that_they_are(
     lay(place, "signs", made(1))
     assert folder.read(old) == (old, made(1))  # it came back
     assert folder.entry("signs") == old
-
-
-def test_a_slow_read_never_puts_an_older_file_in_the_place_of_a_newer(
-    place: Path, store: Counted, folder: TaskFolder
-) -> None:
-    """The file is replaced, read, and put before what was read is taken in."""
-    entry = folder.put("signs", made(1))
-    lay(place, "signs", made(2))
-
-    def put_once(name: str) -> None:
-        store.after_read = nothing
-        folder.put(name, made(3))
-
-    store.after_read = put_once
-    found, data = folder.read(entry)
-    assert (found.version, data) == (version_of(made(3)), made(3))
-    assert folder.entry("signs") is found
 
 
 def test_read_of_what_is_gone_and_of_what_became_no_task_file(
@@ -460,29 +397,6 @@ def test_a_bad_put_changes_nothing(case: str, place: Path, store: Counted) -> No
     assert list(place.parent.iterdir()) == [place]
     assert folder.read(kept) == (kept, made(7))
     assert not folder.refused
-
-
-def test_what_is_too_large_to_put_is_said_in_bytes(store: Counted) -> None:
-    folder = TaskFolder(store, check, max_bytes=100)
-    with pytest.raises(TaskFileError, match=f"'signs': a file of {len(made(1))} .* at most 100;"):
-        folder.put("signs", made(1))
-
-
-def test_a_full_disk_keeps_the_old_version(
-    folder: TaskFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = folder.put("signs", made(1))
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UnavailableError, match="No space left"):
-        folder.put("signs", made(2))
-    with pytest.raises(UnavailableError, match="No space left"):
-        folder.put("letters", made(2))
-    assert dict(folder.entries) == {"signs": old}
-    assert folder.read(old) == (old, made(1))
 
 
 @pytest.mark.parametrize("name", ["sings", "../signs", "x" * 100_000, "a\nb\0"])
@@ -609,38 +523,6 @@ def test_bytes_always_match_their_version_whatever_goes_on(
         else:
             assert f"{name}.safetensors" in folder.refused
     assert folder.entries.keys() <= lying.keys()
-
-
-def test_what_is_served_is_what_was_put_last(
-    place: Path, store: Counted, folder: TaskFolder
-) -> None:
-    """Another put begins when the file of the first is written and it is not yet served."""
-    second = threading.Thread(target=folder.put, args=("signs", made(2)))
-
-    def begin(name: str) -> None:
-        store.after_write = nothing
-        second.start()
-        second.join(0.2)  # it waits for the first to end
-
-    store.after_write = begin
-    folder.put("signs", made(1))
-    second.join()
-    assert folder.entry("signs").version == version_of(made(2))
-    assert (place / "signs.safetensors").read_bytes() == made(2)
-
-
-def test_puts_of_one_name_come_one_after_the_other(place: Path, folder: TaskFolder) -> None:
-    threads = [
-        threading.Thread(target=folder.put, args=("signs", made(number))) for number in range(12)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    lying = (place / "signs.safetensors").read_bytes()
-    assert lying in [made(number) for number in range(12)]
-    assert folder.entry("signs").version == version_of(lying)
-    assert [path.name for path in place.iterdir()] == ["signs.safetensors"]
 
 
 def test_a_read_does_not_wait_for_a_slow_check_of_another_file(place: Path, store: Counted) -> None:

@@ -47,12 +47,6 @@ def test_an_error_is_logged_and_the_next_look_comes(caplog: pytest.LogCaptureFix
     assert "for once" in caplog.text
 
 
-def test_a_long_wait_ends_at_once_when_stopped() -> None:
-    watcher = Watcher(lambda: None, watch_s=3600)
-    watcher.stop()
-    assert not watcher._thread.is_alive()
-
-
 def test_a_look_may_stop_its_watcher() -> None:
     stopped = threading.Event()
 
