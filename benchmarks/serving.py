@@ -18,7 +18,7 @@ from benchmarks.serving_parts import Part, read
 from benchmarks.serving_report import plot, put_into, screen
 from benchmarks.serving_setup import Bench, say
 
-SECTIONS = ("load", "against", "cold", "stress", "packed", "http")
+SECTIONS = ("load", "against", "tricks", "cold", "stress", "packed", "http")
 """Modules ``benchmarks.serving_NAME``, each with ``measure(bench)``."""
 QUICK = {"seconds": 0.3, "settle": 0.1, "repeats": 1, "memory": "64MiB"}
 

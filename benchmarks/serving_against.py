@@ -37,7 +37,8 @@ def measure(bench: Bench) -> Part:
     _save(networks, states)
     in_memory = {task: network.state_dict() for task, network in networks.items()}
     with ExitStack() as stack:
-        engine = stack.enter_context(engine_of(bench, source))
+        # The same network on both sides: float32, channels_last.
+        engine = stack.enter_context(engine_of(bench, source, precision="float32"))
         side = engine.task(tasks[0]).image_size or bench.size
         images = inputs(bench, side)
         bring(engine, tasks, images[0])

@@ -13,6 +13,7 @@ BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
 TITLES = {
     "load": "Load: 1 to 1000 tasks",
     "against": "Against doing without masks",
+    "tricks": "What each way of running the network gives",
     "cold": "A hot task while cold ones load",
     "stress": "A million calls, ten thousand evictions",
     "packed": "Tasks held packed",

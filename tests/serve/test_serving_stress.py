@@ -184,7 +184,7 @@ def test_every_section_runs_on_toy_sizes_and_reports(tmp_path):
     page.write_text("<!-- serving: begin -->\n<!-- serving: end -->\n")
     reports = ("--markdown", page, "--plot", picture)
     parts = parts_of(tmp_path, "--quick", *map(str, reports))
-    assert set(parts) == {"load", "against", "cold", "stress", "packed", "http"}
+    assert set(parts) == {"load", "against", "tricks", "cold", "stress", "packed", "http"}
     for name, part in parts.items():
         assert part["rows"], name
         assert part["on"]["torch"]

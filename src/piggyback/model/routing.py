@@ -36,7 +36,7 @@ def confidence(logits: Tensor) -> Tensor:
             "inferring the task needs outputs of shape (batch, classes >= 2), "
             f"found {tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}"
         )
-    entropy = torch.special.entr(logits.float().softmax(1)).sum(1)
+    entropy: Tensor = torch.special.entr(logits.float().softmax(1)).sum(1)
     return (1 - entropy / math.log(logits.shape[1])).clamp(0, 1)
 
 

@@ -38,14 +38,8 @@ CONTENT_MARKS = (
 )  # fmt: skip
 """What file systems call a mark of a file's content or version; the first ones that are there are taken."""
 TIME_MARKS = (
-    "LastModified",
-    "last_modified",
-    "Last-Modified",
-    "updated",
-    "modified",
-    "mtime",
-    "created",
-)
+    "LastModified", "last_modified", "Last-Modified", "updated", "modified", "mtime", "created",
+)  # fmt: skip
 """What they call the time of a change: taken where no content mark is there."""
 TRIES = 3
 """Reads of a file that is replaced while it is read."""
@@ -71,7 +65,7 @@ class Store(Protocol):
         """Return a whole file, as it was at one moment or as a mixture that its checksum gives away.
 
         Raises UnknownTaskError where it is gone, UnavailableError where the place is, TaskFileError for what is
-        plainly no task file.
+        plainly not a task file.
         """
 
     def write(self, name: str, data: bytes) -> None:
@@ -172,50 +166,44 @@ class LocalStore:
         return stamps
 
     def read(self, name: str) -> bytes:
-        """Return a whole file; what is no task file and large is refused unread."""
+        """Return a whole file; a large one that is not a task file is refused unread."""
+        with self._telling(name, "cannot be read") as path:
+            return read_whole(path)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file at once, synced to the disk."""
+        self._path(name)
+        self._check_there()
+        problem = f"{len(data)} bytes cannot be written and nothing was changed"
+        with self._telling(name, problem) as path:
+            replace_whole(path, data)
+
+    def delete(self, name: str) -> None:
+        """Delete a file; of a link only the link."""
+        with self._telling(name, "cannot be deleted") as path:
+            path.unlink()
+
+    @contextmanager
+    def _telling(self, name: str, problem: str) -> Iterator[Path]:
+        """The path of a task's file; what goes wrong with it is one line.
+
+        A file that is not there is known to be gone only where its folder is not.
+        """
         path = self._path(name)
         try:
-            return read_whole(path)
+            yield path
         except FileNotFoundError as error:
             if path.is_symlink():
                 raise UnavailableError(
                     f"{path.name}: a link to a file that is not there; bring it back"
                 ) from error
-            raise self._gone(name) from error
+            self._check_there()
+            raise UnknownTaskError(f"unknown task {name!r}: there is no {path.name}") from error
         except OSError as error:
-            raise UnavailableError(f"{path.name}: cannot be read ({error.strerror})") from error
-
-    def write(self, name: str, data: bytes) -> None:
-        """Replace a file at once, synced to the disk."""
-        path = self._path(name)
-        self._check_there()
-        try:
-            replace_whole(path, data)
-        except OSError as error:
-            raise UnavailableError(
-                f"{path.name}: {len(data)} bytes cannot be written ({error.strerror}); nothing was changed"
-            ) from error
-
-    def delete(self, name: str) -> None:
-        """Delete a file; of a link only the link."""
-        path = self._path(name)
-        try:
-            path.unlink()
-        except FileNotFoundError as error:
-            raise self._gone(name) from error
-        except OSError as error:
-            raise UnavailableError(f"{path.name}: cannot be deleted ({error.strerror})") from error
+            raise UnavailableError(f"{path.name}: {problem} ({error.strerror})") from error
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{check_name(name)}{SUFFIX}"
-
-    def _gone(self, name: str) -> UnavailableError | UnknownTaskError:
-        """What to raise for a file that is not there: it is known to be gone only where its folder is not."""
-        try:
-            self._check_there()
-        except UnavailableError as error:
-            return error
-        return UnknownTaskError(f"unknown task {name!r}: there is no {name}{SUFFIX}")
 
     def _check_there(self) -> None:
         """Raises UnavailableError, without the place: the message reaches those who ask a server."""
@@ -373,22 +361,18 @@ def _connect(url: str, protocol: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
     from fsspec.registry import known_implementations
 
-    place = place_of(url)
+    place, known = place_of(url), known_implementations.get(protocol)
     try:
         system, root = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        package = known_implementations.get(protocol, {"class": protocol})["class"].split(".")[0]
+        package = known["class"].split(".")[0] if known else protocol
         advice = "" if package == "fsspec" else f"; run: pip install {package}"
-        said = " ".join(f"{type(error).__name__}: {error}".split())
         raise MissingExtraError(
-            f"{protocol}:// needs a package that is not installed ({said}){advice}"
+            f"{protocol}:// needs a package that is not installed ({without_secrets(error, url)}){advice}"
         ) from error
     except ValueError as error:
-        if protocol in known_implementations:
-            raise InputError(f"{place}: {without_secrets(error, url)}") from None
-        raise InputError(
-            f"{place}: {protocol}:// is unknown; expected s3://, gs://, hf:// or another that fsspec has"
-        ) from None
+        said = f"{protocol}:// is unknown; expected s3://, gs://, hf:// or another that fsspec has"
+        raise InputError(f"{place}: {without_secrets(error, url) if known else said}") from None
     except Exception as error:  # noqa: BLE001  some connect at once, and fail in their own ways
         raise _unreachable(place, "cannot be reached", without_secrets(error, url)) from None
     return system, root
