@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from piggyback.errors import DataError
 from piggyback.images.decode import check_image, upright_size
 from piggyback.images.find import list_images

@@ -26,6 +26,7 @@ from piggyback.errors import DataError
 from piggyback.images.decode import as_box, content_keys, crop, fit, load_fitted, stored_size
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.train.hashing import uniforms
 
 CACHE_BYTES = 1 << 30
 """Decoded images are kept in memory while all splits together stay below this many bytes."""
