@@ -15,7 +15,9 @@ import torch
 
 from benchmarks.measure import Row, Settings, machine
 
-NAMES = ("step", "images", "memory", "switch", "forward", "mask_bytes", "file_ready", "release")
+NAMES = (
+    "step", "images", "memory", "switch", "forward", "mask_bytes", "file_ready", "release", "startup",
+)  # fmt: skip
 """Modules of this package, each with ``rows(settings)``."""
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 

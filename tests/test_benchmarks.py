@@ -23,7 +23,17 @@ def test_all_benchmarks_run_and_report(tmp_path):
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     screen = run("benchmarks.run", "--quick", "--json", rows, "--markdown", page)
     found = json.loads(rows.read_text())
-    kinds = {"step", "images/s", "memory", "switch", "forward", "mask", "file", "release"}
+    kinds = {
+        "step",
+        "images/s",
+        "memory",
+        "switch",
+        "forward",
+        "mask",
+        "file",
+        "release",
+        "start-up",
+    }
     assert {row["name"].split()[0] for row in found} == kinds
     for row in found:
         assert row["ratio"] > 0

@@ -60,16 +60,13 @@ def test_fetching(piggyback: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (ran.code, ran.err) == (0, "fetching textures ...\n")
     assert "data/textures" in ran.out
     assert piggyback("data", "textures", "--download").err == ""
-    refused = piggyback("data", "cubs", "--download")
-    assert (refused.code, refused.out) == (1, "")
-    assert "'cubs' cannot be downloaded: get CUB_200_2011.tgz" in refused.err
-    assert "name the set to fetch" in piggyback("data", "--download").err
+    ran = piggyback("data", "cubs", "--download")
+    ran.refuses("'cubs' cannot be downloaded: get CUB_200_2011.tgz")
+    piggyback("data", "--download").refuses("name the set to fetch")
 
 
 def test_unknown_sets_bring_near_misses(piggyback: Command) -> None:
-    ran = piggyback("data", "flower")
-    assert ran.code == 1
-    assert ran.err.startswith("error: data set 'flower' is not known; did you mean 'flowers'")
+    piggyback("data", "flower").refuses("'flower' is not known; did you mean 'flowers'")
 
 
 def test_a_sets_name_stands_for_its_folder(piggyback: Command, toy: str) -> None:

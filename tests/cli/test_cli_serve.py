@@ -126,8 +126,7 @@ def test_the_token_may_be_in_the_environment(
     assert seen.app.state.service.token == "s3cret"
     monkeypatch.setenv("PIGGYBACK_TOKEN", "")
     ran = piggyback("serve", folder, "--backbone", f"{toy}:build")
-    assert (ran.code, ran.err.count("\n")) == (1, 1)
-    assert "$PIGGYBACK_TOKEN: expected a token" in ran.err
+    ran.refuses("$PIGGYBACK_TOKEN: expected a token")
 
 
 def test_the_backbone_is_the_first_readable_files(
@@ -153,9 +152,7 @@ def test_the_backbone_is_the_first_readable_files(
 def test_a_file_that_wants_code_run_is_not_followed(
     piggyback: Command, seen: Seen, folder: Path
 ) -> None:
-    ran = piggyback("serve", folder)
-    assert (ran.code, ran.err.count("\n")) == (1, 1)
-    assert "runs that file's code: if you trust it, give --backbone" in ran.err
+    piggyback("serve", folder).refuses("runs that file's code", "give --backbone")
     assert seen.app is None
 
 
@@ -164,8 +161,7 @@ def test_an_empty_folder_needs_a_backbone(
 ) -> None:
     (tmp_path / "empty").mkdir()
     ran = piggyback("serve", tmp_path / "empty")
-    assert (ran.code, ran.err.count("\n")) == (1, 1)
-    assert "no task files (NAME.safetensors) in it; give --backbone" in ran.err
+    ran.refuses("no task files (NAME.safetensors) in it; give --backbone")
     assert "did you mean" not in ran.err
     assert piggyback("serve", tmp_path / "empty", "--backbone", f"{toy}:build").code == 0
     assert seen.engine[0].source == f"{toy}:build"
@@ -179,10 +175,7 @@ def test_the_folder_above_is_a_near_miss(piggyback: Command, folder: Path) -> No
     ("options", "words"),
     [
         (("none",), "tasks directory 'none': no such folder"),
-        (
-            ("tasks/colours.safetensors",),
-            "expected a folder, found a file; give its folder: 'tasks'",
-        ),
+        (("tasks/colours.safetensors",), "found a file; give its folder: 'tasks'"),
         (("bad",), "none of its 1 task files can be read; x.safetensors: "),
         (("tasks", "--memory", "2 G"), "--memory '2 G': expected bytes above 0, such as 2GiB"),
         (("tasks", "--max-body", "0"), "--max-body '0': expected at least 1 byte"),
@@ -202,9 +195,7 @@ def test_bad_input_is_one_line_before_anything_starts(
 ) -> None:
     (folder.parent / "bad").mkdir()
     (folder.parent / "bad" / "x.safetensors").write_bytes(b"x")
-    ran = piggyback("serve", *options)
-    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
-    assert words in ran.err
+    piggyback("serve", *options).refuses(words)
     assert seen.app is None
 
 
@@ -216,8 +207,7 @@ def test_a_missing_extra_is_named(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     ran = piggyback("serve", folder, "--backbone", f"{toy}:build")
-    assert (ran.code, ran.err.count("\n")) == (1, 1)
-    assert 'pip install "torch-piggyback[serve]"' in ran.err
+    ran.refuses('pip install "torch-piggyback[serve]"')
 
 
 def test_help_shows_the_limits_own_defaults(piggyback: Command) -> None:

@@ -64,5 +64,13 @@ class Ran:
     out: str
     err: str
 
+    def refuses(self, *told: str) -> None:
+        """Assert that the command gave one line of error, with the words ``told``, and nothing else."""
+        assert (self.code, self.out) == (1, ""), self
+        assert self.err.startswith("error: ")
+        assert self.err.count("\n") == 1, self.err
+        for words in told:
+            assert words in self.err, self.err
+
 
 Command = Callable[..., Ran]
