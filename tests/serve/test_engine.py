@@ -27,6 +27,7 @@ from piggyback.errors import (
 from piggyback.model.routing import confidence
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
+from piggyback.serve.store.folder import Changes, TaskFolder
 from piggyback.serve.store.stores import LocalStore
 from piggyback.taskfile.file import save
 from piggyback.taskfile.header import header_of
@@ -413,6 +414,20 @@ def test_files_put_into_the_folder_are_found(folder):
             threading.Event().wait(0.01)
         with pytest.raises(UnknownTaskError):
             engine.predict(INPUT, "t1")
+
+
+def test_a_look_that_fails_is_logged_and_the_next_one_comes(folder, monkeypatch, caplog):
+    looked = threading.Event()
+    scan = TaskFolder.scan
+
+    def fails_once(tasks: TaskFolder) -> Changes:
+        monkeypatch.setattr(TaskFolder, "scan", lambda tasks: looked.set() or scan(tasks))
+        raise MemoryError("for once")
+
+    with engine_over(folder, watch_s=0.001):
+        monkeypatch.setattr(TaskFolder, "scan", fails_once)
+        assert looked.wait(20)
+    assert "a look at the tasks directory failed" in caplog.text
 
 
 def test_a_file_replaced_between_request_and_load_answers_as_what_it_is(folder, monkeypatch):

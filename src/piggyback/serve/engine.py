@@ -7,12 +7,13 @@ Nothing here knows of a network between machines: ``http/`` and ``cluster/`` car
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 from typing import Any, Self
 from weakref import ref
 
@@ -32,12 +33,13 @@ from piggyback.serve.stats import Stats
 from piggyback.serve.store.decoding import Decoder
 from piggyback.serve.store.folder import TaskEntry, TaskFolder, servable
 from piggyback.serve.store.stores import open_store
-from piggyback.serve.store.watcher import Watcher
 from piggyback.taskfile import file
 from piggyback.zoo.load import load_backbone
 
 LOADER_END_S = 1.0
 """How long ``close`` waits for a loader that is reading a file."""
+WATCHER_END_S = 5.0
+"""How long it waits for a look at the folder that is going on."""
 
 
 class Engine:
@@ -83,16 +85,17 @@ class Engine:
             )
             shapes = self._network.shapes
             self._folder = TaskFolder(store, servable(shapes, self._network.fingerprint))
-            self._decoder = Decoder(shapes) if self.options.decode_apart else None
             self._start(budget, workers, threads)
-        self._watcher: Watcher | None = None
+            self._decoder = Decoder(shapes) if self.options.decode_apart else None
+        self._stopping = Event()
+        self._watcher = Thread(target=self._watch, name="piggyback-watcher", daemon=True)
         try:
             self.rescan()
-            if self.options.watch_s:
-                self._watcher = Watcher(self.rescan, self.options.watch_s)
         except BaseException:
             self.close(drain=False)
             raise
+        if self.options.watch_s:
+            self._watcher.start()
 
     # -- what it is ----------------------------------------------------------------------------
 
@@ -236,8 +239,9 @@ class Engine:
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Stop: answer what is queued if ``drain``, within ``timeout`` seconds; what is left gets ClosedError."""
-        if self._watcher is not None:
-            self._watcher.stop()
+        self._stopping.set()
+        if self._watcher.is_alive():  # a look at a disk that hangs may never end
+            self._watcher.join(WATCHER_END_S)
         until = None if timeout is None else time.monotonic() + timeout
         self._scheduler.close(drain, timeout)
         for thread in self._workers:
@@ -275,6 +279,14 @@ class Engine:
             thread.daemon = True  # an engine that was not closed does not keep the process alive
             thread.start()
         started.wait()
+
+    def _watch(self) -> None:
+        """Look at the folder again and again: works on every file system, also where nobody tells of changes."""
+        while not self._stopping.wait(self.options.watch_s):
+            try:
+                self.rescan()
+            except Exception:  # whatever went wrong, the next look may go well
+                logging.getLogger(__name__).exception("a look at the tasks directory failed")
 
     def _load(self, entry: TaskEntry) -> tuple[TaskEntry, PackedTask]:
         found, data = self._folder.read(entry)

@@ -75,12 +75,7 @@ class EngineOptions:
         return workers, max(1, cores // workers)
 
 
-_UNITS = {
-    "": 1, "b": 1,
-    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
-    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
-}  # fmt: skip
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?) ?([a-z]{0,3})", re.ASCII)
+_SIZE = re.compile(r"\d{1,18}(\.\d{1,9})? ?([kmgt]i?)?b|\d{1,18}", re.ASCII | re.IGNORECASE)
 
 
 def parse_bytes(size: int | str, what: str = "size") -> int:
@@ -91,19 +86,15 @@ def parse_bytes(size: int | str, what: str = "size") -> int:
     >>> parse_bytes("2GiB"), parse_bytes("1.5 MB"), parse_bytes(4096)
     (2147483648, 1500000, 4096)
     """
-    # Not pydantic's ByteSize, which takes "1,5GB" for one byte.
-    if isinstance(size, int) and not isinstance(size, bool):
-        found = size
-    else:
-        match = _SIZE.fullmatch(size.strip().lower()) if isinstance(size, str) else None
-        if match is None or match[2] not in _UNITS:
-            raise InputError(
-                f"{what} {size!r}: expected bytes above 0, such as 2GiB, 512MiB, 1.5GB or 1000000"
-            )
-        whole, _, part = match[1].partition(".")
-        unit = _UNITS[match[2]]
-        # Integers throughout: a float has too few digits for large sizes.
-        found = int(whole) * unit + int(part or "0") * unit // 10 ** len(part)
+    from pydantic import ByteSize, TypeAdapter  # here: a help page does not wait for it
+
+    text = size.strip() if isinstance(size, str) else str(size)
+    # pydantic alone takes "1,5GB" for one byte.
+    if isinstance(size, bool) or not _SIZE.fullmatch(text):
+        raise InputError(
+            f"{what} {size!r}: expected bytes above 0, such as 2GiB, 512MiB, 1.5GB or 1000000"
+        )
+    found = int(TypeAdapter(ByteSize).validate_python(text))
     if found < 1:
         raise InputError(f"{what} {size!r}: expected at least 1 byte, such as 2GiB or 512MiB")
     return found

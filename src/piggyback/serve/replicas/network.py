@@ -82,9 +82,7 @@ class Network:
             self.speed = ", ".join([str(dtype).removeprefix("torch."), *words, *remark])
             """How the network runs, in words."""
             self._prototype = Prototype(ready, frozen.head_name, owned, dtype, compiled=compile)
-        self._packer = Packer(
-            self.shapes, frozen.base_state, self.fingerprint, original, self._prototype.base, dtype
-        )
+        self._packer = Packer(frozen, original, self._prototype.base, dtype)
 
     def pack(self, task: Task) -> PackedTask:
         """Return ``task`` as live copies take it; no copy is touched.

@@ -13,8 +13,8 @@ from piggyback.masks.bits import FlatMasks, MaskLayout, flat_masks
 from piggyback.masks.rule import Form
 from piggyback.model.heads import load_head
 from piggyback.network.fingerprint import IGNORED
+from piggyback.network.frozen import FrozenBackbone
 from piggyback.taskfile.checks import check_fits
-from piggyback.taskfile.header import Shapes
 from piggyback.taskfile.task import Task
 
 OBJECT_BYTES = 512
@@ -67,15 +67,14 @@ class Packer:
 
     def __init__(
         self,
-        shapes: Shapes,
-        state: Mapping[str, Tensor],
-        fingerprint: str,
+        frozen: FrozenBackbone,
         head: nn.Module,
         base: Mapping[str, Tensor],
         dtype: torch.dtype,
     ) -> None:
-        """``shapes``, ``state`` and ``head`` are the original backbone's, ``base`` the tensors of live copies."""
-        self._shapes, self._state, self._fingerprint, self._head = shapes, state, fingerprint, head
+        """``head`` is the original backbone's, ``base`` has the tensors of live copies."""
+        self._shapes, self._head = frozen.shapes(), head
+        self._state, self._fingerprint = frozen.base_state, frozen.fingerprint
         self._base, self._dtype = base, dtype
         self._device = next((t.device for t in base.values()), torch.device("cpu"))
         # What tasks share goes with the last of them.

@@ -115,7 +115,12 @@ class TaskFolder:
                         set(self.refused) - {file_name(n) for n in (*listed, *self.entries)}
                     )
             before, self._scanned = self._scanned, self.entries
-            return _differences(before, self._scanned)
+            after = self._scanned
+            return Changes(
+                added=tuple(entry for name, entry in after.items() if name not in before),
+                replaced=tuple(e for n, e in before.items() if n in after and after[n] != e),
+                removed=tuple(entry for name, entry in before.items() if name not in after),
+            )
 
     def entry(self, name: str) -> TaskEntry:
         """Return what is served as ``name``; UnknownTaskError lists names like it."""
@@ -291,13 +296,3 @@ def file_name(name: str) -> str:
     ('signs.safetensors', "'si\\\\ngns'.safetensors")
     """
     return f"{name if name.isprintable() else ascii(name)}{SUFFIX}"
-
-
-def _differences(before: Mapping[str, TaskEntry], after: Mapping[str, TaskEntry]) -> Changes:
-    if before is after:
-        return Changes()
-    return Changes(
-        added=tuple(entry for name, entry in after.items() if name not in before),
-        replaced=tuple(e for n, e in before.items() if n in after and after[n] != e),
-        removed=tuple(entry for name, entry in before.items() if name not in after),
-    )
