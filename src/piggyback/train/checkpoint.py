@@ -27,6 +27,7 @@ from torch import Tensor
 
 from piggyback.errors import CheckpointError
 from piggyback.taskfile.disk import write_whole
+from piggyback.train.methods import Learner
 from piggyback.train.recipe import Recipe, current
 
 VERSION = 1
@@ -99,6 +100,19 @@ def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
         inside = isinstance(value, dict) and isinstance(recipe.get(name), dict)
         recipe[name] = {**recipe[name], **value} if inside else value
     return {**saved, "recipe": recipe}
+
+
+def learner_tensors(learner: Learner) -> dict[str, Tensor]:
+    """Return what a learner trains and its optimizer's state, by ``live/NAME`` and ``optimizer/I/KEY``."""
+    tensors = {f"live/{name}": tensor for name, tensor in learner.live().items()}
+    state = optimizer_tensors(learner.optimizer)
+    return tensors | {f"optimizer/{name}": tensor for name, tensor in state.items()}
+
+
+def load_learner(learner: Learner, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put back what ``learner_tensors`` took, by part; raises CheckpointError where it does not fit."""
+    load_live(learner.live(), parts["live"])
+    load_optimizer(learner.optimizer, parts["optimizer"])
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import Z, lr_factor, z_for
 from piggyback.model.distance import feature_skill, head_inputs, one_each
 from piggyback.model.summary import masks_verdict
-from piggyback.train.checkpoint import by_part, load_live, load_optimizer, optimizer_tensors
+from piggyback.train.checkpoint import by_part, learner_tensors, load_learner
 from piggyback.train.data.batches import EvalBatches, serve
 from piggyback.train.data.sets import ImageSet, Split
 from piggyback.train.device import Speed, agree_
@@ -108,7 +107,7 @@ class Guard:
             return None
         self.behind = 0
         self.halved += 1
-        _put_back(learner, self.good)
+        load_learner(learner, by_part(self.good))
         _scale_rate(learner, 0.5)
         return (
             f"masks collapsed (training loss {self.last:.2f}, the head alone {self.head_loss[self.mark - 1]:.2f}): "
@@ -231,16 +230,8 @@ def _masked_out(learner: Learner) -> float:
 
 def _state(learner: Learner) -> dict[str, Tensor]:
     """Copies of what a learner trains and of its scores."""
-    scores = {
-        f"optimizer/{name}": tensor
-        for name, tensor in optimizer_tensors(learner.optimizer).items()
-        if name.endswith("/scores")
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in learner_tensors(learner).items()
+        if name.startswith("live/") or name.endswith("/scores")
     }
-    live = {f"live/{name}": tensor for name, tensor in learner.live().items()}
-    return {name: tensor.detach().clone() for name, tensor in {**live, **scores}.items()}
-
-
-def _put_back(learner: Learner, state: Mapping[str, Tensor]) -> None:
-    parts = by_part(state)
-    load_live(learner.live(), parts["live"])
-    load_optimizer(learner.optimizer, parts["optimizer"])

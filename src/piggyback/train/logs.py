@@ -60,7 +60,8 @@ class Curves:
             made = WandBTracker("piggyback", name=name, dir=str(folder))
         else:
             made = MLflowTracker("piggyback", run_name=name)
-        made.start()
+        if hasattr(made, "start"):  # older versions of Accelerate start when made
+            made.start()
         if not done:
             made.store_init_configuration({k: str(v) for k, v in recipe.to_json().items()})
         self.tracker = made

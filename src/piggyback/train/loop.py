@@ -368,9 +368,7 @@ def save(run: Run) -> None:
     place = run.checkpoint
     if place is None or not processes().is_main_process:
         return
-    tensors = {f"live/{name}": t for name, t in run.learner.live().items()}
-    state = checkpoint.optimizer_tensors(run.learner.optimizer)
-    tensors |= {f"optimizer/{name}": t for name, t in state.items()}
+    tensors = checkpoint.learner_tensors(run.learner)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise _diverged(run, f"{name} is no longer finite")
@@ -389,8 +387,7 @@ def save(run: Run) -> None:
 def restore(run: Run, saved: Checkpoint) -> None:
     """Put a run where ``saved`` was made; raises CheckpointError where tensors do not fit."""
     parts = checkpoint.by_part(saved.tensors)
-    checkpoint.load_live(run.learner.live(), parts["live"])
-    checkpoint.load_optimizer(run.learner.optimizer, parts["optimizer"])
+    checkpoint.load_learner(run.learner, parts)
     values = {k: v for k, v in saved.progress.items() if k not in ("speed", "guard")}
     run.progress = Progress.from_json(values)
     if (guard := saved.progress.get("guard")) is not None:

@@ -10,7 +10,7 @@ every worker; only the automatic policies are torchvision's, each under a seed o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,30 +31,28 @@ _DRAWS = 7  # shift x, shift y, flip, crop area, crop x, crop y, policy
 _STREAM = 1 << 32  # keeps these draws apart from the shuffle's, which share seed and epoch
 
 
+@dataclass
 class TrainBatches(Dataset[Batch]):
     """Shuffled, augmented batches of one epoch; an incomplete last one is left out.
 
     ``batch_size`` counts the samples of all processes together.
     """
 
-    def __init__(
-        self,
-        images: Split,
-        preprocessing: Preprocessing,
-        options: Augment,
-        *,
-        batch_size: int,
-        seed: int,
-        epoch: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.images, self.options, self.size = images, options, preprocessing.image_size
-        self.source = source_view(preprocessing, options)
-        self.batch_size = _real_batch(images, batch_size, world)
-        self.seed, self.epoch = seed, epoch
-        self.rank, self.world = rank, world
-        self.order = shuffled(seed, epoch, len(images))
+    images: Split
+    preprocessing: Preprocessing
+    options: Augment
+    _: KW_ONLY
+    batch_size: int
+    seed: int
+    epoch: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        self.size = self.preprocessing.image_size
+        self.source = source_view(self.preprocessing, self.options)
+        self.batch_size = _real_batch(self.images, self.batch_size, self.world)
+        self.order = shuffled(self.seed, self.epoch, len(self.images))
 
     def __len__(self) -> int:
         return steps_in_epoch(self.images, self.batch_size, self.world)
@@ -74,20 +72,16 @@ class TrainBatches(Dataset[Batch]):
         return made, labels
 
 
+@dataclass
 class EvalBatches(Dataset[Batch]):
     """All images once, in order, unaugmented; the last batch may be smaller, even empty."""
 
-    def __init__(
-        self,
-        images: Split,
-        preprocessing: Preprocessing,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.images, self.preprocessing, self.batch_size = images, preprocessing, batch_size
-        self.rank, self.world = rank, world
+    images: Split
+    preprocessing: Preprocessing
+    _: KW_ONLY
+    batch_size: int
+    rank: int = 0
+    world: int = 1
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
