@@ -94,6 +94,14 @@ def test_wrong_values_name_the_field(field: str, value: object) -> None:
         Recipe(**{field: value})
 
 
+@pytest.mark.parametrize(
+    "options", [{"shift": 1.0}, {"shift": -0.1}, {"crop": 0.0}, {"policy": "best"}]
+)
+def test_wrong_augmentation(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        Augment(**options)
+
+
 def test_identity_leaves_out_how_a_run_goes_about() -> None:
     assert Recipe(workers=0).identity() == Recipe(workers=4, checkpoint_minutes=0).identity()
     assert Recipe(seed=1).identity() != Recipe(seed=2).identity()

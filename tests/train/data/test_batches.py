@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from piggyback.errors import InputError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.train import Augment, ImageData, load_folder
 from piggyback.train.data.batches import (
@@ -38,6 +37,11 @@ def test_a_batch_can_be_made_at_any_time(data: ImageData) -> None:
     assert torch.equal(late[1], served[2][1])
 
 
+def test_a_set_smaller_than_a_batch_is_one_batch(data: ImageData) -> None:
+    (only,) = serve(batches(data, batch_size=1000))
+    assert len(only[0]) == len(data.train)
+
+
 def test_seed_and_epoch_change_the_order(data: ImageData) -> None:
     first = batches(data)[0][1]
     assert not torch.equal(first, batches(data, epoch=1)[0][1])
@@ -60,11 +64,6 @@ def test_loader_processes_make_the_same_batches(folder: Path) -> None:
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
-
-
-def test_a_set_smaller_than_a_batch_is_one_batch(data: ImageData) -> None:
-    assert len(batches(data, batch_size=1000)) == 1
-    assert len(batches(data, batch_size=1000)[0][1]) == len(data.train)
 
 
 def test_evaluation_sees_every_image_once(data: ImageData) -> None:
@@ -114,14 +113,6 @@ def test_policies_repeat_and_leave_the_global_generator_alone(policy: str) -> No
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(5)
     assert torch.equal(augment(image, Augment(policy=policy), 16, row), one)
-
-
-@pytest.mark.parametrize(
-    "options", [{"shift": 1.0}, {"shift": -0.1}, {"crop": 0.0}, {"policy": "best"}]
-)
-def test_wrong_options(options: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=next(iter(options))):
-        Augment(**options)
 
 
 def test_numbers_by_place_are_uniform_and_orders_are_permutations() -> None:

@@ -58,40 +58,41 @@ def test_one_split(folder: Path) -> None:
         load_split(folder / "absent")
 
 
-def test_missing_and_empty_folders(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(DataError, match="no such directory"):
-        load_folder(tmp_path / "absent")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty.*no class folders"):
-        load_folder(tmp_path / "empty")
-    (folder / "train" / "fox").mkdir()
-    with pytest.raises(DataError, match=r"fox.*holds no images"):
-        load_folder(folder)
+def _empty(root: Path) -> None:
+    shutil.rmtree(root)
+    root.mkdir()
 
 
-def test_one_class_only(folder: Path) -> None:
+def _one_class(root: Path) -> None:
     for split in ("train", "test"):
-        shutil.rmtree(folder / split / "dog")
-    with pytest.raises(DataError, match=r"1 class \['cat'\]"):
-        load_folder(folder)
+        shutil.rmtree(root / split / "dog")
 
 
-def test_splits_with_different_classes(folder: Path) -> None:
-    (folder / "test" / "dog").rename(folder / "test" / "fox")
-    with pytest.raises(DataError, match=r"test differ.*missing 'dog'.*unexpected 'fox'"):
-        load_folder(folder)
-
-
-def test_test_without_train(folder: Path) -> None:
-    shutil.rmtree(folder / "train")
-    with pytest.raises(DataError, match="holds test but no 'train'"):
-        load_folder(folder)
-
-
-def test_two_val_folders(folder: Path) -> None:
+def _two_val(root: Path) -> None:
     for name in ("val", "valid"):
-        shutil.copytree(folder / "test", folder / name)
-    with pytest.raises(DataError, match="'val' and 'valid'"):
+        shutil.copytree(root / "test", root / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shutil.rmtree, "no such directory"),
+        (_empty, "no class folders"),
+        (lambda root: (root / "train" / "fox").mkdir(), "fox.*holds no images"),
+        (_one_class, r"1 class \['cat'\]"),
+        (
+            lambda root: (root / "test" / "dog").rename(root / "test" / "fox"),
+            "test differ.*missing 'dog'.*unexpected 'fox'",
+        ),
+        (lambda root: shutil.rmtree(root / "train"), "holds test but no 'train'"),
+        (_two_val, "'val' and 'valid'"),
+    ],
+)
+def test_folders_that_cannot_be_used(
+    folder: Path, change: Callable[[Path], object], message: str
+) -> None:
+    change(folder)
+    with pytest.raises(DataError, match=message):
         load_folder(folder)
 
 
@@ -105,11 +106,8 @@ def test_a_truncated_image_is_named_and_skipped_on_request_only(folder: Path) ->
     assert data.describe()["skipped"] == 2
     assert len(data.train) + len(data.val) == 19
     assert data.test.counts() == [4, 3]
-
-
-def test_a_class_that_only_had_bad_images(folder: Path) -> None:
     for path in (folder / "train" / "cat").iterdir():
-        truncate(path)
+        path.write_bytes(b"")
     with pytest.raises(DataError, match="no images in train for class 'cat'"):
         load_folder(folder, skip_bad=True)
 

@@ -14,10 +14,11 @@ from torch import nn
 from piggyback.errors import DataError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
-from piggyback.train import ImageSet, Listener, Plan, Recipe, SegmentationSet, load_folder, train
+from piggyback.train import ImageSet, Recipe, SegmentationSet, load_folder, train
 from piggyback.train.data import size
 from piggyback.train.data.size import ImageSize, choose_size, held_side, side_for
 from piggyback.zoo.load import load_backbone
+from support.training_toys import Recorder
 
 
 def pictures(folder: Path, *sizes: tuple[int, int]) -> ImageSet:
@@ -112,21 +113,13 @@ def test_a_network_with_fixed_positions_keeps_its_size(fixed: Backbone, tmp_path
     assert choose_size(free, images).side == 64
 
 
-class Plans(Listener):
-    def __init__(self) -> None:
-        self.heard: list[Plan] = []
-
-    def on_start(self, plan: Plan) -> None:
-        self.heard.append(plan)
-
-
 def test_a_task_is_trained_and_kept_at_the_chosen_size(
     any_size: Backbone, folder: Path, recipe: Callable[..., Recipe]
 ) -> None:
-    plans = Plans()
+    told = Recorder()
     options = recipe("head", epochs=1)
-    result = train(any_size, load_folder(folder), "pets", options, listener=plans)
-    (plan,) = plans.heard
+    result = train(any_size, load_folder(folder), "pets", options, listener=told)
+    (plan,) = told.plans
     assert (plan.image_size, plan.size_reason) == (64, "the files hold 16")
     assert result.task is not None
     assert result.task.info.preprocessing == Preprocessing(64)

@@ -1,8 +1,9 @@
-"""Boxes: only what is in them is used, wherever the images lie, and whatever size a JPEG is decoded to."""
+"""Image sets: what they accept, how they are cut, cached and told apart, and which part of an image boxes show."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,91 @@ from PIL import Image
 from piggyback.errors import DataError
 from piggyback.images.decode import Box, check_image, fit, load_fitted, read_image
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.train import ImageSet
+from piggyback.train import ImageData, ImageSet, from_tensors, load_folder
 from piggyback.train.data.sets import cut
 
 BOX = (4, 2, 15, 12)
+IMAGES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+LABELS = torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES.float(), LABELS, r"images torch.float32 .*expected uint8"),
+        (IMAGES[:, :2], LABELS, r"\(4, 2, 8, 8\).*expected uint8 \(n, 3"),
+        (IMAGES[:3], LABELS, r"labels torch.int64 \(4,\): expected int64 \(3,\)"),
+        (IMAGES, LABELS.float(), r"labels torch.float32"),
+        (IMAGES, LABELS + 1, r"labels from 1 to 2: expected 0 to 1"),
+        (IMAGES, LABELS - 1, r"labels from -1 to 0"),
+    ],
+)
+def test_wrong_tensors(images: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ImageSet(("a", "b"), labels, images)
+
+
+@pytest.mark.parametrize("boxes", [torch.zeros(4, 4), torch.zeros(2, 4, dtype=torch.int64)])
+def test_wrong_boxes(boxes: torch.Tensor) -> None:
+    with pytest.raises(DataError, match=r"expected int64 \(4, 4\), left, top, right, bottom"):
+        ImageSet(("a", "b"), LABELS, IMAGES, boxes=boxes)
+
+
+def test_every_class_keeps_an_image_to_learn_from() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 2 + [2])
+    images = torch.zeros(43, 3, 4, 4, dtype=torch.uint8)
+    data = from_tensors("x", ["a", "b", "c"], (images, labels), (images, labels))
+    assert data.val.counts() == [4, 1, 0]
+    assert data.train.counts() == [36, 1, 1]
+
+
+def test_what_cannot_be_cut() -> None:
+    single = ImageSet(("a", "b"), torch.tensor([0, 1]), IMAGES[:2])
+    with pytest.raises(DataError, match="val cannot be cut"):
+        cut("x", single, None, single)
+    with pytest.raises(DataError, match=r"val fraction 1\.5"):
+        cut("x", single, None, single, val_fraction=1.5)
+    whole = ImageSet(("a", "b"), LABELS, IMAGES)
+    nothing = whole.subset(torch.tensor([], dtype=torch.int64))
+    with pytest.raises(DataError, match="no images in test"):
+        cut("x", whole, whole, nothing)
+
+
+def test_memory_and_files_hold_the_same_pixels(folder: Path) -> None:
+    data, view = load_folder(folder), Preprocessing(12)
+    cached = data.in_memory(view, view)
+    assert cached.train.images is not None
+    for index in (0, 7, len(data.train) - 1):
+        assert torch.equal(cached.train.images[index], data.train.load(index, view))
+    assert torch.equal(cached.test.labels, data.test.labels)
+
+
+def test_a_set_beyond_the_budget_stays_on_disk(folder: Path) -> None:
+    data, view = load_folder(folder), Preprocessing(12)
+    bytes_needed = 28 * 3 * 12 * 12
+    assert data.in_memory(view, view, budget=bytes_needed - 1) is data
+    assert data.in_memory(view, view, budget=bytes_needed) is not data
+
+
+def test_grey_images_are_widened() -> None:
+    grey = ImageSet(("a", "b"), LABELS, torch.full((4, 1, 8, 8), 9, dtype=torch.uint8))
+    ready = grey.in_memory(Preprocessing(8))
+    assert ready.images is not None
+    assert torch.equal(ready.images, torch.full((4, 3, 8, 8), 9, dtype=torch.uint8))
+
+
+def test_the_digest_follows_content_names_and_boxes(data: ImageData, folder: Path) -> None:
+    other = ImageSet(data.classes, data.train.labels, data.train.images.clone())
+    assert other.digest() == data.train.digest()
+    other.images[0, 0, 0, 0] += 1
+    assert other.digest() != data.train.digest()
+    plain = load_folder(folder).test
+    boxed = [replace(plain, boxes=torch.tensor([box] * len(plain))) for box in (BOX, (0, 0, 9, 9))]
+    (folder / "test" / "cat" / "00.png").rename(folder / "test" / "cat" / "99.png")
+    digests = {load_folder(folder).test.digest()}
+    (folder / "test" / "cat" / "99.png").rename(folder / "test" / "cat" / "00.png")
+    digests |= {images.digest() for images in (plain, *boxed)}
+    assert len(digests) == 4
 
 
 @pytest.fixture
@@ -68,16 +150,6 @@ def test_boxes_follow_their_images_through_a_cut(photo: Path) -> None:
     assert held == [list(box) for box in boxes]
 
 
-def test_the_digest_follows_boxes(photo: Path) -> None:
-    plain = ImageSet(("a", "b"), torch.tensor([0]), files=(photo,))
-    digests = {
-        plain.digest(),
-        set_of(photo, BOX).digest(),
-        set_of(photo, (4, 2, 15, 11)).digest(),
-    }
-    assert len(digests) == 3
-
-
 def test_a_box_in_a_jpeg_decoded_small_shows_the_same(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 1000).astype(np.uint8)
     grid = np.stack(
@@ -89,11 +161,8 @@ def test_a_box_in_a_jpeg_decoded_small_shows_the_same(tmp_path: Path) -> None:
     quick = load_fitted(tmp_path / "a.jpg", view, box).float()
     slow = fit(read_image(tmp_path / "a.jpg", box=box), view).float()
     assert (quick - slow).abs().max() <= 4
-
-
-def test_a_small_box_in_a_large_jpeg_is_decoded_in_full(tmp_path: Path) -> None:
-    Image.new("RGB", (1000, 800)).save(tmp_path / "a.jpg")
-    assert read_image(tmp_path / "a.jpg", at_least=64, box=(10, 10, 80, 80)).shape == (3, 70, 70)
+    small = read_image(tmp_path / "a.jpg", at_least=64, box=(10, 10, 80, 80))
+    assert small.shape == (3, 70, 70)  # decoded in full
 
 
 def test_a_box_counts_pixels_as_they_are_stored(tmp_path: Path) -> None:
@@ -125,9 +194,3 @@ def test_a_box_with_nothing_in_it_is_refused_by_name(photo: Path, box: Box) -> N
     )
     with pytest.raises(DataError, match=r"'number 0': box"):
         held.load(0, Preprocessing(8))
-
-
-@pytest.mark.parametrize("boxes", [torch.zeros(1, 4), torch.zeros(2, 4, dtype=torch.int64)])
-def test_wrong_boxes(photo: Path, boxes: torch.Tensor) -> None:
-    with pytest.raises(DataError, match=r"expected int64 \(1, 4\), left, top, right, bottom"):
-        ImageSet(("a", "b"), torch.tensor([0]), files=(photo,), boxes=boxes)
