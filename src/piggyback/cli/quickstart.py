@@ -44,17 +44,17 @@ def run(
     from piggyback.lab.quickstart.run import load_data, quickstart
     from piggyback.lab.tables.formats import run_record, runs_screen
 
-    told, screen = notes(), notes() if json else results()
-    told.print("two tasks on one frozen EfficientNet-Lite0")
+    notices, screen = notes(), notes() if json else results()
+    notices.print("two tasks on one frozen EfficientNet-Lite0")
     data = load_data()
     for name, images in data.items():
-        told.print(
+        notices.print(
             f"{name}: {len(images.classes)} classes, {len(images.train)} images to learn from, "
             f"{len(images.val)} to choose the epoch, {len(images.test)} to test"
         )
 
     def on_estimate(seconds: float) -> None:
-        told.print(f"this will take {about(seconds)} on this machine")
+        notices.print(f"this will take {about(seconds)} on this machine")
 
     done = quickstart(out, data, listener=Show, on_estimate=on_estimate)
     compared = done.comparison

@@ -198,7 +198,7 @@ def test_a_truncated_image_is_named_before_training(name: str, root: Path) -> No
     [
         ("images.txt", "1 001.Crow/Crow_0001.jpg", "1", r"line 1: '1': expected 2 columns"),
         ("images.txt", "1 001.Crow/Crow_0001.jpg", "1 ../x.jpg", r"'\.\./x\.jpg': expected a path"),
-        ("images.txt", "2 001.", "1 001.", "'1' is there twice"),
+        ("images.txt", "2 001.", "1 001.", "'1' appears twice"),
         ("image_class_labels.txt", "1 1\n", "1 9\n", "class '9' is not one of the 2"),
         ("image_class_labels.txt", "1 1\n", "", "says nothing about '1'"),
         ("train_test_split.txt", "1 1\n", "1 2\n", "image 1: '2'"),

@@ -67,10 +67,10 @@ def load(name: str, roots: Sequence[Path] | None = None, *, download: bool = Fal
     if place is None:
         raise DataError(missing(name, roots))
     data = info.read(place)
-    told = differences(info, data)
-    if told:
+    differing = differences(info, data)
+    if differing:
         warnings.warn(
-            f"data set {name!r} in {place}: {told}; results cannot be compared with published ones",
+            f"data set {name!r} in {place}: {differing}; results cannot be compared with published ones",
             PiggybackWarning,
             stacklevel=2,
         )
@@ -91,9 +91,9 @@ def fetch(info: DatasetInfo, roots: Sequence[Path] | None = None) -> None:
         root.mkdir(parents=True, exist_ok=True)
         info.download(root)
     except (OSError, RuntimeError) as error:
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"data set {info.name!r}: the download to {root} failed ({told}); get {info.how_to_get}"
+            f"data set {info.name!r}: the download to {root} failed ({reason}); get {info.how_to_get}"
         ) from error
 
 
@@ -104,11 +104,11 @@ def differences(info: DatasetInfo, data: ImageData) -> str:
         found["train"] += found.pop("val")
         if "val" in info.counts:  # the labels of test are withheld: what is measured is val
             found["val"] = found.pop("test")
-    told = [
+    found_and_published = [
         f"{count} {split} images, published {info.counts[split]}"
         for split, count in found.items()
         if count != info.counts[split]
     ]
     if len(data.classes) != info.classes:
-        told.insert(0, f"{len(data.classes)} classes, published {info.classes}")
-    return ", ".join(told)
+        found_and_published.insert(0, f"{len(data.classes)} classes, published {info.classes}")
+    return ", ".join(found_and_published)

@@ -65,12 +65,12 @@ def rows(path: Path, columns: int) -> list[list[str]]:
 def by_id(path: Path, ids: Iterable[str] | None = None) -> dict[str, str]:
     """Return a text file of ``<id> <value>`` lines as a mapping; the value keeps its spaces.
 
-    Raises DataError for an id that is there twice, or one of ``ids`` that is not there.
+    Raises DataError for an id that appears twice, or one of ``ids`` that is not there.
     """
     found: dict[str, str] = {}
     for name, value in rows(path, 2):
         if name in found:
-            raise DataError(f"{path}: {name!r} is there twice: expected each id once")
+            raise DataError(f"{path}: {name!r} appears twice: expected each id once")
         found[name] = value
     for name in ids or ():
         if name not in found:
@@ -107,8 +107,8 @@ def read_matlab(path: Path, key: str) -> Any:
     try:
         found = io.loadmat(path, squeeze_me=True, variable_names=[key])
     except (*_NOT_MATLAB, io.matlab.MatReadError) as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: cannot be read as a MATLAB file, level 5 ({told})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: cannot be read as a MATLAB file, level 5 ({reason})") from error
     if key not in found:
         raise DataError(f"{path}: holds no variable {key!r}; is it the right file?")
     return found[key]

@@ -31,8 +31,8 @@ def unpacked(packed: Path, names: Sequence[str]) -> Path:
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{packed}: cannot be unpacked ({error}); get it again") from error
     except OSError as error:
-        told = error.strerror or str(error)
-        raise DataError(f"{packed}: cannot be unpacked to {target.parent} ({told})") from error
+        reason = error.strerror or str(error)
+        raise DataError(f"{packed}: cannot be unpacked to {target.parent} ({reason})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target

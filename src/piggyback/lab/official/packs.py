@@ -90,7 +90,7 @@ def export_official(tasks: Sequence[Task], arch: str, module: nn.Module) -> dict
     """Return what ``torch.save`` makes a pack of: the tasks by their names, in the authors' layout.
 
     Of ``module`` only the tree and the shapes are asked; it may lie on the meta device. Raises InputError where a task
-    has what a pack cannot hold: its own normalisation, a head that is no linear layer, coefficients, or no mask for
+    has what a pack cannot hold: its own normalisation, a head that is not a linear layer, coefficients, or no mask for
     some weight. Class names and preprocessing are lost.
     """
     if twice := {task.name for task in tasks if sum(task.name == t.name for t in tasks) > 1}:

@@ -260,7 +260,7 @@ def read_archive(path: str | os.PathLike[str]) -> Any:
         with Path(path).open("rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= _MAX_BYTES:
-                raise damaged(f"it is empty, no regular file, or of more than {_MAX_BYTES} bytes")
+                raise damaged(f"it is empty, not a regular file, or larger than {_MAX_BYTES} bytes")
             # A mapping, since it never hands out more than there is, whatever length a pickle claims.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 if view[:4] != b"PK\x03\x04":

@@ -54,7 +54,7 @@ class PackNetResult:
     """What ``train_packnet`` returns."""
 
     results: tuple[TrainResult, ...]
-    """One a task, in order. ``bytes`` are of the network's file with the tasks so far; ``seconds``
+    """One per task, in order. ``bytes`` are of the network's file with the tasks so far; ``seconds``
     and ``history`` are of both trainings."""
     network: PackedNetwork
     file: Path | None
