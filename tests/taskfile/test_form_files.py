@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_file import rebuilt, same
 
 from piggyback.errors import InputError, TaskFileError
 from piggyback.masks.bits import unpack
@@ -19,6 +18,7 @@ from piggyback.taskfile import header
 from piggyback.taskfile.file import load, load_file, save, save_file
 from piggyback.taskfile.header import read_header
 from piggyback.taskfile.task import Task
+from taskfile.test_file import rebuilt, same
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MAKER = runpy.run_path(str(GOLDEN / "make_v2.py"))

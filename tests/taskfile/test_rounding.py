@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load as safetensors_load
-from test_file import rebuilt
 from torch import nn
 
 from piggyback.errors import TaskFileError
@@ -25,6 +24,7 @@ from piggyback.taskfile.rounding import (
 )
 from piggyback.taskfile.task import Task
 from support.nets import Convolutions, learn, seeded
+from taskfile.test_file import rebuilt
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MAKER = runpy.run_path(str(GOLDEN / "make_v3.py"))
