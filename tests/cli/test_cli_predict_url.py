@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,18 +84,6 @@ def test_without_names_the_server_chooses(
     assert "task=" not in server.asked[0].path
     ran = piggyback("predict", photos, "--url", server.url)
     ran.refuses("--task NAME, or --infer-task")
-
-
-def test_table_and_csv_look_as_they_do_without_a_server(
-    piggyback: Command, server: FakeServer, photos: Path
-) -> None:
-    line = ("predict", photos, "--url", server.url, "--task", "signs", "--top", "2")
-    table = piggyback(*line).out
-    assert max(map(len, table.splitlines())) <= 80
-    assert table.split()[:5] == ["image", "task", "class", "%", "next"]
-    rows = list(csv.DictReader(piggyback(*line, "--format", "csv").out.splitlines()))
-    assert list(rows[0]) == ["file", "task", "rank", "class", "probability"]
-    assert [(row["rank"], row["class"]) for row in rows] == [("1", "signs 0"), ("2", "signs 1")] * 3
 
 
 def test_the_token_comes_from_a_file_or_the_environment(

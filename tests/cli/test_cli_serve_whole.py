@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from piggyback.client import Client
-from piggyback.errors import AccessError, ClosedError, DataError, ServerError, UnknownTaskError
+from piggyback.errors import AccessError, ClosedError, ServerError
 from piggyback.schemas import Answer
 from support.cli_toys import COLOURS, Command
 
@@ -88,65 +87,32 @@ def test_it_says_where_it_is_when_there_are_answers(server: Running, client: Cli
     assert client.ready()
 
 
-def test_the_client_gets_what_the_command_line_gets(
-    piggyback: Command, client: Client, trained: Path, toy: str, colours: Path
-) -> None:
-    files = [colours / "test" / name / f"{at}.png" for name in COLOURS for at in range(6)]
-    ran = piggyback(
-        *("predict", *files, "--task", trained, "--backbone", f"{toy}:build", "--json"),
-    )
-    told = json.loads(ran.out)
-    found = client.predict(files, "colours", top_k=3)
-    assert len(found) == 18
-    for one, wanted in zip(found, told, strict=True):
-        assert one.task == "colours"
-        assert list(one.classes) == [held["class"] for held in wanted["classes"]]
-        for p, held in zip(one.probabilities, wanted["classes"], strict=True):
-            assert p == pytest.approx(held["probability"], abs=1e-4)
-        assert one.confidence == pytest.approx(wanted["confidence"], abs=1e-4)
-    with Image.open(files[0]) as opened:
-        image = opened.convert("RGB")
-        assert client.predict(image, "colours").classes == found[0].classes
-    assert client.infer(files[0])[0].classes == found[0].classes
-
-
-def test_predict_with_a_url_answers_as_without(
+def test_client_and_url_answer_as_the_command_line_does(
     piggyback: Command,
     server: Running,
+    client: Client,
     trained: Path,
     toy: str,
     colours: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PIGGYBACK_TOKEN", TOKEN)
-    line = ("predict", colours / "test", "--format", "csv", "--top", "1")
-    here = piggyback(*line, "--task", trained, "--backbone", f"{toy}:build").out.splitlines()
-    there = piggyback(*line, "--task", "colours", "--url", server.url).out.splitlines()
-    inferred = piggyback(*line, "--infer-task", "--url", server.url).out.splitlines()
-    without = [row.rpartition(",")[0] for row in here]  # probabilities differ by rounding
-    assert [row.rpartition(",")[0] for row in there] == without
-    assert [row.rpartition(",")[0] for row in inferred] == without
-    assert len(without) == 19
-
-
-def test_tasks_come_and_go(client: Client, folder: Path, trained: Path) -> None:
-    status = client.put_task("twin", trained)
-    assert (status.name, status.classes) == ("twin", COLOURS)
-    assert (folder / "twin.safetensors").read_bytes() == trained.read_bytes()
-    assert [one.name for one in client.tasks()] == ["colours", "twin"]
-    assert client.task("twin").version == client.task("colours").version
-    client.delete_task("twin")
-    assert not (folder / "twin.safetensors").exists()
-    with pytest.raises(UnknownTaskError):
-        client.task("twin")
-
-
-def test_errors_are_the_engines(client: Client, server: Running, colours: Path) -> None:
-    image = colours / "test" / "red" / "0.png"
-    with pytest.raises(UnknownTaskError, match="did you mean 'colours'"):
-        client.predict(image, "colors")
-    with pytest.raises(DataError):
-        client.predict(image.read_bytes()[:60], "colours")
+    files = [colours / "test" / name / f"{at}.png" for name in COLOURS for at in range(6)]
+    line = ("predict", *files, "--json")
+    wanted = json.loads(piggyback(*line, "--task", trained, "--backbone", f"{toy}:build").out)
+    named = json.loads(piggyback(*line, "--task", "colours", "--url", server.url).out)
+    inferred = json.loads(piggyback(*line, "--infer-task", "--url", server.url).out)
+    by_client = client.predict(files, "colours", top_k=3)
+    assert len(wanted) == len(named) == len(inferred) == len(by_client) == 18
+    for one, *others, answer in zip(wanted, named, inferred, by_client, strict=True):
+        names = [held["class"] for held in one["classes"]]
+        assert list(answer.classes) == names
+        for other in others:
+            assert (other["file"], other["task"]) == (one["file"], "colours")
+            assert [held["class"] for held in other["classes"]] == names
+            for p, held in zip(answer.probabilities, one["classes"], strict=True):
+                assert p == pytest.approx(held["probability"], abs=1e-4)
+        assert answer.confidence == pytest.approx(one["confidence"], abs=1e-4)
     with Client(server.url) as stranger, pytest.raises(AccessError, match="wants a token"):
         stranger.tasks()
 
