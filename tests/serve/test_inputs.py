@@ -25,7 +25,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.serve.inputs import prepare, samples
 from piggyback.train.evaluation import predict
-from support.encoded_pictures import KINDS, encoded, photo, turned
+from support.encoded_pictures import KINDS, encoded, photo
 from support.nets import Convolutions, learn, seeded
 
 VIEW = Preprocessing(16)
@@ -161,30 +161,6 @@ def test_pixels_are_counted_as_they_are_stored(name: str, tmp_path: Path) -> Non
 def test_very_long_pictures_are_too_large_however_narrow() -> None:
     with pytest.raises(TooLargeError, match="65535 a side"):
         ready(encoded(Image.new("1", (1, 65_536)), "PNG"))
-
-
-def test_pillow_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 700
-    )  # it would warn from here and raise at twice
-    exif = bytearray(turned(6).tobytes())
-    exif[14:16] = b"\xff\x00"  # says that 255 entries follow
-    frames = encoded(photo(), "PNG", save_all=True, append_images=[photo().rotate(90)])
-    odd = [
-        encoded(photo(), "JPEG", exif=bytes(exif)),
-        encoded(photo(), "PNG", exif=bytes(exif)),
-        encoded(photo(), "WEBP", exif=bytes(exif)),
-        frames.replace(b"acTL\0\0\0\2", b"acTL\0\0\0\0"),
-        encoded(photo(), "MPO", save_all=True, append_images=[photo()]).replace(
-            b"MPF\0II", b"MPF\0XX"
-        ),
-        *KINDS.values(),
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for data in odd:
-            if len(data) < 20_000:
-                assert ready(data).shape == (3, 16, 16)
 
 
 def test_a_picture_that_is_not_read_yet_may_be_given_to_many_threads() -> None:

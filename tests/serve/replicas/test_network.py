@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from torch import nn
@@ -151,28 +148,6 @@ def test_what_no_task_changes_is_in_memory_once():
     assert other.extra_bytes == head
     assert close(other.run(tokens), twin(first, tokens), 1e-5)
     assert close(one.run(tokens), twin(first, tokens), 1e-5)
-
-
-def test_copies_in_threads_never_mix_tasks(x):
-    made = backbone(Blocks())
-    network, twin = Network(made, precision="float32"), Twin(made)
-    tasks = [random_task(made, seed, rule) for seed, rule in enumerate(RULES.values())]
-    tasks += [random_task(made, 10 + seed, norm="trained") for seed in range(2)]
-    wanted = {task.name: twin(task, x) for task in tasks}
-    packed = [(task.name, network.pack(task)) for task in tasks]
-    barrier = threading.Barrier(3)
-
-    def work(index: int) -> None:
-        live = network.new_copy()
-        barrier.wait()
-        for call in range(60):
-            name, task = packed[(index + call * (index + 1)) % len(packed)]
-            live.write(task)
-            assert close(live.run(x), wanted[name]), name
-
-    with ThreadPoolExecutor(3) as pool:
-        for future in [pool.submit(work, index) for index in range(3)]:
-            future.result()
 
 
 def test_a_write_that_fails_leaves_a_copy_that_does_not_answer(x, monkeypatch):

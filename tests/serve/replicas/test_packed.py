@@ -11,8 +11,6 @@ import torch
 
 from piggyback.masks.rule import MaskRule
 from piggyback.serve.replicas.network import Network
-from piggyback.serve.replicas.packed import PackedTask
-from piggyback.zoo.load import load_backbone
 from support.nets import Tiny, seeded
 from support.serving_nets import Blocks, backbone, random_task
 
@@ -48,33 +46,6 @@ def test_a_task_holds_its_bits_its_head_and_what_it_changes_of_norms():
     assert trained.nbytes - found.nbytes >= 4 * (batch_norms + layer_norm)
     low = Network(made, precision="bfloat16").pack(task)
     assert sum(t.element_size() * t.numel() for t in low.head) == head // 2
-
-
-def own_objects(task: PackedTask) -> list[object]:
-    """All that a packed task holds and does not share with others."""
-    shared = (task.layout, task.masks.layout, task.head_like)
-    seen = {id(item): item for item in (*shared, True, None)}
-    found, waiting = [], [task]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen or isinstance(item, (type, torch.dtype, str)):
-            continue
-        seen[id(item)] = item
-        found.append(item)
-        if not isinstance(item, torch.Tensor):
-            waiting += gc.get_referents(item)
-    return found
-
-
-def test_objects_in_memory_do_not_grow_with_the_layers_of_a_network():
-    made = load_backbone("timm:mobilenetv3_small_050", pretrained=False, image_size=32)
-    network = Network(made, precision="float32")
-    frozen, trained = (random_task(made, 1, norm=norm) for norm in ("frozen", "trained"))
-    assert (len(frozen.masks), len(trained.norm)) == (53, 136)
-    for task, most in ((frozen, 3), (trained, 4)):
-        held = own_objects(network.pack(task))
-        assert sum(isinstance(item, torch.Tensor) for item in held) == most
-        assert len(held) < 30
 
 
 @pytest.fixture
@@ -115,14 +86,3 @@ def test_what_is_dropped_is_gone_at_once():
     assert [ref() for ref in shared] == [None] * 2
     del live
     assert weights() is None
-
-
-def test_bits_come_back_in_the_order_they_were_given():
-    made = backbone(Blocks())
-    network = Network(made, precision="float32")
-    task = random_task(made, 0)
-    found = network.pack(task)
-    assert list(found.masks) == list(task.masks)
-    assert len(found.masks) == len(task.masks)
-    for name, mask in task.masks.items():
-        assert (found.masks[name].shape, found.masks[name].kept) == (mask.shape, mask.kept)

@@ -61,7 +61,7 @@ def test_a_damaged_file_is_refused_by_name(task: Task, check: Check) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head_kind": "custom"}, "its head of kind 'custom' is a module of its own"),
+        ({"head_kind": "custom"}, "its head of kind 'custom'"),
         ({"kind": "segmentation"}, "use: piggyback predict --out"),
         ({"head_kind": "segmentation"}, "use: piggyback predict --out"),
         ({"kind": "regression"}, "of kind 'regression'"),

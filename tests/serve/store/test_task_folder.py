@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -213,26 +212,6 @@ def test_a_file_that_cannot_name_a_task_is_refused_and_shown_safely(
         path.unlink()
     folder.scan()
     assert not folder.refused
-
-
-def test_a_disk_that_is_gone_removes_nothing(place: Path, folder: TaskFolder) -> None:
-    lay(place, "signs", made(1))
-    folder.scan()
-    entry = folder.entry("signs")
-    shutil.move(place, place.with_name("away"))
-    assert folder.scan() == Changes()
-    assert folder.problem is not None
-    assert "cannot be listed" in folder.problem
-    assert dict(folder.entries) == {"signs": entry}
-    calls = (lambda: folder.read(entry), lambda: folder.remove("signs"))
-    for call in (*calls, lambda: folder.put("letters", made(2))):
-        with pytest.raises(UnavailableError):
-            call()
-    assert dict(folder.entries) == {"signs": entry}
-    shutil.move(place.with_name("away"), place)
-    assert folder.scan() == Changes()
-    assert folder.problem is None
-    assert folder.read(entry) == (entry, made(1))
 
 
 @pytest.mark.usefixtures("_settled")
