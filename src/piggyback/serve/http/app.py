@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -161,13 +161,13 @@ def _from_env(kind: type[T], prefix: str, environ: Mapping[str, str]) -> T:
 
 def _add_pages(app: FastAPI) -> None:
     """Add the page and the documentation; neither loads anything from elsewhere."""
-    page = _Files(directory=Path(__file__).parent / "page")
+    page = StaticFiles(directory=Path(__file__).parent / "page")
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index(request: Request) -> Response:
         return await page.get_response("index.html", request.scope)
 
-    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         response = get_swagger_ui_html(
             openapi_url="openapi.json",
@@ -180,14 +180,4 @@ def _add_pages(app: FastAPI) -> None:
         return response
 
     app.mount("/page", page)
-    app.mount("/swagger", _Files(packages=[("fastapi_swagger", "resources")]))
-
-
-class _Files(StaticFiles):
-    """Files that a browser asks for again each time, by their ETag."""
-
-    async def get_response(self, path: str, scope: Any) -> Response:
-        """Return a file, or 304."""
-        response = await super().get_response(path, scope)
-        response.headers["cache-control"] = "no-cache"
-        return response
+    app.mount("/swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))

@@ -37,7 +37,6 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "content-security-policy": PAGE_POLICY,
     "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
 }
 """Of every answer that does not say otherwise itself."""
 
@@ -77,6 +76,8 @@ class AccessMiddleware:
                 status = message["status"]
                 said = MutableHeaders(raw=message["headers"])
                 said["x-request-id"] = number
+                # A browser asks for the page's files again each time, by their ETag; answers are not kept.
+                said.setdefault("cache-control", "no-cache" if "etag" in said else "no-store")
                 for name, text in HEADERS.items():
                     said.setdefault(name, text)
                 if self._service.status == "stopping" or status == SlowRequestError.http_status:
