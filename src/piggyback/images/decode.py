@@ -32,7 +32,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from piggyback.errors import DataError, TooLargeError
+from piggyback.errors import DataError, InputError, TooLargeError
 from piggyback.images.headers import read_header
 from piggyback.images.preprocessing import Preprocessing
 
@@ -390,3 +390,20 @@ def _scaled(box: Box, size: tuple[int, int], decoded: tuple[int, int]) -> Box:
         max(left + 1, round(box[2] * across)),
         max(top + 1, round(box[3] * down)),
     )
+
+
+def prepare(image: object, preprocessing: Preprocessing) -> Tensor:
+    """Return a path, encoded bytes, PIL image or uint8 tensor (3, h, w) as the network takes it, float32 (3, s, s)."""
+    if isinstance(image, Image.Image):
+        pixels = to_rgb(image, "image", orientation(image.info.get("exif")))
+    elif isinstance(image, (str, Path, bytes)):
+        source = Path(image) if isinstance(image, str) else image
+        pixels = read_image(source, at_least=draft_side(preprocessing))
+    elif isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
+        pixels = image.expand(3, -1, -1)
+    else:
+        found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image)
+        raise InputError(
+            f"image of {found}: expected a path, bytes, a PIL image, or a uint8 tensor (3, h, w)"
+        )
+    return normalise(fit(pixels, preprocessing)[None], preprocessing)[0]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from piggyback.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a file's header is read without it
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
@@ -48,6 +51,20 @@ class Preprocessing:
                 )
         if not all(v > 0 for v in self.std):
             raise InputError(f"std {self.std!r}: expected three positive numbers")
+
+    def __call__(self, image: Any) -> Tensor:
+        """Return one image as the network takes it: float32 (3, s, s), the same for training, evaluation and serving.
+
+        ``image`` is a path, encoded bytes, a PIL image, or a uint8 tensor (3, h, w). Raises DataError for a file that
+        cannot be read, InputError for anything else.
+
+        >>> import torch
+        >>> Preprocessing(8)(torch.zeros(3, 20, 30, dtype=torch.uint8)).shape
+        torch.Size([3, 8, 8])
+        """
+        from piggyback.images.decode import prepare
+
+        return prepare(image, self)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; ``from_json`` reads them back."""

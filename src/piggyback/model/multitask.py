@@ -83,14 +83,18 @@ class MultiTaskModel(nn.Module):
         source: str = "",
         preprocessing: Preprocessing | None = None,
     ) -> None:
+        own = None
         if isinstance(backbone, Backbone):
             head, source = head or backbone.head, source or backbone.source
-            preprocessing = preprocessing or backbone.preprocessing
+            own = backbone.preprocessing
             backbone = backbone.module
         frozen = FrozenBackbone(backbone, select, head)
         super().__init__()
         self.register_load_state_dict_pre_hook(_check_loaded)  # type: ignore[no-untyped-call]
-        self.source, self.preprocessing = source, preprocessing
+        self.source = source
+        # Tasks see whole images, as ``train`` shows them; the publisher's crop is for the backbone's own classes.
+        self._preprocessing = preprocessing or (own and replace(own, crop_pct=1.0))
+        self._prepared = preprocessing is not None  # whether the caller knows of it
         self._frozen = frozen
         self.backbone = frozen.module
         self._heads: dict[str | None, nn.Module] = {None: frozen.head}
@@ -101,12 +105,30 @@ class MultiTaskModel(nn.Module):
         self._lock = threading.RLock()
         self.train(self.backbone.training)
 
+    def __repr__(self) -> str:
+        network = self.source or type(self.backbone).__name__
+        tasks = ", ".join(map(repr, self._tasks)) or "no tasks"
+        state = (
+            f"active: {self.active!r}"
+            if self._learning is None
+            else f"in training: {self.active!r}"
+        )
+        return (
+            f"MultiTaskModel({network}, {len(self.masked_names)} weights masked; {tasks}; {state})"
+        )
+
     # -- tasks held ----------------------------------------------------------------------------
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the backbone as it came, its classifier left out."""
         return self._frozen.fingerprint
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images are prepared for tasks: call it with an image to get the network's input."""
+        self._prepared = True
+        return self._preprocessing
 
     @property
     def head_name(self) -> str:
@@ -268,16 +290,26 @@ class MultiTaskModel(nn.Module):
         save_file(self.get_task(name), path)
 
     @torch.no_grad()
-    def infer_task(self, *args: Any, **kwargs: Any) -> TaskInference:
+    def infer_task(self, *args: Any, at_least: float = 0.0, **kwargs: Any) -> TaskInference:
         """Return, per sample, the task whose head is most sure of it: 1 - entropy / log(classes), highest first.
 
-        The whole batch runs once for each task: with n tasks this costs n calls and as many switches.
+        None stands for a sample of which no task is sure by ``at_least``, in [0, 1]. It is a guess: a head that was
+        never shown other tasks' images may be sure of one, so it works where tasks look unlike each other, and fails
+        where they are alike. Choose ``at_least`` on images of your own. The whole batch runs once for each task: with
+        n tasks this costs n calls and as many switches.
         """
         names = self.tasks
         if not names:
             raise UnknownTaskError("no tasks to choose from: add_task or load_task first")
+        if not 0 <= at_least <= 1:
+            raise InputError(f"at_least {at_least!r}: expected a number from 0 to 1")
         sure = torch.stack([confidence(self(*args, task=n, **kwargs)) for n in names], dim=1)
-        return TaskInference([names[i] for i in sure.argmax(1).tolist()], sure, names)
+        best, which = sure.max(1)
+        chosen = [
+            names[i] if s >= at_least else None
+            for i, s in zip(which.tolist(), best.tolist(), strict=True)
+        ]
+        return TaskInference(chosen, sure, names)
 
     def bake(self, name: str | None) -> nn.Module:
         """Return a plain copy of the backbone with a task's weights, head and normalisation written into it."""
@@ -337,12 +369,13 @@ class MultiTaskModel(nn.Module):
                 classes=names,
                 rule=rule,
                 head_kind=head_kind(module, original),
-                preprocessing=preprocessing or self.preprocessing,
+                preprocessing=preprocessing or self._preprocessing,
                 backbone=BackboneInfo(self.source, self.fingerprint, digests),
             )
             check_classes(info, module)
             learning = Learning(name, info, self._frozen, module, norm, masks)
             learning.check()
+            self._prepared |= preprocessing is not None
             self._write(None)
             self._learning = learning
             learning.begin()
@@ -425,6 +458,14 @@ class MultiTaskModel(nn.Module):
             done = learning.capture({}) if task is None else task
             if task is None and learning.trained and (verdict := masks_verdict(done.density)):
                 warnings.warn(f"task {done.name!r}: {verdict}", PiggybackWarning, stacklevel=2)
+            if task is None and self._preprocessing is not None and not self._prepared:
+                warnings.warn(
+                    f"task {done.name!r}: nobody asked how the backbone wants its images; its file will say "
+                    f"{self._preprocessing}: prepare images by model.preprocessing(image), or give start_task the "
+                    "preprocessing that the loop used",
+                    PiggybackWarning,
+                    stacklevel=2,
+                )
             if done.name != learning.name:
                 raise TaskNameError(
                     f"task {done.name!r} given, but {learning.name!r} is in training: "

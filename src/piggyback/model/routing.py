@@ -17,8 +17,8 @@ from piggyback.errors import InputError
 class TaskInference:
     """The task chosen for each sample, and how sure every task was."""
 
-    names: list[str]
-    """(batch,): the surest task."""
+    names: list[str | None]
+    """(batch,): the surest task; None where none was sure enough."""
     confidence: Tensor
     """(batch, tasks), in [0, 1]: 1 - entropy of the outputs / log(classes)."""
     tasks: tuple[str, ...]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Backbone:
     """A network ready to be frozen, and what belongs to it."""
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     """In eval mode, on the CPU; takes (batch, 3, side, side), returns logits (batch, classes)."""
     source: str
     """How to load it again; names the weights where the zoo has several."""

@@ -19,6 +19,7 @@ def is_norm(layer: nn.Module) -> bool:
     Families bring their own: LlamaRMSNorm, T5LayerNorm, LayerNorm2d. What tells them from a block with "norm" in its
     name is that all their parameters are vectors of one length, held by themselves.
 
+    >>> import torch
     >>> class MyRMSNorm(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()

@@ -38,7 +38,7 @@ class TaskInfo:
     """Data, seed, recipe, scores reached; plain JSON values."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Task:
     """Masks, head and normalisation of one task; its tensors are never changed in place."""
 
@@ -55,6 +55,15 @@ class Task:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+
+    def __repr__(self) -> str:
+        masks = (
+            f"{self.density:.1%} of {self.weights:,} weights kept" if self.masks else "a head alone"
+        )
+        own = f", {len(self.norm)} tensors of normalisation" if self.norm else ""
+        return (
+            f"Task({self.name!r}: {self.info.kind}, {len(self.info.classes)} classes; {masks}{own})"
+        )
 
     @property
     def weights(self) -> int:
