@@ -161,7 +161,11 @@ def test_the_engine_s_block_runs(photos):
     backbone = load_backbone("efficientnet_lite0", image_size=64)
     model = MultiTaskModel(backbone)
     for name in ("digits", "letters"):
-        model.start_task(name, classes=[f"{name} {number}" for number in range(10)])
+        model.start_task(
+            name,
+            classes=[f"{name} {number}" for number in range(10)],
+            preprocessing=backbone.preprocessing,
+        )
         save_file(model.finish_task(), folder / f"{name}.safetensors")
     block = of_serving("The engine in Python", "python")
     names = executed(block, block.text)
