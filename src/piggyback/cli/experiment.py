@@ -59,11 +59,9 @@ def list_experiments(data: DataOption = None, json: JsonOption = False) -> None:
     """List the experiments that come with the package, and whether their data is there."""
     from piggyback.lab.experiments.manifest import load_manifest, shipped
 
-    table = _table("experiment", "tasks", "methods", "missing", names=1)
     rows = []
     for name in shipped():
         manifest = load_manifest(name)
-        lacking = list(_from_disk(data, manifest.sources).missing(manifest))
         rows.append(
             {
                 "name": name,
@@ -72,23 +70,20 @@ def list_experiments(data: DataOption = None, json: JsonOption = False) -> None:
                 "backbones": list(manifest.backbones),
                 "tasks": list(manifest.tasks),
                 "methods": list(manifest.methods),
-                "missing": lacking,
+                "missing": list(_from_disk(data, manifest.sources).missing(manifest)),
             }
-        )
-        of_paper = f" (paper: {manifest.paper})" if manifest.paper else ""
-        table.add_row(
-            Text.assemble((name, "bold"), f"\n{manifest.title}{of_paper}"),
-            str(len(manifest.tasks)),
-            str(len(manifest.methods)),
-            str(len(lacking) or "-"),
         )
     if json:
         write_json(rows)
-    else:
-        results().print(table)
-        results().print(
-            "missing: data sets and checkpoints; `run NAME --dry-run` says how to get them"
-        )
+        return
+    table = _table("experiment", "tasks", "methods", "missing", names=1)
+    for row in rows:
+        of_paper = f" (paper: {row['paper']})" if row["paper"] else ""
+        title = Text.assemble((str(row["name"]), "bold"), f"\n{row['title']}{of_paper}")
+        counts = (len(row[key]) for key in ("tasks", "methods", "missing"))
+        table.add_row(title, *(str(count or "-") for count in counts))
+    results().print(table)
+    results().print("missing: data sets and checkpoints; `run NAME --dry-run` says how to get them")
 
 
 def run_experiment(

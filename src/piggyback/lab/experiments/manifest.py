@@ -32,7 +32,7 @@ from piggyback.train import METHODS, Recipe
 from piggyback.train.recipe import READ_ONLY, current
 
 PACKNET = "packnet"
-"""The one method that learns several tasks in turn, and so is no training method of one task."""
+"""The one method that learns several tasks in turn, so it is not among the training methods of one task."""
 
 _DECIDED = ("method", "seed", *READ_ONLY)
 """Recipe fields that the cell decides, or nobody."""

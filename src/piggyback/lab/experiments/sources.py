@@ -49,7 +49,7 @@ class FromDisk:
     roots: tuple[Path, ...]
     download: bool = False
     folders: Mapping[str, Source] = field(default_factory=dict)
-    """Of tasks whose images are no data set of the registry."""
+    """Of tasks whose images are not a data set of the registry."""
 
     def backbone(self, choice: BackboneChoice, image_size: int | None) -> Backbone:
         """Return a backbone; raises DataError where its checkpoint is missing."""

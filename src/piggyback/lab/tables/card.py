@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from piggyback.taskfile.header import TaskHeader
 
-_CLASSES = 50  # a card that lists a thousand is no card
+_CLASSES = 50  # listed; a thousand would bury the rest
 
 
 def task_card(header: TaskHeader) -> str:
