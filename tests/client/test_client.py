@@ -34,6 +34,7 @@ def test_an_image_goes_out_as_it_is_and_its_answer_comes_back(
     (asked,) = server.asked
     assert (asked.method, asked.path) == ("POST", "/v1/tasks/signs/predict?top_k=3")
     assert (asked.body, asked.headers["content-type"]) == (b"BM one", "image/bmp")
+    assert asked.headers["serve-multiplexed-model-id"] == "signs"  # for a cluster's router
     assert "authorization" not in asked.headers
 
 

@@ -126,7 +126,10 @@ class _Core:
                 inferred = yield from self._ask("POST", path, Inferences, **sent)
                 found = [one.answers[0] for one in inferred.images if one.answers]
             else:
-                found = (yield from self._ask("POST", path, Answers, **sent)).answers
+                # A cluster brings the request to a replica that has the task: docs/CLUSTER.md.
+                headers = {**sent.get("headers", {}), "serve-multiplexed-model-id": task}
+                asked = self._ask("POST", path, Answers, **{**sent, "headers": headers})
+                found = (yield from asked).answers
             self._check_count(len(found), len(group))
             answers += found
         return answers if several else answers[0]
