@@ -87,7 +87,8 @@ def test_another_run_is_named_by_the_field_that_differs() -> None:
 
 
 def test_a_run_from_before_a_field_was_added_or_removed_is_still_the_same_run() -> None:
-    saved, now = ({"recipe": Recipe().identity()} for _ in range(2))
+    saved, now = ({"recipe": Recipe().identity(), "data": {"name": "x"}} for _ in range(2))
+    now["data"]["learned_from"] = "AAAA"
     del saved["recipe"]["grad_scale"], saved["recipe"]["augment"]["flip"]
     saved["recipe"]["form_lr"] = 2e-3  # one that was removed
     check_identity(Path("run"), saved, now)

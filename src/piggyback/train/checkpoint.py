@@ -99,7 +99,9 @@ def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in current(saved.get("recipe", {})).items():
         inside = isinstance(value, dict) and isinstance(recipe.get(name), dict)
         recipe[name] = {**recipe[name], **value} if inside else value
-    return {**saved, "recipe": recipe}
+    # What sums up the images follows from their digests, and older runs did not write it.
+    data = {name: value for name, value in saved.get("data", {}).items() if name != "learned_from"}
+    return {**saved, "recipe": recipe, "data": data}
 
 
 def learner_tensors(learner: Learner) -> dict[str, Tensor]:
