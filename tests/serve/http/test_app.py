@@ -229,51 +229,62 @@ def test_an_engine_that_is_given_ready_is_left_open():
     assert engine.closed == [True]
 
 
-NEEDED = {"PIGGYBACK_TASKS": "tasks", "PIGGYBACK_BACKBONE": "resnet18"}
+@pytest.fixture
+def environ(monkeypatch):
+    """Sets variables, beside the two that are needed."""
+
+    def set_all(**variables):
+        needed = {"TASKS": "tasks", "BACKBONE": "resnet18"}
+        for name, text in (needed | variables).items():
+            monkeypatch.setenv(f"PIGGYBACK_{name}", text)
+
+    return set_all
 
 
-def test_a_factory_for_other_servers(monkeypatch, tmp_path):
+def test_a_factory_for_other_servers(monkeypatch, environ, tmp_path):
     made = []
     monkeypatch.setattr(
         "piggyback.serve.engine.Engine", lambda *given: made.append(given) or FakeEngine()
     )
+    environ()
+    assert app_from_env().state.service.local_only
+    environ(LOCAL_ONLY="0")
+    assert not app_from_env().state.service.local_only
     (tmp_path / "token").write_text("s3cret")
-    environ = {
-        **NEEDED, "PIGGYBACK_MEMORY": "1GiB", "PIGGYBACK_TOKEN_FILE": str(tmp_path / "token"),
-        "PIGGYBACK_ENGINE_MAX_BATCH": "8", "PIGGYBACK_ENGINE_DECODE_APART": "true",
-        "PIGGYBACK_LIMITS_TIMEOUT_S": "2.5", "PIGGYBACK_CORS_ORIGINS": "https://a.example, https://b.example",
-    }  # fmt: skip
-    app = app_from_env(environ)
+    environ(
+        MEMORY="1GiB",
+        TOKEN_FILE=str(tmp_path / "token"),
+        ENGINE_MAX_BATCH="8",
+        ENGINE_DECODE_APART="true",
+        LIMITS_TIMEOUT_S="2.5",
+        CORS_ORIGINS="https://a.example, https://b.example",
+    )
+    app = app_from_env()
     with TestClient(app) as client:
         wait_until(lambda: client.get("/health").status_code == 200)
         assert client.get("/v1/tasks").status_code == 401
         done = client.get("/health", headers={"Origin": "https://b.example"})
         assert done.headers["access-control-allow-origin"] == "https://b.example"
-    options = EngineOptions(max_batch=8, decode_apart=True)
-    assert made == [("resnet18", "tasks", "1GiB", options)]
-    service = app.state.service
-    assert (service.limits, service.token, service.local_only) == (
-        Limits(timeout_s=2.5),
-        "s3cret",
-        False,
-    )
-    assert app_from_env(NEEDED).state.service.local_only
-    assert not app_from_env({**NEEDED, "PIGGYBACK_LOCAL_ONLY": "0"}).state.service.local_only
+    assert made == [("resnet18", "tasks", "1GiB", EngineOptions(max_batch=8, decode_apart=True))]
+    assert app.state.service.limits == Limits(timeout_s=2.5)
+    assert app.state.service.token == "s3cret"
 
 
 @pytest.mark.parametrize(
-    ("wrong", "named"),
+    ("name", "text", "named"),
     [
-        ({"PIGGYBACK_TASKS": ""}, "PIGGYBACK_TASKS"),
-        ({"PIGGYBACK_BACKBONE": ""}, "PIGGYBACK_BACKBONE"),
-        ({"PIGGYBACK_ENGINE_MAX_BATCHES": "8"}, "PIGGYBACK_ENGINE_MAX_BATCHES.*'max_batch'"),
-        ({"PIGGYBACK_ENGINE_MAX_BATCH": "many"}, "PIGGYBACK_ENGINE_MAX_BATCH"),
-        ({"PIGGYBACK_LIMITS_IMAGES": "0"}, "PIGGYBACK_LIMITS_.*images"),
+        ("TASKS", "", "PIGGYBACK_TASKS"),
+        ("BACKBONE", "", "PIGGYBACK_BACKBONE"),
+        ("ENGINE_MAX_BATCHES", "8", "PIGGYBACK_ENGINE_MAX_BATCHES.*'max_batch'"),
+        ("ENGINE_MAX_BATCH", "many", "PIGGYBACK_ENGINE_MAX_BATCH"),
+        ("LIMITS_IMAGES", "0", "PIGGYBACK_LIMITS_.*images"),
+        ("TOKEN", "two words", "PIGGYBACK_TOKEN"),
     ],
 )
-def test_a_wrong_variable_is_named(wrong, named):
+def test_a_wrong_variable_is_named(environ, name, text, named):
+    environ(**{name: text})
     with pytest.raises(InputError, match=named):
-        app_from_env({**NEEDED, **wrong})
+        app_from_env()
 
 
 @pytest.mark.parametrize("module", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])

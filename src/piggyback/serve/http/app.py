@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -102,7 +102,7 @@ def create_app(
     return app
 
 
-def app_from_env(environ: Mapping[str, str] = os.environ) -> FastAPI:
+def app_from_env() -> FastAPI:
     """Return an application as environment variables say: a factory for uvicorn and gunicorn.
 
         PIGGYBACK_TASKS=tasks/ PIGGYBACK_BACKBONE=resnet50 uvicorn --factory piggyback.serve.http:app_from_env
@@ -113,16 +113,15 @@ def app_from_env(environ: Mapping[str, str] = os.environ) -> FastAPI:
     PIGGYBACK_LIMITS_... set the fields of ``EngineOptions`` and ``Limits``, such as PIGGYBACK_ENGINE_MAX_BATCH=8.
     Raises InputError, which names the variable.
     """
-    from piggyback.serve.engine import (
-        Engine,
-    )  # torch takes seconds, which only a server has to wait
-    from piggyback.serve.options import EngineOptions
+    # torch takes seconds, which only a server has to wait.
+    from piggyback.serve import Engine, EngineOptions
 
+    environ = os.environ
     missing = [name for name in ("PIGGYBACK_TASKS", "PIGGYBACK_BACKBONE") if not environ.get(name)]
     if missing:
         raise InputError(f"environment variable {missing[0]}: expected it to be set")
-    options = _from_env(EngineOptions, "PIGGYBACK_ENGINE_", environ)
-    limits = _from_env(Limits, "PIGGYBACK_LIMITS_", environ)
+    options = _from_env(EngineOptions, "PIGGYBACK_ENGINE_")
+    limits = _from_env(Limits, "PIGGYBACK_LIMITS_")
     token = read_token(environ.get("PIGGYBACK_TOKEN_FILE"))
     origins = environ.get("PIGGYBACK_CORS_ORIGINS", "")
 
@@ -139,11 +138,11 @@ def app_from_env(environ: Mapping[str, str] = os.environ) -> FastAPI:
     )
 
 
-def _from_env(kind: type[T], prefix: str, environ: Mapping[str, str]) -> T:
+def _from_env(kind: type[T], prefix: str) -> T:
     """A dataclass from the variables that begin with ``prefix``."""
     given = {
         name.removeprefix(prefix).lower(): text
-        for name, text in environ.items()
+        for name, text in os.environ.items()
         if name.startswith(prefix)
     }
     known = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
