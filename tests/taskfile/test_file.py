@@ -26,7 +26,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.bits import PackedMask, pack, unpack
 from piggyback.masks.rule import MaskRule
 from piggyback.network.backbone import BackboneInfo
-from piggyback.taskfile.disk import replace_whole
+from piggyback.taskfile.disk import write_whole
 from piggyback.taskfile.file import load, load_file, save, save_file
 from piggyback.taskfile.header import header_of as file_header
 from piggyback.taskfile.header import read_header
@@ -478,6 +478,6 @@ def test_links_and_modes_are_kept(tmp_path: Path) -> None:
     save_file(small(30), link)
     assert link.is_symlink()
     assert same(load_file(real), small(30))
-    replace_whole(link, b"in the place of the link")
+    write_whole(link, b"in the place of the link", follow=False)
     assert not link.is_symlink()
     assert same(load_file(real), small(30))

@@ -29,31 +29,32 @@ def check_fits(
     its own of, ``whole`` the backbone's fingerprint. Raises InputError for a mask that has not a bit per weight,
     and for coefficients that are not those of its mask rule's form.
     """
-    wanted = {name: mask.shape for name, mask in task.masks.items()}
-    wanted |= {name: tuple(tensor.shape) for name, tensor in task.norm.items()}
-    shapes = {**weights, **{name: tuple(tensor.shape) for name, tensor in norm.items()}}
-    missing = [name for name in task.masks if name not in weights]
-    missing += [name for name in task.norm if name not in norm]
     source = f" ({task.info.backbone.source})" if task.info.backbone.source else ""
+    what = f"task {task.name!r} is for another architecture{source}"
+    wanted = [(name, mask.shape, weights.get(name)) for name, mask in task.masks.items()]
+    for name, tensor in task.norm.items():
+        found = tuple(norm[name].shape) if name in norm else None
+        wanted.append((name, tuple(tensor.shape), found))
+    missing = [name for name, _, found in wanted if found is None]
     if missing:
         raise BackboneMismatchError(
-            f"task {task.name!r} is for another architecture{source}: {len(missing)} of its {len(wanted)} "
-            f"tensors are not in this backbone, the first {missing[0]!r}; "
+            f"{what}: {len(missing)} of its {len(wanted)} tensors are not in this backbone, the first {missing[0]!r}; "
             "load the backbone that the task file names"
         )
-    for name, shape in wanted.items():
-        if shapes[name] != shape:
+    for name, shape, found in wanted:
+        if shape != found:
             raise BackboneMismatchError(
-                f"task {task.name!r} is for another architecture{source}: {name!r} has shape {shape} in the "
-                f"task, {shapes[name]} in this backbone; load the backbone that the task file names"
+                f"{what}: {name!r} has shape {shape} in the task, {found} in this backbone; "
+                "load the backbone that the task file names"
             )
     check_fingerprint(task.name, task.info.backbone, whole)
     for name, mask in task.masks.items():
-        for plane in (mask.keep, *(() if mask.negative is None else (mask.negative,))):
-            if plane.numel() != -(-mask.numel // 8):
+        length = -(-mask.numel // 8)
+        for plane in (mask.keep, mask.keep if mask.negative is None else mask.negative):
+            if plane.numel() != length:
                 raise InputError(
-                    f"task {task.name!r}: the mask of {name!r} has {plane.numel()} bytes: expected "
-                    f"{-(-mask.numel // 8)} for {mask.shape}; make it with pack()"
+                    f"task {task.name!r}: the mask of {name!r} has {plane.numel()} bytes: expected {length} for "
+                    f"{mask.shape}; make it with pack()"
                 )
     checked_coefficients(task)
 

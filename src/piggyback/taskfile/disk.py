@@ -11,16 +11,13 @@ from pathlib import Path
 from piggyback.errors import BackboneMismatchError, TaskFileError
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write ``data`` to a new file beside ``path``, sync it, and give it that name; a link is followed.
+def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = True) -> None:
+    """Write ``data`` to a new file beside ``path``, sync it, and give it that name.
 
-    Raises OSError, and then what was at ``path`` is untouched and nothing is left beside it.
+    ``follow=False`` puts the file in the place of a link instead of where it leads. Raises OSError, and then what was
+    at ``path`` is untouched and nothing is left beside it.
     """
-    replace_whole(Path(os.path.realpath(path)), data)
-
-
-def replace_whole(target: Path, data: bytes) -> None:
-    """Do what ``write_whole`` does, but put the file in the place of a link, not where it leads."""
+    target = Path(os.path.realpath(path) if follow else path)
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:

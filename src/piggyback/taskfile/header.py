@@ -54,17 +54,7 @@ MAX_EXPANSION = 1024
 LARGE = 1 << 20
 """Bytes from which a file's header is looked at before the rest is read."""
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
-_FIELDS = [
-    "name",
-    "kind",
-    "classes",
-    "rule",
-    "head",
-    "preprocessing",
-    "backbone",
-    "provenance",
-    "masks",
-]
+_FIELDS = ["name", "kind", "classes", "rule", "head", "preprocessing", "backbone", "provenance", "masks"]  # fmt: skip
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the weights that may be masked, by name."""
@@ -288,27 +278,19 @@ def first_of(names: Iterable[str]) -> str:
     return f"; the first that differs is {min(names)[:80]!r}"
 
 
-def version_of(info: TaskInfo, short: bool = False) -> int:
-    """Return the format version of a task's file: 3 with tensors in a short form; else 2 for a mask rule with a form
-    or a head that scores pixels; else 1.
-
-    >>> version_of(TaskInfo()), version_of(TaskInfo(rule=MaskRule(form="channel"))), version_of(TaskInfo(), True)
-    (1, 2, 3)
-    """
-    if short:
-        return 3
-    return 1 if info.rule.form == "plain" and info.head_kind != SEGMENTATION else 2
-
-
 def to_metadata(
     name: str, info: TaskInfo, layers: tuple[LayerHeader, ...], short: bool = False
 ) -> dict[str, str]:
-    """Return the container's metadata; ``from_metadata`` reads it back. ``short`` as for ``version_of``.
+    """Return the container's metadata; ``from_metadata`` reads it back.
+
+    The version is the lowest that can hold the task: 3 with tensors in a ``short`` form; else 2 for a mask rule with
+    a form or a head that scores pixels; else 1.
 
     >>> sorted(to_metadata("signs", TaskInfo(), ()))
     ['format', 'task', 'version']
     """
-    rule, version = asdict(info.rule), version_of(info, short)
+    rule, new = asdict(info.rule), info.rule.form != "plain" or info.head_kind == SEGMENTATION
+    version = 3 if short else 2 if new else 1
     if version == 1:
         del rule["form"]
     values = {

@@ -21,7 +21,7 @@ from piggyback.errors import (
     require,
 )
 from piggyback.serve.store.file_cache import FileCache
-from piggyback.taskfile.disk import replace_whole
+from piggyback.taskfile.disk import write_whole
 from piggyback.taskfile.header import read_whole
 from piggyback.taskfile.task import check_name
 
@@ -176,7 +176,7 @@ class LocalStore:
         self._check_there()
         problem = f"{len(data)} bytes cannot be written and nothing was changed"
         with self._telling(name, problem) as path:
-            replace_whole(path, data)
+            write_whole(path, data, follow=False)
 
     def delete(self, name: str) -> None:
         """Delete a file; of a link only the link."""
