@@ -61,7 +61,8 @@ def test_fetching(piggyback: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data/textures" in ran.out
     assert piggyback("data", "textures", "--download").err == ""
     ran = piggyback("data", "cubs", "--download")
-    ran.refuses("'cubs' cannot be downloaded: get CUB_200_2011.tgz")
+    assert (ran.code, ran.out) == (1, "")
+    assert "'cubs' cannot be downloaded: get CUB_200_2011.tgz" in ran.err
     piggyback("data", "--download").refuses("name the set to fetch")
 
 

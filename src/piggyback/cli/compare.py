@@ -18,7 +18,7 @@ from piggyback.cli.options import (
     only,
     takes_recipe,
 )
-from piggyback.cli.screen import Show, notes, results, write_json
+from piggyback.cli.screen import ScreenListener, notes, results, write_json
 from piggyback.errors import InputError, require
 from piggyback.names import check_name
 from piggyback.train.recipe import Recipe
@@ -89,7 +89,7 @@ def run(
         out,
         seeds=seed or [0],
         resume=resume,
-        listener=Show,
+        listener=ScreenListener,
     )
     screen = notes() if json else results()
     screen.print(runs_screen(compared.rows))

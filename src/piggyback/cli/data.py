@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from piggyback.cli.options import JsonOption
-from piggyback.cli.screen import notes, results, write_json
+from piggyback.cli.screen import grid, notes, results, table, write_json
 from piggyback.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,10 +65,7 @@ def run(
     if json:
         write_json(_as_json(info, place))
         return
-    grid = Table.grid(padding=(0, 2))
-    for label, value in _facts(info, place, roots).items():
-        grid.add_row(label, Text(value, overflow="fold"))
-    results().print(grid)
+    results().print(grid(_facts(info, place, roots)))
 
 
 def _as_json(info: DatasetInfo, place: Path | None) -> dict[str, Any]:
@@ -113,16 +108,13 @@ def _list(found: list[tuple[DatasetInfo, Path | None]], json: bool) -> None:
     if json:
         write_json([_as_json(info, place) for info, place in found])
         return
-    table = Table("set", "classes", *SPLITS, "found", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns[1:5]:
-        column.justify = "right"
-    table.columns[0].no_wrap = True
-    table.columns[0].min_width = max(len(info.name) for info, _ in found)  # to be copied
-    table.columns[5].overflow = "fold"
+    by_set = table("set", ">classes", *(f">{split}" for split in SPLITS), "+found")
+    by_set.columns[0].no_wrap = True
+    by_set.columns[0].min_width = max(len(info.name) for info, _ in found)  # to be copied
     for info, place in found:
         counts = (str(info.counts.get(split, "")) for split in SPLITS)
         where = Text("missing", style="dim") if place is None else Text(str(place))
-        table.add_row(info.name, str(info.classes), *counts, where)
+        by_set.add_row(info.name, str(info.classes), *counts, where)
     screen = results()
-    screen.print(table)
+    screen.print(by_set)
     screen.print("piggyback data NAME tells how to get one and how to lay it out.")

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from piggyback.cli.loading import is_data_set, load_tasks, naming_option, refuse_skip_bad
 from piggyback.cli.options import (
@@ -17,7 +15,7 @@ from piggyback.cli.options import (
     OtherBackboneOption,
     SkipBadOption,
 )
-from piggyback.cli.screen import notes, results, write_json
+from piggyback.cli.screen import notes, results, table, write_json
 from piggyback.errors import DataError
 
 if TYPE_CHECKING:
@@ -87,11 +85,11 @@ def run(
     screen = results()
     if pixels or per_class:
         titles = ("pixels", "IoU (%)") if pixels else ("images", "accuracy (%)")
-        table = Table("class", *titles, box=box.SIMPLE_HEAD, pad_edge=False)
+        by_class = table("class", *titles)
         counts = measured.confusion.sum(1).tolist()
         for (label, value), count in zip(classes.items(), counts, strict=True):
-            table.add_row(label, str(count), "-" if value is None else f"{value:.2f}")
-        screen.print(table)
+            by_class.add_row(label, str(count), "-" if value is None else f"{value:.2f}")
+        screen.print(by_class)
     if pixels:
         screen.print(
             f"{name}: mean IoU {measured.mean_iou:.2f}%, {measured.right:.2f}% of pixels right, "

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from piggyback.cli.options import JsonOption, only
-from piggyback.cli.screen import Show, notes, results, write_json
+from piggyback.cli.screen import ScreenListener, notes, results, table, write_json
 from piggyback.errors import InputError, TrainingError, require
 
 if TYPE_CHECKING:  # help pages need none of it
@@ -76,13 +74,13 @@ def list_experiments(data: DataOption = None, json: JsonOption = False) -> None:
     if json:
         write_json(rows)
         return
-    table = _table("experiment", "tasks", "methods", "missing", names=1)
+    listed = table("experiment", ">tasks", ">methods", ">missing")
     for row in rows:
         of_paper = f" (paper: {row['paper']})" if row["paper"] else ""
         title = Text.assemble((str(row["name"]), "bold"), f"\n{row['title']}{of_paper}")
         counts = (len(row[key]) for key in ("tasks", "methods", "missing"))
-        table.add_row(title, *(str(count or "-") for count in counts))
-    results().print(table)
+        listed.add_row(title, *(str(count or "-") for count in counts))
+    results().print(listed)
     results().print("missing: data sets and checkpoints; `run NAME --dry-run` says how to get them")
 
 
@@ -127,7 +125,7 @@ def run_experiment(
         return
     from piggyback.lab.experiments.report import draw
 
-    experiment.run(workers=workers, listener=Show, log=lambda line: notes().print(line))
+    experiment.run(workers=workers, listener=ScreenListener, log=lambda line: notes().print(line))
     _show(experiment, json, draw(experiment))
     if failed := experiment.failed:
         raise TrainingError(
@@ -229,22 +227,15 @@ def _show_costs(experiment: Experiment, json: bool) -> None:
     if json:
         write_json({"lines": [vars(line) for line in lines], "missing": lacking})
         return
-    table = _table("backbone", "method", "trainings", "done", "images passed", "hours left")
+    costly = table("backbone", "method", ">trainings", ">done", ">images passed", ">hours left")
     for line in lines:
         hours = "-" if line.hours is None else f"{line.hours:.1f}"
-        table.add_row(
+        costly.add_row(
             line.backbone, line.label, str(line.runs), str(line.done), f"{line.images:,}", hours
         )
     screen, tasks = results(), experiment.manifest.tasks
-    screen.print(table)
+    screen.print(costly)
     total = sum(line.runs for line in lines)
     screen.print(f"{total} trainings on {len(tasks)} tasks: {', '.join(tasks)}")
     for lack in lacking.values():
         screen.print(f"missing: {lack}", soft_wrap=True)
-
-
-def _table(*titles: str, names: int = 2) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for at, title in enumerate(titles):
-        table.add_column(title, justify="left" if at < names else "right")
-    return table

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from piggyback.cli.options import JsonOption
-from piggyback.cli.screen import results, write_json
+from piggyback.cli.screen import grid, results, table, write_json
 from piggyback.lab.tables.formats import human_bytes
 from piggyback.taskfile.header import TaskHeader, read_header
 
@@ -87,27 +84,19 @@ def _as_json(header: TaskHeader) -> dict[str, Any]:
 
 def _show(header: TaskHeader, layers: bool) -> None:
     screen = results()
-    grid = Table.grid(padding=(0, 2))
-    for name, value in facts(header).items():
-        grid.add_row(name, Text(value, overflow="fold"))
-    screen.print(grid)
+    screen.print(grid(facts(header)))
     if not layers or not header.layers:
         return
-    table = Table(
-        "layer", "shape", "kept (%)", "bits", "codec", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    table.columns[0].overflow = "fold"
-    for column in table.columns[1:4]:
-        column.justify = "right"
+    by_layer = table("+layer", ">shape", ">kept (%)", ">bits", "codec")
     for layer in header.layers:
-        table.add_row(
+        by_layer.add_row(
             layer.name,
             "x".join(map(str, layer.shape)),
             f"{100 * layer.density:.2f}",
             f"{layer.bits / layer.numel if layer.numel else 0:.3f}",
             layer.codec,
         )
-    screen.print(table)
+    screen.print(by_layer)
 
 
 def facts(header: TaskHeader) -> dict[str, str]:

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from piggyback.cli.options import (
     CheckpointOption,
@@ -20,7 +18,7 @@ from piggyback.cli.options import (
     OtherBackboneOption,
     TokenFileOption,
 )
-from piggyback.cli.screen import results, write_json
+from piggyback.cli.screen import results, table, write_json
 from piggyback.errors import InputError, TaskNameError
 from piggyback.images.find import find_images
 from piggyback.names import check_name, read_token
@@ -300,14 +298,12 @@ def _show(answers: Sequence[FileAnswer], how: Format) -> None:
         ]
         _write_csv(["file", "task", "rank", "class", "probability"], lines)
         return
-    table = Table("image", "task", "class", "%", "next", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].overflow = table.columns[2].overflow = "fold"
-    table.columns[3].justify = "right"
+    rows = table("+image", "task", "+class", ">%", "next")
     for one in answers:
         first, *others = zip(one.classes, one.probabilities, strict=True)
         rest = ", ".join(f"{name} {100 * p:.1f}" for name, p in others)
-        table.add_row(one.file, one.task, first[0], f"{100 * first[1]:.1f}", rest)
-    results().print(table)
+        rows.add_row(one.file, one.task, first[0], f"{100 * first[1]:.1f}", rest)
+    results().print(rows)
 
 
 def _show_maps(found: Sequence[tuple[Path, Segmented]], how: Format, top: int) -> None:
@@ -332,13 +328,12 @@ def _show_maps(found: Sequence[tuple[Path, Segmented]], how: Format, top: int) -
         ]
         _write_csv(["file", "labels", "class", "percent"], lines)
         return
-    table = Table("image", "label map", "largest (%)", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].overflow = table.columns[1].overflow = "fold"
+    rows = table("+image", "+label map", "largest (%)")
     for place, one in found:
         largest = list(one.shares.items())[:top]
         shares = ", ".join(f"{name} {share:.1f}" for name, share in largest)
-        table.add_row(str(one.file), str(place), shares)
-    results().print(table)
+        rows.add_row(str(one.file), str(place), shares)
+    results().print(rows)
 
 
 def _write_csv(titles: Sequence[str], lines: Iterable[Sequence[object]]) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.table import Table
 
 from piggyback.cli.compare import show_proof
 from piggyback.cli.options import JsonOption
-from piggyback.cli.screen import Show, about, notes, results, write_json
+from piggyback.cli.screen import ScreenListener, about, notes, results, table, write_json
 from piggyback.errors import require
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def run(
     def on_estimate(seconds: float) -> None:
         notices.print(f"this will take {about(seconds)} on this machine")
 
-    done = quickstart(out, data, listener=Show, on_estimate=on_estimate)
+    done = quickstart(out, data, listener=ScreenListener, on_estimate=on_estimate)
     compared = done.comparison
     screen.print(runs_screen(compared.rows))
     screen.print("one batch, images of both tasks, one model, one call:")
@@ -77,7 +76,7 @@ def run(
 
 
 def _mixed(answers: list[Answered]) -> Table:
-    table = Table("image", "task", "answer", "truth", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = table("image", "task", "answer", "truth")
     for one in answers:
-        table.add_row(one.file.name, one.task, one.answer, one.truth)
-    return table
+        made.add_row(one.file.name, one.task, one.answer, one.truth)
+    return made

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from piggyback.train.events import EpochRow, Listener, Plan, Step
 
@@ -25,6 +29,26 @@ def notes() -> Console:
     return Console(
         stderr=True, highlight=False, markup=False, emoji=False, quiet=not _first_process()
     )
+
+
+def table(*titles: str) -> Table:
+    """Return an empty table. A title that begins with ``>`` is of numbers, one with ``+`` of texts that may be long."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        made.add_column(
+            title.lstrip(">+"),
+            justify="right" if title[0] == ">" else "left",
+            overflow="fold" if title[0] == "+" else "ellipsis",
+        )
+    return made
+
+
+def grid(facts: Mapping[str, str]) -> Table:
+    """Return names and what is to say of each, in two columns."""
+    made = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        made.add_row(name, Text(value, overflow="fold"))
+    return made
 
 
 def write_json(value: Any) -> None:
@@ -42,7 +66,7 @@ FIRST_STEPS = 3
 """Steps by whose time that of the whole run is told; one before them warms up."""
 
 
-class Show(Listener):
+class ScreenListener(Listener):
     """Shows a run: what it will be, how long, one line per epoch and, in a terminal, a bar."""
 
     def __init__(self, label: str = "") -> None:

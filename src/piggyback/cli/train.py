@@ -70,7 +70,7 @@ def run(
     folder = Path("runs") / task if out is None or file else out
 
     from piggyback.cli.loading import load_images, load_sized
-    from piggyback.cli.screen import Show, results, write_json
+    from piggyback.cli.screen import ScreenListener, results, write_json
     from piggyback.lab.tables.formats import run_record, runs_screen
     from piggyback.lab.tables.rows import row_of
     from piggyback.train import train
@@ -78,7 +78,7 @@ def run(
 
     images = load_images(data, task, skip_bad)
     network = load_sized(backbone, [images], recipe.image_size, checkpoint, head)
-    result = train(network, images, task, recipe, folder, resume=resume, listener=Show())
+    result = train(network, images, task, recipe, folder, resume=resume, listener=ScreenListener())
     place = result.path
     if file is not None and result.path is not None:
         write_file(file, result.path.read_bytes())
