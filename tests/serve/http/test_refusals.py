@@ -166,8 +166,9 @@ END = b"--XX--\r\n"
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        (b"", "invalid"),
+        (b"", "bad_request"),
         (b"no form at all", "bad_request"),
+        (part() + part()[:-8], "bad_request"),
         (b"--XX\r\n\r\nred\r\n--XX--\r\n", "bad_request"),  # no name
         (part("image", b"red", "X-A: " + "a" * 50_000) + END, "too_large"),  # of all of it
         (part("image", b"") + END, "bad_image"),

@@ -11,6 +11,7 @@ from fastapi import Query, Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.types import Message
 
 from piggyback.errors import (
     BadRequestError,
@@ -155,8 +156,21 @@ async def _form(request: Request, limits: Limits) -> dict[str, Any]:
     """The fields of a form, under the names that they have in JSON."""
     most = {"max_files": limits.images + 1, "max_fields": limits.tasks + 2}
     found: dict[str, Any] = {}
+    end = b""
+
+    async def receive() -> Message:
+        nonlocal end
+        message = await request.receive()
+        end = (end + message.get("body", b"")[-8:])[-8:]
+        return message
+
     try:
-        async with request.form(**most, max_part_size=MAX_FIELD_BYTES) as form:
+        async with Request(request.scope, receive).form(
+            **most, max_part_size=MAX_FIELD_BYTES
+        ) as form:
+            # The parser leaves out a part that is cut off, and says nothing.
+            if not end.rstrip().endswith(b"--"):
+                raise BadRequestError("the form cannot be read: it ends before its last boundary")
             for name, value in form.multi_items():
                 if (name == "image") != isinstance(value, UploadFile):
                     wanted = "a file" if name == "image" else "a text or number"
