@@ -59,7 +59,7 @@ TEST_FONTS = (
 _TURN = 20.0  # degrees, either way
 
 
-def digits(train: int = 1000, *, size: int = 64) -> ImageData:
+def digits(train: int = 800, *, size: int = 64) -> ImageData:
     """Return the first ``train`` digits and the last 400, enlarged to uint8 (n, 3, size, size).
 
     >>> data = digits(train=200, size=16)
