@@ -59,7 +59,8 @@ def run(
         return
     info = dataset(name)
     if download and locate(name, roots) is None:
-        notes().print(f"fetching {name} ...")
+        if info.download is not None:
+            notes().print(f"fetching {name} ...")
         fetch(info, roots)
     place = locate(name, roots)
     if json:
