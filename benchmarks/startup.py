@@ -19,19 +19,12 @@ from PIL import Image
 
 from benchmarks.command import main
 from benchmarks.measure import Row, Settings, compare
-from benchmarks.networks import add_task
+from benchmarks.networks import add_task, network
 from piggyback import MultiTaskModel, load_backbone
 from piggyback.schemas import Answer, Answers, RankedClass, Timing
 
 HELP, LIGHT, PREDICT = 0.15, 0.3, 2.0
 """Aims: of a help page; of what needs no network; of one image's answer."""
-TOY = """
-import torch
-
-def build():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(1), torch.nn.LazyLinear(5))
-"""
 
 
 def rows(settings: Settings) -> list[Row]:
@@ -41,9 +34,14 @@ def rows(settings: Settings) -> list[Row]:
     with tempfile.TemporaryDirectory() as name, _server() as url:
         folder = Path(name)
         Image.new("RGB", (96, 96), "green").save(folder / "photo.png")
-        spec = _make_task(folder, settings)
         task, photo = str(folder / "task.safetensors"), str(folder / "photo.png")
-        local = ("--task", task, *(("--backbone", spec) if settings.quick else ()))
+        model = MultiTaskModel(
+            network("test_resnet", settings)
+            if settings.quick
+            else load_backbone("efficientnet_lite0", image_size=64)
+        )
+        add_task(model, "task", 0)
+        model.save_task("task", task)
         lines: list[tuple[str, Sequence[str], float]] = [
             ("--help", ("--help",), HELP),
             ("train --help", ("train", "--help"), HELP),
@@ -51,9 +49,9 @@ def rows(settings: Settings) -> list[Row]:
             ("serve --help", ("serve", "--help"), HELP),
             ("inspect", ("inspect", task), LIGHT),
             ("predict --url", ("predict", photo, "--url", url, "--task", "task"), LIGHT),
-            ("predict", ("predict", photo, *local), PREDICT),
+            ("predict", ("predict", photo, "--task", task), PREDICT),
         ]
-        return [_row(*line, settings) for line in (lines[::3] if settings.quick else lines)]
+        return [_row(*line, settings) for line in (lines[::4] if settings.quick else lines)]
 
 
 def _row(name: str, arguments: Sequence[str], aim: float, settings: Settings) -> Row:
@@ -61,7 +59,7 @@ def _row(name: str, arguments: Sequence[str], aim: float, settings: Settings) ->
         lambda: _run("-m", "piggyback", *arguments),
         lambda: _run("-c", "import torch"),
         settings,
-        repeats=5,
+        repeats=3,
     )
     return Row(f"start-up {name}", pair.ratio, aim, pair.ours, pair.theirs, "s")
 
@@ -74,18 +72,6 @@ def _children() -> float:
     """Seconds that the processes started here have run, on any core."""
     times = os.times()
     return times.children_user + times.children_system
-
-
-def _make_task(folder: Path, settings: Settings) -> str:
-    """A task file of EfficientNet-Lite0, of a toy in quick mode; return its backbone."""
-    spec = "efficientnet_lite0"
-    if settings.quick:
-        (folder / "toy.py").write_text(TOY)
-        spec = f"{folder / 'toy.py'}:build"
-    model = MultiTaskModel(load_backbone(spec, image_size=64))
-    add_task(model, "task", 0)
-    model.save_task("task", folder / "task.safetensors")
-    return spec
 
 
 @contextmanager

@@ -81,7 +81,8 @@ class _Core:
         retries: int = 2,
         **options: Any,
     ) -> None:
-        if not isinstance(timeout, httpx.Timeout) and not 0 < timeout < math.inf:
+        number = isinstance(timeout, (int, float)) and 0 < timeout < math.inf
+        if not number and not isinstance(timeout, httpx.Timeout):
             raise InputError(f"timeout {timeout!r}: expected seconds above 0")
         if not isinstance(retries, int) or retries < 0:
             raise InputError(f"retries {retries!r}: expected an integer from 0")
@@ -206,9 +207,8 @@ class _Core:
                 broken = True
                 continue
             pause = _retry_after(response)
-            if response.status_code not in (429, 503) or not 0 <= pause <= patience:
-                return self._read(response, model)
-            if not harmless or not left:
+            busy = response.status_code in (429, 503) and 0 <= pause <= patience
+            if not (busy and harmless and left):
                 return self._read(response, model)
             yield pause
             left -= 1
