@@ -69,11 +69,7 @@ def test_a_compiled_network_learns_the_same(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", ["masks", "finetune"])
 def test_on_a_gpu_a_resumed_run_ends_as_an_undisturbed_one(
-    method: str,
-    backbone: Backbone,
-    data: ImageData,
-    recipe: Callable[..., Recipe],
-    tmp_path: Path,
+    method: str, backbone: Backbone, data: ImageData, recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     options = recipe(method, epochs=4, amp="bf16", channels_last="yes")
     before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}

@@ -54,11 +54,7 @@ def stopped(
 
 @pytest.mark.parametrize("method", ["head", "masks"])
 def test_going_on_after_an_epoch_keeps_history_best_and_time(
-    method: str,
-    backbone: Backbone,
-    data: ImageData,
-    recipe: Callable[..., Recipe],
-    tmp_path: Path,
+    method: str, backbone: Backbone, data: ImageData, recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     options = recipe(method, epochs=4)
     with pytest.raises(Killed):  # a first run may be asked to go on, too

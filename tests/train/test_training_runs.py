@@ -161,11 +161,7 @@ def test_listener_and_logs_tell_the_same(
 ) -> None:
     heard = Recorder()
     result = train(backbone, data, "a", recipe(tracker="tensorboard"), tmp_path, listener=heard)
-    assert heard.stages == [
-        "reading images",
-        "training the head alone",
-        "measuring on test",
-    ]
+    assert heard.stages == ["reading images", "training the head alone", "measuring on test"]
     assert heard.ended == 1
     steps = heard.plans[0].steps
     assert [(s.epoch, s.step) for s in heard.steps] == [

@@ -247,10 +247,7 @@ def _epoch(run: Run, network: Callable[[Tensor], Any], curves: Curves) -> None:
         loss = _read(run, unread)
         if run.guard is not None:
             news = run.guard.watch(
-                run.learner,
-                progress.loss - before[0],
-                progress.seen - before[1],
-                run.at / total,
+                run.learner, progress.loss - before[0], progress.seen - before[1], run.at / total
             )
             if news is not None:
                 run.listener.on_notice(news)
