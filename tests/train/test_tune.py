@@ -24,7 +24,7 @@ MakeRecipe = Callable[..., Recipe]
 def large() -> ImageData:
     """Enough val images to judge by."""
     labels = torch.arange(1500) % 3
-    images = torch.zeros(1500, 3, 8, 8, dtype=torch.uint8)
+    images = torch.randint(0, 255, (1500, 3, 8, 8), dtype=torch.uint8)
     return from_tensors("colours", ["blue", "green", "red"], (images, labels))
 
 
