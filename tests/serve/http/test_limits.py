@@ -102,16 +102,6 @@ def test_one_bad_image_of_several_stops_the_others(server):
     wait_until(lambda: server.engine.cancelled == 2)
 
 
-def test_two_requests_sent_at_once_are_answered_in_turn(server):
-    with connected(server) as line:
-        one = head(PREDICT, "Content-Length: 3") + b"red"
-        two = head("/v1/tasks/signs/predict", "Content-Length: 4", "Connection: close") + b"blue"
-        line.sendall(one + two)
-        found = received(line)
-    assert found.count(b"HTTP/1.1 200") == 2
-    assert found.index(b'"red"') < found.index(b'"task":"signs"')
-
-
 def test_a_crowd_is_sent_away_and_those_inside_are_answered(server):
     with contextlib.ExitStack() as stack:
         inside = [stack.enter_context(connected(server)) for _ in range(SLOW.connections)]
@@ -121,12 +111,6 @@ def test_a_crowd_is_sent_away_and_those_inside_are_answered(server):
         assert inside
     wait_until(lambda: not server.server_state.connections)
     assert answers_still(server)
-
-
-def test_what_is_not_http_is_answered_by_uvicorn(server):
-    with connected(server) as line:
-        line.sendall(b"\x16\x03\x01\x02\x00 this is TLS\r\n\r\n")
-        assert received(line).startswith(b"HTTP/1.1 400")
 
 
 def test_many_large_bodies_at_once_are_more_than_is_held():
