@@ -143,7 +143,8 @@ def test_the_head_is_found_and_the_rest_is_masked():
 
 def learned(model: MultiTaskModel, name: str = "streets") -> None:
     """A task with masks that drop some weights and a head that says something."""
-    model.start_task(name, ["road", "sky", "tree"], kind="segmentation")
+    classes = ["road", "sky", "tree"]
+    model.start_task(name, classes, kind="segmentation", preprocessing=Preprocessing(64))
     optimizer = model.optimizer(torch.optim.SGD, lr=1.0, init=ScoreInit("uniform"))
     optimizer.initialize()
     model.backbone(images()).square().mean().backward()
