@@ -28,38 +28,23 @@ LETTERS = tuple(string.ascii_uppercase)
 LAST_DIGITS = 400
 """These are for testing: they were collected in order, so other hands wrote them."""
 
+_STYLES = ("", "-Bold", "-BoldOblique", "-Oblique")
 TRAIN_FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-BoldOblique",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-BoldItalic",
-    "DejaVuSerif-Italic",
-    "cmr10",
-    "cmb10",
-    "cmti10",
-    "cmmi10",
+    *(f"DejaVuSans{style}" for style in _STYLES),
+    *(f"DejaVuSansMono{style}" for style in _STYLES),
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic", "DejaVuSerif-Italic"),
+    *("cmr10", "cmb10", "cmti10", "cmmi10"),
 )
 TEST_FONTS = (
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralBolIta",
-    "STIXGeneralItalic",
-    "cmss10",
-    "cmtt10",
+    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta", "STIXGeneralItalic"),
+    *("cmss10", "cmtt10"),
 )
 """Typefaces that no training image shows: a serif in four styles, a sans serif, a typewriter."""
 
 _TURN = 20.0  # degrees, either way
 
 
-def digits(train: int = 800, *, size: int = 64) -> ImageData:
+def digits(train: int = 1000, *, size: int = 64) -> ImageData:
     """Return the first ``train`` digits and the last 400, enlarged to uint8 (n, 3, size, size).
 
     >>> data = digits(train=200, size=16)
