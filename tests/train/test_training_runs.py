@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file as load_tensors
 
-from piggyback.errors import CheckpointError, InputError, TaskNameError, TrainingError
+from piggyback.errors import (
+    CheckpointError,
+    InputError,
+    MissingExtraError,
+    TaskNameError,
+    TrainingError,
+)
 from piggyback.masks.rule import MaskRule
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
@@ -25,6 +34,7 @@ from piggyback.train import (
     evaluate,
     from_tensors,
     load_folder,
+    logs,
     loop,
     train,
 )
@@ -179,6 +189,56 @@ def test_listener_and_logs_tell_the_same(
     assert [float(row["val_accuracy"]) for row in table] == [r.val_accuracy for r in heard.rows]
     assert list((tmp_path / "tensorboard").iterdir())
     assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_a_tracker_gets_the_recipe_and_the_curves_and_is_closed(
+    backbone: Backbone,
+    data: ImageData,
+    recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: dict[str, Any] = {"points": {}}
+
+    class Fake:
+        def __init__(self, project: str, **options: str) -> None:
+            heard["run"] = project, options["name"]
+
+        def start(self) -> None: ...
+
+        def store_init_configuration(self, values: dict[str, str]) -> None:
+            heard["recipe"] = values
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            heard["points"].setdefault(step, {}).update(values)
+
+        def finish(self) -> None:
+            heard["closed"] = True
+
+    monkeypatch.setattr(logs, "WandBTracker", Fake)
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+    result = train(backbone, data, "a", recipe(batch_size=8, tracker="wandb"), tmp_path)
+    steps = result.provenance["steps_per_epoch"]
+    assert heard["run"] == ("piggyback", "a")
+    assert heard["recipe"]["mask_lr"] == "0.002"
+    assert set(heard["points"]) == {*range(10, 3 * steps + 1, 10), steps, 2 * steps, 3 * steps}
+    assert heard["points"][3 * steps]["epoch/val_loss"] == result.history[-1].val_loss
+    assert heard["closed"]
+
+
+def test_a_tracker_that_cannot_be_had_is_refused_first(
+    backbone: Backbone,
+    data: ImageData,
+    recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(MissingExtraError, match=r"torch-piggyback\[mlflow\]"):
+        train(backbone, data, "a", recipe(tracker="mlflow"), tmp_path)
+    with pytest.raises(InputError, match="expected out"):
+        train(backbone, data, "a", recipe(tracker="tensorboard"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_best_epoch_is_kept_not_the_last(

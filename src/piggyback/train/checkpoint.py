@@ -86,11 +86,13 @@ def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
     A recipe from before a field was added counts as having that field's default; one removed since does not count.
     """
     plain = json.loads(json.dumps(wanted))
-    for field, found, now in _differences(_completed(saved), _completed(plain), ""):
-        raise CheckpointError(
-            f"{str(path)!r} belongs to another run: {field} is {found!r} there, {now!r} now; "
-            "choose another folder, delete this one, or start anew without resume"
-        )
+    there, here = _flat(_completed(saved)), _flat(_completed(plain))
+    for field in sorted(there.keys() | here.keys()):
+        if there.get(field) != here.get(field):
+            raise CheckpointError(
+                f"{str(path)!r} belongs to another run: {field} is {there.get(field)!r} there, "
+                f"{here.get(field)!r} now; choose another folder, delete this one, or start anew without resume"
+            )
 
 
 def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,13 +212,11 @@ def _crc(body: str, tensors: Mapping[str, Tensor]) -> int:
     return crc
 
 
-def _differences(saved: Any, wanted: Any, where: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
-        return [
-            difference
-            for key in sorted(saved.keys() | wanted.keys())
-            for difference in _differences(
-                saved.get(key), wanted.get(key), f"{where}.{key}" if where else str(key)
-            )
-        ]
-    return [] if saved == wanted else [(where, saved, wanted)]
+def _flat(values: Any, where: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    if not isinstance(values, Mapping):
+        return {where: values}
+    inside = [
+        _flat(value, f"{where}.{key}" if where else str(key)) for key, value in values.items()
+    ]
+    return {name: value for part in inside for name, value in part.items()}

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -79,7 +78,9 @@ def train(
     if resume and folder is not None:
         if (done := finished(folder, identity)) is not None:
             return done
-        saved = _saved(folder / CHECKPOINT, identity)
+        if (place := folder / CHECKPOINT).exists():
+            saved = checkpoint.read(place)
+            checkpoint.check_identity(place, saved.identity, identity)
     preprocessing = preprocessing_of(backbone, recipe)
     listener.on_stage("reading images")
     cached = data.in_memory(preprocessing, source_view(preprocessing, recipe.augment))
@@ -158,15 +159,6 @@ def _clear(folder: Path) -> None:
         raise CheckpointError(
             f"run folder {str(folder)!r} cannot be written: {error.strerror}; choose another"
         ) from error
-
-
-def _saved(place: Path, identity: dict[str, Any]) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from; None where the run was ended before its first one."""
-    if not place.exists():
-        return None
-    saved = checkpoint.read(place)
-    checkpoint.check_identity(place, saved.identity, identity)
-    return saved
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def tune(
     parts = _folds(data, recipe.seed)
     settings = settings_of(recipe)
     whole = recipe.epochs_for(len(data.train)) * _epoch(data, recipe)
-    told: list[dict[str, Any]] = []
+    tried: list[dict[str, Any]] = []
     for number, share in ((1, 1 / (2 * len(settings))), (2, 1 / 4)):
         losses = []
         for setting in settings:
@@ -106,14 +106,14 @@ def tune(
                 result = train(part, trial, None if folder is None else folder / "tune" / place)
                 loss += result.history[-1].val_loss / len(parts)
             losses.append(loss)
-            told.append({"round": number, "setting": setting.label, "val_loss": loss})
+            tried.append({"round": number, "setting": setting.label, "val_loss": loss})
             listener.on_notice(f"tune, round {number}: {setting.label}: val loss {loss:.3f}")
         order = sorted(range(len(settings)), key=lambda i: losses[i])
         settings = [settings[i] for i in order[: 2 if number == 1 else 1]]
     (best,) = settings
     listener.on_notice(f"tune chose: {best.label}")
     if folder is not None and processes().is_main_process:
-        text = {"chosen": best.label, "tried": told}
+        text = {"chosen": best.label, "tried": tried}
         write_file(folder / TUNE, json.dumps(text, indent=1) + "\n")
     return replace(plain, **best.fields)
 
