@@ -40,9 +40,9 @@ def _row(name: str, model: MultiTaskModel, task: str) -> Row:
 def entropy_bytes(masks: Iterable[PackedMask]) -> float:
     """Return the sum over masks of N H(density) / 8.
 
-    >>> from piggyback import pack
+    >>> from piggyback import pack_mask
     >>> from torch import tensor
-    >>> entropy_bytes([pack(tensor([True, False] * 8))])
+    >>> entropy_bytes([pack_mask(tensor([True, False] * 8))])
     2.0
     """
     return sum(mask.numel * _entropy(mask.density) / 8 for mask in masks)

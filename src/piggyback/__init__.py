@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from piggyback.errors import PiggybackError as PiggybackError
     from piggyback.images.preprocessing import Preprocessing as Preprocessing
     from piggyback.masks.bits import PackedMask as PackedMask
-    from piggyback.masks.bits import pack as pack
-    from piggyback.masks.bits import unpack as unpack
+    from piggyback.masks.bits import pack_mask as pack_mask
+    from piggyback.masks.bits import unpack_mask as unpack_mask
     from piggyback.masks.optimizer import MaskOptimizer as MaskOptimizer
     from piggyback.masks.optimizer import warmup_cosine as warmup_cosine
     from piggyback.masks.regularize import EntropyPrice as EntropyPrice
@@ -49,8 +49,8 @@ _HOMES = {
     "ScoreInit": "piggyback.masks.rule",
     "MaskOptimizer": "piggyback.masks.optimizer",
     "PackedMask": "piggyback.masks.bits",
-    "pack": "piggyback.masks.bits",
-    "unpack": "piggyback.masks.bits",
+    "pack_mask": "piggyback.masks.bits",
+    "unpack_mask": "piggyback.masks.bits",
     "mask_lr": "piggyback.masks.rule",
     "warmup_cosine": "piggyback.masks.optimizer",
     "EntropyPrice": "piggyback.masks.regularize",

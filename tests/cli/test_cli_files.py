@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from piggyback.masks.bits import unpack
+from piggyback.masks.bits import unpack_mask
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.file import load_file, save_file
 from piggyback.zoo.load import load_backbone
@@ -161,7 +161,7 @@ def test_a_task_with_a_form_is_evaluated_and_baked(
     assert ran.code == 0, ran.err
     baked = load_tensors("baked.safetensors")
     for name, mask in learned.masks.items():
-        dropped = baked[name][~unpack(mask)]
+        dropped = baked[name][~unpack_mask(mask)]
         assert dropped.numel()
         assert dropped.all(), "what is not kept is k0 W + k1"
 

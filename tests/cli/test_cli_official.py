@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from piggyback.lab.official.network import shared_weights
-from piggyback.masks.bits import unpack
+from piggyback.masks.bits import unpack_mask
 from piggyback.taskfile.file import load_file
 from support.cli_toys import Command
 from support.official_packs import made_pack
@@ -55,7 +55,7 @@ def test_round_trip(piggyback: Command, densenet: tuple[Path, Any], tmp_path: Pa
         indices = shared_weights("densenet121", torchvision.models.densenet121())
     expected = pack["dataset2masks"]["flowers"]
     for index, name in indices.items():
-        assert torch.equal(unpack(task.masks[name]), expected[index].view(torch.int8)), name
+        assert torch.equal(unpack_mask(task.masks[name]), expected[index].view(torch.int8)), name
 
     (tmp_path / "again").mkdir()
     ran = piggyback("export-official", "flowers.safetensors", "--out", "again/packed.pt")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.masks.bits import pack
+from piggyback.masks.bits import pack_mask
 from piggyback.masks.rule import MaskRule
 from piggyback.network.backbone import BackboneInfo
 from piggyback.taskfile.file import save
@@ -74,7 +74,7 @@ def task(ternary: bool) -> Task:
         backbone=BackboneInfo("timm:golden", "ab" * 32, digests),
         provenance={"seed": 3, "recipe": {"epochs": 6, "lr": 0.0002}, "note": None, "ok": True},
     )
-    masks = {name: pack(mask(name, ternary)) for name in SHAPES}
+    masks = {name: pack_mask(mask(name, ternary)) for name in SHAPES}
     return Task("golden", masks, head, norm, info)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from piggyback.masks.bits import pack
+from piggyback.masks.bits import pack_mask
 from piggyback.masks.rule import Form, MaskRule
 from piggyback.network.backbone import BackboneInfo
 from piggyback.taskfile.file import save
@@ -36,7 +36,7 @@ def task(form: Form) -> Task:
     for name, shape in SHAPES.items():
         values = [mask_value(i, ternary) for i in range(torch.Size(shape).numel())]
         mask = torch.tensor(values, dtype=torch.int8).view(shape)
-        masks[name] = pack(mask if ternary else mask.bool())
+        masks[name] = pack_mask(mask if ternary else mask.bool())
     info = TaskInfo(
         classes=("stop", "go"),
         rule=MaskRule("ternary" if ternary else "binary", 0.005, form),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from piggyback.masks.bits import pack
+from piggyback.masks.bits import pack_mask
 from piggyback.network.backbone import BackboneInfo
 from piggyback.taskfile.file import save
 from piggyback.taskfile.task import Task, TaskInfo
@@ -22,7 +22,7 @@ def task() -> Task:
     masks = {}
     for name, shape in SHAPES.items():
         kept = torch.tensor([i % 7 != 3 for i in range(torch.Size(shape).numel())])
-        masks[name] = pack(kept.view(shape))
+        masks[name] = pack_mask(kept.view(shape))
     rows = [[s * k for k in codes] for s, codes in zip(SCALES, CODES, strict=True)]
     head = {"weight": torch.tensor(rows), "bias": torch.tensor([0.1, -0.2, 0.3])}
     norm = {

@@ -16,7 +16,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.lab.official import SPECS
 from piggyback.lab.official.network import architecture_of, shared_weights
 from piggyback.lab.official.packs import export_official, import_official, save_official
-from piggyback.masks.bits import unpack
+from piggyback.masks.bits import unpack_mask
 from piggyback.masks.rule import MaskRule
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
@@ -105,7 +105,7 @@ def test_all_formats_of_torch_give_the_same_task(form: str, tmp_path: Path) -> N
     assert list(task.masks) == list(select_weights(backbone.module, head="classifier"))
     for index, name in shared_weights("densenet121", backbone.module).items():
         expected = pack["dataset2masks"]["flowers"][index].view(torch.int8)
-        assert torch.equal(unpack(task.masks[name]), expected), name
+        assert torch.equal(unpack_mask(task.masks[name]), expected), name
     classifier = pack["dataset2classifiers"]["flowers"]
     assert torch.equal(task.head["weight"], classifier.weight)
     assert torch.equal(task.head["bias"], classifier.bias)

@@ -18,10 +18,10 @@ from piggyback.masks.bits import (
     PackedMask,
     flat_masks,
     is_dense,
-    pack,
+    pack_mask,
     to_c_order,
     to_memory_order,
-    unpack,
+    unpack_mask,
 )
 from piggyback.masks.rule import masked_weight
 from piggyback.masks.switch import MaskWriter
@@ -62,9 +62,9 @@ def permuted(tensor: Tensor, seed: int) -> Tensor:
 @given(SHAPES, KINDS, SEEDS)
 def test_every_mask_comes_back_as_it_went_in(shape, kind, seed):
     mask = mask_like(shape, kind, seed)
-    packed = pack(mask)
-    assert unpack(packed).dtype == mask.dtype
-    assert torch.equal(unpack(packed), mask)
+    packed = pack_mask(mask)
+    assert unpack_mask(packed).dtype == mask.dtype
+    assert torch.equal(unpack_mask(packed), mask)
     assert packed.shape == shape
     assert packed.numel == mask.numel()
     assert packed.kept == int((mask != 0).sum())
@@ -75,7 +75,7 @@ def test_every_mask_comes_back_as_it_went_in(shape, kind, seed):
 @given(SHAPES, KINDS, SEEDS)
 def test_bit_i_of_byte_j_is_weight_8j_plus_i_and_spare_bits_are_zero(shape, kind, seed):
     mask = mask_like(shape, kind, seed)
-    packed = pack(mask)
+    packed = pack_mask(mask)
     flat = mask.reshape(-1).numpy()
     assert packed.keep.dtype == torch.uint8
     assert np.array_equal(packed.keep.numpy(), np.packbits(flat != 0, bitorder="little"))
@@ -99,7 +99,7 @@ def test_the_switch_writes_what_the_rule_says_to_the_bit(shape, kind, dtype, see
 
 
 def write(live: Tensor, base: Tensor, mask: Tensor) -> None:
-    MaskWriter({"w": live}, {"w": base}).write_(flat_masks({"w": pack(mask)}, {"w": base}))
+    MaskWriter({"w": live}, {"w": base}).write_(flat_masks({"w": pack_mask(mask)}, {"w": base}))
 
 
 def by_rule(base: Tensor, mask: Tensor) -> Tensor:
@@ -117,19 +117,19 @@ def by_rule(base: Tensor, mask: Tensor) -> Tensor:
 def test_order_of_memory_and_back(shape, kind, seed):
     mask = mask_like(shape, kind, seed)
     like = permuted(torch.zeros(shape), seed)
-    there = to_memory_order(pack(mask), like)
+    there = to_memory_order(pack_mask(mask), like)
     assert there.shape == shape
     lying = permuted(mask.to(torch.int8), seed)
     in_memory = lying.as_strided((lying.numel(),), (1,))
-    assert torch.equal(unpack(PackedMask((mask.numel(),), there.keep)), in_memory != 0)
+    assert torch.equal(unpack_mask(PackedMask((mask.numel(),), there.keep)), in_memory != 0)
     back = to_c_order(there, like)
-    assert torch.equal(unpack(back), mask)
+    assert torch.equal(unpack_mask(back), mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.int64])
 def test_masks_of_other_dtypes_are_refused(dtype):
     with pytest.raises(InputError, match="expected bool or int8"):
-        pack(torch.ones(3).to(dtype))
+        pack_mask(torch.ones(3).to(dtype))
 
 
 def test_dense_is_one_block_of_memory_in_any_order():
@@ -155,7 +155,7 @@ BASES = {
 def drawn(seed: int, ternary: str = "b") -> dict:
     generator = torch.Generator().manual_seed(seed)
     values = {n: torch.randint(-1, 2, w.shape, generator=generator) for n, w in BASES.items()}
-    return {n: pack(v.to(torch.int8) if n in ternary else v > 0) for n, v in values.items()}
+    return {n: pack_mask(v.to(torch.int8) if n in ternary else v > 0) for n, v in values.items()}
 
 
 def assert_same(found, masks) -> None:

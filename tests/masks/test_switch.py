@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from piggyback.errors import InputError, TaskStateError
 from piggyback.masks import switch
-from piggyback.masks.bits import PackedMask, pack, unpack
+from piggyback.masks.bits import PackedMask, pack_mask, unpack_mask
 from piggyback.masks.rule import MaskRule, coefficient_shape, mask_of, masked_weight
 from piggyback.masks.switch import LiveWeights, formed_weight
 from support.nets import Convolutions, assert_same_state, same_bits, seeded, state_of
@@ -52,7 +52,7 @@ def test_layers_are_cut_into_blocks_without_a_trace(monkeypatch, block, kind, dt
         masks = random_masks(net, kinds.get(kind, kind))
         if kind == "mixed" and turn % 2:  # some layers of a ternary task without a second plane
             masks = {n: m > 0 if n.endswith(("1", "4")) else m for n, m in masks.items()}
-        live.write_(live.to_memory_order({name: pack(mask) for name, mask in masks.items()}))
+        live.write_(live.to_memory_order({name: pack_mask(mask) for name, mask in masks.items()}))
         for name, param in net.named_parameters():
             assert same_bits(param, masked_weight(base.get_parameter(name), masks[name])), name
 
@@ -72,7 +72,7 @@ def live(net):
 
 def masks_for(net, names=NAMES, kind="binary"):
     values = {n: torch.randint(-1, 2, net.get_parameter(n).shape).to(torch.int8) for n in names}
-    return {n: pack(v if kind == "ternary" else v > 0) for n, v in values.items()}
+    return {n: pack_mask(v if kind == "ternary" else v > 0) for n, v in values.items()}
 
 
 @pytest.mark.parametrize("kind", ["binary", "ternary"])
@@ -86,11 +86,11 @@ def test_what_is_written_is_captured_again(net, kind, layout):
         live.write_(live.to_memory_order(masks))
         for name in NAMES:
             assert torch.equal(
-                net.get_parameter(name), masked_weight(base[name], unpack(masks[name]))
+                net.get_parameter(name), masked_weight(base[name], unpack_mask(masks[name]))
             )
         found = live.to_c_order(live.capture(NAMES, MaskRule(kind)))
         for name in NAMES:
-            assert torch.equal(unpack(found[name]), unpack(masks[name]))
+            assert torch.equal(unpack_mask(found[name]), unpack_mask(masks[name]))
     live.write_({})
     assert_same_state(net, base)
 
@@ -118,7 +118,7 @@ def test_a_negated_weight_is_a_ternary_mask_only(net, live):
     with pytest.raises(TaskStateError, match="72 of 72"):
         live.capture(NAMES, MaskRule())
     (mask,) = [m for n, m in live.capture(NAMES, MaskRule("ternary")).items() if n == "neck.weight"]
-    assert (unpack(mask) == -1).all()
+    assert (unpack_mask(mask) == -1).all()
 
 
 def test_base_weights_are_found_by_parameter(net, live):
@@ -155,7 +155,7 @@ def test_empty_weights_are_no_special_case():
     net = nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 2)).requires_grad_(False)
     live = LiveWeights(net, ["0.weight", "1.weight"])
     masks = {
-        "0.weight": pack(torch.ones(3, 0, dtype=torch.bool)),
+        "0.weight": pack_mask(torch.ones(3, 0, dtype=torch.bool)),
         "1.weight": PackedMask((2, 3), torch.zeros(1, dtype=torch.uint8)),
     }
     live.write_(live.to_memory_order(masks))
@@ -202,7 +202,9 @@ def test_live_weights_are_those_of_the_formula(rule, layout):
     live = LiveWeights(net.requires_grad_(False), MASKED)
     masks = {n: mask_of(torch.randint(-1, 2, base[n].shape), rule) for n in MASKED}
     numbers = {n: torch.randn(coefficient_shape(rule.form, tuple(base[n].shape))) for n in MASKED}
-    live.write_(live.to_memory_order({n: pack(m) for n, m in masks.items()}), numbers, rule.form)
+    live.write_(
+        live.to_memory_order({n: pack_mask(m) for n, m in masks.items()}), numbers, rule.form
+    )
     for name in MASKED:
         wanted = formula(base[name], masks[name], numbers[name], rule)
         torch.testing.assert_close(net.get_parameter(name).detach(), wanted)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from piggyback.errors import InputError, TaskFileError
-from piggyback.masks.bits import pack
+from piggyback.masks.bits import pack_mask
 from piggyback.model.heads import class_names, head_kind, load_head, new_head
 from piggyback.model.summary import mask_entropy, summarize
 from piggyback.taskfile.task import Task, TaskInfo
@@ -133,19 +133,19 @@ def test_class_names_from_a_number_or_names():
 
 def test_entropy_by_the_frequencies_of_a_masks_values():
     quarter = torch.arange(100) % 4 == 0
-    assert mask_entropy(pack(quarter)) == pytest.approx(
+    assert mask_entropy(pack_mask(quarter)) == pytest.approx(
         -0.25 * math.log2(0.25) - 0.75 * math.log2(0.75)
     )
     thirds = (torch.arange(99) % 3 - 1).to(torch.int8)
-    assert mask_entropy(pack(thirds)) == pytest.approx(math.log2(3))
+    assert mask_entropy(pack_mask(thirds)) == pytest.approx(math.log2(3))
     for same in (torch.ones(5), torch.zeros(5), torch.ones(0)):
-        assert mask_entropy(pack(same.bool())) == 0
+        assert mask_entropy(pack_mask(same.bool())) == 0
 
 
 def test_rows_tell_each_weight_of_each_task():
-    half = pack(torch.arange(12).view(3, 4) % 2 == 0)
+    half = pack_mask(torch.arange(12).view(3, 4) % 2 == 0)
     tasks = {
-        "a": Task("a", {"conv": half, "fc": pack(torch.ones(8, dtype=torch.bool))}, {}),
+        "a": Task("a", {"conv": half, "fc": pack_mask(torch.ones(8, dtype=torch.bool))}, {}),
         "b": Task("b", {}, {"weight": torch.zeros(2, 3)}),
     }
     summary = summarize(tasks)

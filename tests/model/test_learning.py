@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from piggyback.errors import PiggybackWarning, TaskStateError
-from piggyback.masks.bits import unpack
+from piggyback.masks.bits import unpack_mask
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rule import MaskRule, ScoreInit, mask_of
 from piggyback.model.multitask import MultiTaskModel
@@ -82,7 +82,7 @@ def test_live_weights_follow_the_optimizer_and_capture_reads_its_masks(kind):
         for name in model.masked_names:
             param = model.backbone.get_parameter(name)
             mask = mask_of(optimizer.scores(param), rule)
-            assert torch.equal(unpack(task.masks[name]), mask)
+            assert torch.equal(unpack_mask(task.masks[name]), mask)
             assert torch.equal(param, base[name] * mask)
             assert model.base_of(param) is optimizer.state[param]["base"], "held once"
     assert task.info.rule == rule
@@ -94,10 +94,10 @@ def test_a_finished_task_answers_as_it_did_in_training_but_for_the_rounding_of_i
         x = torch.randn(4, 3, 8, 8)
         task = learn(model, "a", x, norm=norm, finish=False)
         answer = model(x)
-        assert model.active == "a"
+        assert model.active_task == "a"
         done = model.finish_task()
-        assert model.active == "a"
-        assert model.tasks == ("a",)
+        assert model.active_task == "a"
+        assert model.task_names == ("a",)
         torch.testing.assert_close(model(x), answer, rtol=0.02, atol=0.01)
         for name, mask in task.masks.items():
             assert torch.equal(done.masks[name].keep, mask.keep)
@@ -132,8 +132,8 @@ def test_cancelling_restores_the_task_from_before_and_frees_the_name():
     before = state_of(model.backbone)
     learn(model, "b", x, norm="trained", finish=False)
     model.cancel_task()
-    assert model.active == "a"
-    assert model.tasks == ("a",)
+    assert model.active_task == "a"
+    assert model.task_names == ("a",)
     assert_same_state(model.backbone, before)
     assert all(p.grad is None for p in model.parameters())
     learn(model, "b", x)
@@ -148,7 +148,7 @@ def test_weights_changed_by_another_optimizer_are_refused():
         model.capture()
     with pytest.raises(TaskStateError, match="masked=True"):
         model.finish_task()
-    assert model.active == "a"
+    assert model.active_task == "a"
     model.cancel_task()
     assert_same_state(model.backbone, state_of(seeded(Convolutions)))
 
@@ -220,7 +220,7 @@ def test_weights_that_are_exactly_zero_or_not_finite_survive():
     optimizer.initialize()
     task = model.finish_task()
     assert 0 < task.density < 1
-    kept = unpack(task.masks["body.weight"])
+    kept = unpack_mask(task.masks["body.weight"])
     live = model.backbone.body.weight.detach()
     assert same_bits(live[kept], before["body.weight"][kept])
     assert same_bits(live[~kept], torch.zeros_like(live[~kept]))

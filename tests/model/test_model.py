@@ -101,12 +101,12 @@ def test_the_backbone_comes_back_bit_for_bit_after_every_kind_of_use(case, tmp_p
     assert {name: p.requires_grad for name, p in net.named_parameters()} == trainable
     assert [id(p) for p in net.parameters()] == identities
     assert frozen.grad is None
-    assert model.tasks == ()
+    assert model.task_names == ()
 
 
 def live_of(model: MultiTaskModel) -> dict[str, torch.Tensor]:
     """What a task with trained normalisation is allowed to have changed, and its head."""
-    own = {*model.masked_names, *model.get_task(model.active).norm}
+    own = {*model.masked_names, *model.get_task(model.active_task).norm}
     state = model.backbone.state_dict()
     return {
         name: tensor
@@ -161,7 +161,7 @@ def test_a_task_travels_through_a_file_into_a_fresh_copy(case, tmp_path):
         assert torch.equal(fresh(inputs, task=name), model(inputs, task=name))
     assert fresh.load_task(tmp_path / "a.safetensors", name="again") == "again"
     assert torch.equal(fresh(inputs, task="again"), model(inputs, task="a"))
-    assert fresh.tasks == ("a", "b", "again")
+    assert fresh.task_names == ("a", "b", "again")
 
 
 def test_a_task_may_mask_weights_that_this_model_does_not_select(tmp_path):
@@ -205,7 +205,7 @@ def test_a_batch_of_several_tasks_keeps_its_order():
         by_name = model(x=inputs, task=("a",) * 4)
         assert torch.equal(torch.stack(by_name), model(inputs, task="a"))
         assert model(inputs[:0], task=[]) == []
-    assert model.active == "b", "a call for other tasks does not change the caller's choice"
+    assert model.active_task == "b", "a call for other tasks does not change the caller's choice"
 
 
 def test_infer_task_finds_the_task_of_each_sample():
@@ -233,7 +233,7 @@ def test_a_baked_model_is_plain_and_answers_to_the_same_bit(case):
     for name in ("a", None):
         baked = model.bake(name)
         assert type(baked) is case.make
-        assert model.active == "b"
+        assert model.active_task == "b"
         assert list(baked.state_dict()) == list(seeded(case.make).state_dict())
         assert torch.equal(baked(inputs), model(inputs, task=name))
     baked = model.bake("a")
@@ -248,16 +248,16 @@ def test_the_active_task_is_the_one_in_place_also_for_direct_use_of_the_backbone
     model, inputs = two_tasks(CASES["tiny"])
     for name in ("a", None, "b"):
         model.set_task(name)
-        assert model.active == name
+        assert model.active_task == name
         assert torch.equal(model.backbone(inputs), model(inputs, task=name))
-    with model.task("a") as same:
+    with model.use_task("a") as same:
         assert same is model
-        assert model.active == "a"
+        assert model.active_task == "a"
         assert torch.equal(model.backbone(inputs), model(inputs, task="a"))
-        with model.task(None):
-            assert model.active is None
-        assert model.active == "a"
-    assert model.active == "b"
+        with model.use_task(None):
+            assert model.active_task is None
+        assert model.active_task == "a"
+    assert model.active_task == "b"
     assert torch.equal(model.backbone(inputs), model(inputs, task="b"))
 
 
@@ -265,13 +265,13 @@ def test_a_deleted_task_is_gone_and_its_name_free():
     model, inputs = two_tasks(CASES["tiny"])
     task = model.get_task("b")
     model.delete_task("b")
-    assert model.tasks == ("a",)
-    assert model.active is None
+    assert model.task_names == ("a",)
+    assert model.active_task is None
     assert_same_state(model.backbone, state_of(seeded(Tiny)))
     model.add_task(model.get_task("a").renamed("b"))
     assert torch.equal(model(inputs, task="b"), model(inputs, task="a"))
     model.add_task(task.renamed("c"))
-    assert model.tasks == ("a", "b", "c")
+    assert model.task_names == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
@@ -279,9 +279,9 @@ def test_copies_go_their_own_way(copied):
     model, inputs = two_tasks(CASES["convolutions"], norm="trained")
     answers = {name: model(inputs, task=name) for name in ("a", "b", None)}
     other = copied(model)
-    assert other.active == "b"
+    assert other.active_task == "b"
     other.set_task("a")
-    assert model.active == "b"
+    assert model.active_task == "b"
     assert torch.equal(model(inputs), answers["b"])
     learn(other, "c", inputs)
     other.delete_task("b")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from piggyback.errors import InputError
-from piggyback.masks.bits import pack, unpack
+from piggyback.masks.bits import pack_mask, unpack_mask
 from piggyback.masks.rule import MaskRule, coefficient_shape, mask_of
 from piggyback.masks.switch import formed_weight
 from piggyback.model.multitask import MultiTaskModel
@@ -39,7 +39,9 @@ def made(model, name, rule=None, **options):
     model.start_task(name, 3, rule=MaskRule(rule.kind), **options)
     task = model.capture()
     model.cancel_task()
-    masks = {n: pack(mask_of(torch.randint(-1, 2, m.shape), rule)) for n, m in task.masks.items()}
+    masks = {
+        n: pack_mask(mask_of(torch.randint(-1, 2, m.shape), rule)) for n, m in task.masks.items()
+    }
     shapes = {n: coefficient_shape(rule.form, m.shape) for n, m in task.masks.items()}
     numbers = {n: 0.5 + torch.rand(shape) for n, shape in shapes.items() if shape is not None}
     return replace(task, masks=masks, coefficients=numbers, info=replace(task.info, rule=rule))
@@ -72,7 +74,7 @@ def test_tasks_of_all_forms_live_on_one_backbone(case, tmp_path):
         assert_same_state(baked, state_of(model.backbone))
         for weight, numbers in task.coefficients.items():
             base = model.base_of(model.backbone.get_parameter(weight))
-            wanted = formed_weight(base, unpack(task.masks[weight]), numbers, RULES[name].form)
+            wanted = formed_weight(base, unpack_mask(task.masks[weight]), numbers, RULES[name].form)
             assert same_bits(model.backbone.get_parameter(weight), wanted)
     for name in [*RULES, *reversed(RULES)]:
         assert same_bits(model(x, task=name), answers[name])
@@ -128,7 +130,7 @@ def test_a_task_with_wrong_coefficients_is_refused_and_changes_nothing():
     fresh = MultiTaskModel(seeded(Tiny))
     with pytest.raises(InputError, match=r"body\.weight"):
         fresh.add_task(replace(task, coefficients={}))
-    assert fresh.tasks == ()
+    assert fresh.task_names == ()
 
 
 def test_a_plain_task_with_coefficients_is_refused():

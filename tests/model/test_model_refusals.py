@@ -18,7 +18,7 @@ from piggyback.errors import (
     TaskStateError,
     UnknownTaskError,
 )
-from piggyback.masks.bits import PackedMask, pack
+from piggyback.masks.bits import PackedMask, pack_mask
 from piggyback.model.multitask import MultiTaskModel
 from support.nets import Convolutions, Tiny, assert_same_state, learn, seeded, state_of
 
@@ -32,16 +32,16 @@ def model():
 
 
 def everything(model):
-    return state_of(model.backbone), model.tasks, model.active, model.backbone.head
+    return state_of(model.backbone), model.task_names, model.active_task, model.backbone.head
 
 
 def unchanged(model, before):
     state, tasks, active, head = before
     assert_same_state(model.backbone, state)
-    assert (model.tasks, model.active) == (tasks, active)
+    assert (model.task_names, model.active_task) == (tasks, active)
     assert model.backbone.head is head
     x = torch.randn(3, 6)
-    assert torch.equal(model(x), model.bake(model.active)(x))
+    assert torch.equal(model(x), model.bake(model.active_task)(x))
 
 
 X = torch.randn(4, 6)
@@ -53,7 +53,7 @@ X = torch.randn(4, 6)
         lambda m: m.set_task("sings"),
         lambda m: m(X, task="sings"),
         lambda m: m(X, task=["signs", "signs", "sings", "signs"]),
-        lambda m: m.task("sings").__enter__(),
+        lambda m: m.use_task("sings").__enter__(),
         lambda m: m.bake("sings"),
         lambda m: m.get_task("sings"),
         lambda m: m.delete_task("sings"),
@@ -132,7 +132,7 @@ def broken(task):
         (replace(task, masks={"trunk.weight": mask}), BackboneMismatchError, "'trunk.weight'"),
         (replace(task, masks={"head.weight": mask}), BackboneMismatchError, "'head.weight'"),
         (
-            replace(task, masks={"body.weight": pack(torch.ones(6, 16, dtype=torch.bool))}),
+            replace(task, masks={"body.weight": pack_mask(torch.ones(6, 16, dtype=torch.bool))}),
             BackboneMismatchError,
             r"has shape \(6, 16\) in the task, \(16, 6\) in this backbone",
         ),
@@ -165,7 +165,7 @@ def test_a_task_that_does_not_fit_cannot_finish_a_training(model):
     for task, _, _ in broken(captured)[:-1]:  # the kind of a head that is there does not matter
         with pytest.raises(PiggybackError):
             model.finish_task(task)
-        assert model.active == "new"
+        assert model.active_task == "new"
         assert_same_state(model.backbone, before)
     with pytest.raises(TaskNameError, match="'other' given, but 'new' is in training"):
         model.finish_task(captured.renamed("other"))
@@ -181,7 +181,7 @@ def test_nothing_else_runs_while_a_task_is_in_training(model, tmp_path):
         lambda: model.set_task("signs"),
         lambda: model.set_task(None),
         lambda: model.set_task("new"),
-        lambda: model.task("signs").__enter__(),
+        lambda: model.use_task("signs").__enter__(),
         lambda: model(X, task="signs"),
         lambda: model(X, task=None),
         lambda: model(X, task=["signs"] * 4),
@@ -200,7 +200,7 @@ def test_nothing_else_runs_while_a_task_is_in_training(model, tmp_path):
     model.delete_task("signs")
     assert torch.equal(model(X), answer)
     model.finish_task()
-    assert model.tasks == ("letters", "new")
+    assert model.task_names == ("letters", "new")
 
 
 def test_learning_calls_outside_of_training_are_refused(model):
@@ -216,7 +216,7 @@ def test_learning_calls_outside_of_training_are_refused(model):
 
 def test_an_exception_in_a_with_block_restores_the_task_from_before(model):
     before = everything(model)
-    with pytest.raises(ZeroDivisionError), model.task("signs"):
+    with pytest.raises(ZeroDivisionError), model.use_task("signs"):
         raise ZeroDivisionError
     unchanged(model, before)
 
@@ -226,11 +226,11 @@ def test_leaving_a_with_block_in_mid_training_does_not_hide_the_real_error(model
         model.start_task("new", 2)
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), model.task("signs"):
+    with pytest.raises(ZeroDivisionError), model.use_task("signs"):
         start_and_fail()
-    assert model.active == "new"
+    assert model.active_task == "new"
     model.cancel_task()
-    assert model.active == "letters"
+    assert model.active_task == "letters"
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_wrong_inputs_fail_in_the_backbone_and_change_nothing(model):
         with pytest.raises(RuntimeError):
             model(x, task="signs")
     assert everything(model)[1:3] == before[1:3]
-    model.set_task(model.active)
+    model.set_task(model.active_task)
     unchanged(model, before)
 
 
@@ -302,7 +302,7 @@ def test_an_interrupted_switch_does_not_pass_for_a_whole_one(model, monkeypatch)
         patch.setattr(type(model._frozen), "put_head", stop)
         with pytest.raises(KeyboardInterrupt):
             model.set_task("signs")
-    assert model.active == "letters"
+    assert model.active_task == "letters"
     assert torch.equal(model(X), model(X, task="letters"))
     assert torch.equal(model(X, task="signs"), answer)
     model.set_task(None)

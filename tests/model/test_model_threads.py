@@ -52,7 +52,7 @@ def by_set_task(model, x, name):
 
 
 def by_with(model, x, name):
-    with model.task(name) as chosen:
+    with model.use_task(name) as chosen:
         return chosen(x)
 
 
@@ -78,7 +78,7 @@ def test_threads_get_the_answers_of_their_own_task(model, inputs, answers, ask):
             assert torch.equal(ask(model, inputs, name), answers[name])
 
     in_threads(work)
-    assert model.active is None, "what other threads chose is not this thread's"
+    assert model.active_task is None, "what other threads chose is not this thread's"
     model.set_task(None)
     assert_same_state(model.backbone, state_of(seeded(Tiny)))
 
@@ -96,7 +96,7 @@ def test_a_thread_that_never_chose_follows_set_task_of_the_models_own_thread(
 
     model.set_task("a")
     assert torch.equal(elsewhere(ask), answers["a"])
-    with model.task("b"):
+    with model.use_task("b"):
         assert torch.equal(elsewhere(ask), answers["a"]), "a with block is its caller's alone"
     elsewhere(lambda: model.set_task("c"))
     assert torch.equal(ask(), answers["a"])
@@ -107,11 +107,11 @@ def test_a_thread_that_never_chose_follows_set_task_of_the_models_own_thread(
 def test_coroutines_get_the_answers_of_their_own_task(model, inputs, answers):
     async def ask(index: int) -> None:
         own, other = NAMES[index % 4], NAMES[index // 4 % 4]
-        with model.task(own):
+        with model.use_task(own):
             for _ in range(20):
                 await asyncio.sleep(0)
                 assert torch.equal(model(inputs), answers[own])
-                with model.task(other):
+                with model.use_task(other):
                     await asyncio.sleep(0)
                     assert torch.equal(model(inputs), answers[other])
                 assert torch.equal(await asyncio.to_thread(model, inputs), answers[own])
@@ -121,7 +121,7 @@ def test_coroutines_get_the_answers_of_their_own_task(model, inputs, answers):
 
     with torch.no_grad():
         asyncio.run(all_of_them())
-    assert model.active is None
+    assert model.active_task is None
 
 
 def test_a_task_deleted_by_another_thread_is_an_error_for_those_who_chose_it(model, inputs):
@@ -135,7 +135,7 @@ def test_a_task_deleted_by_another_thread_is_an_error_for_those_who_chose_it(mod
         with pytest.raises(UnknownTaskError, match="'gone'"):
             model(inputs)
         model.set_task("b")
-        return str(model.active)
+        return str(model.active_task)
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
@@ -161,14 +161,14 @@ def test_tasks_come_and_go_while_others_answer(model, inputs, answers):
             model.delete_task(name)
 
     in_threads(work, threads=4)
-    assert model.tasks == ("a", "b", "c")
+    assert model.task_names == ("a", "b", "c")
 
 
 def test_models_do_not_share_choices(inputs):
     one, two = MultiTaskModel(seeded(Tiny)), MultiTaskModel(seeded(Tiny))
     learn(one, "a", torch.randn(4, 6))
-    assert (one.active, two.active) == ("a", None)
-    with one.task(None):
+    assert (one.active_task, two.active_task) == ("a", None)
+    with one.use_task(None):
         assert torch.equal(one(inputs), two(inputs))
-        assert one.active is None
-    assert one.active == "a"
+        assert one.active_task is None
+    assert one.active_task == "a"

@@ -139,7 +139,7 @@ def learn(
         groups,
         base=model.base_of,
         rule=rule,
-        init=ScoreInit("uniform", seed=len(model.tasks)),
+        init=ScoreInit("uniform", seed=len(model.task_names)),
         eps=eps,
     )
     optimizer.initialize()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.masks.bits import pack
+from piggyback.masks.bits import pack_mask
 from piggyback.masks.rule import MaskRule
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
@@ -78,7 +78,7 @@ def random_task(
         mask = drawn < 0.7
         if rule.kind == "ternary":
             mask = mask.to(torch.int8) - 2 * (drawn < 0.2).to(torch.int8)
-        masks[name] = pack(mask)
+        masks[name] = pack_mask(mask)
         if rule.form == "channel":
             coefficients[name] = 0.5 + torch.rand(shape[:1], generator=generator)
         if rule.form == "affine":
@@ -106,7 +106,7 @@ class Twin:
 
     @torch.no_grad()
     def __call__(self, task: Task, x: Tensor) -> Tensor:
-        if task.name not in self.model.tasks:
+        if task.name not in self.model.task_names:
             self.model.add_task(task)
         return self.model(x, task=task.name)
 

@@ -236,13 +236,13 @@ def exercise(family: Family) -> Passed:
         assert list(task.masks) == list(model.masked_names)
         assert 0 < task.density < 1, f"{name}: density {task.density}"
     model.eval()
-    answers = {name: _run(model, x, name) for name in model.tasks}
+    answers = {name: _run(model, x, name) for name in model.task_names}
     assert answers["masks"].shape == (2, 3)
 
     fresh = MultiTaskModel(family.build(), head=head).eval()
     assert fresh.fingerprint == model.fingerprint
     with tempfile.TemporaryDirectory() as folder:
-        for name in model.tasks:
+        for name in model.task_names:
             path = Path(folder) / f"{name}.safetensors"
             model.save_task(name, path)
             custom = family.build(3).get_submodule(head) if family.several else None

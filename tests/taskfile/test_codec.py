@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piggyback.errors import TaskFileError
-from piggyback.masks.bits import pack, unpack
+from piggyback.masks.bits import pack_mask, unpack_mask
 from piggyback.taskfile.codec import rans
 from piggyback.taskfile.codec.reader import decode
 from piggyback.taskfile.codec.writer import encode
@@ -64,11 +64,11 @@ def drawn(
 
 
 def round_trip(masks: list[torch.Tensor], ternary: bool = False) -> bytes:
-    packed = [pack(mask) for mask in masks]
+    packed = [pack_mask(mask) for mask in masks]
     coded = encode(packed)
     found = decode(coded.data, [tuple(m.shape) for m in masks], ternary=ternary)
     for mask, before, after in zip(masks, packed, found, strict=True):
-        assert torch.equal(unpack(after), mask)
+        assert torch.equal(unpack_mask(after), mask)
         assert torch.equal(after.keep, before.keep)  # the last byte's padding too
     assert sum(coded.bits) == 8 * len(coded.data) or not masks
     assert len(coded.codecs) == len(masks)
@@ -174,7 +174,7 @@ def test_damaged_streams_are_refused_or_harmless(ternary: bool) -> None:
             m.to(torch.int8) * torch.where(torch.rand(m.shape) < 0.2, -1, 1).to(torch.int8)
             for m in masks
         ]
-    data = encode([pack(mask) for mask in masks]).data
+    data = encode([pack_mask(mask) for mask in masks]).data
     shapes = [tuple(mask.shape) for mask in masks]
     refused = 0
     for _ in range(1500):
@@ -188,7 +188,7 @@ def test_damaged_streams_are_refused_or_harmless(ternary: bool) -> None:
             refused += 1
             continue
         for mask, shape in zip(found, shapes, strict=True):
-            assert pack(unpack(mask)).keep.equal(mask.keep)
+            assert pack_mask(unpack_mask(mask)).keep.equal(mask.keep)
             assert mask.shape == shape
     assert refused > 1200
 
@@ -400,10 +400,10 @@ def test_decoder_agrees_with_its_twin(seed: int, ternary: bool) -> None:
             sign = torch.from_numpy(np.where(rng.random(shape) < 0.1, -1, 1)).to(torch.int8)
             mask = mask.to(torch.int8) * sign
         masks.append(mask)
-    coded = encode([pack(mask) for mask in masks])
+    coded = encode([pack_mask(mask) for mask in masks])
     assert coded.data[0] == 1
     twin = Twin(coded.data, shapes, ternary)
     found = decode(coded.data, shapes, ternary=ternary)
     for mask, plain, fast in zip(masks, twin.masks, found, strict=True):
         assert plain == mask.to(torch.int8).flatten().tolist()
-        assert torch.equal(unpack(fast), mask)
+        assert torch.equal(unpack_mask(fast), mask)

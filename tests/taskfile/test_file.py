@@ -23,7 +23,7 @@ from safetensors.torch import load as safetensors_load
 
 from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, TaskNameError
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.masks.bits import PackedMask, pack, unpack
+from piggyback.masks.bits import PackedMask, pack_mask, unpack_mask
 from piggyback.masks.rule import MaskRule
 from piggyback.network.backbone import BackboneInfo
 from piggyback.taskfile.disk import write_whole
@@ -49,7 +49,11 @@ def same(a: Task, b: Task) -> bool:
 
 
 def same_mask(a: PackedMask, b: PackedMask) -> bool:
-    return a.shape == b.shape and torch.equal(unpack(a), unpack(b)) and torch.equal(a.keep, b.keep)
+    return (
+        a.shape == b.shape
+        and torch.equal(unpack_mask(a), unpack_mask(b))
+        and torch.equal(a.keep, b.keep)
+    )
 
 
 def same_tensors(a: Any, b: Any) -> bool:
@@ -61,8 +65,8 @@ def same_tensors(a: Any, b: Any) -> bool:
 def small(rows: int = 20, name: str = "signs") -> Task:
     generator = torch.Generator().manual_seed(0)
     masks = {
-        "a.weight": pack(torch.rand(rows, 30, generator=generator) < 0.95),
-        "b.weight": pack(torch.rand(rows, 1, 3, 3, generator=generator) < 0.9),
+        "a.weight": pack_mask(torch.rand(rows, 30, generator=generator) < 0.95),
+        "b.weight": pack_mask(torch.rand(rows, 1, 3, 3, generator=generator) < 0.9),
     }
     info = TaskInfo(
         classes=("stop", "go"),
@@ -103,7 +107,7 @@ def test_golden_files_load_for_ever(kind: str) -> None:
     for name, shape in MAKER["SHAPES"].items():
         count = torch.Size(shape).numel()
         values = [MAKER["mask_value"](name, i, ternary) for i in range(count)]
-        assert unpack(found.masks[name]).to(torch.int8).flatten().tolist() == values
+        assert unpack_mask(found.masks[name]).to(torch.int8).flatten().tolist() == values
     assert found.head["weight"].flatten().tolist() == [i / 8 for i in range(12)]
     assert found.head["bias"].dtype == torch.bfloat16
     assert found.head["bias"].tolist() == [0.5, -1.0, 2.0]
@@ -143,9 +147,9 @@ def test_any_task_comes_back(data: st.DataObject) -> None:
         mask = torch.rand(shape, generator=generator) < data.draw(st.floats(0, 1))
         if ternary:
             sign = torch.where(torch.rand(shape, generator=generator) < 0.3, -1, 1)
-            masks[name] = pack(mask.to(torch.int8) * sign.to(torch.int8))
+            masks[name] = pack_mask(mask.to(torch.int8) * sign.to(torch.int8))
         else:
-            masks[name] = pack(mask)
+            masks[name] = pack_mask(mask)
     json_values = st.recursive(
         st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text() | st.floats(-1e9, 1e9),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -214,7 +218,7 @@ def test_the_header_of_bytes_is_checked_as_a_file_is() -> None:
 
 
 def test_header_overhead_is_small() -> None:
-    masks = {f"blocks.{i}.conv.weight": pack(torch.ones(64, 64, 1, 1) > 0) for i in range(50)}
+    masks = {f"blocks.{i}.conv.weight": pack_mask(torch.ones(64, 64, 1, 1) > 0) for i in range(50)}
     weights = dict.fromkeys(masks, "ab" * 32)
     info = TaskInfo(classes=("a", "b"), backbone=BackboneInfo("timm:x", "ab" * 32, weights))
     assert len(save(Task("t", masks, {}, {}, info))) < 50 * (32 + 80) + 1200
@@ -397,7 +401,7 @@ def test_memory_stays_near_what_the_masks_need(ternary: bool) -> None:
     mask = torch.ones(1 << 12, 1 << 12, dtype=torch.int8 if ternary else torch.bool)
     mask.view(-1)[:: 1 << 8] = 0
     info = TaskInfo(rule=MaskRule("ternary" if ternary else "binary"))
-    data = save(Task("big", {"w": pack(mask)}, {"weight": torch.zeros(1 << 20)}, info=info))
+    data = save(Task("big", {"w": pack_mask(mask)}, {"weight": torch.zeros(1 << 20)}, info=info))
     need = len(data) + (1 + ternary) * (1 << 21) + (4 << 20)
     tracemalloc.start()
     load(data)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from piggyback.errors import InputError, TaskFileError
-from piggyback.masks.bits import unpack
+from piggyback.masks.bits import unpack_mask
 from piggyback.masks.rule import Form, MaskRule
 from piggyback.taskfile import header
 from piggyback.taskfile.file import load, load_file, save, save_file
@@ -37,7 +37,7 @@ def test_golden_files_load_for_ever(form: Form) -> None:
     for name, shape in MAKER["SHAPES"].items():
         count = torch.Size(shape).numel()
         values = [MAKER["mask_value"](i, ternary) for i in range(count)]
-        assert unpack(found.masks[name]).to(torch.int8).flatten().tolist() == values
+        assert unpack_mask(found.masks[name]).to(torch.int8).flatten().tolist() == values
         assert found.coefficients[name].dtype == torch.float32
         assert found.coefficients[name].tolist() == MAKER["coefficients"](form, shape)
     assert found.info.rule == MaskRule("ternary" if ternary else "binary", 0.005, form)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from piggyback.errors import TaskFileError
-from piggyback.masks.bits import pack, unpack
+from piggyback.masks.bits import pack_mask, unpack_mask
 from piggyback.masks.rule import MaskRule
 from piggyback.taskfile.file import load, save
 from piggyback.taskfile.rounding import round_rows
@@ -28,9 +28,9 @@ def original(ternary: bool) -> Task:
         mask = torch.rand(shape, generator=generator) < density
         if ternary:
             sign = torch.where(torch.rand(shape, generator=generator) < 0.2, -1, 1)
-            masks[name] = pack(mask.to(torch.int8) * sign.to(torch.int8))
+            masks[name] = pack_mask(mask.to(torch.int8) * sign.to(torch.int8))
         else:
-            masks[name] = pack(mask)
+            masks[name] = pack_mask(mask)
     info = TaskInfo(classes=("x", "y"), rule=MaskRule("ternary" if ternary else "binary"))
     return Task("fuzz", masks, {"weight": torch.ones(2, 3)}, info=info)
 
@@ -108,7 +108,7 @@ def run(count: int, seed: int) -> None:
         if honest:  # the checksum held, so nothing may differ
             assert bad == files[which]
         for name, mask in found.masks.items():
-            again = pack(unpack(mask))
+            again = pack_mask(unpack_mask(mask))
             assert again.keep.equal(mask.keep), name
             assert mask.kept <= mask.numel
         assert all(numbers.isfinite().all() for numbers in found.coefficients.values())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from piggyback.errors import TaskNameError
-from piggyback.masks.bits import pack
+from piggyback.masks.bits import pack_mask
 from piggyback.taskfile.task import Task, TaskInfo, check_name
 
 
@@ -16,7 +16,7 @@ def a_task() -> Task:
     ternary = torch.tensor([[1, 0], [-1, 1], [0, 0]], dtype=torch.int8)
     return Task(
         "signs",
-        {"a": pack(torch.ones(10, dtype=torch.bool)), "b": pack(ternary)},
+        {"a": pack_mask(torch.ones(10, dtype=torch.bool)), "b": pack_mask(ternary)},
         {"weight": torch.zeros(3, 2), "bias": torch.zeros(3, dtype=torch.bfloat16)},
         {"bn.weight": torch.zeros(4)},
         TaskInfo(classes=("x", "y", "z")),

@@ -38,7 +38,7 @@ from piggyback.schemas import (
     TaskList,
     TaskStatus,
 )
-from piggyback.taskfile.disk import naming
+from piggyback.taskfile.disk import error_context
 from piggyback.taskfile.header import read_whole
 
 IMAGES_A_REQUEST = 16
@@ -155,7 +155,7 @@ class _Core:
         if isinstance(file, (bytes, bytearray, memoryview)):
             data = bytes(file)
         else:
-            with naming(file):
+            with error_context(file):
                 data = read_whole(Path(file))
         headers = {"Content-Type": "application/octet-stream"}
         return self._ask("PUT", f"/v1/tasks/{name}", TaskStatus, content=data, headers=headers)

@@ -27,7 +27,7 @@ _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class PackedMask:
     """A mask of ``shape`` in true bits: bit i of byte j is weight 8 j + i of the C-order flattened tensor.
 
-    >>> pack(torch.tensor([True, False, True])).keep
+    >>> pack_mask(torch.tensor([True, False, True])).keep
     tensor([5], dtype=torch.uint8)
     """
 
@@ -63,10 +63,10 @@ class PackedMask:
         return PackedMask(self.shape, self.keep.to(device), negative)
 
 
-def pack(mask: Tensor) -> PackedMask:
+def pack_mask(mask: Tensor) -> PackedMask:
     """Return a bool mask, or an int8 one with values -1, 0, 1, as bits on the same device.
 
-    >>> pack(torch.tensor([[1, 0], [-1, 1]], dtype=torch.int8)).negative
+    >>> pack_mask(torch.tensor([[1, 0], [-1, 1]], dtype=torch.int8)).negative
     tensor([4], dtype=torch.uint8)
     """
     shape = tuple(mask.shape)
@@ -77,10 +77,10 @@ def pack(mask: Tensor) -> PackedMask:
     return PackedMask(shape, _pack_bits(mask != 0), _pack_bits(mask < 0))
 
 
-def unpack(packed: PackedMask) -> Tensor:
-    """Return the mask as ``pack`` took it: bool, or int8 in {-1, 0, 1}; shape ``packed.shape``.
+def unpack_mask(packed: PackedMask) -> Tensor:
+    """Return the mask as ``pack_mask`` took it: bool, or int8 in {-1, 0, 1}; shape ``packed.shape``.
 
-    >>> unpack(pack(torch.tensor([True, False, True])))
+    >>> unpack_mask(pack_mask(torch.tensor([True, False, True])))
     tensor([ True, False,  True])
     """
     keep = _unpack_bits(packed.keep, packed.numel).view(packed.shape)
@@ -94,7 +94,7 @@ def to_memory_order(packed: PackedMask, like: Tensor) -> PackedMask:
     """Return ``packed`` (C order) with its bits in the order that ``like`` lies in memory."""
     if like.is_contiguous():
         return packed
-    in_memory = pack(unpack(packed).permute(_dims_in_memory(like)))
+    in_memory = pack_mask(unpack_mask(packed).permute(_dims_in_memory(like)))
     return PackedMask(packed.shape, in_memory.keep, in_memory.negative)
 
 
@@ -104,7 +104,7 @@ def to_c_order(packed: PackedMask, like: Tensor) -> PackedMask:
         return packed
     order = _dims_in_memory(like)
     in_memory = PackedMask(tuple(like.shape[d] for d in order), packed.keep, packed.negative)
-    return pack(unpack(in_memory).permute([order.index(d) for d in range(like.ndim)]))
+    return pack_mask(unpack_mask(in_memory).permute([order.index(d) for d in range(like.ndim)]))
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -207,7 +207,7 @@ def flat_masks(masks: Mapping[str, PackedMask], bases: Mapping[str, Tensor]) -> 
     """Return C-order masks on their base weights' devices, in those weights' order of memory.
 
     >>> weight = torch.ones(1, 2, 1, 2).to(memory_format=torch.channels_last)
-    >>> mask = pack(torch.tensor([True, False, True, True]).view(1, 2, 1, 2))
+    >>> mask = pack_mask(torch.tensor([True, False, True, True]).view(1, 2, 1, 2))
     >>> mask.keep, flat_masks({"w": mask}, {"w": weight})["w"].keep
     (tensor([13], dtype=torch.uint8), tensor([11], dtype=torch.uint8))
     """

@@ -27,10 +27,10 @@ from piggyback.masks.bits import (
     PackedMask,
     flat_masks,
     is_dense,
-    pack,
+    pack_mask,
     padded,
     to_c_order,
-    unpack,
+    unpack_mask,
     words,
 )
 from piggyback.masks.rule import Form, MaskRule, masked_weight
@@ -51,7 +51,7 @@ class MaskWriter:
     megabytes, must not be at work at the same time.
 
     >>> live, base = {"w": torch.empty(3)}, {"w": torch.tensor([-2.0, 3.0, 4.0])}
-    >>> mask = pack(torch.tensor([False, True, True]))
+    >>> mask = pack_mask(torch.tensor([False, True, True]))
     >>> MaskWriter(live, base).write_(flat_masks({"w": mask}, base)); live["w"]
     tensor([0., 3., 4.])
     """
@@ -80,7 +80,7 @@ class MaskWriter:
         if coefficients:
             for name, numbers in coefficients.items():
                 weight = self._base[name]
-                mask = unpack(masks[name]).as_strided(weight.shape, weight.stride())
+                mask = unpack_mask(masks[name]).as_strided(weight.shape, weight.stride())
                 self._live[name].copy_(formed_weight(weight, mask, numbers, form))
             return
         for bits in masks.parts:
@@ -178,7 +178,7 @@ class LiveWeights:
                     "masked out; expected base weights times a mask: train it in a group with masked=True "
                     "of a MaskOptimizer"
                 )
-            packed = pack(mask)
+            packed = pack_mask(mask)
             masks[name] = PackedMask(tuple(self.base[name].shape), packed.keep, packed.negative)
         return masks
 

@@ -109,9 +109,9 @@ class MultiTaskModel(nn.Module):
         network = self.source or type(self.backbone).__name__
         tasks = ", ".join(map(repr, self._tasks)) or "no tasks"
         state = (
-            f"active: {self.active!r}"
+            f"active: {self.active_task!r}"
             if self._learning is None
-            else f"in training: {self.active!r}"
+            else f"in training: {self.active_task!r}"
         )
         return (
             f"MultiTaskModel({network}, {len(self.masked_names)} weights masked; {tasks}; {state})"
@@ -141,12 +141,12 @@ class MultiTaskModel(nn.Module):
         return self._frozen.masked_names
 
     @property
-    def tasks(self) -> tuple[str, ...]:
+    def task_names(self) -> tuple[str, ...]:
         """Names of the tasks held, in the order they were added."""
         return tuple(self._tasks)
 
     @property
-    def active(self) -> str | None:
+    def active_task(self) -> str | None:
         """The task that a call of this thread runs; None is the backbone with its own classifier."""
         return self._choice.get() if self._learning is None else self._learning.name
 
@@ -185,7 +185,7 @@ class MultiTaskModel(nn.Module):
             self._choice.set(name)
 
     @contextmanager
-    def task(self, name: str | None) -> Iterator[Self]:
+    def use_task(self, name: str | None) -> Iterator[Self]:
         """Run ``name`` within a ``with`` block, then the task from before; per thread and per coroutine."""
         with self._lock:
             self._not_learning("switch tasks")
@@ -213,7 +213,7 @@ class MultiTaskModel(nn.Module):
         """
         if task is None or isinstance(task, (str, Which)):
             with self._lock:
-                self._write(self.active if isinstance(task, Which) else task)
+                self._write(self.active_task if isinstance(task, Which) else task)
                 if self._learning is not None:
                     return self._learning.run(*args, **kwargs)
                 return self._guarded(self.backbone(*args, **kwargs))
@@ -245,7 +245,7 @@ class MultiTaskModel(nn.Module):
         @functools.wraps(found)
         def run(*args: Any, task: str | Chosen | None = Which.CHOSEN, **kwargs: Any) -> Any:
             with self._lock:
-                self._write(self.active if isinstance(task, Which) else task)
+                self._write(self.active_task if isinstance(task, Which) else task)
                 return found(*args, **kwargs)
 
         return run
@@ -298,7 +298,7 @@ class MultiTaskModel(nn.Module):
         where they are alike. Choose ``at_least`` on images of your own. The whole batch runs once for each task: with
         n tasks this costs n calls and as many switches.
         """
-        names = self.tasks
+        names = self.task_names
         if not names:
             raise UnknownTaskError("no tasks to choose from: add_task or load_task first")
         if not 0 <= at_least <= 1:
@@ -313,12 +313,12 @@ class MultiTaskModel(nn.Module):
 
     def bake(self, name: str | None) -> nn.Module:
         """Return a plain copy of the backbone with a task's weights, head and normalisation written into it."""
-        with self._lock, self.task(name):
+        with self._lock, self.use_task(name):
             return copy.deepcopy(self.backbone)
 
     def summary(self, name: str | None = None) -> Summary:
         """Return density, entropy and bytes of one task or of all."""
-        names = self.tasks if name is None else (self._known(name),)
+        names = self.task_names if name is None else (self._known(name),)
         return summarize({n: self._tasks[n] for n in names})
 
     def release(self) -> nn.Module:
@@ -326,7 +326,7 @@ class MultiTaskModel(nn.Module):
         with self._lock:
             if self._learning is not None:
                 self.cancel_task()
-            for name in self.tasks:
+            for name in self.task_names:
                 self.delete_task(name)
             self.set_task(None)
             return self._frozen.give_back()
@@ -555,7 +555,7 @@ class MultiTaskModel(nn.Module):
         """Put the caller's task in place, for those who use the backbone directly."""
         with self._lock:
             if self._learning is None:
-                self._write(self.active if self.active in self._tasks else None)
+                self._write(self.active_task if self.active_task in self._tasks else None)
 
     def _keep(self, task: Task, head: nn.Module) -> None:
         """Hold a task that was checked, its tensors where the backbone's are."""

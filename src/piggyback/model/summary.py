@@ -27,9 +27,9 @@ def masks_verdict(density: float) -> str:
 def mask_entropy(mask: PackedMask) -> float:
     """Return the bits per weight of a mask by its values' frequencies: H(density) for a binary one.
 
-    >>> from piggyback.masks.bits import pack
+    >>> from piggyback.masks.bits import pack_mask
     >>> import torch
-    >>> mask_entropy(pack(torch.tensor([True, False])))
+    >>> mask_entropy(pack_mask(torch.tensor([True, False])))
     1.0
     """
     negative = 0 if mask.negative is None else PackedMask(mask.shape, mask.negative).kept

@@ -54,7 +54,7 @@ def check_fits(
             if plane.numel() != length:
                 raise InputError(
                     f"task {task.name!r}: the mask of {name!r} has {plane.numel()} bytes: expected {length} for "
-                    f"{mask.shape}; make it with pack()"
+                    f"{mask.shape}; make it with pack_mask()"
                 )
     checked_coefficients(task)
 
@@ -74,7 +74,7 @@ def check_fingerprint(name: str, backbone: BackboneInfo, whole: str) -> None:
 
 
 def checked_mask(task: Task, name: str) -> PackedMask:
-    """Return a mask of the task if it is what ``pack`` makes for its rule, else InputError."""
+    """Return a mask of the task if it is what ``pack_mask`` makes for its rule, else InputError."""
     mask = task.masks[name]
     ternary = task.info.rule.kind == "ternary"
     planes = [mask.keep] if mask.negative is None else [mask.keep, mask.negative]

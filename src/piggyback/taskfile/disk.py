@@ -33,7 +33,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = Tru
 
 
 @contextlib.contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
     """Put the file's name in front of any complaint about it."""
     try:
         yield

@@ -23,7 +23,7 @@ from piggyback.taskfile.checks import (
 )
 from piggyback.taskfile.codec import reader, writer
 from piggyback.taskfile.container import Entry
-from piggyback.taskfile.disk import naming, write_whole
+from piggyback.taskfile.disk import error_context, write_whole
 from piggyback.taskfile.header import (
     DIGESTS,
     FORM,
@@ -139,7 +139,7 @@ def load_file(
     path: str | os.PathLike[str], name: str | None = None, expect: Shapes | None = None
 ) -> Task:
     """Return the task in the file at ``path``; ``name`` and ``expect`` as for ``load``."""
-    with naming(path):
+    with error_context(path):
         return load(read_whole(path), name, expect)
 
 

@@ -35,7 +35,7 @@ from piggyback.taskfile.container import (
     parse_header,
     strict_json,
 )
-from piggyback.taskfile.disk import naming
+from piggyback.taskfile.disk import error_context
 from piggyback.taskfile.task import TaskInfo, check_name
 
 FORMAT = "piggyback-task"
@@ -137,7 +137,7 @@ def header_of(data: bytes, expect: Shapes | None = None) -> TaskHeader:
 
 def read_header(path: str | os.PathLike[str]) -> TaskHeader:
     """Return what the file at ``path`` says about itself: checksum verified, no mask decoded."""
-    with naming(path):
+    with error_context(path):
         return header_of(read_whole(path))
 
 

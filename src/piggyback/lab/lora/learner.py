@@ -36,7 +36,7 @@ from piggyback.network.frozen import replace_module
 from piggyback.network.head import find_head
 from piggyback.network.norm import norm_modules, norm_tensors
 from piggyback.network.select import select_weights
-from piggyback.taskfile.disk import naming
+from piggyback.taskfile.disk import error_context
 from piggyback.train.checkpoint import load_live
 from piggyback.train.hashing import seed_of
 from piggyback.train.learners import HEAD_STREAM, CopyLearner, move
@@ -159,7 +159,10 @@ def load_lora(path: str | os.PathLike[str], backbone: Backbone | nn.Module) -> n
     other weights, MissingExtraError without PEFT.
     """
     module = backbone.module if isinstance(backbone, Backbone) else backbone
-    with naming(path), torch.random.fork_rng(devices=[]):  # what is random at first is overwritten
+    with (
+        error_context(path),
+        torch.random.fork_rng(devices=[]),
+    ):  # what is random at first is overwritten
         tensors, notes = read_tensors(path, "lora", "the method lora")
         try:
             targets = dict(notes["targets"])

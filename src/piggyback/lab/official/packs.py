@@ -24,12 +24,12 @@ from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, n
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.lab.official.network import shared_weights, weight_shapes
 from piggyback.lab.official.torch_files import Record, Stored, read_archive
-from piggyback.masks.bits import pack, unpack
+from piggyback.masks.bits import pack_mask, unpack_mask
 from piggyback.masks.rule import MaskRule
 from piggyback.model.heads import class_names
 from piggyback.network.backbone import Backbone, BackboneInfo
 from piggyback.network.fingerprint import fingerprint
-from piggyback.taskfile.disk import naming, write_whole
+from piggyback.taskfile.disk import error_context, write_whole
 from piggyback.taskfile.task import Task, TaskInfo, check_name
 
 MASKS, CLASSIFIERS = "dataset2masks", "dataset2classifiers"
@@ -55,12 +55,12 @@ def import_official(
     check_name(dataset)
     weights = shared_weights(arch, backbone.module)
     shapes = weight_shapes(arch, backbone.module)
-    with naming(path):
+    with error_context(path):
         stored, classifier = _entries(read_archive(path), dataset)
         _check_masks(stored, {index: shapes[name] for index, name in weights.items()}, arch)
         head = _classifier(classifier, backbone)
         masks = {
-            name: pack(_signed(stored[index], f"module {index} ({name})"))
+            name: pack_mask(_signed(stored[index], f"module {index} ({name})"))
             for index, name in weights.items()
         }
     ternary = any(
@@ -82,7 +82,7 @@ def import_official(
 
 def check_pack(path: str | os.PathLike[str], dataset: str) -> None:
     """Raise TaskFileError unless there is a pack at ``path`` with ``dataset`` in it."""
-    with naming(path):
+    with error_context(path):
         _entries(read_archive(path), dataset)
 
 
@@ -101,7 +101,7 @@ def export_official(tasks: Sequence[Task], arch: str, module: nn.Module) -> dict
     return {
         MASKS: {
             task.name: {
-                index: _unsigned(unpack(task.masks[name])) for index, name in weights.items()
+                index: _unsigned(unpack_mask(task.masks[name])) for index, name in weights.items()
             }
             for task in tasks
         },

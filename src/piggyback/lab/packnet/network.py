@@ -39,13 +39,13 @@ from piggyback.errors import (
 )
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.lab.tensor_file import check_tensors, read_tensors
-from piggyback.masks.bits import PackedMask, pack, unpack
+from piggyback.masks.bits import PackedMask, pack_mask, unpack_mask
 from piggyback.model.heads import new_head
 from piggyback.network.backbone import Backbone, BackboneInfo
 from piggyback.network.fingerprint import IGNORED, fingerprint
 from piggyback.network.frozen import replace_module
 from piggyback.network.select import Selection, select_weights
-from piggyback.taskfile.disk import naming
+from piggyback.taskfile.disk import error_context
 from piggyback.taskfile.task import check_name
 
 MAX_TASKS = 255
@@ -257,7 +257,7 @@ def load_file(path: str | os.PathLike[str], backbone: Backbone) -> PackedNetwork
     Raises TaskFileError for a file that is damaged or of another kind, BackboneMismatchError where it was packed from
     another architecture.
     """
-    with naming(path):
+    with error_context(path):
         tensors, values = read_tensors(path, _KEY, "a packed network")
         heads = _below(tensors, "heads")
         try:
@@ -313,7 +313,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _planes(owner: Tensor, bits: int) -> Tensor:
     """(bits, ceil(n / 8)) uint8: the bits of each owner, the lowest first."""
-    planes = [pack((owner >> bit) & 1 == 1).keep for bit in range(bits)]
+    planes = [pack_mask((owner >> bit) & 1 == 1).keep for bit in range(bits)]
     return torch.stack(planes) if planes else torch.zeros(0, -(-owner.numel() // 8)).byte()
 
 
@@ -321,7 +321,7 @@ def _owners(name: str, planes: Tensor, shape: torch.Size, tasks: int) -> Tensor:
     """What ``_planes`` was given."""
     owner = torch.zeros(shape, dtype=torch.uint8)
     for bit, plane in enumerate(planes):
-        owner |= unpack(PackedMask(tuple(shape), plane)).byte() << bit
+        owner |= unpack_mask(PackedMask(tuple(shape), plane)).byte() << bit
     if owner.numel() and int(owner.max()) > tasks:
         raise TaskFileError(
             f"owners of {name!r}: task {int(owner.max())}: expected at most {tasks}; it is damaged"
