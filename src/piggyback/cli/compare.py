@@ -49,7 +49,8 @@ def run(
         Path, typer.Option(metavar="DIR", help="Folder for runs, task files, tables and plots.")
     ] = Path("piggyback-compare"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep runs that have ended there, go on with others.")
+        bool,
+        typer.Option("--resume", help="Keep finished runs in that folder, continue the others."),
     ] = False,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
@@ -60,7 +61,7 @@ def run(
 
     Written to the folder: table.csv, table.json, table.md, accuracy.png (accuracy
     against bytes), density.png (weights kept in each layer), tasks/NAME.safetensors.
-    At the end all tasks go into one model and are measured again: nothing is forgotten.
+    At the end all tasks go into one model and are measured again: none is forgotten.
 
     \b
     Examples:

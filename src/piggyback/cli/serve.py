@@ -19,6 +19,9 @@ from piggyback.taskfile.header import TaskHeader, header_of
 if TYPE_CHECKING:
     from piggyback.serve.engine import Engine
 
+LIMITS, RAY = "Limits", "Several processes"
+"""Sections of the help page."""
+
 
 class Precision(enum.StrEnum):
     """Of the network's arithmetic."""
@@ -53,17 +56,20 @@ def run(
     ] = None,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
     token_file: TokenFileOption = None,
     memory: Annotated[
-        str, typer.Option(metavar="SIZE", help="For tasks, above one network, such as 512MiB.")
+        str,
+        typer.Option(metavar="SIZE", help="Memory for tasks, besides the network, such as 512MiB."),
     ] = "2GiB",
     device: Annotated[
-        str | None, typer.Option(help="Such as cpu or cuda:1; by default a GPU if there is one.")
+        str | None, typer.Option(help="Such as cpu or cuda:1; by default a GPU, if there is one.")
     ] = None,
     precision: Annotated[
-        Precision, typer.Option(help="Of the network; auto takes what is faster.")
+        Precision, typer.Option(help="Precision of the network; auto takes the faster one.")
     ] = Precision.AUTO,
     compile: Annotated[
         bool,
@@ -73,47 +79,60 @@ def run(
         ),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that run the network; by default as fits.")
+        int | None,
+        typer.Option(
+            min=1, help="Threads that run the network; by default what suits the machine."
+        ),
     ] = None,
     max_batch: Annotated[
-        int, typer.Option(min=1, help="Images answered together.")
+        int, typer.Option(min=1, help="Most images answered together.", rich_help_panel=LIMITS)
     ] = EngineOptions.max_batch,
     max_queue: Annotated[
-        int, typer.Option(min=1, help="Images that may wait; then 429.")
+        int,
+        typer.Option(
+            min=1, help="Most images that may wait; more get 429.", rich_help_panel=LIMITS
+        ),
     ] = EngineOptions.max_queue,
     max_body: Annotated[
-        str, typer.Option(metavar="SIZE", help="Of a request with images; then 413.")
+        str,
+        typer.Option(
+            metavar="SIZE", help="Largest request; larger ones get 413.", rich_help_panel=LIMITS
+        ),
     ] = "16MiB",
     max_pixels: Annotated[
-        int, typer.Option(min=1, help="Of one image; then 413.")
+        int, typer.Option(min=1, help="Largest image; larger ones get 413.", rich_help_panel=LIMITS)
     ] = EngineOptions.max_pixels,
     timeout: Annotated[
-        float, typer.Option(min=0.001, help="Seconds until an answer; then 504.")
+        float,
+        typer.Option(min=0.001, help="Seconds until an answer; then 504.", rich_help_panel=LIMITS),
     ] = 30.0,
     log_level: Annotated[
         LogLevel, typer.Option(help="From info on, one line per request.")
     ] = LogLevel.INFO,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Several processes, by Ray Serve on this machine.")
+        bool,
+        typer.Option("--ray", help="Run several processes with Ray Serve.", rich_help_panel=RAY),
     ] = False,
     replicas: Annotated[
-        int | None, typer.Option(min=1, help="With --ray: how many; by default 1.")
+        int | None, typer.Option(min=1, help="How many; by default 1.", rich_help_panel=RAY)
     ] = None,
     autoscale: Annotated[
         str | None,
-        typer.Option(metavar="MIN:MAX", help="With --ray: as many between these as are needed."),
+        typer.Option(
+            metavar="MIN:MAX", help="As many as are needed, between these.", rich_help_panel=RAY
+        ),
     ] = None,
 ) -> None:
     """Answer over HTTP for every task file in a folder, from one network.
 
     Task files that are put into the folder, replaced or removed are noticed while it
-    runs. There is a page to try tasks at the server's address, the API is described at
-    /openapi.json, and piggyback predict --url asks it. It stops at Ctrl-C or SIGTERM,
-    when what was asked is answered.
+    runs. The server's address has a page to try tasks, /docs describes the API, and
+    piggyback predict --url asks it. At Ctrl-C or SIGTERM it stops once every request
+    that it has accepted is answered.
 
     With a token every request has to bring it (Authorization: Bearer TOKEN), and tasks
-    can be added and removed over HTTP. Needs the extra:
-    pip install "torch-piggyback[serve]", for --ray [ray] too.
+    can be added and removed over HTTP. Needs an extra:
+    pip install "torch-piggyback[serve]", or [ray] for --ray.
 
     \b
     Examples:
