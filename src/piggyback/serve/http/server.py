@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from types import FrameType
 from typing import Literal
 
@@ -56,7 +56,7 @@ def run(
             stacklevel=2,
         )
     with closing(bound), logging_to(level=log_level):
-        HttpServer(app, host, say or _say).run(sockets=[bound])
+        HttpServer(app, host, say or partial(print, flush=True)).run(sockets=[bound])
     if service.failure is not None:
         raise service.failure
     return 0
@@ -151,8 +151,3 @@ def address_of(host: str, port: int) -> str:
     'http://[::1]:8000'
     """
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
