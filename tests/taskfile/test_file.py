@@ -217,13 +217,6 @@ def test_the_header_of_bytes_is_checked_as_a_file_is() -> None:
         file_header(data[:-1] + bytes([data[-1] ^ 1]), shapes)
 
 
-def test_header_overhead_is_small() -> None:
-    masks = {f"blocks.{i}.conv.weight": pack_mask(torch.ones(64, 64, 1, 1) > 0) for i in range(50)}
-    weights = dict.fromkeys(masks, "ab" * 32)
-    info = TaskInfo(classes=("a", "b"), backbone=BackboneInfo("timm:x", "ab" * 32, weights))
-    assert len(save(Task("t", masks, {}, {}, info))) < 50 * (32 + 80) + 1200
-
-
 # ---------------------------------------------------------------- what save refuses
 
 

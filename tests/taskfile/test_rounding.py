@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import runpy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,6 @@ from piggyback.taskfile.rounding import (
     rows_to_int8,
     to_half,
 )
-from piggyback.taskfile.task import Task
 from support.nets import Convolutions, learn, seeded
 from taskfile.test_file import rebuilt
 
@@ -188,9 +186,3 @@ def test_scales_that_are_none_are_refused(bad):
     assert golden.count(good) == 1
     with pytest.raises(TaskFileError, match="scales"):
         load(rebuilt(golden.replace(good, values), lambda h, t: None))
-
-
-def test_a_head_takes_a_byte_a_weight():
-    task = Task("a", {}, {"weight": torch.randn(100, 1280), "bias": torch.zeros(100)})
-    rounded = replace(task, head={**task.head, "weight": round_rows(task.head["weight"])})
-    assert len(save(rounded)) < 0.27 * len(save(task))
