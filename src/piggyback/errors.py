@@ -50,6 +50,12 @@ class TaskFileError(PiggybackError, ValueError):
     code, http_status = "bad_task_file", 422
 
 
+class OtherClassesError(PiggybackError, ValueError):
+    """A task file that would change the classes of the task it replaces, or their order, unasked."""
+
+    code, http_status = "other_classes", 409
+
+
 class BackboneError(PiggybackError):
     """A backbone that cannot be built or whose weights cannot be had."""
 

@@ -99,7 +99,7 @@ class FakeEngine:
     def refused(self):
         return {"broken.safetensors": "damaged"}
 
-    def put_task(self, name, data):
+    def put_task(self, name, data, replace_classes=False):
         if not data.startswith(b"task"):
             raise TaskFileError(f"task {name!r}: not a task file")
         self.files[name] = data

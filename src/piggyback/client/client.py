@@ -150,7 +150,9 @@ class _Core:
     def _task(self, name: str) -> Flow[TaskStatus]:
         return self._ask("GET", f"/v1/tasks/{_name(name)}", TaskStatus)
 
-    def _put_task(self, name: str, file: str | os.PathLike[str] | bytes) -> Flow[TaskStatus]:
+    def _put_task(
+        self, name: str, file: str | os.PathLike[str] | bytes, replace_classes: bool
+    ) -> Flow[TaskStatus]:
         check_name(name)
         if isinstance(file, (bytes, bytearray, memoryview)):
             data = bytes(file)
@@ -158,7 +160,8 @@ class _Core:
             with error_context(file):
                 data = read_whole(Path(file))
         headers = {"Content-Type": "application/octet-stream"}
-        return self._ask("PUT", f"/v1/tasks/{name}", TaskStatus, content=data, headers=headers)
+        path = f"/v1/tasks/{name}" + "?replace=classes" * replace_classes
+        return self._ask("PUT", path, TaskStatus, content=data, headers=headers)
 
     def _delete_task(self, name: str) -> Flow[Any]:
         return self._ask("DELETE", f"/v1/tasks/{_name(name)}", None)
@@ -321,9 +324,14 @@ class Client(_Core):
         """Return the state of one task."""
         return self._run(self._task(name))
 
-    def put_task(self, name: str, file: str | os.PathLike[str] | bytes) -> TaskStatus:
-        """Add or replace a task, from a task file or its bytes; the server must know the client's token."""
-        return self._run(self._put_task(name, file))
+    def put_task(
+        self, name: str, file: str | os.PathLike[str] | bytes, replace_classes: bool = False
+    ) -> TaskStatus:
+        """Add or replace a task, from a task file or its bytes; the server must know the client's token.
+
+        Raises OtherClassesError for other classes than those of the task it replaces, unless ``replace_classes``.
+        """
+        return self._run(self._put_task(name, file, replace_classes))
 
     def delete_task(self, name: str) -> None:
         """Remove a task and its file; the server must know the client's token."""
@@ -394,9 +402,11 @@ class AsyncClient(_Core):
         """Return the state of one task."""
         return await self._run(self._task(name))
 
-    async def put_task(self, name: str, file: str | os.PathLike[str] | bytes) -> TaskStatus:
+    async def put_task(
+        self, name: str, file: str | os.PathLike[str] | bytes, replace_classes: bool = False
+    ) -> TaskStatus:
         """Add or replace a task, from a task file or its bytes."""
-        return await self._run(self._put_task(name, file))
+        return await self._run(self._put_task(name, file, replace_classes))
 
     async def delete_task(self, name: str) -> None:
         """Remove a task and its file."""

@@ -8,6 +8,7 @@ Nothing here knows of a network between machines: ``http/`` and ``cluster/`` car
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from weakref import ref
 import torch
 from torch import nn
 
-from piggyback.errors import InputError, UnknownTaskError
+from piggyback.errors import InputError, TaskStateError, UnknownTaskError
 from piggyback.network.backbone import Backbone
 from piggyback.schemas import Answer, TaskStatus
 from piggyback.serve.inputs import samples
@@ -70,6 +71,7 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         self.options = options or EngineOptions()
+        self._process = os.getpid()
         budget = parse_bytes(memory)
         store = open_store(tasks_dir)
         _check_device(self.options.place)
@@ -128,7 +130,7 @@ class Engine:
 
     def submit(self, image: Any, task: str, top_k: int = 5) -> Future[Answer]:
         """Queue an image and return its answer to come; ``cancel`` drops it as long as it waits."""
-        (request,) = self._scheduler.submit([image], [self._folder.entry(task)], top_k)
+        (request,) = self._scheduler.submit([image], [self._entry(task)], top_k)
         waiting = ref(request)  # who keeps the future shall not keep the image
 
         def done(future: Future[Answer]) -> None:
@@ -150,7 +152,7 @@ class Engine:
         DeadlineError, UnavailableError for a task that cannot be loaded now, ClosedError.
         """
         images, batch = samples(image_or_batch)
-        entries = [self._folder.entry(task)] * len(images)
+        entries = [self._entry(task)] * len(images)
         answers = self._scheduler.answers(images, entries, top_k, timeout)
         return answers if batch else answers[0]
 
@@ -159,7 +161,7 @@ class Engine:
     ) -> Any:
         """Return what ``predict`` does, without blocking the event loop; cancelling it drops what waits."""
         images, batch = samples(image_or_batch)
-        entries = [self._folder.entry(task)] * len(images)
+        entries = [self._entry(task)] * len(images)
         answers = await self._scheduler.answers_async(images, entries, top_k, timeout)
         return answers if batch else answers[0]
 
@@ -208,15 +210,16 @@ class Engine:
         """Return why files of the folder cannot be served, by name."""
         return dict(self._folder.refused)
 
-    def put_task(self, name: str, data: bytes) -> TaskStatus:
+    def put_task(self, name: str, data: bytes, replace_classes: bool = False) -> TaskStatus:
         """Add or replace a task by the bytes of its file; requests from now on get the new one.
 
         Everything is checked before the folder is touched: the file is decoded to its last byte. Raises TaskNameError,
-        TaskFileError, BackboneMismatchError, InputError for a task that does not classify, UnavailableError where the
-        disk does not take it.
+        TaskFileError, BackboneMismatchError, InputError for a task that does not classify, OtherClassesError for one
+        with other classes than the one it replaces, unless ``replace_classes``, UnavailableError where the disk does
+        not take it.
         """
         old = self._folder.entries.get(name)
-        entry = self._folder.put(name, data, decode=self._packed)
+        entry = self._folder.put(name, data, self._packed, replace_classes)
         if old is not None and old.version != entry.version:
             self._scheduler.retire(old, gone=False)
         return self._status(entry)
@@ -297,10 +300,23 @@ class Engine:
     def _packed(self, name: str, data: bytes) -> PackedTask:
         return self._network.pack(file.load(data, name, expect=self._network.shapes))
 
+    def _entry(self, task: str) -> TaskEntry:
+        self._check_process()
+        return self._folder.entry(task)
+
+    def _check_process(self) -> None:
+        """Raise TaskStateError in a process where the engine's threads are not: nobody would answer."""
+        if os.getpid() != self._process:
+            raise TaskStateError(
+                f"this Engine was made in process {self._process} and its threads are there, not in {os.getpid()}: "
+                "make an Engine after the fork, in each process its own"
+            )
+
     def _entries(self, tasks: Sequence[str] | None) -> list[TaskEntry]:
+        self._check_process()
         found = list(self._folder.entries.values())
         if tasks is not None:
-            found = [self._folder.entry(name) for name in dict.fromkeys(tasks)]
+            found = [self._entry(name) for name in dict.fromkeys(tasks)]
         if not found:
             raise UnknownTaskError("no tasks to choose from: put task files into the folder first")
         return found

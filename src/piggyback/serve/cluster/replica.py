@@ -49,9 +49,9 @@ class ReplicaEngine(Engine):
         await self._tell_router(task)
         return await super().predict_async(image_or_batch, task, top_k, timeout)
 
-    def put_task(self, name: str, data: bytes) -> TaskStatus:
+    def put_task(self, name: str, data: bytes, replace_classes: bool = False) -> TaskStatus:
         """Add or replace a task; all replicas serve it when this returns."""
-        status = super().put_task(name, data)
+        status = super().put_task(name, data, replace_classes)
         self._ask_all("rescan")
         return status
 

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import re
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -191,9 +191,13 @@ async def show_task(engine: EngineDep, task: KnownTask) -> TaskStatus:
     openapi_extra={"requestBody": {"required": True, "content": BINARY}},
 )
 async def put_task(
-    request: Request, response: Response, engine: EngineDep, task: TaskPath
+    request: Request,
+    response: Response,
+    engine: EngineDep,
+    task: TaskPath,
+    replace: Literal["classes"] | None = None,
 ) -> TaskStatus:
-    """Add or replace a task by its file."""
+    """Add or replace a task by its file; one with other classes only if asked to replace them."""
     check_name(task)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("", *BINARY):
@@ -202,7 +206,7 @@ async def put_task(
         )
     data = await request.body()
     new = task not in {status.name for status in engine.tasks()}
-    status = await run_in_threadpool(engine.put_task, task, data)
+    status = await run_in_threadpool(engine.put_task, task, data, replace == "classes")
     request.state.task = task
     response.status_code = 201 if new else 200
     return status

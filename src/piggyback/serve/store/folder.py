@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from piggyback.errors import (
     InputError,
+    OtherClassesError,
     PiggybackError,
     TaskFileError,
     UnavailableError,
@@ -151,12 +152,17 @@ class TaskFolder:
             ) from error
 
     def put(
-        self, name: str, data: bytes, decode: Callable[[str, bytes], object] | None = None
+        self,
+        name: str,
+        data: bytes,
+        decode: Callable[[str, bytes], object] | None = None,
+        replace_classes: bool = False,
     ) -> TaskEntry:
         """Write a task's file and return its entry; a file of that name is replaced at once.
 
         Everything is checked before a byte is written: TaskNameError, TaskFileError and whatever ``check`` raises, and
-        ``decode`` of name and bytes if it is given.
+        ``decode`` of name and bytes if it is given. OtherClassesError where the task has other classes than the one
+        that it replaces, or the same in another order, unless ``replace_classes``.
         UnavailableError where the file cannot be written; then the old one is still there.
         """
         check_name(name)
@@ -166,6 +172,12 @@ class TaskFolder:
                 "put it into the tasks directory by hand"
             )
         entry = self._checked(name, data)
+        old = self.entries.get(name)
+        if old is not None and old.classes != entry.classes and not replace_classes:
+            raise OtherClassesError(
+                f"task {name!r}: {_change(old.classes, entry.classes)}; callers may rely on the old ones: put it under "
+                "another name, or ask for it with replace_classes=True (?replace=classes over HTTP)"
+            )
         if decode is not None:
             decode(name, data)
         with self._lock:
@@ -278,6 +290,15 @@ def servable(shapes: Shapes, fingerprint: str) -> Check:
         return header
 
     return check
+
+
+def _change(old: Sequence[str], new: Sequence[str]) -> str:
+    """In words how classes would change."""
+    gone, come = (sorted(set(a) - set(b))[:3] for a, b in ((old, new), (new, old)))
+    if not gone and not come:
+        return "its classes would be in another order"
+    lost, added = (", ".join(map(repr, names)) or "none" for names in (gone, come))
+    return f"its {len(old)} classes would be {len(new)} (gone: {lost}; new: {added})"
 
 
 def version_of(data: bytes) -> str:

@@ -1,0 +1,64 @@
+"""What a server answered wrongly, or never, without a word."""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from piggyback.errors import OtherClassesError, TaskStateError
+from piggyback.serve import Engine, EngineOptions
+from piggyback.taskfile.file import load_file, save
+from support.telling import INPUT, Telling, write_tasks
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_tasks(tmp_path / "tasks", 2)
+    return tmp_path / "tasks"
+
+
+def over(folder: Path) -> Engine:
+    return Engine(Telling(), folder, "64MiB", EngineOptions(watch_s=0.0, device="cpu"))
+
+
+def other_classes(folder: Path, kind: str) -> bytes:
+    task = load_file(folder / "t1.safetensors")
+    classes = {"order": task.info.classes[::-1], "names": (*task.info.classes[:-1], "new")}[kind]
+    return save(replace(task, info=replace(task.info, classes=classes)))
+
+
+@pytest.mark.parametrize("kind", ["order", "names"])
+def test_an_upload_changes_no_classes_unless_asked(folder, kind):
+    data = other_classes(folder, kind)
+    with over(folder) as engine:
+        before = engine.task("t1")
+        with pytest.raises(OtherClassesError, match="t1"):
+            engine.put_task("t1", data)
+        assert engine.task("t1") == before
+        assert engine.put_task("t1", data, replace_classes=True).classes != before.classes
+        engine.put_task("t9", data)  # a name that was free
+        assert engine.put_task("t1", data).classes == engine.task("t9").classes
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize("ask", ["predict", "infer", "submit"])
+def test_an_engine_of_another_process_does_not_hang(folder, ask):
+    with over(folder) as engine:
+
+        def child(answers: multiprocessing.SimpleQueue[str]) -> None:
+            try:
+                getattr(engine, ask)(INPUT, *(() if ask == "infer" else ("t1",)))
+            except TaskStateError as error:
+                answers.put(str(error))
+
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        process = context.Process(target=child, args=(answers,))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        assert "fork" in answers.get()
+        assert engine.predict(INPUT, "t1").task == "t1"
