@@ -46,6 +46,7 @@ from piggyback.network.norm import norm_modules
 from piggyback.network.select import Selection
 from piggyback.taskfile.checks import check_fits
 from piggyback.taskfile.file import load_file, save_file
+from piggyback.taskfile.header import check_writable
 from piggyback.taskfile.task import NormPolicy, Task, TaskInfo, check_name
 
 _BARE = Task("backbone", masks={}, head={})
@@ -373,6 +374,7 @@ class MultiTaskModel(nn.Module):
                 backbone=BackboneInfo(self.source, self.fingerprint, digests),
             )
             check_classes(info, module)
+            check_writable(name, info)
             learning = Learning(name, info, self._frozen, module, norm, masks)
             learning.check()
             self._prepared |= preprocessing is not None

@@ -28,6 +28,7 @@ from piggyback.network.backbone import BackboneInfo
 from piggyback.taskfile.container import (
     CHECKSUM,
     DIGEST_BYTES,
+    MAX_HEADER,
     Entry,
     check_digest,
     check_shape,
@@ -313,6 +314,24 @@ def to_metadata(
             "provenance must be plain values without NaN"
         ) from error
     return {"format": FORMAT, "version": str(version), "task": text}
+
+
+def check_writable(name: str, info: TaskInfo) -> None:
+    """Raise InputError for a description that no task file can hold, before the work that would fill the file.
+
+    >>> check_writable("signs", TaskInfo(classes=("stop", "yield")))
+    """
+    metadata = to_metadata(name, info, ())
+    size, most = (
+        len(metadata["task"].encode()),
+        MAX_HEADER // 2,
+    )  # the rest is for layers and tensors
+    if size > most:
+        raise InputError(
+            f"task {name!r}: classes and provenance are {size} bytes as JSON: expected at most {most}; shorten the "
+            "names of the classes"
+        )
+    from_metadata(metadata)  # what is written here is what a reader accepts
 
 
 def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[LayerHeader, ...]]:

@@ -283,6 +283,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         "epochs patience lora_rank lora_bytes prune_epochs",
         lambda value: value is None or _whole(value),
     ),
+    ("an integer from 0 to 2**63 - 1", "seed", lambda v: type(v) is int and 0 <= v < 2**63),
     ("a finite number above 0", "mask_rate head_lr norm_lr finetune_lr lora_lr", _positive),
     ("a finite number above 0, or none", "mask_lr clip", lambda v: v is None or _positive(v)),
     ("a number from 0", "weight_decay checkpoint_minutes workers", lambda v: bool(v >= 0)),

@@ -13,7 +13,8 @@ from piggyback.errors import CheckpointError, InputError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
-from piggyback.taskfile.task import check_name
+from piggyback.taskfile.header import check_writable
+from piggyback.taskfile.task import TaskInfo, check_name
 from piggyback.train import checkpoint
 from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.data.batches import source_view, steps_in_epoch
@@ -74,6 +75,8 @@ def train(
         "data": data.describe(),
         "backbone": fingerprint(backbone.module, (), backbone.head)[0],
     }
+    written = {"data": identity["data"], "recipe": recipe.to_json()}
+    check_writable(name, TaskInfo(data.kind, data.classes, provenance=written))
     saved = None
     if resume and folder is not None:
         if (done := finished(folder, identity)) is not None:
