@@ -49,7 +49,7 @@ def stopped(
     backbone: Backbone, data: ImageData, recipe: Recipe, folder: Path, epoch: int = 2
 ) -> None:
     with pytest.raises(Killed):
-        train(backbone, data, "a", recipe, folder, listener=Recorder(epoch))
+        train(backbone, data, "a", recipe, folder, overwrite=True, listener=Recorder(epoch))
 
 
 @pytest.mark.parametrize("method", ["head", "masks"])

@@ -344,7 +344,7 @@ def test_without_resume_a_folder_is_used_anew(
     backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     for epochs in (1, 2):
-        result = train(backbone, data, "a", recipe(epochs=epochs), tmp_path)
+        result = train(backbone, data, "a", recipe(epochs=epochs), tmp_path, overwrite=True)
         assert len(result.history) == epochs
 
 

@@ -46,6 +46,9 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a stopped run from its checkpoint.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished run that had other settings.")
+    ] = False,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
     skip_bad: SkipBadOption = False,
@@ -78,7 +81,10 @@ def run(
 
     images = load_images(data, task, skip_bad)
     network = load_sized(backbone, [images], recipe.image_size, checkpoint, head)
-    result = train(network, images, task, recipe, folder, resume=resume, listener=ScreenListener())
+    listener = ScreenListener()
+    result = train(
+        network, images, task, recipe, folder, resume=resume, overwrite=overwrite, listener=listener
+    )
     place = result.path
     if file is not None and result.path is not None:
         write_file(file, result.path.read_bytes())

@@ -129,7 +129,7 @@ def finished(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainRe
         else:
             values["task"] = load(path.read_bytes())
         return TrainResult(**values, path=path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +39,7 @@ def train(
     out: Path | str | None = None,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     listener: Listener | None = None,
     method: Method | None = None,
 ) -> TrainResult:
@@ -45,12 +47,13 @@ def train(
 
     ``out`` is the run's folder: its checkpoint while it goes, then the task file (or the fine-tuned weights), logs and
     ``result.json``; None keeps nothing. ``resume`` goes on from the checkpoint there, or returns the result where the
-    run has ended; otherwise the run starts anew. ``method`` stands in for the one that the recipe names. The backbone's
-    module comes back bit for bit. A recipe with ``tune`` has its settings chosen first, see ``tune.py``.
+    run has ended; otherwise the run starts anew, and replaces a finished run of other settings only if told to
+    ``overwrite`` it. ``method`` stands in for the one that the recipe names. The backbone's module comes back bit for
+    bit. A recipe with ``tune`` has its settings chosen first, see ``tune.py``.
 
     Raises TrainingError when the loss is no longer a number; CheckpointError for a checkpoint that is damaged or of
-    another run, or when ``out`` cannot be written; DataError for images that cannot be decoded; MissingExtraError for a
-    tracker that is not installed.
+    another run, for a finished run that would be lost, or when ``out`` cannot be written; DataError for images that
+    cannot be decoded; MissingExtraError for a tracker that is not installed.
     """
     recipe, listener = recipe or Recipe(), listener or Listener()
     check_name(name)
@@ -59,7 +62,9 @@ def train(
     if recipe.tune:
 
         def attempt(part: ImageData, trial: Recipe, place: Path | None) -> TrainResult:
-            return train(backbone, part, name, trial, place, resume=resume, method=method)
+            return train(
+                backbone, part, name, trial, place, resume=resume, overwrite=True, method=method
+            )
 
         recipe = tune(recipe, data, attempt, folder, listener)
     prepare = method or method_of(recipe.method)
@@ -84,6 +89,12 @@ def train(
         if (place := folder / CHECKPOINT).exists():
             saved = checkpoint.read(place)
             checkpoint.check_identity(place, saved.identity, identity)
+    elif folder is not None and not overwrite:
+        _keep_finished(folder, identity)
+        if (folder / CHECKPOINT).exists():
+            listener.on_notice(
+                "starting anew, although a run was interrupted here; --resume goes on from it"
+            )
     preprocessing = preprocessing_of(backbone, recipe)
     listener.on_stage("reading images")
     cached = data.in_memory(preprocessing, source_view(preprocessing, recipe.augment))
@@ -150,6 +161,17 @@ def preprocessing_of(backbone: Backbone, recipe: Recipe) -> Preprocessing:
     own = backbone.preprocessing or Preprocessing()
     size = recipe.image_size or own.image_size
     return replace(own, image_size=size, crop_pct=recipe.crop_pct)
+
+
+def _keep_finished(folder: Path, identity: dict[str, Any]) -> None:
+    """Raise CheckpointError where a finished run lies that is not this one over again."""
+    try:
+        finished(folder, identity)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"run folder {str(folder)!r} holds a finished run that would be lost ({error}): choose another folder "
+            "(--out), or replace it (overwrite=True, --overwrite)"
+        ) from error
 
 
 def _clear(folder: Path) -> None:

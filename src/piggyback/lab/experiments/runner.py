@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from piggyback.errors import DataError, InputError, PiggybackError
 from piggyback.lab.experiments.manifest import PACKNET, Manifest
@@ -182,7 +183,8 @@ def train_job(
         return list(done.results)
     (task,) = job.tasks
     recipe = job.recipes[task]
-    return [train(backbone, data[task], task, recipe, folder, resume=resume, listener=listener)]
+    options: dict[str, Any] = {"resume": resume, "overwrite": True, "listener": listener}
+    return [train(backbone, data[task], task, recipe, folder, **options)]
 
 
 def read_cell(folder: Path, job: Job) -> list[Row] | None:

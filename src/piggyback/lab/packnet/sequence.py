@@ -127,6 +127,7 @@ def train_packnet(
                 recipe,
                 None if folder is None else folder / place,
                 resume=resume,
+                overwrite=True,
                 listener=listener,
                 method=method,
             )
