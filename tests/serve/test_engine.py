@@ -384,7 +384,7 @@ def test_tasks_are_added_replaced_and_removed_while_serving(folder):
         before = engine.predict(INPUT, "t1")
         added = engine.put_task("t15", others["t15"])
         assert says(engine, "t15") == expected("t15")
-        replaced = engine.put_task("t1", others["t19"])
+        replaced = engine.put_task("t1", others["t19"], replace_classes=True)
         answer = engine.predict(INPUT, "t1")
         assert answer.classes[0] == expected("t19")
         assert answer.version == replaced.version != before.version
@@ -446,7 +446,7 @@ def test_replacing_under_load_never_mixes_two_versions(folder):
     right = [expected("t3"), expected("t17")]
     with engine_over(folder, workers=2) as engine:
         versions = {
-            engine.put_task("x", data).version: says
+            engine.put_task("x", data, replace_classes=True).version: says
             for data, says in zip(files, right, strict=True)
         }
         stop = threading.Event()
@@ -461,7 +461,7 @@ def test_replacing_under_load_never_mixes_two_versions(folder):
         with ThreadPoolExecutor(4) as pool:
             asking = [pool.submit(ask) for _ in range(4)]
             for i in range(60):
-                engine.put_task("x", files[i % 2])
+                engine.put_task("x", files[i % 2], replace_classes=True)
             stop.set()
             found = [pair for future in asking for pair in future.result(30)]
     assert len(found) > 4
@@ -481,7 +481,7 @@ def test_replaced_versions_leave_memory_though_others_were_asking(folder):
         with ThreadPoolExecutor(3) as pool:
             asking = [pool.submit(ask) for _ in range(3)]
             for data in files:
-                version = engine.put_task("t1", data).version
+                version = engine.put_task("t1", data, replace_classes=True).version
                 while engine.predict(INPUT, "t1").version != version:
                     pass
             stop.set()
