@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from piggyback.lab.experiments.compare import Proof
 
 
-@takes_recipe("method", "seed")
+@takes_recipe("method", "seed", "prune", "prune_epochs")
 def run(
     data: Annotated[
         list[str],
@@ -51,6 +51,9 @@ def run(
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Keep finished runs in that folder, continue the others."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace finished runs that had other settings.")
     ] = False,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
@@ -90,6 +93,7 @@ def run(
         out,
         seeds=seed or [0],
         resume=resume,
+        overwrite=overwrite,
         listener=ScreenListener,
     )
     screen = notes() if json else results()

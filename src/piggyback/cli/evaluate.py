@@ -144,7 +144,8 @@ def _unseen(images: Split, header: TaskHeader, split: str) -> tuple[Split, int]:
     data = header.info.provenance.get("data", {})
     seen = seen_in(images, data["learned_from"]) if "learned_from" in data else 0
     cuts = {each["split"]: each for each in data.get("cut", ()) if isinstance(each, dict)}
-    if not seen or split not in cuts or not isinstance(images, ImageSet):
+    flat = cuts.keys() == {"val", "test"}  # of a folder with splits val alone may have been cut
+    if not seen or not flat or split not in cuts or not isinstance(images, ImageSet):
         return images, seen
     fractions = {f"{name}_fraction": each["fraction"] for name, each in cuts.items()}
     parts = cut(header.name, images, None, None, seed=cuts[split]["seed"], **fractions)

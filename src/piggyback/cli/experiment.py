@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,7 +126,9 @@ def run_experiment(
     from piggyback.lab.experiments.report import draw
 
     experiment.run(workers=workers, listener=ScreenListener, log=lambda line: notes().print(line))
-    _show(experiment, json, draw(experiment))
+    _show(experiment, json)
+    for path in draw(experiment):
+        (notes() if json else results()).print(f"wrote {path}", soft_wrap=True)
     if failed := experiment.failed:
         raise TrainingError(
             f"{len(failed)} cell{'s' if len(failed) > 1 else ''} failed, the first: "
@@ -204,13 +206,15 @@ def _experiment(
     return Experiment(manifest, sources, folder)
 
 
-def _show(experiment: Experiment, json: bool, drawn: Sequence[Path] = ()) -> None:
+def _show(experiment: Experiment, json: bool) -> None:
     from piggyback.lab.experiments.report import table_of, write
-    from piggyback.lab.tables.formats import table_screen
+    from piggyback.lab.tables.formats import table_screen, verdicts
 
-    written = (*write(experiment), *drawn)
+    written = write(experiment)
     screen = notes() if json else results()
     screen.print(table_screen(table_of(experiment), experiment.manifest.title))
+    for line in verdicts(experiment.rows):
+        screen.print(line, markup=False, soft_wrap=True)
     if count := len(experiment.waiting):
         screen.print(f"{count} training{'s are' if count > 1 else ' is'} not finished")
     for path in written:

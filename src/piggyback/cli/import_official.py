@@ -51,6 +51,7 @@ def run(
     loaded = load_backbone(backbone or SPECS[arch.value], checkpoint=checkpoint)
     task = import_official(pack, dataset, arch.value, loaded)
     out = out or Path(f"{task.name}.safetensors")
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_file(task, out)
     results().print(
         f"wrote {out}: {task.info.rule.kind} masks of {task.weights:,} weights in {len(task.masks)} layers, "

@@ -22,9 +22,11 @@ from piggyback.cli.screen import results, table, write_json
 from piggyback.errors import InputError, TaskNameError
 from piggyback.images.find import find_images
 from piggyback.names import check_name, read_token
+from piggyback.taskfile.header import read_header
 
 if TYPE_CHECKING:
     from piggyback.cli.loading import Loaded
+    from piggyback.taskfile.header import TaskHeader
     from piggyback.train.evaluation import Segmented
 
 SUFFIX = ".safetensors"
@@ -131,14 +133,14 @@ def run(
     paths = _task_files(task or [], token_file)
     files = find_images(images)  # before the network is loaded: a wrong path is reported at once
 
+    places = _map_places([read_header(path) for path in paths], files, out)
+
     from piggyback.cli.loading import load_tasks
 
     loaded = load_tasks(paths, backbone, checkpoint, head)
-    if any(header.info.kind == "segmentation" for header in loaded.headers):
-        _show_maps(_write_maps(loaded, files, out, batch_size), how, top)
+    if places:
+        _show_maps(_write_maps(loaded, files, places, batch_size), how, top)
         return
-    if out is not None:
-        raise InputError("--out is for the label maps of a segmentation task: leave it out")
     answers = _answer(loaded, files, top, batch_size)
     if infer_task:
         count = len(loaded.headers)
@@ -242,25 +244,26 @@ def _answer(loaded: Loaded, files: Sequence[Path], top: int, batch_size: int) ->
     return [one for group in zip(*by_task, strict=True) for one in group]
 
 
-def _write_maps(
-    loaded: Loaded, files: Sequence[Path], out: Path | None, batch_size: int
-) -> list[tuple[Path, Segmented]]:
-    """Write a label map for each image; return where, and what was found, in the files' order.
+def _map_places(
+    headers: Sequence[TaskHeader], files: Sequence[Path], out: Path | None
+) -> list[Path]:
+    """Where each image's label map goes; nowhere for tasks that classify.
 
-    Raises InputError for several tasks, no folder, or images whose maps would have one name.
+    Raises InputError for a segmentation beside other tasks, without a folder, or of images whose maps would have one
+    name; and for a folder that nothing goes into.
     """
-    from piggyback.train.evaluation import colours_of, save_label_map, segment
-
-    header = loaded.headers[0]
-    if len(loaded.headers) > 1:
+    found = [header.name for header in headers if header.info.kind == "segmentation"]
+    if not found:
+        if out is not None:
+            raise InputError("--out is for the label maps of a segmentation task: leave it out")
+        return []
+    if len(headers) > 1:
         raise InputError(
-            f"task {header.name!r} and {len(loaded.headers) - 1} more: expected one task where one "
-            "is a segmentation; run predict for each"
+            f"task {found[0]!r} and {len(headers) - 1} more: expected one task where one is a segmentation; "
+            "run predict for each"
         )
     if out is None:
-        raise InputError(
-            f"task {header.name!r} labels every pixel: give --out DIR for its label maps"
-        )
+        raise InputError(f"task {found[0]!r} labels every pixel: give --out DIR for its label maps")
     places: dict[Path, Path] = {}
     for file in files:
         place = out / f"{file.stem}.png"
@@ -274,6 +277,16 @@ def _write_maps(
                 f"image {str(file)!r} lies where its label map goes: choose another --out"
             )
         places[place] = file
+    return list(places)
+
+
+def _write_maps(
+    loaded: Loaded, files: Sequence[Path], places: Sequence[Path], batch_size: int
+) -> list[tuple[Path, Segmented]]:
+    """Write a label map for each image; return where, and what was found, in the files' order."""
+    from piggyback.train.evaluation import colours_of, save_label_map, segment
+
+    header = loaded.headers[0]
     colours = colours_of(header.info.classes)
     made = []
     found = segment(loaded.model, header.name, files, batch_size=batch_size)

@@ -20,7 +20,7 @@ from piggyback.names import check_name
 from piggyback.train.recipe import Recipe
 
 
-@takes_recipe()
+@takes_recipe("prune", "prune_epochs")
 def run(
     data: Annotated[
         Path,

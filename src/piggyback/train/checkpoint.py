@@ -28,7 +28,7 @@ from torch import Tensor
 from piggyback.errors import CheckpointError
 from piggyback.taskfile.disk import write_whole
 from piggyback.train.methods import Learner
-from piggyback.train.recipe import Recipe, current
+from piggyback.train.recipe import Recipe, current, flat
 
 VERSION = 1
 CHECKPOINT = "checkpoint.safetensors"
@@ -86,7 +86,7 @@ def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
     A recipe from before a field was added counts as having that field's default; one removed since does not count.
     """
     plain = json.loads(json.dumps(wanted))
-    there, here = _flat(_completed(saved)), _flat(_completed(plain))
+    there, here = flat(_completed(saved)), flat(_completed(plain))
     for field in sorted(there.keys() | here.keys()):
         if there.get(field) != here.get(field):
             raise CheckpointError(
@@ -210,13 +210,3 @@ def _crc(body: str, tensors: Mapping[str, Tensor]) -> int:
         if tensor.numel():
             crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc
-
-
-def _flat(values: Any, where: str = "") -> dict[str, Any]:
-    """Nested values by dotted name."""
-    if not isinstance(values, Mapping):
-        return {where: values}
-    inside = [
-        _flat(value, f"{where}.{key}" if where else str(key)) for key, value in values.items()
-    ]
-    return {name: value for part in inside for name, value in part.items()}

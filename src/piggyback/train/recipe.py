@@ -144,7 +144,7 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class PackNetOptions:
-    """PackNet, in comparisons and experiments: how weights are freed for the tasks that follow."""
+    """PackNet, in experiments: how weights are freed for the tasks that follow."""
 
     prune: float = 0.5
     """Share of the weights that a task trained which PackNet frees for the next, smallest magnitudes first."""
@@ -256,6 +256,19 @@ class Recipe(
 def current(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's JSON without the fields that older versions wrote and this one has no more."""
     return {key: value for key, value in values.items() if key not in RETIRED}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted name.
+
+    >>> flat({"rule": {"kind": "binary"}})
+    {'rule.kind': 'binary'}
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inside = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
+    return found
 
 
 def group_of(kind: type, name: str) -> str:

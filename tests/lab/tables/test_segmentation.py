@@ -54,7 +54,7 @@ def results(experiment: Experiment) -> dict[str, list[TrainResult]]:
 
 
 def test_table_and_pictures_of_an_experiment(experiment, results):
-    written, drawn = draw(experiment)
+    written, drawn, _ = draw(experiment)
     table = written.read_text().splitlines()
     assert table[0] == "| class | head | masks | finetune |"
     assert [line.split(" | ")[0] for line in table[2:]] == [

@@ -34,7 +34,7 @@ def required(path: Path) -> Path:
     """Return ``path``, a file or folder that a set cannot do without; DataError if it is not there."""
     if not path.exists():
         raise DataError(
-            f"{path}: no such file or folder; `piggyback data` NAME shows the layout that is expected"
+            f"{path}: no such file or folder; `piggyback data NAME` shows the layout that is expected"
         )
     return path
 

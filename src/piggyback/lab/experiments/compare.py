@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from piggyback.lab.experiments.manifest import BackboneChoice, Manifest, MethodChoice, flat
+from piggyback.lab.experiments.manifest import BackboneChoice, Manifest, MethodChoice
 from piggyback.lab.experiments.plan import Job, repeats, trials
 from piggyback.lab.experiments.runner import train_job
 from piggyback.lab.tables.formats import runs_csv, runs_json, runs_markdown
@@ -27,6 +27,7 @@ from piggyback.taskfile.file import save_file
 from piggyback.train import ImageData, Listener, Recipe, TrainResult, evaluate
 from piggyback.train.checkpoint import write_file
 from piggyback.train.device import processes
+from piggyback.train.recipe import flat
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,15 @@ def compare(
     *,
     seeds: Sequence[int] = (0,),
     resume: bool = False,
+    overwrite: bool = False,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     listener: Callable[[str], Listener | None] = lambda title: None,
 ) -> Comparison:
     """Return the rows of all runs, after writing tables, plots and task files below ``out``.
 
     ``settings`` has recipe fields of a method's own, by dotted name. ``resume`` goes on with runs
-    that are there. ``listener(title)`` gives each run its listener. What stops one run, stops all.
+    that are there, ``overwrite`` replaces finished ones of other settings. ``listener(title)`` gives each run its
+    listener. What stops one run, stops all.
     """
     before = _fingerprint(backbone)
     results = []
@@ -99,6 +102,7 @@ def compare(
             data,
             out / "runs" / task / f"{job.label}-seed{job.seed}",
             resume=resume,
+            overwrite=overwrite,
             listener=listener(job.title if len(seeds) > 1 else f"{task} {job.label}"),
         )
         results.append(replace(result, state=None))  # a full copy of every network adds up

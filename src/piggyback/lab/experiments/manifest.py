@@ -27,12 +27,10 @@ from pydantic import (
 from piggyback.errors import ManifestError, near_misses
 from piggyback.lab.datasets import DATASETS
 from piggyback.lab.experiments.published import PUBLISHED
+from piggyback.lab.tables.rows import PACKNET
 from piggyback.taskfile.task import check_name
 from piggyback.train import METHODS, Recipe
-from piggyback.train.recipe import READ_ONLY, current
-
-PACKNET = "packnet"
-"""The one method that learns several tasks in turn, so it is not among the training methods of one task."""
+from piggyback.train.recipe import READ_ONLY, current, flat
 
 _DECIDED = ("method", "seed", *READ_ONLY)
 """Recipe fields that the cell decides, or nobody."""
@@ -55,19 +53,6 @@ def recipe_fields(options: Any) -> dict[str, Any]:
         if type(value) not in kinds:
             raise ValueError(f"{key}: expected {expected}, found {value!r:.80}")
     return fields
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted name.
-
-    >>> flat({"rule": {"kind": "binary"}})
-    {'rule.kind': 'binary'}
-    """
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inside = isinstance(value, Mapping)
-        found |= flat(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
-    return found
 
 
 def _taken(default: Any) -> tuple[str, tuple[type, ...]]:

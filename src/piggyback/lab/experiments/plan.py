@@ -15,14 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from piggyback.errors import ManifestError
-from piggyback.lab.experiments.manifest import (
-    PACKNET,
-    BackboneChoice,
-    Manifest,
-    MethodChoice,
-    Source,
-)
-from piggyback.lab.tables.rows import Row
+from piggyback.lab.experiments.manifest import BackboneChoice, Manifest, MethodChoice, Source
+from piggyback.lab.tables.rows import PACKNET, Row
 from piggyback.train import Recipe
 
 

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from piggyback.errors import CheckpointError
-from piggyback.lab.experiments.manifest import PACKNET
 from piggyback.lab.experiments.plan import Job
 from piggyback.lab.experiments.published import decathlon_scores, published
 from piggyback.lab.experiments.runner import Experiment
-from piggyback.lab.experiments.sources import Sources
 from piggyback.lab.packnet import epochs_after_pruning
-from piggyback.lab.tables.formats import table_csv, table_json, table_markdown
+from piggyback.lab.tables.formats import table_csv, table_json, table_markdown, verdicts
 from piggyback.lab.tables.plots import (
     accuracy_against_bytes,
     density_per_layer,
@@ -24,7 +22,7 @@ from piggyback.lab.tables.plots import (
     learning_curves,
     save_png,
 )
-from piggyback.lab.tables.rows import means
+from piggyback.lab.tables.rows import PACKNET, means
 from piggyback.lab.tables.segmentation import compare_segmentation
 from piggyback.lab.tables.table import Names, ResultTable, result_table
 from piggyback.taskfile.header import read_header
@@ -68,27 +66,29 @@ def costs(experiment: Experiment) -> list[Cost]:
     known = [*experiment.trials, *experiment.repeats]
     again = unknown * (len(experiment.manifest.seeds) - 1)
     lines = []
-    for backbone in experiment.manifest.backbones:
+    manifest = experiment.manifest
+    counts = {task: experiment.sources.train_images(task) for task in manifest.tasks}
+    for backbone in manifest.backbones:
         ended = [j for j in known if j.backbone == backbone and experiment.rows_of(j) is not None]
         seconds = sum(row.seconds for job in ended for row in experiment.rows_of(job) or ())
-        speed = seconds / max(_passes(ended, experiment.sources)[1], 1)
-        for label in experiment.manifest.methods:
+        speed = seconds / max(_passes(ended, counts)[1], 1)
+        for label in manifest.methods:
             mine = [j for j in (*known, *again) if (j.backbone, j.label) == (backbone, label)]
             done = [job for job in ended if job.label == label]
-            images, pixels = _passes(mine, experiment.sources)
-            left = pixels - _passes(done, experiment.sources)[1]
+            images, pixels = _passes(mine, counts)
+            left = pixels - _passes(done, counts)[1]
             hours = left * speed / 3600 if ended else None
             lines.append(Cost(backbone, label, len(mine), len(done), images, hours))
     return lines
 
 
-def _passes(jobs: Iterable[Job], sources: Sources) -> tuple[int, int]:
+def _passes(jobs: Iterable[Job], counts: Mapping[str, int]) -> tuple[int, int]:
     """Images, and pixels, that jobs pass through their networks in training."""
     images = pixels = 0
     for job in jobs:
         for task in job.tasks:
             recipe = job.recipes[task]
-            count = sources.train_images(task)
+            count = counts[task]
             epochs = recipe.epochs_for(count)
             if job.method.method == PACKNET and task != job.tasks[-1]:  # which is not pruned
                 epochs += epochs_after_pruning(recipe, count)
@@ -125,12 +125,11 @@ def table_of(experiment: Experiment) -> ResultTable:
 def write(experiment: Experiment) -> tuple[Path, ...]:
     """Return the tables and plots of an experiment after writing them into its folder."""
     table, rows, out = table_of(experiment), experiment.rows, experiment.out
-    verdicts = [
-        f"\n{row.task} {row.label} seed {row.seed}: {row.verdict}\n" for row in rows if row.verdict
-    ]
     title = f"# {experiment.manifest.title}\n\n"
     texts = {
-        "table.md": title + table_markdown(table) + "".join(verdicts),
+        "table.md": title
+        + table_markdown(table)
+        + "".join(f"\n{line}\n" for line in verdicts(rows)),
         "table.csv": table_csv(table),
         "table.json": table_json(table),
         "trials.json": json.dumps([row.to_json() for row in experiment.tried], indent=1) + "\n",

@@ -11,15 +11,14 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from piggyback.errors import DataError, InputError, PiggybackError
-from piggyback.lab.experiments.manifest import PACKNET, Manifest
+from piggyback.lab.experiments.manifest import Manifest
 from piggyback.lab.experiments.plan import Job, choose, repeats, trials
 from piggyback.lab.experiments.sources import Sources
 from piggyback.lab.experiments.workers import side_by_side
 from piggyback.lab.packnet import train_packnet
-from piggyback.lab.tables.rows import Failure, Row, row_of
+from piggyback.lab.tables.rows import PACKNET, Failure, Row, row_of
 from piggyback.network.backbone import Backbone
 from piggyback.train import ImageData, Listener, Recipe, TrainResult, train
 from piggyback.train.checkpoint import write_file
@@ -170,9 +169,12 @@ def train_job(
     folder: Path,
     *,
     resume: bool = True,
+    overwrite: bool = False,
     listener: Listener | None = None,
 ) -> list[TrainResult]:
     """Return a job's results, one per task, after training what is not finished in ``folder``.
+
+    They go by the job's method, also where ``tune`` found the head alone to be the best setting of it.
 
     Raises what ``train`` raises; the next call then goes on from the last checkpoint.
     """
@@ -182,9 +184,17 @@ def train_job(
         )  # fmt: skip
         return list(done.results)
     (task,) = job.tasks
-    recipe = job.recipes[task]
-    options: dict[str, Any] = {"resume": resume, "overwrite": True, "listener": listener}
-    return [train(backbone, data[task], task, recipe, folder, **options)]
+    result = train(
+        backbone,
+        data[task],
+        task,
+        job.recipes[task],
+        folder,
+        resume=resume,
+        overwrite=overwrite,
+        listener=listener,
+    )
+    return [replace(result, method=job.method.method)]
 
 
 def read_cell(folder: Path, job: Job) -> list[Row] | None:

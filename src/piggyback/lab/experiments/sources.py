@@ -36,7 +36,7 @@ class Sources(Protocol):
         """Return the recipe fields that the task's images ask for, by dotted name."""
 
     def train_images(self, task: str) -> int:
-        """Return how many images there are to learn from, about, without reading them."""
+        """Return how many images there are to learn from, about; a folder is looked through for it."""
 
     def missing(self, manifest: Manifest) -> dict[str, str]:
         """Return what is not there, by name: where it was looked for and how to get it."""

@@ -29,8 +29,9 @@ from piggyback.masks.rule import MaskRule
 from piggyback.model.heads import class_names
 from piggyback.network.backbone import Backbone, BackboneInfo
 from piggyback.network.fingerprint import fingerprint
-from piggyback.taskfile.disk import error_context, write_whole
+from piggyback.taskfile.disk import error_context
 from piggyback.taskfile.task import Task, TaskInfo, check_name
+from piggyback.train.checkpoint import write_file
 
 MASKS, CLASSIFIERS = "dataset2masks", "dataset2classifiers"
 MINUS = 255
@@ -113,13 +114,7 @@ def save_official(contents: Mapping[str, Any], path: str | os.PathLike[str]) -> 
     """Write what ``export_official`` returned to ``path``, whole or not at all, in the format of before torch 1.6."""
     data = io.BytesIO()
     torch.save(contents, data, _use_new_zipfile_serialization=False)
-    try:
-        write_whole(path, data.getvalue())
-    except OSError as error:
-        raise TaskFileError(
-            f"{os.fspath(path)}: the pack cannot be written ({error.strerror}); nothing was changed, "
-            "make room or choose another folder"
-        ) from error
+    write_file(Path(path), data.getvalue())
 
 
 # -- a pack's contents -----------------------------------------------------------------------------

@@ -14,7 +14,6 @@ ImageNet; here the pretrained weights are what the first task starts from, and i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import CheckpointError, InputError, TaskFileError
+from piggyback.errors import CheckpointError, InputError
 from piggyback.lab.packnet.network import MAX_TASKS, PackedNetwork, PackedTask, empty, save
+from piggyback.lab.tables.rows import PACKNET
 from piggyback.network.backbone import Backbone
-from piggyback.taskfile.disk import write_whole
 from piggyback.taskfile.task import check_name
-from piggyback.train.checkpoint import CHECKPOINT
+from piggyback.train.checkpoint import CHECKPOINT, write_file
 from piggyback.train.data.sets import ImageData
 from piggyback.train.data.size import choose_size
 from piggyback.train.device import processes
@@ -40,7 +39,6 @@ from piggyback.train.recipe import Recipe
 from piggyback.train.result import RESULT, TrainResult
 from piggyback.train.training import preprocessing_of, train
 
-METHOD = "packnet"
 FILE = "packnet.safetensors"
 """The network's file in the folder of a sequence."""
 STAGES = ("train", "pruned")
@@ -100,7 +98,7 @@ def train_packnet(
     results: list[TrainResult] = []
     for number, (name, images) in enumerate(data.items(), 1):
         first = number == 1
-        recipe = replace(recipes[name], method=METHOD)
+        recipe = replace(recipes[name], method=PACKNET)
         if not first:  # earlier tasks need normalisation as it is
             recipe = replace(recipe, finetune_norm="frozen")
 
@@ -243,14 +241,7 @@ def _kept(result: TrainResult, network: PackedNetwork, folder: Path | None) -> T
     data = save(network)
     path = None if folder is None else folder / FILE
     if path is not None and processes().is_main_process:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, data)
-        except OSError as error:
-            raise TaskFileError(
-                f"{os.fspath(path)}: the network ({len(data)} bytes) cannot be written "
-                f"({error.strerror}); make room or choose another folder"
-            ) from error
+        write_file(path, data)
     processes().wait_for_everyone()
     order = [task.name for task in network.tasks]
     provenance = {**result.provenance, "packnet": {"order": order, "free": network.free}}

@@ -21,19 +21,18 @@ from piggyback.zoo.load import load_backbone
 
 BACKBONE = "efficientnet_lite0"
 METHODS = ("head", "masks", "finetune")
-# Three passes in small batches: short enough for a first look, and long enough that masks and fine-tuning show what
-# they can. At the rate that follows from so few steps, masks collapse at first and the guard has to step in.
+# Six passes in small batches: in three, masks and fine-tuning lose 15 to 20 points on the letters, and the heads are
+# not sure enough to tell whose an image is.
 RECIPE = Recipe(
-    epochs=3,
+    epochs=6,
     batch_size=16,
     image_size=64,
-    mask_rate=0.7,
     amp="no",
     channels_last="yes",  # what this network gains from on a CPU
 )
 SAMPLES = 4
 """Test images of each task that are written as files, and that the mixed batch is made of."""
-_WHOLE = 2.7
+_WHOLE = 3.1
 """Time of all that the quickstart does, in that of fine-tuning's steps: masks, heads, tests, plots."""
 
 
@@ -77,7 +76,7 @@ def quickstart(
     images = load_data() if data is None else data
     loaded = load_backbone(backbone, image_size=recipe.image_size)
     on_estimate(expected_seconds(loaded, images, recipe))
-    compared = compare(loaded, images, METHODS, recipe, out, listener=listener)
+    compared = compare(loaded, images, METHODS, recipe, out, overwrite=True, listener=listener)
     model = MultiTaskModel(loaded).eval()
     for file in compared.files.values():
         model.load_task(file)
@@ -108,8 +107,7 @@ def _mixed(model: MultiTaskModel, data: Mapping[str, ImageData], folder: Path) -
         for name, images in data.items():
             index = at * (len(images.test) // SAMPLES) + len(images.test) // (2 * SAMPLES)
             preprocessing = model.get_task(name).info.preprocessing
-            if preprocessing is None:
-                continue
+            assert preprocessing is not None, "train writes one into every task"
             pixels = images.test.load(index, preprocessing)
             truth = images.classes[int(images.test.targets(torch.tensor(index), preprocessing))]
             file = folder / f"{name}-{at}-{truth}.png"

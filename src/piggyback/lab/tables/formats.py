@@ -185,7 +185,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     ['signs masks: masked nothing']
     """
     return [
-        f"{mean.task} {mean.method}: {verdict}" for mean in means(rows) for verdict in mean.verdicts
+        f"{mean.task} {mean.label}: {verdict}" for mean in means(rows) for verdict in mean.verdicts
     ]
 
 

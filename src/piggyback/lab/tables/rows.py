@@ -14,7 +14,9 @@ from piggyback.errors import InputError
 if TYPE_CHECKING:  # tables need no torch
     from piggyback.train.result import TrainResult
 
-ONE_FILE = frozenset({"packnet"})
+PACKNET = "packnet"
+"""The one method that learns several tasks in turn, so it is not among the training methods of one task."""
+ONE_FILE = frozenset({PACKNET})
 """Methods whose tasks share one growing file: a row's bytes count all tasks up to its own."""
 
 

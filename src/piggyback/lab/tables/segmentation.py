@@ -36,7 +36,7 @@ _BATCH = 16
 
 def compare_segmentation(
     backbone: Backbone, data: ImageData, runs: Mapping[str, Sequence[TrainResult]], folder: Path
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path, Path]:
     """Return the table of all ``runs`` on test, and pictures by the first run of each label, both in ``folder``.
 
     ``runs``: results of the methods masks, head and finetune on ``data``, a list for each label.
@@ -74,7 +74,7 @@ def compare_segmentation(
     write_file(folder / TABLE, iou_table(measured))
     write_file(folder / NUMBERS, json.dumps(_numbers(measured), indent=1) + "\n")
     save_png(figure, folder / PICTURE)
-    return folder / TABLE, folder / PICTURE
+    return folder / TABLE, folder / PICTURE, folder / NUMBERS
 
 
 def network_of(backbone: Backbone, result: TrainResult) -> nn.Module:
