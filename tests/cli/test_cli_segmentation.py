@@ -115,7 +115,7 @@ def test_predict_says_what_it_needs(
         (asked, "labels every pixel: give --out DIR"),
         ((*asked, "--out", images), "lies where its label map goes"),
         ((*asked, streets / "test" / "labels", "--out", "maps"), "have one label map's name"),
-        ((*asked, "--task", task), "already exists"),
+        ((*asked, "--task", task), "expected one task"),
         (("predict", images, "--task", trained, "--backbone", f"{toy}:build", "--out", "maps"),
          "--out is for the label maps of a segmentation task"),
     ):  # fmt: skip

@@ -379,7 +379,7 @@ def test_measured_once_on_test_with_the_network_that_is_kept(
 
 def test_writing_fails_in_one_line(backbone: Backbone, data: ImageData, tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
-    with pytest.raises(TaskFileError, match=rf"{FILE}.* cannot be written"):
+    with pytest.raises(CheckpointError, match=rf"{FILE}.* cannot be written"):
         train_packnet(backbone, {"colours": data}, packing(epochs=1), tmp_path)
 
 
