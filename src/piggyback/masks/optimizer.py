@@ -14,6 +14,7 @@ Nothing else touches the module, so any training loop works as it is.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections import defaultdict
@@ -105,6 +106,12 @@ class MaskOptimizer(torch.optim.Optimizer):
         groups = _as_groups(list(params))
         self._built = False
         self.inner = inner([dict(group) for group in groups], **inner_options)
+        closure = inspect.signature(self.inner.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise InputError(
+                f"{type(self.inner).__name__} evaluates the loss itself: expected an optimizer that steps by gradients "
+                "alone, such as Adam or SGD"
+            )
         # The inner optimizer has filled in each group's options; these groups are the user's view of them.
         super().__init__([dict(group) for group in self.inner.param_groups], self.inner.defaults)
         self._built = True
@@ -437,7 +444,10 @@ def keep_above_(out: Tensor, base: Tensor, values: Tensor, threshold: float) -> 
 
 
 class _FirstSteps:
-    """Looks, while an optimizer makes its first steps, whether they can teach the masks anything."""
+    """Looks, while an optimizer makes its first steps, whether they can teach the masks anything.
+
+    Steps in which no masked weight requires a gradient do not count: a head may be warmed up before the masks.
+    """
 
     STEPS = 3
     """After which a weight without a gradient is taken to have none, and scores that stand still to be left alone."""
@@ -448,7 +458,8 @@ class _FirstSteps:
         self._steps = self._counted = 0
         self._with_gradient: set[str] = set()
         self._moved: set[str] = set()
-        self._before: dict[str, float] = {}
+        self._asked: set[str] = set()
+        self._before: dict[str, tuple[int, float]] = {}
 
     def before(self, optimizer: MaskOptimizer) -> None:
         """Note, before the inner step, which scores have a gradient and where they are."""
@@ -456,14 +467,16 @@ class _FirstSteps:
             return
         self._before = {}
         for name, param in _named_masked(optimizer):
+            if param.requires_grad:
+                self._asked.add(name)
             if (grad := optimizer.scores(param).grad) is not None:
                 self._with_gradient.add(name)
                 if bool((grad != 0).any()):
-                    self._before[name] = _total(optimizer.scores(param))
+                    self._before[name] = _state_of(optimizer.scores(param))
 
     def after(self, optimizer: MaskOptimizer) -> None:
         """Raise TrainingError where nothing is learned, warn where some weights learn nothing."""
-        if self._counted >= self.STEPS:
+        if self._counted >= self.STEPS or not self._asked:
             return
         self._steps += 1
         rates = [
@@ -474,10 +487,11 @@ class _FirstSteps:
         self._counted += not rates or max(rates) >= self.LEAST_RATE
         named = dict(_named_masked(optimizer))
         self._moved |= {
-            n for n, was in self._before.items() if _total(optimizer.scores(named[n])) != was
+            n for n, was in self._before.items() if _state_of(optimizer.scores(named[n])) != was
         }
-        if self._counted < self.STEPS or not named:
+        if self._counted < self.STEPS:
             return
+        named = {name: param for name, param in named.items() if name in self._asked}
         idle = [name for name in named if name not in self._with_gradient]
         still = [
             name for name in self._with_gradient if name in self._before and name not in self._moved
@@ -495,8 +509,8 @@ class _FirstSteps:
         for names, what in ((idle, "had no gradient"), (still, "were not stepped")):
             if names:
                 warnings.warn(
-                    f"{len(names)} of {len(named)} masked weights {what} in {self._steps} steps and will not be "
-                    f"learned: {_listed(names)}",
+                    f"{len(names)} of {len(named)} masked weights {what} in the first {self._steps} steps and are not "
+                    f"learned unless later ones use them: {_listed(names)}",
                     PiggybackWarning,
                     stacklevel=4,
                 )
@@ -510,9 +524,9 @@ def _named_masked(optimizer: MaskOptimizer) -> Iterator[tuple[str, Tensor]]:
             yield (name if not name.startswith("a (") else f"{name}, number {place}"), param
 
 
-def _total(scores: Tensor) -> float:
-    """The sum of all scores, which no step of an optimizer leaves as it is."""
-    return _number(scores.detach().sum(dtype=torch.float64))
+def _state_of(scores: Tensor) -> tuple[int, float]:
+    """What a step changes: torch's count of changes, which ``.data`` passes by, or the sum of all scores."""
+    return scores._version, _number(scores.detach().sum(dtype=torch.float64))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -124,7 +124,8 @@ class LiveWeights:
                 if not is_dense(param):
                     param.data = param.data.contiguous()
                 self.params[name] = param
-                self.base[name] = param.detach().clone()
+                with torch.inference_mode(False), torch.no_grad():  # else nothing trains through it
+                    self.base[name] = param.detach().clone()
 
     def base_of(self, param: Tensor) -> Tensor:
         """Return the base weight of a live parameter."""

@@ -12,12 +12,20 @@ from piggyback.errors import TaskStateError
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors in what a network returns."""
+    """Yield the tensors in what a network takes or returns: in containers, dataclasses and attributes of objects.
+
+    >>> [len(each) for each in tensors_of({"logits": torch.zeros(2), "hidden": [torch.zeros(3), None]})]
+    [2, 3]
+    """
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, (Mapping, list, tuple)):
         for part in output.values() if isinstance(output, Mapping) else output:
             yield from tensors_of(part)
+    elif not isinstance(output, (nn.Module, type)) and hasattr(output, "__dict__"):
+        for part in vars(output).values():  # not what these hold: an object may lead back to itself
+            if isinstance(part, (Tensor, Mapping, list, tuple)):
+                yield from tensors_of(part)
 
 
 def reaches(outputs: Iterable[Tensor], head: nn.Module) -> bool:

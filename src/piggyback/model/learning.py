@@ -38,7 +38,13 @@ class Learning:
     """How many of the first runs were looked at."""
 
     def check(self) -> None:
-        """Raise InputError for a normalisation policy that finds nothing to train."""
+        """Raise InputError for what cannot be trained: no layer for the normalisation policy, inference tensors."""
+        for name, param in self.backbone.module.named_parameters():
+            if param.is_inference():
+                raise InputError(
+                    f"weight {name!r} was made in inference mode, so nothing can be trained through it: expected a "
+                    "network that was loaded outside of torch.inference_mode()"
+                )
         if self.norm != "frozen" and not self._norms():
             raise InputError(
                 f"norm {self.norm!r}: {type(self.backbone.module).__name__} has no normalisation layer outside its "
@@ -61,10 +67,11 @@ class Learning:
         if (
             not self.runs["head"]
             and torch.is_grad_enabled()
-            and any(True for _ in self.head.parameters())
+            and any(param.requires_grad for param in self.head.parameters())
+            and (tensors := list(tensors_of(output)))
         ):
             self.runs["head"] += 1
-            self._check_output(reaches(list(tensors_of(output)), self.head), output)
+            self._check_output(reaches(tensors, self.head), output)
         return output
 
     def _check_output(self, reached: bool, output: Any) -> None:

@@ -102,6 +102,9 @@ class MultiTaskModel(nn.Module):
         self._tasks: dict[str, Task] = {}  # their masks in the live weights' order of memory
         self._learning: Learning | None = None
         self._in_place: str | Which | None = None  # the task whose weights are live
+        self._running: list[str | None] = []  # tasks of the calls under way, one inside the other
+        self._released = False
+        self._broken = ""  # what was done to weights of which there is no second copy
         self._choice = TaskChoice()
         self._lock = threading.RLock()
         self.train(self.backbone.training)
@@ -162,8 +165,9 @@ class MultiTaskModel(nn.Module):
 
         Raises TaskNameError for a name that is taken, BackboneMismatchError for a task of other weights.
         """
-        with self._lock:
+        with self._lock, torch.inference_mode(False):
             self._not_learning("add a task")
+            self._not_running("add a task")
             self._new_name(task.name)
             self._new_head(head)
             self._check_fits(task)
@@ -173,6 +177,7 @@ class MultiTaskModel(nn.Module):
         """Forget a task; other threads that had chosen it get UnknownTaskError."""
         with self._lock:
             self._known(name)
+            self._not_running("delete a task")
             if self._in_place == name:
                 self._write(None)
             del self._tasks[name], self._heads[name]
@@ -182,6 +187,7 @@ class MultiTaskModel(nn.Module):
         """Make ``name`` the task of this thread's calls and put its weights in place; None restores the backbone."""
         with self._lock:
             self._not_learning("switch tasks")
+            self._not_running("switch tasks")
             self._write(name)
             self._choice.set(name)
 
@@ -213,11 +219,10 @@ class MultiTaskModel(nn.Module):
         Concurrent callers each get the answer of their own task. Raises UnknownTaskError for a name not held.
         """
         if task is None or isinstance(task, (str, Which)):
-            with self._lock:
-                self._write(self.active_task if isinstance(task, Which) else task)
+            with self._run(task):
                 if self._learning is not None:
                     return self._learning.run(*args, **kwargs)
-                return self._guarded(self.backbone(*args, **kwargs))
+                return self._guarded(self.backbone(*args, **kwargs), (args, kwargs))
         if not isinstance(task, Sequence):
             raise InputError(f"task={task!r}: expected a name, None, or one name per sample")
         self._not_learning("answer for several tasks")
@@ -231,7 +236,9 @@ class MultiTaskModel(nn.Module):
     def __getattr__(self, name: str) -> Any:
         """Return what only the backbone has: ``config``, ``generate``; its methods run a task as calls do.
 
-        They take ``task=`` too, and hold the lock until they return, so that no other caller switches meanwhile.
+        They take ``task=`` too, and hold the lock until they return, so that no other caller switches meanwhile;
+        generators and coroutines, which would go on after that, are refused. A module that comes back is a part of
+        the backbone: called by itself, it runs on whatever weights are live.
         """
         try:
             return super().__getattr__(name)
@@ -245,14 +252,39 @@ class MultiTaskModel(nn.Module):
 
         @functools.wraps(found)
         def run(*args: Any, task: str | Chosen | None = Which.CHOSEN, **kwargs: Any) -> Any:
-            with self._lock:
-                self._write(self.active_task if isinstance(task, Which) else task)
-                return found(*args, **kwargs)
+            with self._run(task):
+                output = found(*args, **kwargs)
+                if inspect.isgenerator(output) or inspect.iscoroutine(output):
+                    output.close()
+                    raise self._runs_later(name)
+                if inspect.isasyncgen(output):
+                    raise self._runs_later(name)
+                return output if self._learning else self._guarded(output, (args, kwargs))
 
         return run
 
-    def _guarded(self, output: Any) -> Any:
-        """``output``, whose backward pass raises TaskStateError if another task is in place by then.
+    def _runs_later(self, name: str) -> TaskStateError:
+        return TaskStateError(
+            f"{name}() of the {type(self.backbone).__name__} goes on after it has returned, when another task may be "
+            f"in place: call it on bake(task), a network of its own"
+        )
+
+    @contextmanager
+    def _run(self, task: str | Chosen | None) -> Iterator[None]:
+        """Hold the lock with a task in place; a call from inside another puts the outer one's task back."""
+        with self._lock:
+            name = self.active_task if isinstance(task, Which) else task
+            self._write(name)
+            self._running.append(name)
+            try:
+                yield
+            finally:
+                self._running.pop()
+                if self._running:
+                    self._write(self._running[-1])
+
+    def _guarded(self, output: Any, given: Any) -> Any:
+        """``output`` for what was ``given``; its backward pass raises TaskStateError if another task is in place then.
 
         Autograd itself notices changed weights that it saved; recomputed ones, as in activation checkpointing, it
         would take from the other task.
@@ -267,8 +299,9 @@ class MultiTaskModel(nn.Module):
                         "before another task runs"
                     )
 
+            known = {id(tensor) for tensor in tensors_of(given)}
             for tensor in tensors_of(output):
-                if tensor.requires_grad:
+                if tensor.grad_fn is not None and id(tensor) not in known:
                     tensor.register_hook(check)  # type: ignore[no-untyped-call]
         return output
 
@@ -323,13 +356,18 @@ class MultiTaskModel(nn.Module):
         return summarize({n: self._tasks[n] for n in names})
 
     def release(self) -> nn.Module:
-        """Return the caller's module bit for bit as it came: weights, classifier, flags; this model is then empty."""
+        """Return the caller's module bit for bit as it came: weights, classifier, flags; this model has then ended."""
         with self._lock:
+            if self._released:
+                return self.backbone
+            self._not_running("release the network")
             if self._learning is not None:
                 self.cancel_task()
             for name in self.task_names:
                 self.delete_task(name)
+            self._in_place = Which.UNSURE
             self.set_task(None)
+            self._released = True
             return self._frozen.give_back()
 
     # -- learning ------------------------------------------------------------------------------
@@ -354,8 +392,9 @@ class MultiTaskModel(nn.Module):
         """
         rule = rule or MaskRule()
         check_learnable(rule)
-        with self._lock:
+        with self._lock, torch.inference_mode(False):
             self._not_learning("start another")
+            self._not_running("start one")
             self._new_name(name)
             self._new_head(head)
             if norm not in get_args(NormPolicy):
@@ -457,6 +496,7 @@ class MultiTaskModel(nn.Module):
         """
         with self._lock:
             learning = self._in_learning()
+            self._not_running("finish one")
             done = learning.capture({}) if task is None else task
             if task is None and learning.trained and (verdict := masks_verdict(done.density)):
                 warnings.warn(f"task {done.name!r}: {verdict}", PiggybackWarning, stacklevel=2)
@@ -483,7 +523,9 @@ class MultiTaskModel(nn.Module):
     def cancel_task(self) -> None:
         """Leave training, drop the task, and restore the one from before."""
         with self._lock:
-            self._in_learning().end()
+            learning = self._in_learning()
+            self._not_running("cancel one")
+            learning.end()
             self._learning, self._in_place = None, Which.UNSURE
             self.train(self.training)
             self._settle()
@@ -508,7 +550,7 @@ class MultiTaskModel(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        with self._lock:
+        with self._lock, torch.inference_mode(False):
             live = self._frozen.live
             logical = {name: live.to_c_order(task.masks) for name, task in self._tasks.items()}
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -542,7 +584,14 @@ class MultiTaskModel(nn.Module):
         self._lock = threading.RLock()
 
     def _write(self, name: str | None) -> None:
-        """Put a task's weights, normalisation and head in place; the caller holds the lock."""
+        """Put a task's weights, normalisation and head in place; the caller holds the lock.
+
+        Raises TaskStateError where others changed the weights since; they are then put back.
+        """
+        self._not_released()
+        self._not_broken()
+        if self._learning is None and not torch.compiler.is_compiling():
+            self._check_untouched()
         if self._learning is not None:
             if name != self._learning.name:
                 self._not_learning("run another task")
@@ -553,11 +602,39 @@ class MultiTaskModel(nn.Module):
             self._frozen.write_(task.masks, task.norm, head, task.coefficients, form)
             self._in_place = name
 
+    def _check_untouched(self) -> None:
+        """Raise TaskStateError where masked weights are not as this model left them."""
+        if (found := self._frozen.changed()) is None:
+            return
+        name, how = found
+        if how == "replaced":
+            raise TaskStateError(
+                f"weight {name!r} was replaced after the MultiTaskModel was built, as load_state_dict(assign=True) "
+                "does: expected the network's own; load its weights first and build the MultiTaskModel last"
+            )
+        placed, live = self._in_place, self._frozen.live.params
+        self._frozen.invalidate_state()
+        was = {each: param.detach().clone() for each, param in live.items()}
+        self._in_place = Which.UNSURE
+        self._write(None)
+        what = f"weight {name!r} was changed by something else than this model, such as the backbone's load_state_dict"
+        if not self._frozen.is_whole():
+            self._in_place, self._broken = Which.UNSURE, what
+            self._not_broken()
+        if isinstance(placed, Which):
+            return
+        self._write(placed)
+        if any(not torch.equal(param, was[each]) for each, param in live.items()):
+            raise TaskStateError(
+                f"{what}; it has been put back. Load weights before MultiTaskModel, and change those of bake(task)"
+            )
+
     def _settle(self) -> None:
-        """Put the caller's task in place, for those who use the backbone directly."""
+        """Put the caller's task in place, for those who use the backbone directly, or that of the call under way."""
         with self._lock:
             if self._learning is None:
-                self._write(self.active_task if self.active_task in self._tasks else None)
+                wanted = self._running[-1] if self._running else self.active_task
+                self._write(wanted if wanted in self._tasks else None)
 
     def _keep(self, task: Task, head: nn.Module) -> None:
         """Hold a task that was checked, its tensors where the backbone's are."""
@@ -598,7 +675,26 @@ class MultiTaskModel(nn.Module):
         if any(head is held for held in self._heads.values()):
             raise InputError("head: this very module is a head already; pass a new one")
 
+    def _not_released(self) -> None:
+        if self._released:
+            raise TaskStateError(
+                "this MultiTaskModel has given its network back: build another one on what release() returned"
+            )
+
+    def _not_broken(self) -> None:
+        if self._broken:
+            raise TaskStateError(
+                f"{self._broken}: no longer the backbone that its tasks were learned on; load the network anew"
+            )
+
+    def _not_running(self, what: str) -> None:
+        if self._running:
+            raise TaskStateError(
+                f"cannot {what} from inside a call of {self._running[-1]!r}: do it before or after that call"
+            )
+
     def _not_learning(self, what: str) -> None:
+        self._not_released()
         if self._learning is not None:
             raise TaskStateError(
                 f"cannot {what} while task {self._learning.name!r} is in training: "

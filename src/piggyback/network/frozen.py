@@ -58,13 +58,27 @@ class FrozenBackbone:
         }
         module.requires_grad_(False)
         self.live = LiveWeights(module, self.masked_names)
-        self.base_state = {name: tensor.detach().clone() for name, tensor in self.state().items()}
+        with torch.inference_mode(False), torch.no_grad():
+            self.base_state = {name: t.detach().clone() for name, t in self.state().items()}
         self._seen: list[tuple[dict[str, Any], str, Tensor, int]] = []
-        for layer in {module.get_submodule(name.rpartition(".")[0]) for name in self.masked_names}:
-            _HOLDERS[layer] = (weakref.ref(self), {})
+        self._owners: list[tuple[dict[str, Any], str, str, Tensor]] = []
+        self._versions: list[int] = []  # of changes to each, after the last write
+        self._hold()
+
+    def _hold(self) -> None:
+        """Let it be known that this one writes into the module's weights."""
+        for name in self.masked_names:
+            _HOLDERS[self.module.get_submodule(name.rpartition(".")[0])] = (weakref.ref(self), {})
         for name, digest in self.digests.items():
             path, _, key = name.rpartition(".")
-            _HOLDERS[module.get_submodule(path)][1][key] = digest
+            _HOLDERS[self.module.get_submodule(path)][1][key] = digest
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": [], "_owners": [], "_versions": []}  # copies count from 0
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hold()
 
     def norms(self) -> dict[str, Tensor]:
         """Return the normalisation tensors that a task may bring, as they are now, not copied."""
@@ -115,11 +129,42 @@ class FrozenBackbone:
                 if name not in masks:
                     tensor.copy_(values[name])
             self._seen = [] if norm else self._sight()
+        self._count()
         self.put_head(head)
 
     def invalidate_state(self) -> None:
         """Let the next ``write_`` write all of the state: it may change in ways that torch does not count."""
-        self._seen = []
+        self._seen, self._owners, self._versions = [], [], []
+
+    def _count(self) -> None:
+        """Note where each weight outside the head stands and how often it was changed."""
+        if not self._owners:
+            for name, param in self.module.named_parameters():
+                if name in self._shapes and not param.is_inference():  # those are not counted
+                    path, _, key = name.rpartition(".")
+                    owner = self.module.get_submodule(path)._parameters
+                    self._owners.append((owner, key, name, param))
+        self._versions = [param._version for *_, param in self._owners]
+
+    def changed(self) -> tuple[str, str] | None:
+        """Return a weight that others wrote or replaced since the last ``write_``, and which of these; else None.
+
+        Torch does not count what is written through ``.data``. A tensor that is no parameter may stand in:
+        ``functional_call`` lends it.
+        """
+        # Nothing has been seen before the first write, and while a task is in training.
+        seen = zip(self._owners, self._versions, strict=True) if self._versions else ()
+        for (owner, key, name, param), version in seen:
+            now = owner.get(key)
+            if now is not param and isinstance(now, nn.Parameter):
+                return name, "replaced"
+            if param._version != version:
+                return name, "changed"
+        return None
+
+    def is_whole(self) -> bool:
+        """Return whether the backbone, its own weights in place, is what came: by its fingerprint."""
+        return fingerprint(self.module, (), self.head_name)[0] == self.fingerprint
 
     def _holds_base_state(self) -> bool:
         """Whether the state was left alone since its base values were written, so that they need not be again."""

@@ -1,0 +1,309 @@
+"""Models in use: calls inside calls, copies, weights that others write, inference mode, first steps."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from piggyback import MaskOptimizer, MultiTaskModel, ScoreInit
+from piggyback.errors import InputError, PiggybackWarning, TaskStateError
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(6) % 3
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body, self.mid, self.fc = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.mid(torch.relu(self.body(x)))))
+
+
+def fitted(model, optimizer, steps=4, read=lambda output: output) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(read(model(X)), Y).backward()
+        optimizer.step()
+
+
+def with_tasks(net: nn.Module | None = None, read=lambda output: output) -> MultiTaskModel:
+    model = MultiTaskModel(Net() if net is None else net)
+    for name in ("a", "b"):
+        model.start_task(name, 3)
+        fitted(model, model.optimizer(lr=1e-2), read=read)
+        model.finish_task()
+    return model
+
+
+def started(net: nn.Module | None = None) -> MultiTaskModel:
+    model = MultiTaskModel(Net() if net is None else net)
+    model.start_task("t", 3)
+    return model
+
+
+# -- calls inside calls ------------------------------------------------------------------------------
+
+
+def test_a_call_inside_another_leaves_the_outer_one_its_task():
+    model = with_tasks()
+    expected = {name: model(X, task=name) for name in ("a", "b")}
+    inner = []
+
+    def ask(*_: object) -> None:
+        if not inner:
+            inner.append(None)
+            inner[0] = model(X, task="b")
+
+    model.backbone.body.register_forward_hook(ask)
+    with torch.no_grad():
+        assert torch.equal(model(X, task="a"), expected["a"])
+    assert torch.equal(inner[0], expected["b"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.set_task("b"),
+        lambda m: m.delete_task("b"),
+        lambda m: m.start_task("c", 2),
+        lambda m: m.release(),
+    ],
+)
+def test_a_call_is_not_changed_from_inside(change):
+    model = with_tasks()
+    expected = model(X, task="a")
+    handle = model.backbone.body.register_forward_hook(lambda *_: change(model))
+    with pytest.raises(TaskStateError, match="'a'"):
+        model(X, task="a")
+    handle.remove()
+    assert torch.equal(model(X, task="a"), expected)
+    assert model.task_names == ("a", "b")
+
+
+class Streaming(Net):
+    def stream(self, x: Tensor):
+        for _ in range(3):
+            yield self(x)
+
+    async def later(self, x: Tensor) -> Tensor:
+        return self(x)
+
+    async def stream_later(self, x: Tensor):
+        yield self(x)
+
+
+@pytest.mark.parametrize("name", ["stream", "later", "stream_later"])
+def test_methods_that_go_on_after_they_returned_are_refused(name):
+    model = with_tasks(Streaming())
+    with pytest.raises(TaskStateError, match=name):
+        getattr(model, name)(X, task="a")
+
+
+def test_an_input_that_comes_back_belongs_to_no_task():
+    class WithInput(Net):
+        def forward(self, x: Tensor):
+            return super().forward(x), x
+
+    model = with_tasks(WithInput(), read=lambda output: output[0])
+    x = X.clone().requires_grad_()
+    for name in ("a", "b", "a"):
+        model(x, task=name)[0].sum().backward()
+    assert x._backward_hooks is None
+
+
+# -- copies ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_is_a_holder_too(make):
+    model = with_tasks()
+    model.set_task("a")
+    other = make(model)
+    for name in ("a", "b", None):
+        assert torch.equal(other(X, task=name), model(X, task=name))
+    with pytest.raises(TaskStateError, match="release"):
+        MultiTaskModel(other.backbone)
+    MultiTaskModel(other.release())
+
+
+def test_a_training_and_its_copy_go_their_own_ways():
+    model = started()
+    optimizer = model.optimizer(lr=1e-2)
+    fitted(model, optimizer)
+    saved = io.BytesIO()
+    torch.save((model, optimizer), saved)
+    saved.seek(0)
+    pairs = [copy.deepcopy((model, optimizer)), torch.load(saved, weights_only=False)]
+    for pair in [(model, optimizer), *pairs]:
+        fitted(*pair)
+    wanted = model.finish_task().masks["body.weight"].keep
+    for other, _ in pairs:
+        assert torch.equal(other.finish_task().masks["body.weight"].keep, wanted)
+
+
+# -- weights that others write -----------------------------------------------------------------------
+
+
+def test_weights_that_others_overwrite_are_noticed_and_put_back():
+    model = with_tasks()
+    expected = {name: model(X, task=name) for name in (None, "b", "a")}
+    other = {"weight": torch.randn(8, 4), "bias": model.backbone.body.bias.clone()}
+    model.backbone.body.load_state_dict(other)
+    with pytest.raises(TaskStateError, match=r"body\.weight.*put back"):
+        model(X, task="a")
+    for name in ("a", "b", None):
+        assert torch.equal(model(X, task=name), expected[name])
+
+
+def test_weights_that_cannot_be_put_back_answer_no_more():
+    model = with_tasks()
+    model.backbone.load_state_dict({k: v + 1 for k, v in model.backbone.state_dict().items()})
+    for name in ("a", "b", None):
+        with pytest.raises(TaskStateError, match=r"body\.weight.*anew"):
+            model(X, task=name)
+
+
+def test_the_same_weights_again_are_no_change():
+    model = with_tasks()
+    expected = model(X, task="a")
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert torch.equal(model(X, task="a"), expected)
+
+
+def test_weights_that_are_replaced_are_noticed():
+    model = with_tasks()
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    with pytest.raises(TaskStateError, match=r"body\.weight.*replaced"):
+        model(X, task="a")
+
+
+def test_functional_calls_lend_tensors():
+    model = with_tasks()
+    model.set_task("a")
+    lent = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    assert torch.equal(torch.func.functional_call(model, lent, (X,)), model(X))
+
+
+def test_a_model_that_gave_its_network_back_has_ended():
+    model = with_tasks()
+    net = model.release()
+    assert model.release() is net
+    other = MultiTaskModel(net)
+    other.start_task("c", 3)
+    for call in (lambda: model(X), lambda: model.set_task(None), lambda: model.start_task("d", 2)):
+        with pytest.raises(TaskStateError, match="release"):
+            call()
+    fitted(other, other.optimizer(lr=1e-2))
+    other.finish_task()
+
+
+# -- inference mode ------------------------------------------------------------------------------------
+
+
+def test_a_model_built_or_moved_in_inference_mode_can_be_trained():
+    net = Net()
+    with torch.inference_mode():
+        model = MultiTaskModel(net)
+        model.to(torch.float64).to(torch.float32)
+        model.start_task("t", 3)
+    fitted(model, model.optimizer(lr=1e-2))
+    model.finish_task()
+    x = X.clone().requires_grad_()
+    model(x, task="t").sum().backward()
+
+
+def test_a_network_made_in_inference_mode_answers_but_is_not_trained():
+    with torch.inference_mode():
+        model = MultiTaskModel(Net())
+    assert model(X).shape == (6, 10)
+    with pytest.raises(InputError, match=r"body\.weight"):
+        model.start_task("t", 3)
+    assert model.active_task is None
+
+
+# -- first steps ---------------------------------------------------------------------------------------
+
+
+def test_masks_may_be_frozen_while_the_head_warms_up():
+    model = started()
+    optimizer = model.optimizer(lr=1e-2)
+    weights = [model.backbone.get_parameter(name) for name in model.masked_names]
+    for wanted in (False, True):
+        for weight in weights:
+            weight.requires_grad_(wanted)
+        fitted(model, optimizer, steps=5)
+    assert model.finish_task().density < 1
+
+
+def test_a_head_may_be_frozen():
+    model = started()
+    optimizer = model.optimizer(lr=1e-2)
+    model.backbone.fc.requires_grad_(False)
+    fitted(model, optimizer)
+
+
+def test_scores_whose_sum_stays_are_stepped_all_the_same():
+    net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 10))
+    nn.init.ones_(net[0].weight)
+    model = started(net)
+    optimizer = model.optimizer(torch.optim.SGD, lr=1e-2, init=ScoreInit("constant"))
+    for _ in range(4):
+        optimizer.zero_grad()
+        (net[0].weight[0] - net[0].weight[1]).sum().backward()
+        optimizer.step()
+
+
+def test_a_layer_that_later_batches_use_is_not_said_to_be_lost():
+    class Later(Net):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            x = torch.relu(self.body(x))
+            return self.fc(self.mid(x) if self.calls > 4 else x)
+
+    model = started(Later())
+    with pytest.warns(PiggybackWarning, match=r"later.*mid\.weight"):
+        fitted(model, model.optimizer(lr=1e-2), steps=8)
+    assert model.finish_task().masks["mid.weight"].density < 1
+
+
+@dataclasses.dataclass
+class Output:
+    logits: Tensor
+
+
+@pytest.mark.parametrize(
+    "kind", [Output, lambda x: SimpleNamespace(logits=x), lambda x: {"logits": [x]}]
+)
+def test_outputs_of_any_kind_show_that_the_head_is_reached(kind):
+    class Wrapped(Net):
+        def forward(self, x: Tensor):
+            return kind(super().forward(x))
+
+    def read(output):
+        return output["logits"][0] if isinstance(output, dict) else output.logits
+
+    model = with_tasks(Wrapped(), read)
+    out = read(model(X.clone().requires_grad_(), task="a"))
+    model(X, task="b")
+    with pytest.raises((TaskStateError, RuntimeError), match=r"'a'|modified by an inplace"):
+        out.sum().backward()
+
+
+def test_an_optimizer_that_evaluates_the_loss_itself_is_refused():
+    model = MultiTaskModel(Net())
+    model.start_task("t", 3)
+    groups = [{"params": [model.backbone.body.weight], "masked": True}]
+    with pytest.raises(InputError, match="LBFGS"):
+        MaskOptimizer(groups, torch.optim.LBFGS)
