@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "Train several methods on one or more tasks; make one table.",
     "experiment": "Run a table of many trainings that a manifest describes.",
     "data": "List the paper's data sets; show where one lies, or how to get it.",
+    "check": "Look at every image of a data set: counts, bad files, copies, sizes.",
     "evaluate": "Measure a task file on a folder of labelled images.",
     "predict": "Classify images, or their pixels, with one or more task files.",
     "serve": "Answer over HTTP for every task file in a folder, from one network.",

@@ -51,7 +51,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     for folder in list_folders(root):
         split = split_of(folder.name)
         if split is not None and list_folders(folder):
-            found[split].append(_inner(folder))
+            found[split].append(inner_folder(folder))
     for split, folders in found.items():
         if len(folders) > 1:
             names = " and ".join(repr(folder.name) for folder in folders[:2])
@@ -127,14 +127,14 @@ def load_split(folder: str | Path, *, skip_bad: bool = False) -> ImageSet:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"image folder {str(folder)!r}: no such directory")
-    return _read_split(_inner(folder), skip_bad)[0]
+    return _read_split(inner_folder(folder), skip_bad)[0]
 
 
-def _inner(folder: Path) -> Path:
+def inner_folder(folder: Path) -> Path:
     """``folder``, or the one in it that holds the classes where archives were unpacked twice: seg_train/seg_train."""
     inner = list_folders(folder)
     again = len(inner) == 1 and split_of(inner[0].name) is not None and bool(list_folders(inner[0]))
-    return _inner(inner[0]) if again else folder
+    return inner_folder(inner[0]) if again else folder
 
 
 def _same_files(some: Sequence[Path], others: Sequence[Path]) -> int:
