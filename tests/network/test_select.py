@@ -183,10 +183,10 @@ def test_timms_own_convolutions(layer: str) -> None:
     assert names(net, head="1") == ["0.weight"]
 
 
-def test_a_parametrised_weight_is_no_parameter_and_stays_unmasked() -> None:
+def test_a_parametrised_weight_is_masked_in_what_it_is_made_from() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     nn.utils.parametrizations.weight_norm(net[0])
-    assert names(net, head="2") == ["1.weight"]
+    assert names(net, head="2") == ["0.parametrizations.weight.original1", "1.weight"]
 
 
 def test_selecting_changes_nothing(net: Net) -> None:

@@ -63,7 +63,13 @@ class Learning:
         if self.runs["live"] < FIRST_RUNS:
             self.runs["live"] += 1
             self._check_live()
-        output = module(*args, **kwargs)
+        try:
+            output = module(*args, **kwargs)
+        except ValueError:
+            sizes = {tensor.shape[:1] for tensor in tensors_of((args, kwargs))}
+            if self.norm != "trained" or (1,) not in sizes or not module.training:
+                raise
+            output = self._run_one(args, kwargs)
         if (
             not self.runs["head"]
             and torch.is_grad_enabled()
@@ -73,6 +79,22 @@ class Learning:
             self.runs["head"] += 1
             self._check_output(reaches(tensors, self.head), output)
         return output
+
+    def _run_one(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The output for one sample, of which batch norm learns no statistics; it takes those that it has."""
+        if not self.runs["one"]:
+            self.runs["one"] += 1
+            warnings.warn(
+                f"task {self.name!r}: batch norm cannot learn from a batch of one sample and keeps its statistics; "
+                "leave an incomplete last batch out with drop_last=True",
+                PiggybackWarning,
+                stacklevel=4,
+            )
+        self.set_mode(False)
+        try:
+            return self.backbone.module(*args, **kwargs)
+        finally:
+            self.set_mode(True)
 
     def _check_output(self, reached: bool, output: Any) -> None:
         """Look whether the output is the new head's."""
@@ -98,10 +120,11 @@ class Learning:
             return
         live = self.backbone.live
         name = min(names, key=lambda each: live.params[each].numel())
-        if self.backbone.module.get_parameter(name) is not live.params[name]:
+        path, _, key = name.rpartition(".")
+        if self.backbone.module.get_submodule(path)._parameters.get(key) is not live.params[name]:
             raise TaskStateError(
-                f"weight {name!r} was replaced after the MultiTaskModel was built, as fully_shard() does, and would be "
-                "trained in vain; build the MultiTaskModel last, or use DDP"
+                f"weight {name!r} was replaced after the MultiTaskModel was built, as fully_shard() and prune do, "
+                "and would be trained in vain; build the MultiTaskModel last, or use DDP"
             )
         if type(live.params[name].data) is Tensor:
             live.capture([name], self.info.rule)

@@ -8,7 +8,6 @@ backbone, frozen, and its base weights                run the plain module
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import os
@@ -41,8 +40,8 @@ from piggyback.model.learning import Learning
 from piggyback.model.routing import TaskInference, confidence, run_grouped
 from piggyback.model.summary import Summary, masks_verdict, summarize
 from piggyback.network.backbone import Backbone, BackboneInfo
-from piggyback.network.frozen import FrozenBackbone
-from piggyback.network.norm import norm_modules
+from piggyback.network.frozen import FrozenBackbone, plain_copy
+from piggyback.network.norm import computing_modules, norm_modules
 from piggyback.network.select import Selection
 from piggyback.taskfile.checks import check_fits
 from piggyback.taskfile.file import load_file, save_file
@@ -348,7 +347,7 @@ class MultiTaskModel(nn.Module):
     def bake(self, name: str | None) -> nn.Module:
         """Return a plain copy of the backbone with a task's weights, head and normalisation written into it."""
         with self._lock, self.use_task(name):
-            return copy.deepcopy(self.backbone)
+            return plain_copy(self.backbone)
 
     def summary(self, name: str | None = None) -> Summary:
         """Return density, entropy and bytes of one task or of all."""
@@ -540,6 +539,8 @@ class MultiTaskModel(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set training mode; normalisation, and heads that are not being learned, stay in eval mode."""
         super().train(mode)
+        for part in computing_modules(self.backbone, self.head_name):
+            part.eval()
         if self._learning is not None:
             self._learning.set_mode(mode)
             return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -156,7 +157,7 @@ class FrozenBackbone:
         seen = zip(self._owners, self._versions, strict=True) if self._versions else ()
         for (owner, key, name, param), version in seen:
             now = owner.get(key)
-            if now is not param and isinstance(now, nn.Parameter):
+            if now is not param and (now is None or isinstance(now, nn.Parameter)):
                 return name, "replaced"
             if param._version != version:
                 return name, "changed"
@@ -220,6 +221,20 @@ class FrozenBackbone:
         self.live.apply(move)
         self.invalidate_state()
         self.base_state = {name: move(tensor) for name, tensor in self.base_state.items()}
+
+
+def plain_copy(module: nn.Module) -> nn.Module:
+    """Return a deep copy, also of a network whose old weight norm or pruning has left a computed weight behind.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2))
+    >>> plain_copy(net)[0].weight is net[0].weight
+    False
+    """
+    for layer in module.modules():
+        for name, value in vars(layer).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(layer, name, value.detach())  # computed anew at the next pass
+    return copy.deepcopy(module)
 
 
 def places_of(root: nn.Module, module: nn.Module) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from piggyback.network.fingerprint import IGNORED
 
@@ -51,6 +52,15 @@ def norm_modules(module: nn.Module, head: str) -> dict[str, nn.Module]:
         for name, child in module.named_modules()
         if is_norm(child) and name != head and not name.startswith(f"{head}.")
     }
+
+
+def computing_modules(module: nn.Module, head: str) -> list[nn.Module]:
+    """Return the parametrizations outside the head, such as spectral norm's: in eval mode they change nothing."""
+    return [
+        child
+        for name, child in module.named_modules()
+        if isinstance(child, ParametrizationList) and not name.startswith(f"{head}.")
+    ]
 
 
 def norm_tensors(module: nn.Module, head: str, *, counters: bool = False) -> dict[str, Tensor]:

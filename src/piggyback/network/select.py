@@ -10,6 +10,7 @@ from typing import TypeAlias, Union
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from piggyback.errors import SelectionError, near_misses
 from piggyback.network.head import CONVOLUTIONS
@@ -31,7 +32,8 @@ def select_weights(
     """Return the parameters to mask by name, in the order of ``module.named_parameters()``.
 
     A *layer weight* is the weight of a convolution, a linear layer, attention's input
-    projections, the experts of a mixture in one tensor of three dimensions, or an embedding.
+    projections, the experts of a mixture in one tensor of three dimensions, or an embedding. Of a weight that is
+    computed, by ``weight_norm``, a parametrization or pruning, it is the parameter of its shape that it is made from.
     ``head`` names the classifier (see ``find_head``), which is trained per task and never masked;
     None: there is none.
 
@@ -50,7 +52,7 @@ def select_weights(
 
     A tied weight is there once, under the name ``named_parameters()`` gives it, whichever name
     selected it. Raises SelectionError when a selection matches nothing, names the head, or meets
-    a tensor that is not floating point or has no shape yet.
+    a tensor that is not floating point or has no shape yet, or ``None`` a weight computed from none of its shape.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
     >>> list(select_weights(net, head="3"))
@@ -60,6 +62,11 @@ def select_weights(
     """
     names = _Names(module, head)
     if select is None:
+        if names.computed:
+            raise SelectionError(
+                f"weight {names.computed[0]!r} is computed from parameters of other shapes, so it cannot be masked: "
+                "choose the weights to mask with select=, or remove its parametrization"
+            )
         chosen = {name for name in names.layers if name not in names.embeddings}
         if not chosen:
             raise SelectionError(
@@ -90,11 +97,16 @@ class _Names:
         self.layers: dict[str, list[str]] = {}
         """Canonical name of each layer weight outside the head -> all its names there."""
         self.embeddings: set[str] = set()
+        self.computed: list[str] = []
+        """Layer weights that are made from parameters of other shapes."""
         for path, layer in self.modules.items():
             if self.in_head(path):
                 continue
             for own in _layer_weights(layer):
                 name = f"{path}.{own}" if path else own
+                if name not in self.parameters:
+                    self.computed.append(name)
+                    continue
                 first = self.parameters[name][0]
                 if self.in_head(first):
                     continue
@@ -232,15 +244,39 @@ def _parents(name: str) -> Iterator[str]:
 
 
 def _layer_weights(layer: nn.Module) -> list[str]:
-    """The names, within one module, of the weights it multiplies its input with."""
-    own = layer._parameters  # parametrised weights are computed and not in here
+    """The names, within one module, of the weights it multiplies its input with, or of what they are made from."""
     if isinstance(layer, nn.MultiheadAttention):
-        return [name for name in _ATTENTION if own.get(name) is not None]
+        return [found for name in _ATTENTION if (found := _source(layer, name))]
     if not isinstance(layer, nn.modules.rnn.RNNBase) and (stacked := _experts(layer)):
         return stacked
-    if own.get("weight") is None or not (_is_product(layer) or _is_embedding(layer)):
+    if not (_is_product(layer) or _is_embedding(layer)):
         return []
-    return ["weight"]
+    found = _source(layer, "weight")
+    return [] if found is None else [found]
+
+
+def _source(layer: nn.Module, name: str) -> str | None:
+    """The parameter that a layer's weight is, or is computed from: by a parametrization, old weight norm, pruning.
+
+    Its own name where it is computed from none of its shape, None where the layer has no such weight.
+    """
+    own = layer._parameters
+    if own.get(name) is not None:
+        return name
+    if parametrize.is_parametrized(layer, name):
+        part = layer.get_submodule(f"parametrizations.{name}")
+        mode, within = part.training, f"parametrizations.{name}.original"
+        part.eval()  # spectral norm would change its state
+        with torch.no_grad():
+            made = getattr(layer, name)
+        part.train(mode)
+        known = [(n, p) for n, p in layer.named_parameters() if n.startswith(within)]
+    else:
+        made = getattr(layer, name, None)
+        known = [(n, p) for n, p in own.items() if p is not None and n.startswith(f"{name}_")]
+    if not isinstance(made, Tensor):
+        return None
+    return next((n for n, p in known if p.shape == made.shape), name)
 
 
 def _experts(layer: nn.Module) -> list[str]:
@@ -265,7 +301,7 @@ def _is_product(layer: nn.Module) -> bool:
     """
     if isinstance(layer, (nn.Linear, nn.Bilinear, *CONVOLUTIONS)):
         return True
-    weight = layer._parameters["weight"]
+    weight = layer._parameters.get("weight")
     if weight is None or is_lazy(weight) or weight.ndim < 2:
         return False
     looks = (

@@ -75,7 +75,7 @@ def load_backbone(
     if state is not None:
         _fit_head(module, head, state)
         load_strictly(module, state, f"checkpoint {str(checkpoint)!r}")
-    module.eval()
+    module.eval().float()  # images are float32; a checkpoint or a factory may have come in another precision
     native = None if preprocessing is None else preprocessing.image_size
     if image_size is not None and image_size != native:
         preprocessing = replace(preprocessing or Preprocessing(), image_size=image_size)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from piggyback.errors import BackboneError, InputError
 from piggyback.network.backbone import Backbone
-from piggyback.network.frozen import FrozenBackbone
+from piggyback.network.frozen import FrozenBackbone, plain_copy
 from piggyback.serve.replicas.copies import ModelCopy, Prototype
 from piggyback.serve.replicas.packed import PackedTask, Packer
 from piggyback.taskfile.task import Task
@@ -65,7 +65,7 @@ class Network:
         else:
             module, head, self.source, self.preprocessing = backbone, None, "", None
         with torch.inference_mode(False), torch.no_grad():
-            frozen = FrozenBackbone(copy.deepcopy(module).eval(), head=head)
+            frozen = FrozenBackbone(plain_copy(module).eval(), head=head)
             self.fingerprint = frozen.fingerprint
             """SHA-256 of the backbone as it came, without its classifier."""
             self.shapes = frozen.shapes()
