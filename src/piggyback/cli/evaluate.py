@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +17,18 @@ from piggyback.cli.options import (
     SkipBadOption,
 )
 from piggyback.cli.screen import notes, results, table, write_json
-from piggyback.errors import DataError
+from piggyback.errors import DataError, InputError, require
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.taskfile.header import read_header
 
 if TYPE_CHECKING:
+    from piggyback.cli.loading import Loaded
     from piggyback.taskfile.header import TaskHeader
     from piggyback.train.data.sets import Split
+    from piggyback.train.report import Outcome
+
+SHEET_SIDE = 128
+"""Pixels of a picture on a report's contact sheet."""
 
 
 def run(
@@ -43,6 +51,20 @@ def run(
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
     skip_bad: SkipBadOption = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for a report: a page with plots and the surest mistakes, JSON, CSV; needs the extra plots.",
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Another task file of the same classes: is the difference more than chance?",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a task file on a folder of labelled images.
@@ -55,7 +77,11 @@ def run(
     Examples:
       piggyback evaluate tasks/signs.safetensors --data photos/signs
       piggyback evaluate tasks/signs.safetensors --data photos/new --per-class
+      piggyback evaluate tasks/signs.safetensors --data photos/signs --report signs-report
+      piggyback evaluate new.safetensors --data photos/signs --compare old.safetensors
     """
+    if report is not None:
+        require("matplotlib", "plots")
     from piggyback.train.evaluation import evaluate
 
     with naming_option():
@@ -69,7 +95,11 @@ def run(
         notes().print(
             f"{name}: about {seen} of these {len(given)} images were used in its training; {rest}"
         )
+    other = None
+    if compare is not None:
+        other = _other(compare, task, loaded.headers[0], (backbone, checkpoint, head))
     measured = evaluate(loaded.model, name, images, batch_size=batch_size)
+    gap = _report(loaded, other, images, report, batch_size) if report or other else None
     pixels = measured.kind == "segmentation"
     classes = measured.per_class_iou() if pixels else measured.per_class()
     if json:
@@ -80,6 +110,8 @@ def run(
                 "pixel_accuracy": round(measured.right, 4),
             }
         found = {"task": name, "images": len(images), "trained_on": seen, **numbers}
+        if gap is not None:
+            found["compared"] = gap
         write_json({**found, "loss": round(measured.loss, 6), "classes": classes})
         return
     screen = results()
@@ -97,6 +129,56 @@ def run(
         )
     else:
         screen.print(f"{name}: {measured.accuracy:.2f}% of {measured.count} images right")
+
+
+def _other(file: Path, first: Path, header: TaskHeader, network: Any) -> Loaded:
+    """The task that is compared, beside its own backbone; InputError unless it gives the same kind of answers."""
+    own = read_header(file)
+    if (own.info.kind, own.info.classes) != (header.info.kind, header.info.classes):
+        raise InputError(
+            f"{str(file)!r} is a {own.info.kind} of {len(own.info.classes)} classes, {str(first)!r} one of kind "
+            f"{header.info.kind} and {len(header.info.classes)}: expected the same classes to compare them"
+        )
+    return load_tasks([file], *network)
+
+
+def _report(
+    loaded: Loaded, other: Loaded | None, images: Split, folder: Path | None, batch_size: int
+) -> dict[str, Any] | None:
+    """Write the report into ``folder``, if given; show and return how the two tasks differ, if there are two."""
+    from piggyback.train.outcome import outcome_of
+    from piggyback.train.report import compared, report_on
+
+    def measured(one: Loaded, label: str) -> Outcome:
+        found = outcome_of(one.model, one.headers[0].name, images, batch_size=batch_size)
+        return replace(found, task=label)
+
+    outcome, gap = measured(loaded, loaded.headers[0].name), None
+    if other is not None:
+        label = other.headers[0].name
+        label += " (other)" * (label == outcome.task)
+        gap = compared(outcome, measured(other, label))
+        between = gap["difference"]
+        chance = "" if "mcnemar" not in gap else f"; McNemar's p = {gap['mcnemar']['p']:.3g}"
+        notes().print(
+            f"{gap['score']}: {gap[outcome.task]:.2f}% against {gap[label]:.2f}% of {label}: {between['value']:+.2f} "
+            f"(95% interval {between['low']:+.2f} to {between['high']:+.2f}){chance}",
+            soft_wrap=True,
+        )
+    if folder is not None:
+        from piggyback.lab.tables.report import write_report
+
+        header, files = loaded.headers[0], getattr(images, "files", ())
+        names = [str(file) for file in files] or [str(i) for i in range(len(images))]
+        view = replace(header.info.preprocessing or Preprocessing(), image_size=SHEET_SIDE)
+        about = {"backbone": header.info.backbone.source, "images": str(len(images))}
+
+        def picture(index: int) -> Any:
+            return images.load(index, view).permute(1, 2, 0).numpy()
+
+        write_report(folder, report_on(outcome), names, picture, about, gap)
+        notes().print(f"wrote {folder / 'index.html'}", soft_wrap=True)
+    return gap
 
 
 def _images(root: Path, split: str, skip_bad: bool) -> Split:

@@ -1,0 +1,341 @@
+"""A report as a folder: report.json, classes.csv, answers.csv, and index.html with its pictures.
+
+confusion.png   calibration.png   coverage.png   scatter.png   wrong.png     those that the kind of task has
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from piggyback.lab.tables.plots import COLOURS, save_png
+from piggyback.train.checkpoint import write_file
+from piggyback.train.report import Number, Report
+
+SHEET = 24
+"""Pictures on the contact sheet."""
+ACROSS = 6
+NAMED = 40
+"""Classes up to which a confusion matrix has their names at its sides."""
+FEW = 10
+"""Answers below which a bin of the reliability plot is pale: chance decides its height."""
+Picture = Callable[[int], Any]
+"""Takes the number of a sample, returns its picture, uint8 (h, w, 3)."""
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .2rem .8rem .2rem 0; text-align: right }
+th:first-child, td:first-child { text-align: left } thead th { border-bottom: 1px solid #999 }
+tbody tr:nth-child(even) { background: #f5f5f5 } img { max-width: 100%; max-height: 30rem }
+img[src='wrong.png'] { max-height: none } .quiet { color: #666 }
+"""
+
+
+def write_report(
+    folder: Path,
+    report: Report,
+    names: Sequence[str],
+    picture: Picture,
+    about: Mapping[str, str],
+    other: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Write ``folder`` and return the names of its files.
+
+    ``names`` are those of the samples, ``about`` says what was measured, ``other`` is what ``compared`` found.
+    Raises CheckpointError where it cannot be written.
+    """
+    figures = {
+        "confusion.png": _confusion(report),
+        "calibration.png": _calibration(report),
+        "coverage.png": _coverage(report),
+        "scatter.png": _scatter(report),
+        "wrong.png": _sheet(report, names, picture),
+    }
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in drawn.items():
+        save_png(figure, folder / name)
+    found = {"about": dict(about), **report.to_json()}
+    if other is not None:
+        found["compared"] = dict(other)
+    texts = {
+        "report.json": json.dumps(found, indent=1, allow_nan=False),
+        "classes.csv": _csv(_class_table(report)),
+        "answers.csv": _csv(_answer_table(report, names)),
+        "index.html": _page(report, about, list(drawn), other),
+    }
+    for name, text in texts.items():
+        write_file(folder / name, text)
+    return [*texts, *drawn]
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _class_table(report: Report) -> list[list[object]]:
+    """Titles, then a row for each class, label or output."""
+    titles = list(next(iter(report.rows.values()), {}))
+    rows: list[list[object]] = [[n, *map(_short, row.values())] for n, row in report.rows.items()]
+    return [["class", *titles], *rows]
+
+
+def _answer_table(report: Report, names: Sequence[str]) -> list[list[object]]:
+    """Titles, then a row for each sample: what it is, and what it was called."""
+    outcome, rows = report.outcome, list[list[object]]()
+    if outcome.kind == "segmentation":
+        right = outcome.truth.diagonal(axis1=1, axis2=2).sum(1) / np.maximum(
+            outcome.truth.sum((1, 2)), 1
+        )
+        rows = [[n, f"{r:.6f}"] for n, r in zip(names, right, strict=True)]
+        return [["sample", "pixels right"], *rows]
+    for i, name in enumerate(names):
+        rows.append([name, *_truth_and_answer(report, i)])
+    return [["sample", "truth", "answer", "confidence"], *rows]
+
+
+def _truth_and_answer(report: Report, i: int) -> tuple[str, str, str]:
+    """In words: what sample ``i`` is, what it was called, and how surely, or how far off."""
+    outcome = report.outcome
+    row, truth = outcome.answers[i], outcome.truth[i]
+    if outcome.kind == "classification":
+        return outcome.classes[truth], outcome.classes[row.argmax()], f"{row.max():.6f}"
+    if outcome.kind == "multilabel":
+        given = outcome.given[i]
+        sure = np.where(given, row, 1 - row)
+
+        def listed(those: Any) -> str:
+            return (
+                ", ".join(n for n, yes in zip(outcome.classes, those, strict=True) if yes) or "none"
+            )
+
+        return listed(truth), listed(given), f"{sure.min():.6f}"
+    return ", ".join(f"{v:.4g}" for v in truth), ", ".join(f"{v:.4g}" for v in row), ""
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _short(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:.4g}"
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def _confusion(report: Report) -> Figure | None:
+    """Rows are what samples are, columns what they were called, in percent of the row."""
+    if report.counts is None:
+        return None
+    counts, classes = report.counts, report.outcome.classes
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(4.0, 1.8 + 0.3 * len(classes)), 13.0)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(shown, ax=axes, label="% of the class", shrink=0.8)
+    if len(classes) <= NAMED:
+        places, size = range(len(classes)), 8 if len(classes) > 15 else 9
+        axes.set_xticks(places, classes, rotation=90, fontsize=size)
+        axes.set_yticks(places, classes, fontsize=size)
+    if len(classes) <= ACROSS * 2:
+        for (i, j), share in np.ndenumerate(shares):
+            if share >= 0.5:
+                ink = "white" if share > 60 else "black"
+                axes.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=8, color=ink)
+    axes.set_xlabel("called")
+    axes.set_ylabel("truth")
+    return figure
+
+
+def _calibration(report: Report) -> Figure | None:
+    """The reliability plot: how often answers are right, by their confidence."""
+    found = report.calibration
+    if found is None:
+        return None
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 100], [0, 100], color="0.6", linewidth=1, linestyle="--")
+    width = 100 / len(found.counts)
+    middles = [width * (i + 0.5) for i in range(len(found.counts))]
+    bars = upper.bar(middles, [100 * v for v in found.accuracy], 0.92 * width, color=COLOURS[0])
+    for bar, count in zip(bars, found.counts, strict=True):
+        bar.set_alpha(0.4 if count >= FEW else 0.12)
+    upper.plot(
+        [100 * v for v in found.confidence],
+        [100 * v for v in found.accuracy],
+        "o",
+        color=COLOURS[0],
+    )
+    upper.set_ylabel("right (%)")
+    upper.set_title(f"calibration error {100 * found.ece:.1f} %", fontsize="medium")
+    lower.bar(middles, found.counts, 0.92 * width, color="0.6")
+    lower.set_ylabel("answers")
+    lower.set_xlabel("confidence (%)")
+    return figure
+
+
+def _coverage(report: Report) -> Figure | None:
+    """How accurate the surest answers are, by how many of them are given."""
+    if report.coverage is None:
+        return None
+    _, share, right = report.coverage
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(100 * share, 100 * right, color=COLOURS[0])
+    axes.set_xlim(0, 100)
+    axes.set_ylim(top=101)
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("answers given, the surest first (%)")
+    axes.set_ylabel("of these right (%)")
+    return figure
+
+
+def _scatter(report: Report) -> Figure | None:
+    """Numbers found against true ones, a panel for each output."""
+    outcome = report.outcome
+    if outcome.kind != "regression":
+        return None
+    across = min(len(outcome.classes), 4)
+    down = -(-len(outcome.classes) // across)
+    figure = Figure(figsize=(3.8 * across, 3.6 * down), layout="constrained")
+    for i, axes in enumerate(figure.subplots(down, across, squeeze=False).flat):
+        if i >= len(outcome.classes):
+            axes.remove()
+            continue
+        truth, found = outcome.truth[:, i], outcome.answers[:, i]
+        ends = [min(truth.min(), found.min()), max(truth.max(), found.max())]
+        axes.plot(ends, ends, color="0.6", linewidth=1, linestyle="--")
+        axes.plot(truth, found, ".", color=COLOURS[0], alpha=0.5)
+        unit = f" ({outcome.units[i]})" if outcome.units and outcome.units[i] else ""
+        axes.set_title(f"{outcome.classes[i]}{unit}", fontsize="medium")
+        axes.set_xlabel("truth")
+        axes.set_ylabel("found")
+    return figure
+
+
+def _sheet(report: Report, names: Sequence[str], picture: Picture) -> Figure | None:
+    """The contact sheet: the surest mistakes, each with what it is and what it was called."""
+    chosen = list(report.wrong[:SHEET])
+    if not chosen:
+        return None
+    down = -(-len(chosen) // ACROSS)
+    figure = Figure(figsize=(2.1 * ACROSS, 2.6 * down), layout="constrained")
+    for place, axes in enumerate(figure.subplots(down, ACROSS, squeeze=False).flat):
+        axes.axis("off")
+        if place < len(chosen):
+            axes.imshow(picture(chosen[place]))
+            axes.set_title(_caption(report, names, chosen[place]), fontsize=10, parse_math=False)
+    return figure
+
+
+def _caption(report: Report, names: Sequence[str], i: int) -> str:
+    if report.outcome.kind == "segmentation":
+        counts = report.outcome.truth[i]
+        return f"{_cut(names[i])}\n{100 * np.trace(counts) / max(counts.sum(), 1):.1f} % right"
+    truth, answer, sure = _truth_and_answer(report, i)
+    if report.outcome.kind == "classification":
+        return f"{_cut(truth)}\ncalled {_cut(answer)}, {100 * float(sure):.1f} %"
+    return f"is {_cut(truth)}\nsaid {_cut(answer)}"
+
+
+def _cut(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+_HEADINGS = {
+    "confusion.png": ("Confusion", "Rows are what samples are, columns what they were called."),
+    "calibration.png": (
+        "Calibration",
+        "Answers on the line are right as often as their confidence says.",
+    ),
+    "coverage.png": ("Coverage", "What is gained by leaving the least sure answers out."),
+    "scatter.png": ("Found against true", "Points on the line are exact."),
+    "wrong.png": (
+        "Worst answers",
+        "The surest mistakes, or the numbers that are furthest off, first.",
+    ),
+}
+
+
+def _page(
+    report: Report,
+    about: Mapping[str, str],
+    pictures: Sequence[str],
+    other: Mapping[str, Any] | None,
+) -> str:
+    """The page: no scripts, and nothing from elsewhere."""
+    title = html.escape(f"{report.outcome.task}: {len(report.outcome)} samples")
+    facts = " &middot; ".join(f"{html.escape(k)} {html.escape(v)}" for k, v in about.items())
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>",
+        f"<h1>{title}</h1><p class=quiet>{facts}</p>",
+        _table([["", "", "95 % interval"], *map(_number_row, report.numbers.items())]),
+        *(f"<p>{html.escape(sentence)}</p>" for sentence in report.sentences),
+    ]
+    if other is not None:
+        parts += ["<h2>Compared</h2>", _comparison(other)]
+    for name in pictures:
+        heading, text = _HEADINGS[name]
+        parts.append(f"<h2>{heading}</h2><p class=quiet>{text}</p><img src={name} alt='{heading}'>")
+    parts += ["<h2>By class</h2>", _table(_class_table(report)), "</html>"]
+    return "\n".join(parts)
+
+
+def _number_row(item: tuple[str, Number]) -> list[object]:
+    name, number = item
+    low, high = number.interval or (math.nan, math.nan)
+    between = "" if math.isnan(low) else f"{low:.4g} to {high:.4g}"
+    return [
+        name.replace("_", " "),
+        "-" if math.isnan(number.value) else f"{number.value:.4g} {number.unit}",
+        between,
+    ]
+
+
+def _comparison(other: Mapping[str, Any]) -> str:
+    score, _, one, two = list(other)[:4]
+    gap = other["difference"]
+    rows: list[list[object]] = [
+        ["", str(other[score])],
+        [one, f"{other[one]:.2f} %"],
+        [two, f"{other[two]:.2f} %"],
+        [
+            "difference (95 % interval)",
+            f"{gap['value']:.2f} ({gap['low']:.2f} to {gap['high']:.2f})",
+        ],
+    ]
+    if (test := other.get("mcnemar")) is not None:
+        only = f"{test['only_first_right']} / {test['only_second_right']}"
+        rows += [
+            ["right by one of them only", only],
+            ["McNemar's exact test", f"p = {test['p']:.3g}"],
+        ]
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[object]]) -> str:
+    head, *body = [
+        "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
+        for tag, row in _tagged(rows)
+    ]
+    lines = "".join(f"<tr>{line}</tr>" for line in body)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _tagged(rows: Sequence[Sequence[object]]) -> list[tuple[str, Sequence[object]]]:
+    return [("td" if place else "th", row) for place, row in enumerate(rows)]

@@ -1,0 +1,44 @@
+"""``piggyback evaluate --report`` and ``--compare``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.cli_toys import FAST, Command
+
+pytest.importorskip("matplotlib")
+
+
+def test_a_report_measures_what_evaluate_says(
+    piggyback: Command, trained: Path, colours: Path
+) -> None:
+    line = ("evaluate", trained, "--data", colours, "--backbone")
+    toy = json.loads(piggyback("inspect", trained, "--json").out)["backbone"]["source"]
+    ran = piggyback(*line, toy, "--report", "found", "--json")
+    assert ran.code == 0
+    assert "found/index.html" in ran.err
+    values = json.loads(Path("found/report.json").read_text())
+    said = json.loads(ran.out)
+    assert values["numbers"]["accuracy"]["value"] == pytest.approx(said["accuracy"], abs=1e-3)
+    assert values["numbers"]["log_loss"]["value"] == pytest.approx(said["loss"], abs=1e-4)
+    assert values["samples"] == 18
+
+
+def test_two_tasks_are_compared_on_the_same_images(
+    piggyback: Command, trained: Path, colours: Path, toy: str
+) -> None:
+    network = ("--backbone", f"{toy}:build")
+    head = ("train", "--data", colours, *network, *FAST, "--method", "head", "--name", "alone")
+    assert piggyback(*head, "--out", "alone.safetensors").code == 0
+    line = ("evaluate", trained, "--data", colours, *network, "--compare")
+    ran = piggyback(*line, "alone.safetensors", "--json")
+    gap = json.loads(ran.out)["compared"]
+    assert gap["samples"] == 18
+    assert 0 < gap["mcnemar"]["p"] <= 1
+    assert "alone" in gap
+    assert "McNemar" in ran.err
+    same = json.loads(piggyback(*line, trained, "--json").out)["compared"]
+    assert same["difference"]["value"] == 0
