@@ -49,6 +49,14 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run that had other settings.")
     ] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Go on from this task file: its masks, and its head's rows of the same classes.",
+        ),
+    ] = None,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
     skip_bad: SkipBadOption = False,
@@ -66,6 +74,7 @@ def run(
       piggyback train --data photos/signs --backbone timm:resnet50 --epochs 30
       piggyback train --data photos/signs --out tasks/signs.safetensors
       piggyback train --data photos/signs --resume
+      piggyback train --data photos/more --from signs.safetensors --epochs 20
       piggyback train --data camvid --backbone segmentation:efficientnet_lite0
     """
     file = out if out is not None and out.suffix == ".safetensors" else None
@@ -76,14 +85,24 @@ def run(
     from piggyback.cli.screen import ScreenListener, results, write_json
     from piggyback.lab.tables.formats import run_record, runs_screen
     from piggyback.lab.tables.rows import row_of
+    from piggyback.taskfile.file import load_file
     from piggyback.train import train
     from piggyback.train.checkpoint import write_file
 
+    begun = None if start is None else load_file(start)
     images = load_images(data, task, skip_bad)
     network = load_sized(backbone, [images], recipe.image_size, checkpoint, head)
     listener = ScreenListener()
     result = train(
-        network, images, task, recipe, folder, resume=resume, overwrite=overwrite, listener=listener
+        network,
+        images,
+        task,
+        recipe,
+        folder,
+        resume=resume,
+        overwrite=overwrite,
+        listener=listener,
+        start=begun,
     )
     place = result.path
     if file is not None and result.path is not None:

@@ -147,6 +147,57 @@ class Learning:
             for param in group["params"]:
                 param.requires_grad_(True)
 
+    def check_start(self, start: Task) -> None:
+        """Raise InputError where this task cannot go on from ``start``."""
+        what, own = f"task {start.name!r} cannot be gone on from", start.info
+        for name, here, there in (
+            ("kind", self.info.kind, own.kind),
+            ("mask rule", self.info.rule, own.rule),
+            ("head", self.info.head_kind, own.head_kind),
+        ):
+            if here != there:
+                raise InputError(
+                    f"{what}: its {name} is {there}: expected {here}; train with that one"
+                )
+        if start.norm.keys() != self._norms().keys():
+            raise InputError(
+                f"{what}: it brings {len(start.norm)} tensors of normalisation: expected {len(self._norms())} with "
+                f"norm={self.norm!r}; train with the one that it had"
+            )
+        if start.masks and start.masks.keys() != set(self._names()):
+            raise InputError(
+                f"{what}: it masks {len(start.masks)} weights: expected {len(self._names())}, those that are trained "
+                "here; train with the method and the select that it had"
+            )
+        if not set(own.classes) & set(self.info.classes):
+            raise InputError(
+                f"{what}: it has none of these classes: expected some that are the same"
+            )
+        wanted = {name: tuple(tensor.shape[1:]) for name, tensor in self.head.state_dict().items()}
+        found = {name: tuple(tensor.shape[1:]) for name, tensor in start.head.items()}
+        if wanted != found or (
+            self.info.head_kind == "custom" and own.classes != self.info.classes
+        ):
+            raise InputError(
+                f"{what}: its head has {found}: expected rows of {wanted} and, of your own, its classes"
+            )
+
+    @torch.no_grad()
+    def start_at(self, start: Task) -> None:
+        """Put the masks, the normalisation and the head's rows of ``start``, which was checked, in place."""
+        state = self.backbone.base_state
+        norm = {name: t.to(state[name].device, state[name].dtype) for name, t in start.norm.items()}
+        self.backbone.write_(self.backbone.live.to_memory_order(start.masks), norm, self.head)
+        old, new = start.info.classes, self.info.classes
+        pairs = [(new.index(name), old.index(name)) for name in new if name in old]
+        here, there = (torch.tensor(rows) for rows in zip(*pairs, strict=True))
+        for name, tensor in self.head.state_dict().items():
+            if self.info.head_kind == "custom":
+                tensor.copy_(start.head[name])
+            else:
+                rows = start.head[name].to(tensor.device, tensor.dtype)[there.to(tensor.device)]
+                tensor[here.to(tensor.device)] = rows
+
     def end(self) -> None:
         """Freeze the task's parameters and drop their gradients; their values are the caller's to restore."""
         for group in self.groups(0.0):

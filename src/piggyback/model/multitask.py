@@ -382,14 +382,19 @@ class MultiTaskModel(nn.Module):
         masks: bool = True,
         kind: str = "classification",
         preprocessing: Preprocessing | None = None,
+        start: Task | None = None,
     ) -> None:
         """Make the live weights trainable for a new task with a fresh head; until ``finish_task`` it runs alone.
 
         ``norm="affine"`` lets the task have its own scale and shift in normalisation layers, ``norm="trained"``
         batch norm's statistics too. ``masks=False`` learns a head only. ``head`` replaces the default one, a new
         layer like the backbone's own classifier. Raises InputError for a ``rule`` with a form.
+
+        ``start`` is a task to go on from: its masks, its normalisation, and of its head the rows of classes that are
+        here too. Raises InputError where it has another rule, normalisation or head, or masks other weights,
+        BackboneMismatchError where it was learned on another backbone.
         """
-        rule = rule or MaskRule()
+        rule = rule or (MaskRule() if start is None else start.info.rule)
         check_learnable(rule)
         with self._lock, torch.inference_mode(False):
             self._not_learning("start another")
@@ -415,9 +420,14 @@ class MultiTaskModel(nn.Module):
             check_writable(name, info)
             learning = Learning(name, info, self._frozen, module, norm, masks)
             learning.check()
+            if start is not None:
+                self._check_fits(start)
+                learning.check_start(start)
             self._prepared |= preprocessing is not None
             self._write(None)
             self._learning = learning
+            if start is not None:
+                learning.start_at(start)
             learning.begin()
             self.train(self.training)
 

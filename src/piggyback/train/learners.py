@@ -56,6 +56,7 @@ class TaskLearner:
                 norm=recipe.norm,
                 masks=masks,
                 kind=setup.kind,
+                start=setup.start,
             )
             self.optimizer: torch.optim.Optimizer = self._optimizer(setup)
             self._undo = undo.pop_all()

@@ -41,6 +41,8 @@ class Setup:
     channels_last: bool
     kind: str = "classification"
     """Of the task, as ``ImageData.kind``."""
+    start: Task | None = None
+    """A task to go on from, for methods that learn one."""
 
 
 class Learner(Protocol):

@@ -19,6 +19,7 @@ from piggyback.model.summary import masks_verdict
 from piggyback.taskfile.file import load
 from piggyback.taskfile.task import Task
 from piggyback.train.checkpoint import check_identity, write_file
+from piggyback.train.data.sets import merged_sketch
 from piggyback.train.device import Speed, processes
 from piggyback.train.evaluation import measure
 from piggyback.train.events import EpochRow
@@ -155,9 +156,13 @@ def _keep(run: Run, result: TrainResult, path: Path, data: bytes) -> None:
 
 def _provenance(run: Run, best: EpochRow, test_accuracy: float) -> dict[str, Any]:
     progress, batches = run.progress, run.batches(0)
+    data, start = dict(run.identity["data"]), run.identity.get("from")
+    if start is not None and start["learned_from"]:  # its images were learned from, too
+        data["learned_from"] = merged_sketch(data["learned_from"], start["learned_from"])
     seen = len(progress.history) * len(batches) * batches.batch_size
     return {
-        "data": run.identity["data"],
+        "data": data,
+        **({} if start is None else {"from": {key: start[key] for key in ("name", "sha256")}}),
         "recipe": run.recipe.to_json(),
         "peak_lr": [group["peak_lr"] for group in run.learner.optimizer.param_groups],
         "steps_per_epoch": len(batches),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,12 +15,13 @@ from piggyback.errors import CheckpointError, InputError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
+from piggyback.taskfile.file import save
 from piggyback.taskfile.header import check_writable
-from piggyback.taskfile.task import TaskInfo, check_name
+from piggyback.taskfile.task import Task, TaskInfo, check_name
 from piggyback.train import checkpoint
 from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.data.batches import source_view, steps_in_epoch
-from piggyback.train.data.sets import ImageData
+from piggyback.train.data.sets import ImageData, ImageSet, seen_in
 from piggyback.train.data.size import choose_size
 from piggyback.train.device import Speed, processes, speed_of
 from piggyback.train.events import Listener
@@ -42,6 +44,7 @@ def train(
     overwrite: bool = False,
     listener: Listener | None = None,
     method: Method | None = None,
+    start: Task | None = None,
 ) -> TrainResult:
     """Return what a run has learned: its best epoch by val accuracy, measured once on test.
 
@@ -49,7 +52,8 @@ def train(
     ``result.json``; None keeps nothing. ``resume`` goes on from the checkpoint there, or returns the result where the
     run has ended; otherwise the run starts anew, and replaces a finished run of other settings only if told to
     ``overwrite`` it. ``method`` stands in for the one that the recipe names. The backbone's module comes back bit for
-    bit. A recipe with ``tune`` has its settings chosen first, see ``tune.py``.
+    bit. A recipe with ``tune`` has its settings chosen first, see ``tune.py``. ``start`` is a task to go on from, with
+    more images, steps or classes: see ``MultiTaskModel.start_task``.
 
     Raises TrainingError when the loss is no longer a number; CheckpointError for a checkpoint that is damaged or of
     another run, for a finished run that would be lost, or when ``out`` cannot be written; DataError for images that
@@ -63,7 +67,15 @@ def train(
 
         def attempt(part: ImageData, trial: Recipe, place: Path | None) -> TrainResult:
             return train(
-                backbone, part, name, trial, place, resume=resume, overwrite=True, method=method
+                backbone,
+                part,
+                name,
+                trial,
+                place,
+                resume=resume,
+                overwrite=True,
+                method=method,
+                start=start,
             )
 
         recipe = tune(recipe, data, attempt, folder, listener)
@@ -80,6 +92,8 @@ def train(
         "data": data.describe(),
         "backbone": fingerprint(backbone.module, (), backbone.head)[0],
     }
+    if start is not None:
+        identity["from"] = _start(start, recipe, data, listener)
     written = {"data": identity["data"], "recipe": recipe.to_json()}
     check_writable(name, TaskInfo(data.kind, data.classes, provenance=written))
     saved = None
@@ -110,6 +124,7 @@ def train(
         state.device,
         speed.channels_last,
         data.kind,
+        start=start,
     )
     with _undisturbed(state.device):
         if folder is not None and saved is None and state.is_main_process:
@@ -136,6 +151,33 @@ def train(
         finally:
             run.learner.close()
             listener.on_end()
+
+
+def _start(start: Task, recipe: Recipe, data: ImageData, listener: Listener) -> dict[str, Any]:
+    """Return what identifies the task that a run goes on from; say what becomes of its classes."""
+    if recipe.method not in ("masks", "head"):
+        raise InputError(
+            f"method {recipe.method!r} cannot go on from task {start.name!r}: expected masks or head"
+        )
+    dropped = [name for name in start.info.classes if name not in data.classes]
+    added = [name for name in data.classes if name not in start.info.classes]
+    for what, names in (("dropped, since the images have none", dropped), ("new", added)):
+        if names:
+            some = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+            listener.on_notice(
+                f"going on from {start.name!r}: {len(names)} classes are {what}: {some}"
+            )
+    sketch = start.info.provenance.get("data", {}).get("learned_from", "")
+    if isinstance(data.test, ImageSet) and sketch and (seen := seen_in(data.test, sketch)):
+        listener.on_notice(
+            f"going on from {start.name!r}: about {seen} of the {len(data.test)} test images were used to train it; "
+            "its accuracy on test will say too much"
+        )
+    return {
+        "name": start.name,
+        "sha256": hashlib.sha256(save(start)).hexdigest(),
+        "learned_from": sketch,
+    }
 
 
 def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:

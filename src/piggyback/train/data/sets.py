@@ -289,6 +289,20 @@ def sketch_of(*sets: Split) -> str:
     return base64.b64encode(keys[:SKETCH].astype("<u8").tobytes()).decode()
 
 
+def merged_sketch(one: str, other: str) -> str:
+    """Return the sketch of the images of both.
+
+    >>> images = ImageSet(("a", "b"), torch.tensor([0, 1]), torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1))
+    >>> parts = [sketch_of(images.subset(torch.tensor([i]))) for i in (0, 1)]
+    >>> merged_sketch(*parts) == sketch_of(images)
+    True
+    """
+    keys = np.unique(
+        np.concatenate([np.frombuffer(base64.b64decode(s), "<u8") for s in (one, other)])
+    )
+    return base64.b64encode(keys[:SKETCH].astype("<u8").tobytes()).decode()
+
+
 def seen_in(images: Split, sketch: str) -> int:
     """Return how many of ``images`` a sketch's images are; an estimate where these are more than ``SKETCH``.
 
