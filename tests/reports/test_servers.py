@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from piggyback.errors import OtherClassesError
 from piggyback.serve import Engine, EngineOptions
 from piggyback.taskfile.file import load_file, save
+from support.fake_engine import FakeEngine, served
 from support.telling import Telling, write_tasks
 
 
@@ -49,6 +52,7 @@ FORKED = """
 import os, sys
 from piggyback.errors import TaskStateError
 from piggyback.serve import Engine, EngineOptions
+from support.fake_engine import FakeEngine, served
 from support.telling import INPUT, Telling
 
 folder, ask = sys.argv[1:]
@@ -80,3 +84,54 @@ def test_an_engine_of_another_process_does_not_hang(folder, ask):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.fixture(scope="module")
+def server():
+    with served(FakeEngine()) as running:
+        yield running
+
+
+PREDICT = "/v1/tasks/colours/predict"
+BYTES = b"red \xfb\xff\xfe pixels, enough of them for a second line of base64, and for both of its alphabets"
+PLAIN = base64.b64encode(BYTES).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN,
+        PLAIN.rstrip("="),
+        base64.urlsafe_b64encode(BYTES).decode(),
+        base64.encodebytes(BYTES).decode(),
+        base64.encodebytes(BYTES).decode().replace("\n", "\r\n"),
+        f"data:image/png;base64,{PLAIN}",
+        f"DATA:image/jpeg;charset=utf-8;BASE64, {PLAIN}\n",
+        f"data:;base64,{PLAIN}",
+    ],
+)
+def test_base64_as_programs_write_it(server, text):
+    server.service.started.asked.clear()
+    for body in ({"image": text}, {"images": [text] * 32}):
+        done = httpx.post(server.address + PREDICT, json=body)
+        assert done.status_code == 200, done.text
+    assert {image for _, image, _ in server.service.started.asked} == {BYTES}
+
+
+@pytest.mark.parametrize("text", ["data:image/png,red", "data:" + ";" * 10**6, "cm-+!", "c"])
+def test_base64_that_is_none(server, text):
+    done = httpx.post(server.address + PREDICT, json={"image": text})
+    assert (done.status_code, done.json()["error"]["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["image/jpg", "IMAGE/JPEG; q=1", "image/pjpeg", "image/x-png", "application/octet-stream", "", None],
+)  # fmt: skip
+def test_an_image_by_another_name_of_its_type(server, kind):
+    request = httpx.Request("POST", server.address + PREDICT, content=b"red")
+    if kind is not None:
+        request.headers["Content-Type"] = kind
+    with httpx.Client() as client:
+        done = client.send(request)
+    assert done.status_code == 200, done.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,7 +26,14 @@ from piggyback.names import TASK_NAME, check_name
 from piggyback.serve.http.limits import Limits
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif")
-"""Content types of a body that is an image; what it really is decides the decoder."""
+"""Content types of a body that is an image, as they are documented; what it really is decides the decoder."""
+_ALSO_IMAGES = frozenset(
+    {
+        "", "application/octet-stream", "binary/octet-stream", "image/*", "image/jpg", "image/pjpeg", "image/jfif",
+        "image/x-png", "image/x-bmp", "image/x-ms-bmp", "image/x-windows-bmp", "image/x-webp",
+    }
+)  # fmt: skip
+"""What programs also call these, or bytes that they know nothing of."""
 TOP_K = 5
 MAX_TOP_K = 10_000
 MAX_FIELD_BYTES = 1000
@@ -34,11 +42,23 @@ MAX_BRACKETS = 8
 """Objects and lists in a JSON body, which needs three."""
 
 
+_DATA_URI = re.compile(r"data:[^,;]*(;[^,;]*)*?;base64,", re.IGNORECASE)
+_URL_LETTERS = str.maketrans("-_", "+/")
+
+
 def _decoded(value: object) -> object:
+    """Base64 as programs write it: of either alphabet, padded or not, in lines, or as a data URI."""
     if not isinstance(value, str):
         return value
+    start = 0
+    if value[:5].lower() == "data:":
+        found = _DATA_URI.match(value[:MAX_FIELD_BYTES])
+        if found is None:
+            raise BadRequestError("a data URI: expected data:image/...;base64, and the image")
+        start = found.end()
+    text = "".join(value[start:].split()).translate(_URL_LETTERS).rstrip("=")
     try:
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:  # ValueError: letters beyond ASCII
         raise BadRequestError(f"not base64: {error}") from None
 
@@ -116,7 +136,7 @@ async def _read(
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedError("a compressed body: send it as it is")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in IMAGE_TYPES:
+    if kind in IMAGE_TYPES or kind in _ALSO_IMAGES:
         body = model.model_construct(images=[await request.body()])
     elif kind == "multipart/form-data":
         body = model.model_validate(await _form(request, limits))
@@ -199,7 +219,7 @@ def _checked(body: bytes, limits: Limits) -> bytes:
         raise MalformedJsonError(
             "the body is not the JSON expected: too many lists and objects in it"
         )
-    if body.count(b",") > limits.images + limits.tasks + 8:
+    if body.count(b",") > 2 * limits.images + limits.tasks + 8:  # a data URI has one, too
         raise MalformedJsonError("the body is not the JSON expected: too many values in it")
     return body
 
