@@ -35,6 +35,17 @@ the first a letter or digit
     return name
 
 
+def plain(text: str) -> str:
+    r"""Return ``text`` fit to be shown in one line: what a terminal would act on, or cannot show, is escaped.
+
+    >>> plain("straße"), plain("red\x1b[31m\n"), plain("a\udcffb")
+    ('straße', 'red\\x1b[31m\\n', 'a\\udcffb')
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def read_token(file: str | os.PathLike[str] | None = None) -> str | None:
     """Return the token in ``file``, else the one in $PIGGYBACK_TOKEN, else None.
 

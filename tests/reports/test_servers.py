@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
+import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +16,13 @@ import httpx
 import pytest
 
 from piggyback.errors import OtherClassesError
+from piggyback.schemas import RankedClass
 from piggyback.serve import Engine, EngineOptions
+from piggyback.serve.http.logs import logging_to
+from piggyback.serve.stats import MOST_CLASSES, OTHERS, Counts
 from piggyback.taskfile.file import load_file, save
 from support.fake_engine import FakeEngine, served
-from support.telling import Telling, write_tasks
+from support.telling import INPUT, Telling, write_tasks
 
 
 @pytest.fixture
@@ -135,3 +141,146 @@ def test_an_image_by_another_name_of_its_type(server, kind):
     with httpx.Client() as client:
         done = client.send(request)
     assert done.status_code == 200, done.text
+
+
+def lines(stream: io.StringIO) -> list[dict]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+@contextmanager
+def logged(level: str = "info"):
+    stream = io.StringIO()
+    with logging_to(stream, level):
+        yield stream
+
+
+def test_the_log_tells_of_each_file(folder):
+    damaged = folder / "t2.safetensors"
+    with logged() as stream, over(folder) as engine:
+        whole = (folder / "t1.safetensors").read_bytes()
+        engine.put_task("t9", whole)
+        engine.put_task("t9", whole)  # nothing changes
+        engine.put_task("t9", (folder / "t0.safetensors").read_bytes(), replace_classes=True)
+        damaged.write_bytes(b"damaged")
+        for _ in range(3):
+            engine.rescan()
+        engine.delete_task("t9")
+        (folder / "t0.safetensors").unlink()
+        engine.rescan()
+        found = engine.stats().files
+    told = [(line["event"], line.get("task") or line["file"]) for line in lines(stream)]
+    assert told == [
+        ("task added", "t0"), ("task added", "t1"), ("task added", "t9"), ("task replaced", "t9"),
+        ("task refused", "t2.safetensors"), ("task removed", "t9"), ("task removed", "t0"),
+    ]  # fmt: skip
+    replaced, refused = lines(stream)[3:5]
+    assert replaced["before"] != replaced["version"]
+    assert replaced["classes"]
+    assert "cut off" in refused["reason"]
+    assert found == {"added": 3, "replaced": 1, "removed": 2, "refused": 1}
+
+
+def test_a_folder_that_goes_away_is_said_once_and_so_is_its_return(folder):
+    away = folder.with_name("away")
+    with over(folder) as engine, logged() as stream:
+        engine.predict(INPUT, "t1")
+        folder.rename(away)
+        for _ in range(3):
+            engine.rescan()
+        assert engine.predict(INPUT, "t1").task == "t1"
+        away.rename(folder)
+        engine.rescan()
+    assert [line["event"] for line in lines(stream)] == [
+        "tasks unreachable",
+        "tasks reachable again",
+    ]
+
+
+def test_polls_are_debug_lines_and_refusals_have_their_code():
+    paths = ["/", "/health", "/livez", "/readyz", "/metrics", "/v1/tasks", "/page/page.js", "/docs"]
+    with logged() as stream, served(FakeEngine()) as running:
+        for path in paths:
+            assert httpx.get(running.address + path).status_code == 200
+        httpx.get(running.address + "/page/none.js")
+        httpx.get(running.address + "/v1/tasks/none")
+        httpx.put(running.address + "/v1/tasks/colours", content=b"")
+        httpx.post(running.address + PREDICT, content=b"no image")
+        httpx.patch(running.address + PREDICT)
+        httpx.post(running.address + PREDICT, content=b"red")
+    told = lines(stream)
+    assert [line["event"] for line in told if "event" in line] == [
+        "starting",
+        "ready",
+        "stopping",
+        "stopped",
+    ]
+    asked = [(line["path"], line.get("code")) for line in told if "path" in line]
+    assert asked == [
+        ("/page/none.js", "not_found"), ("/v1/tasks/none", "unknown_task"), ("/v1/tasks/colours", "forbidden"),
+        (PREDICT, "bad_image"), (PREDICT, "method_not_allowed"), (PREDICT, None),
+    ]  # fmt: skip
+    with logged("debug") as stream, served(FakeEngine()) as running:
+        for path in paths:
+            httpx.get(running.address + path)
+    assert [line["path"] for line in lines(stream) if "path" in line] == paths
+
+
+def test_answers_are_counted_by_class(folder):
+    with over(folder) as engine:
+        for _ in range(3):
+            engine.predict(INPUT, "t1")
+        found = engine.stats()
+        best = engine.predict(INPUT, "t1").classes[0]
+        assert found.answers == {("t1", best): 3}
+        assert found.chances["t1"].counts[-1] == 3
+        assert (found + found).answers == {("t1", best): 6}
+        engine.delete_task("t1")
+        assert not engine.stats().answers
+        assert not engine.stats().chances
+
+
+def test_classes_that_are_counted_are_bounded():
+    counts = Counts()
+    for at in range(MOST_CLASSES + 50):
+        counts.answered("t", [RankedClass(name=f"class {at}", probability=0.5)])
+    answers = counts.snapshot()["answers"]
+    assert len(answers) == MOST_CLASSES + 1
+    assert answers["t", OTHERS] == 50
+
+
+PORT = """
+import socket, subprocess, sys, time
+with socket.create_server(("127.0.0.1", 0)) as taken:
+    command = [part.replace("PORT", str(taken.getsockname()[1])) for part in sys.argv[1:]]
+    began = time.monotonic()
+    ran = subprocess.run(command, timeout=60, capture_output=True, text=True)
+    print(time.monotonic() - began)
+    sys.stderr.write(ran.stdout + ran.stderr)
+    sys.exit(0 if ran.returncode else 9)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["piggyback.cli.app", "serve", "TASKS", "--port", "PORT", "--backbone", "timm:resnet50"],
+        ["uvicorn", "--factory", "piggyback.serve.http:app_from_env", "--port", "PORT"],
+    ],
+)
+def test_a_port_that_is_taken_is_said_before_the_network_is_loaded(folder, command):
+    start = [sys.executable, "-m", *(part.replace("TASKS", str(folder)) for part in command)]
+    if command[0] == "piggyback.cli.app":
+        start[1:3] = ["-c", "from piggyback.cli.app import main; main()"]
+    variables = {"PIGGYBACK_TASKS": str(folder), "PIGGYBACK_BACKBONE": "timm:resnet50"}
+    ran = subprocess.run(
+        [sys.executable, "-c", PORT, *start],
+        env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        timeout=90,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "in use" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "loading" not in ran.stderr

@@ -197,6 +197,7 @@ def run(
     engines: list[Engine] = []
 
     def start() -> Engine:
+        notes().print(f"loading {spec} ...")
         from piggyback.serve.engine import Engine
         from piggyback.zoo.load import load_backbone
 
@@ -211,7 +212,6 @@ def run(
     def say(line: str) -> None:
         _announce(line, engines[0])
 
-    notes().print(f"loading {spec} ...")
     app = create_app(start, token=token, limits=limits)
     raise typer.Exit(server.run(app, host, port, say=say, log_level=log_level.value))
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Event, Thread
 from typing import Any, Self
@@ -238,7 +239,8 @@ class Engine:
 
     def stats(self) -> Stats:
         """Return what was done so far, and where everything is."""
-        return self._scheduler.stats(self._folder.entries.values())
+        found = self._scheduler.stats(self._folder.entries.values())
+        return replace(found, files=dict(self._folder.changes))
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Stop: answer what is queued if ``drain``, within ``timeout`` seconds; what is left gets ClosedError."""

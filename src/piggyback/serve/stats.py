@@ -5,17 +5,21 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from operator import add
 from typing import Any, Literal
 
-from piggyback.schemas import Tier
+from piggyback.schemas import RankedClass, Tier
 
 Outcome = Literal["ok", "error", "timeout", "cancelled", "overload"]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+CHANCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+MOST_CLASSES = 2000
+"""Classes of all tasks together that are counted by name; those that are first answered later share ``OTHERS``."""
+OTHERS = "(others)"
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,16 @@ class Stats:
     tasks: Mapping[Tier, int]
     queue_depth: int
     queue_limit: int
+    answers: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """By task and its likeliest class."""
+    chances: Mapping[str, Histogram] = field(default_factory=dict)
+    """The likeliest class's probability, by task."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """Task files added, replaced, removed and refused."""
 
     def __add__(self, other: Stats) -> Stats:
         """Return what two engines did and hold together."""
-        names = [field.name for field in fields(self)]
+        names = [one.name for one in fields(self)]
         return Stats(**{n: _sum(getattr(self, n), getattr(other, n)) for n in names})
 
 
@@ -102,6 +112,8 @@ class Counts:
         self.switches = self.loads = self.load_failures = 0
         self.load_seconds = 0.0
         self._latency: dict[str, Tally] = {}
+        self._answers: Counter[tuple[str, str]] = Counter()
+        self._chances: dict[str, Tally] = {}
 
     def count(
         self, task: str, outcome: Outcome, latencies: Iterable[float] = (), n: int = 1
@@ -110,17 +122,31 @@ class Counts:
         self.requests[task, outcome] += n
         self._latency.setdefault(task, Tally(SECONDS)).add(latencies)
 
+    def answered(self, task: str, likeliest: Iterable[RankedClass]) -> None:
+        """Count what a task answered: a class that all images get, or probabilities that fall, tell of new images."""
+        chances = self._chances.setdefault(task, Tally(CHANCES))
+        for one in likeliest:
+            key = (task, one.name)
+            if key not in self._answers and len(self._answers) >= MOST_CLASSES:
+                key = (task, OTHERS)
+            self._answers[key] += 1
+            chances.add([one.probability])
+
     def forget(self, task: str) -> None:
         """Stop telling of a task that is no more: what was counted would stay for ever."""
         self._latency.pop(task, None)
-        for key in [key for key in self.requests if key[0] == task]:
-            del self.requests[key]
+        self._chances.pop(task, None)
+        for counts in (self.requests, self._answers):
+            for key in [key for key in counts if key[0] == task]:
+                del counts[key]
 
     def snapshot(self) -> dict[str, Any]:
         """Return what was counted so far, by the names of ``Stats``."""
         return {
             "requests": dict(self.requests),
             "latency": {task: tally.histogram() for task, tally in self._latency.items()},
+            "answers": dict(self._answers),
+            "chances": {task: tally.histogram() for task, tally in self._chances.items()},
             "batch_sizes": self.batch_sizes.histogram(),
             "switches": self.switches,
             "hits": dict(self.hits),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -24,11 +25,15 @@ from piggyback.serve.http.limits import Limits
 from piggyback.serve.http.middleware import AccessMiddleware, BodyLimitMiddleware
 from piggyback.serve.http.routes import api, open_routes
 from piggyback.serve.http.service import Service
+from piggyback.serve.options import EngineOptions
 
 if TYPE_CHECKING:
     from piggyback.serve.engine import Engine
 
 T = TypeVar("T")
+
+PORT_S = 0.05
+"""Until the engine is started."""
 
 DOCS_POLICY = (
     "default-src 'self'; img-src 'self' data:; script-src 'self' 'unsafe-inline'; "
@@ -69,7 +74,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.begin()
+        # The server around this takes its port after this has returned: one that is taken ends it before
+        # anything is loaded.
+        asyncio.get_running_loop().call_later(PORT_S, service.begin)
         yield
         await service.end()
 
@@ -113,9 +120,6 @@ def app_from_env() -> FastAPI:
     PIGGYBACK_LIMITS_... set the fields of ``EngineOptions`` and ``Limits``, such as PIGGYBACK_ENGINE_MAX_BATCH=8.
     Raises InputError, which names the variable.
     """
-    # torch takes seconds, which only a server has to wait.
-    from piggyback.serve import Engine, EngineOptions
-
     environ = os.environ
     missing = [name for name in ("PIGGYBACK_TASKS", "PIGGYBACK_BACKBONE") if not environ.get(name)]
     if missing:
@@ -126,6 +130,9 @@ def app_from_env() -> FastAPI:
     origins = environ.get("PIGGYBACK_CORS_ORIGINS", "")
 
     def start() -> Engine:
+        # torch takes seconds, in which a port that is taken has been told long since.
+        from piggyback.serve.engine import Engine
+
         memory = environ.get("PIGGYBACK_MEMORY", "2GiB")
         return Engine(environ["PIGGYBACK_BACKBONE"], environ["PIGGYBACK_TASKS"], memory, options)
 

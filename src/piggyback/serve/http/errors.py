@@ -53,6 +53,7 @@ def answer_errors(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         if error.http_status == AccessError.http_status:
             headers["WWW-Authenticate"] = "Bearer"
+        request.state.code = error.code  # for the log
         return error_response(error.http_status, str(error), error.code, headers)
 
     @app.exception_handler(RequestValidationError)
@@ -72,7 +73,8 @@ def answer_errors(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             methods = {m for one in alike if isinstance(one, Route) for m in one.methods or ()}
             headers["Allow"] = ", ".join(sorted(methods)) or headers.get("Allow", "")
             message = f"{request.method[:20]} is not for this path: expected {headers['Allow']}"
-        return error_response(error.status_code, message, headers=headers)
+        request.state.code = CODES.get(error.status_code, "bad_request")
+        return error_response(error.status_code, message, request.state.code, headers)
 
 
 def _first(found: Mapping[str, Any]) -> PiggybackError:

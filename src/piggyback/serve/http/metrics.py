@@ -15,6 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from piggyback.names import plain
 from piggyback.serve.http.service import Service
 from piggyback.serve.stats import Histogram, Stats
 
@@ -64,12 +65,14 @@ def _engine_metrics(stats: Stats) -> Iterator[Metric]:
     tier = ("tier",)
     by_task = ("task", "outcome")
     yield _counter("requests", "Images asked about, by task and outcome.", stats.requests, by_task)
-    latency = HistogramMetricFamily(
-        "piggyback_latency_seconds", "From the call to the answer, by task.", labels=("task",)
-    )
-    for task, histogram in stats.latency.items():
-        latency.add_metric((task,), _buckets(histogram), histogram.total)
-    yield latency
+    yield _by_task("latency_seconds", "From the call to the answer, by task.", stats.latency)
+    named = {(task, plain(name)): n for (task, name), n in stats.answers.items()}
+    what = "Answers by their likeliest class; beyond 2000 classes of all tasks: (others)."
+    yield _counter("answers", what, named, ("task", "class"))
+    what = "Probability of the likeliest class, by task."
+    yield _by_task("top_probability", what, stats.chances)
+    what = "Task files added, replaced, removed, refused."
+    yield _counter("task_files", what, stats.files, ("change",))
     sizes = HistogramMetricFamily("piggyback_batch_images", "Images answered together.")
     sizes.add_metric((), _buckets(stats.batch_sizes), stats.batch_sizes.total)
     yield sizes
@@ -84,6 +87,13 @@ def _engine_metrics(stats: Stats) -> Iterator[Metric]:
     yield _gauge("tasks", "Tasks by where they are.", stats.tasks, tier)
     yield _gauge("queue_depth", "Images that wait.", stats.queue_depth)
     yield _gauge("queue_limit", "The most that may.", stats.queue_limit)
+
+
+def _by_task(name: str, what: str, found: Mapping[str, Histogram]) -> Metric:
+    family = HistogramMetricFamily(f"piggyback_{name}", what, labels=("task",))
+    for task, histogram in found.items():
+        family.add_metric((task,), _buckets(histogram), histogram.total)
+    return family
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from piggyback.errors import ClosedError, OverloadError, SlowRequestError, TooLargeError
-from piggyback.serve.http.errors import error_response
+from piggyback.serve.http.errors import CODES, error_response
 from piggyback.serve.http.metrics import HttpCounts
 from piggyback.serve.http.service import Service
 
@@ -39,6 +39,14 @@ HEADERS = {
     "referrer-policy": "no-referrer",
 }
 """Of every answer that does not say otherwise itself."""
+
+QUIET = frozenset(
+    {"/", "/docs", "/health", "/livez", "/metrics", "/openapi.json", "/readyz", "/v1/tasks"}
+)
+"""Routes that machines and open pages ask again and again: what went well there is logged at debug."""
+QUIET_FOLDERS = ("/page/", "/swagger/")
+PROBES = frozenset({"/health", "/readyz", "/livez"})
+"""Of these also a 503, which says no more than the line about the start or the stop."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]*)?")
@@ -88,6 +96,7 @@ class AccessMiddleware:
         try:
             if self._service.local_only and not names_this_machine(headers.get("host", "")):
                 what = "this server answers for localhost only; give it a token to use another name"
+                state["code"] = CODES[421]
                 await error_response(421, what)(scope, receive, send_on)
             else:
                 await self.app(scope, receive, send_on)
@@ -99,30 +108,35 @@ class AccessMiddleware:
                 raise
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-            what = "the server stopped before there was an answer"
+            what, state["code"] = "the server stopped before there was an answer", ClosedError.code
             await error_response(503, what, ClosedError.code)(scope, receive, send_on)
         except Exception:
             LOGGER.exception("request %s: %s %s", number, scope["method"], scope["path"])
             if status:
                 raise
             what = "the server failed; its log has the reason under this request"
+            state["code"] = CODES[500]
             await error_response(500, what, request_id=number)(scope, receive, send_on)
         finally:
             self._service.in_flight -= 1
             # The route's own pattern: nothing that a client made up becomes a label.
             route = getattr(scope.get("route"), "path", "other")
             self._counts.add(route, scope["method"], status)
-            if ACCESS.isEnabledFor(logging.INFO):
-                ACCESS.info(
-                    {
-                        "method": scope["method"],
-                        "path": scope["path"][:200],
-                        "status": status or 499,  # 499: the client went away
-                        "ms": round(1e3 * (time.perf_counter() - began), 2),
-                        "task": state.get("task"),
-                        "bytes": state.get("received", 0),
-                        "id": number,
-                    }
+            well = 0 < status < 400 or (route in PROBES and status == 503)
+            quiet = route in QUIET or scope["path"].startswith(QUIET_FOLDERS)
+            level = logging.DEBUG if quiet and well else logging.INFO
+            if ACCESS.isEnabledFor(level):
+                line = {
+                    "method": scope["method"],
+                    "path": scope["path"][:200],
+                    "status": status or 499,  # 499: the client went away
+                    "ms": round(1e3 * (time.perf_counter() - began), 2),
+                    "task": state.get("task"),
+                    "bytes": state.get("received", 0),
+                    "id": number,
+                }
+                ACCESS.log(
+                    level, line if well or "code" not in state else {**line, "code": state["code"]}
                 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import time
 import warnings
@@ -126,7 +127,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise InputError(
             f"port {port} on {host} cannot be had ({why}); choose another, or 0 for a free one"
         ) from error

@@ -82,11 +82,14 @@ class Service:
 
     def begin(self) -> None:
         """Start the engine in a thread, if it was not given ready; returns at once."""
-        if self._start is not None:
+        if self._start is not None and not self._stopping:
+            LOGGER.info({"event": "starting"})
             self._thread.start()
 
     def refuse(self) -> None:
         """Answer nothing new from now on."""
+        if not self._stopping:
+            LOGGER.info({"event": "stopping", "in_flight": self.in_flight})
         self._stopping = True
 
     def abandon(self) -> None:
@@ -98,13 +101,18 @@ class Service:
         self.refuse()
         if self._start is not None:
             await run_in_threadpool(self._close)
+        LOGGER.info({"event": "stopped"})
 
     def _run(self) -> None:
+        began = time.perf_counter()
         try:
             self.started = self._start() if self._start else None
+            LOGGER.info({"event": "ready", "seconds": round(time.perf_counter() - began, 2)})
         except Exception as error:
             # Nothing above this thread could tell anyone: /health does.
-            if not isinstance(error, PiggybackError):
+            if isinstance(error, PiggybackError):
+                LOGGER.error({"event": "failed to start", "reason": str(error)})
+            else:
                 LOGGER.exception("the engine could not be started")
             self.failure = error
 

@@ -300,14 +300,16 @@ class Scheduler:
             self._cache.wrote(lease.key, lease.copy, extra)
             self._cache.make_room(0, self._queues.has)
 
-    def done(self, lease: Lease, seconds: float, latencies: Sequence[float]) -> None:
-        """Take a lease's copy back; ``latencies`` are those of the requests that were answered."""
+    def done(self, lease: Lease, seconds: float, answers: Sequence[Answer]) -> None:
+        """Take a lease's copy back; ``answers`` are those of the requests that have one."""
         task, size = lease.key[0], len(lease.batch)
+        latencies = [answer.timing.total / 1e3 for answer in answers]
         with self._lock:
             self._running -= 1
             self._cache.release(lease.key, lease.copy)
             counts = self._counts
             counts.count(task, "ok", latencies, len(latencies))
+            counts.answered(task, [answer.ranking[0] for answer in answers if answer.ranking])
             if len(latencies) < size:
                 counts.count(task, "error", n=size - len(latencies))
             counts.hits[lease.tier] += 1

@@ -89,8 +89,8 @@ def _work_once(scheduler: Scheduler) -> bool:
         return False
     began = time.perf_counter()
     answered = _answer(scheduler, lease, began)
-    times = [a.timing.total / 1e3 for a in answered if isinstance(a, Answer)]
-    scheduler.done(lease, time.perf_counter() - began, times)
+    good = [answer for answer in answered if isinstance(answer, Answer)]
+    scheduler.done(lease, time.perf_counter() - began, good)
     for request, answer in zip(lease.batch, answered, strict=True):
         if isinstance(answer, Answer):
             request.future.set_result(answer)

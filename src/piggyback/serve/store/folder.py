@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +29,8 @@ from piggyback.serve.store.stores import SUFFIX, Stamp, Store
 from piggyback.taskfile.checks import check_fingerprint
 from piggyback.taskfile.header import Shapes, TaskHeader, header_of
 from piggyback.taskfile.task import check_name
+
+LOGGER = logging.getLogger(__name__)
 
 MAX_BYTES = 64 << 20
 """Bytes of a file that is put, unless told otherwise; what is in the store already may be larger."""
@@ -83,6 +87,8 @@ class TaskFolder:
         """Why not, by file name; an older version of the file may still be served."""
         self.problem: str | None = None
         """Why the store could not be listed at the last scan."""
+        self.changes: Counter[str] = Counter(added=0, replaced=0, removed=0, refused=0)
+        """What happened to files so far; each is a line in the log, too."""
         self._store = store
         self._check = check
         self._max_bytes = max_bytes
@@ -102,8 +108,12 @@ class TaskFolder:
             try:
                 listed = self._store.list()
             except UnavailableError as error:
+                if self.problem is None:
+                    LOGGER.warning({"event": "tasks unreachable", "reason": str(error)})
                 self.problem = str(error)
             else:
+                if self.problem is not None:
+                    LOGGER.info({"event": "tasks reachable again"})
                 self.problem = None
                 for name, stamp in listed.items():
                     if self._stamps.get(name) != stamp:
@@ -231,16 +241,42 @@ class TaskFolder:
         )
 
     def _hold(self, entry: TaskEntry) -> None:
+        old = self.entries.get(entry.name)
+        if old is None:
+            self._tell("added", task=entry.name, version=entry.version, bytes=entry.file_bytes)
+        elif old != entry:
+            more = (
+                {"classes": _change(old.classes, entry.classes)}
+                if old.classes != entry.classes
+                else {}
+            )
+            self._tell(
+                "replaced", task=entry.name, version=entry.version, before=old.version, **more
+            )
         self.entries = {**self.entries, entry.name: entry}
         self._clear({file_name(entry.name)})
 
     def _forget(self, name: str) -> None:
+        if (old := self.entries.get(name)) is not None:
+            self._tell("removed", task=name, version=old.version)
         self._stamps.pop(name, None)
         self.entries = {held: entry for held, entry in self.entries.items() if held != name}
         self._clear({file_name(name)})
 
     def _refuse(self, name: str, why: str) -> None:
+        if (
+            self.refused.get(file_name(name)) != why
+        ):  # a disk that hangs is asked again every second
+            still = self.entries.get(name)
+            more = {"still_served": still.version} if still else {}
+            self._tell("refused", file=file_name(name), reason=why, **more)
         self.refused = {**self.refused, file_name(name): why}
+
+    def _tell(self, what: str, **facts: object) -> None:
+        """Count a change, and log it: what operators ask first is when a file came, and why it is not served."""
+        self.changes[what] += 1
+        level = logging.WARNING if what == "refused" else logging.INFO
+        LOGGER.log(level, {"event": f"task {what}", **facts})
 
     def _clear(self, files: set[str]) -> None:
         if not files.isdisjoint(self.refused):
