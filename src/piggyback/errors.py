@@ -214,6 +214,15 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, for an error of one line.
+
+    >>> first_line(ValueError("wrong\\nsee the manual"))
+    'wrong'
+    """
+    return str(error).strip().split("\n")[0][:200]
+
+
 def near_misses(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'a', 'b'?"`` for known names close to ``name``, else ``""``.
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from piggyback.errors import (
     CheckpointError,
     InputError,
-    TaskFileError,
     TrainingError,
     UnknownTaskError,
 )

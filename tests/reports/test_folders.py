@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from piggyback.errors import DataError
+from piggyback.images.preprocessing import Preprocessing
 from piggyback.train.data.folder import load_folder, split_of
 from piggyback.train.data.segmentation import is_segmentation_folder
 from piggyback.train.data.sets import seen_in, sketch_of
@@ -117,7 +119,10 @@ def test_what_is_left_out_is_counted_by_kind(make, tmp_path):
         (tmp_path / "cat" / f"{i}.heic").write_bytes(b"x")
     (tmp_path / "cat" / "LICENSE").write_text("x")
     (tmp_path / "dog" / "Thumbs.db").write_bytes(b"x")
-    assert load_folder(tmp_path).notes == ("3 '.heic' file", "1 file without a suffix")
+    assert load_folder(tmp_path).notes == (
+        "passed over: 3 '.heic' file",
+        "passed over: 1 file without a suffix",
+    )
 
 
 def test_images_that_are_in_train_and_test_are_counted(make, tmp_path):
@@ -187,3 +192,46 @@ def test_splits_of_label_maps_have_the_same_names(make, tmp_path):
     make("Training/images")
     make("Training/labels")
     assert is_segmentation_folder(tmp_path)
+
+
+def test_a_link_to_the_folders_above_or_to_another_class_is_not_read_again(make, tmp_path):
+    make("cat", 20)
+    make("dog", 20)
+    (tmp_path / "cat" / "more").symlink_to(tmp_path)
+    (tmp_path / "dog" / "also").symlink_to(tmp_path / "cat")
+    data = load_folder(tmp_path)
+    assert sum(len(images) for images in data.splits().values()) == 40
+    assert any("read elsewhere" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("target", [".", "cat"])
+def test_a_class_that_is_a_link_to_others_is_refused(make, tmp_path, target):
+    make("cat", 20)
+    make("dog", 20)
+    (tmp_path / "all").symlink_to(tmp_path / target)
+    with pytest.raises(DataError, match="'all'"):
+        load_folder(tmp_path)
+
+
+def test_copies_of_one_image_are_not_cut_apart(make, tmp_path):
+    for name in ("cat", "dog"):
+        make(name, 1)
+        (file,) = (tmp_path / name).iterdir()
+        for i in range(5):
+            (tmp_path / name / f"copy{i}.png").write_bytes(file.read_bytes())
+    with pytest.raises(DataError, match="two different images"):
+        load_folder(tmp_path)
+
+
+def test_a_flat_test_folder_beside_train_is_named(make, tmp_path):
+    for name in ("train/cat", "train/dog", "test"):
+        make(name, 10)
+    assert any("'test'" in note for note in load_folder(tmp_path).notes)
+
+
+def test_cached_images_are_cropped_once(make, tmp_path):
+    for name in ("cat", "dog"):
+        make(name, 10)
+    train, view = load_folder(tmp_path).train, Preprocessing(8, crop_pct=0.5)
+    ready = train.in_memory(view)
+    assert all(torch.equal(ready.load(i, view), train.load(i, view)) for i in range(len(train)))

@@ -216,7 +216,7 @@ def _split(folder: Path, skip_bad: bool) -> Split:
     return load_split(folder, skip_bad=skip_bad)
 
 
-def _unseen(images: Split, header: TaskHeader, split: str) -> tuple[Split, int]:
+def _unseen(images: Split, header: TaskHeader, split: str) -> tuple[Split, int | None]:
     """The images to measure, and how many of all were trained on.
 
     Of a flat folder that the task was trained on these are the ones that training took for ``split``.

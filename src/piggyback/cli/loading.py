@@ -97,8 +97,8 @@ def load_images(root: Path, name: str, skip_bad: bool) -> ImageData:
         return load_camvid_layout(root, name)
     with naming_option():
         data = load_folder(root, name, skip_bad=skip_bad)
-    for problem in (*data.skipped, *data.notes):
-        notes().print(f"{name}: left out: {problem}", markup=False, highlight=False)
+    for line in (*(f"left out: {problem}" for problem in data.skipped), *data.notes):
+        notes().print(f"{name}: {line}", markup=False, highlight=False)
     return data
 
 

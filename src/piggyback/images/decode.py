@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,20 @@ def content_keys(images: Sequence[Path] | Tensor) -> NDArray[np.uint64]:
 
     def key(source: Path | Tensor) -> int:
         if isinstance(source, Path):
-            with source.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
-        else:
-            digest = hashlib.sha256(source.contiguous().numpy().data)
-        return int.from_bytes(digest.digest()[:8], "little")
+            status = source.stat()
+            return _file_key(source, status.st_size, status.st_mtime_ns)
+        return int.from_bytes(
+            hashlib.sha256(source.contiguous().numpy().data).digest()[:8], "little"
+        )
 
     with ThreadPoolExecutor() as pool:
         return np.fromiter(pool.map(key, images), np.uint64, len(images))
+
+
+@lru_cache(maxsize=1 << 18)  # one training asks for the keys of its files several times
+def _file_key(path: Path, size: int, modified: int) -> int:
+    with path.open("rb") as file:
+        return int.from_bytes(hashlib.file_digest(file, "sha256").digest()[:8], "little")
 
 
 def check_image(path: Path, *, thorough: bool = False, box: Box | None = None) -> None:
@@ -395,15 +402,25 @@ def _scaled(box: Box, size: tuple[int, int], decoded: tuple[int, int]) -> Box:
 def prepare(image: object, preprocessing: Preprocessing) -> Tensor:
     """Return a path, encoded bytes, PIL image or uint8 tensor (3, h, w) as the network takes it, float32 (3, s, s)."""
     if isinstance(image, Image.Image):
-        pixels = to_rgb(image, "image", orientation(image.info.get("exif")))
+        with decoding("image"):
+            image.load()  # a PNG's orientation may follow its pixels
+            pixels = to_rgb(image, "image", orientation(image.info.get("exif")))
     elif isinstance(image, (str, Path, bytes)):
         source = Path(image) if isinstance(image, str) else image
         pixels = read_image(source, at_least=draft_side(preprocessing))
-    elif isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
+    elif (
+        isinstance(image, Tensor)
+        and image.dtype == torch.uint8
+        and image.ndim == 3
+        and len(image) in (1, 3)
+        and image.numel()
+    ):
         pixels = image.expand(3, -1, -1)
     else:
-        found = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image)
+        found = type(image).__name__
+        if isinstance(image, Tensor):
+            found = f"tensor {image.dtype} {tuple(image.shape)}"
         raise InputError(
-            f"image of {found}: expected a path, bytes, a PIL image, or a uint8 tensor (3, h, w)"
+            f"image {found}: expected a path, bytes, a PIL image, or a uint8 tensor (3, h, w) or (1, h, w)"
         )
     return normalise(fit(pixels, preprocessing)[None], preprocessing)[0]

@@ -31,18 +31,21 @@ def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def list_images(folder: Path, left_out: Counter[str] | None = None) -> list[Path]:
+def list_images(
+    folder: Path, left_out: Counter[str] | None = None, others: Iterable[str] = ()
+) -> list[Path]:
     """Return all images under ``folder``, at any depth, sorted by path; ``left_out`` counts what else is there.
 
-    Links are followed; of folders that are linked to each other each is read once.
+    Links are followed; of folders that are linked to each other each is read once, and those above ``folder`` and the
+    real paths ``others`` are not.
     """
     left_out = Counter() if left_out is None else left_out
     found: list[Path] = []
-    seen: set[str] = set()
+    seen, top = set(others), os.path.realpath(folder)
     for here, inner, files in os.walk(folder, followlinks=True):
         place = os.path.realpath(here)
-        if place in seen:
-            left_out["folder that was read already, by a link"] += 1
+        if place in seen or (place != top and Path(top).is_relative_to(place)):
+            left_out["link to a folder that is read elsewhere"] += 1
             inner.clear()
             continue
         seen.add(place)

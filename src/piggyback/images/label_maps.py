@@ -46,6 +46,8 @@ class SegmentationSet:
     """A label map for each of ``files``, of the same size: grey or palette PNG."""
     void: int = VOID
     """The value of void pixels in ``map_files``."""
+    fitted: bool = False
+    """Whether ``images`` and ``maps`` are cropped as the network sees them."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= VOID:
@@ -79,7 +81,10 @@ class SegmentationSet:
         """Return image ``index`` as the network sees it, uint8 (3, s, s); raises DataError."""
         if self.images is None:
             return load_fitted(self.files[index], preprocessing)
-        return fit(self.images[index], preprocessing)
+        return fit(self.images[index], self._view(preprocessing))
+
+    def _view(self, preprocessing: Preprocessing) -> Preprocessing:
+        return replace(preprocessing, crop_pct=1.0) if self.fitted else preprocessing
 
     def shorter_side(self, index: int) -> int:
         """Return the shorter side of image ``index``, in pixels; nothing is decoded."""
@@ -94,7 +99,8 @@ class SegmentationSet:
     def load_map(self, index: int, preprocessing: Preprocessing) -> Tensor:
         """Return the label map of image ``index``, uint8 (s, s): cut as its image, nearest pixels."""
         found = self.whole_map(index)
-        return fit(found[None], replace(preprocessing, interpolation="nearest"))[0]
+        view = replace(self._view(preprocessing), interpolation="nearest")
+        return fit(found[None], view)[0]
 
     def whole_map(self, index: int) -> Tensor:
         """Return the label map of image ``index`` at its own size, uint8 (h, w), void 255."""
@@ -134,7 +140,7 @@ class SegmentationSet:
         """
         side = preprocessing.image_size
         ready = self.images is not None and tuple(self.images.shape[1:]) == (3, side, side)
-        if ready and preprocessing.crop_pct == 1:
+        if ready and (preprocessing.crop_pct == 1 or self.fitted):
             return self
         images = torch.empty(len(self), 3, side, side, dtype=torch.uint8)
         maps = torch.empty(len(self), side, side, dtype=torch.uint8)
@@ -146,7 +152,7 @@ class SegmentationSet:
         with ThreadPoolExecutor() as pool:  # decoding runs outside Python's lock
             for _ in pool.map(fill, range(len(self))):
                 pass
-        return SegmentationSet(self.classes, images, maps)
+        return SegmentationSet(self.classes, images, maps, fitted=True)
 
     def digest(self) -> str:
         """Return a SHA-256 (hex) over images and maps; of files, over names and sizes only."""

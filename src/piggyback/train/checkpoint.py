@@ -13,6 +13,7 @@ No random state: every random number of a run is a function of its place (see ``
 from __future__ import annotations
 
 import json
+import reprlib
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping
@@ -87,11 +88,17 @@ def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
     """
     plain = json.loads(json.dumps(wanted))
     there, here = flat(_completed(saved)), flat(_completed(plain))
-    for field in sorted(there.keys() | here.keys()):
+    if "data.learned_from" not in there:  # older runs did not sum up their images
+        here.pop("data.learned_from", None)
+    # Digests come last: a field that a person set says more.
+    for field in sorted(
+        there.keys() | here.keys(), key=lambda field: ("learned_from" in field, field)
+    ):
         if there.get(field) != here.get(field):
             raise CheckpointError(
-                f"{str(path)!r} belongs to another run: {field} is {there.get(field)!r} there, "
-                f"{here.get(field)!r} now; choose another folder, delete this one, or start anew without resume"
+                f"{str(path)!r} belongs to another run: {field} is {reprlib.repr(there.get(field))} there, "
+                f"{reprlib.repr(here.get(field))} now; choose another folder, delete this one, or start anew "
+                "without resume"
             )
 
 
@@ -101,9 +108,7 @@ def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in current(saved.get("recipe", {})).items():
         inside = isinstance(value, dict) and isinstance(recipe.get(name), dict)
         recipe[name] = {**recipe[name], **value} if inside else value
-    # What sums up the images follows from their digests, and older runs did not write it.
-    data = {name: value for name, value in saved.get("data", {}).items() if name != "learned_from"}
-    return {**saved, "recipe": recipe, "data": data}
+    return {**saved, "recipe": recipe}
 
 
 def learner_tensors(learner: Learner) -> dict[str, Tensor]:

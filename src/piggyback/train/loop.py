@@ -189,7 +189,8 @@ def fit(run: Run) -> None:
     recipe, progress = run.recipe, run.progress
     begins = run.at == 0
     if begins:
-        run.listener.on_stage("training the head alone")
+        if any(group.get("masked") for group in run.learner.optimizer.param_groups):
+            run.listener.on_stage("training the head alone")
         run.guard = guard_of(
             run.learner,
             run.data.train,

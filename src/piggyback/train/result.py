@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file as load_tensors
 from torch import Tensor
 
-from piggyback.errors import CheckpointError
+from piggyback.errors import CheckpointError, first_line
 from piggyback.model.summary import masks_verdict
 from piggyback.taskfile.file import load
 from piggyback.taskfile.task import Task
@@ -132,9 +133,11 @@ def finished(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainRe
         return TrainResult(**values, path=path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"{str(place)!r} is damaged: {error!r}; delete it to train anew"
+            f"{str(place)!r} or the file it names is damaged: {first_line(error)}; delete it to train anew"
         ) from error
 
 

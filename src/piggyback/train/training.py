@@ -64,6 +64,11 @@ def train(
     folder = None if out is None else Path(out)
     check_tracker(recipe, folder)
     if recipe.tune:
+        if folder is not None and not resume and not overwrite and (folder / RESULT).exists():
+            raise CheckpointError(
+                f"run folder {str(folder)!r} holds a finished run, and this one would choose its settings anew: choose "
+                "another folder (--out), replace it (overwrite=True, --overwrite), or go on from it (--resume)"
+            )
 
         def attempt(part: ImageData, trial: Recipe, place: Path | None) -> TrainResult:
             return train(
@@ -85,6 +90,7 @@ def train(
     # What follows from the data is written down, so that the recipe says what was done.
     size = choose_size(backbone, data.train, recipe.image_size)
     epochs = recipe.epochs_for(len(data.train))
+    listener.on_stage("reading images")
     recipe = replace(recipe, epochs=epochs, image_size=size.side)
     identity = {
         "name": name,
@@ -110,7 +116,6 @@ def train(
                 "starting anew, although a run was interrupted here; --resume goes on from it"
             )
     preprocessing = preprocessing_of(backbone, recipe)
-    listener.on_stage("reading images")
     cached = data.in_memory(preprocessing, source_view(preprocessing, recipe.augment))
     speed = speed_of(recipe, backbone.module, state.device)
     if saved is not None:  # goes on as it began, perhaps on another machine

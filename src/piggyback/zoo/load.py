@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import BackboneError, near_misses
+from piggyback.errors import BackboneError, first_line, near_misses
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.head import find_head
@@ -19,7 +19,7 @@ from piggyback.zoo.segmentation import PREFIX, inner_spec, segmentation_of
 from piggyback.zoo.timm import LITE, load_lite, load_timm
 from piggyback.zoo.torchvision import load_torchvision
 from piggyback.zoo.transformers import load_transformers
-from piggyback.zoo.weights import first_line, load_strictly, read_state_dict
+from piggyback.zoo.weights import load_strictly, read_state_dict
 from piggyback.zoo.wide_resnet import WIDE, load_wide_resnet
 
 _ZOOS = ("timm", "torchvision", "transformers")

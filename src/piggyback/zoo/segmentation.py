@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import BackboneError
+from piggyback.errors import BackboneError, first_line
 from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import (
     ChannelsFirst,
@@ -17,7 +17,6 @@ from piggyback.network.segmentation import (
     SegmentationNetwork,
 )
 from piggyback.zoo.timm import LITE
-from piggyback.zoo.weights import first_line
 
 PREFIX = "segmentation:"
 

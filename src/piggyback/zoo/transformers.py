@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from piggyback.errors import BackboneError, require
+from piggyback.errors import BackboneError, first_line, require
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.head import find_head
-from piggyback.zoo.weights import fetching, first_line, huggingface_reachable, not_cached
+from piggyback.zoo.weights import fetching, huggingface_reachable, not_cached
 
 _PIL_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic", 1: "bicubic", 4: "bilinear"}
 """PIL's numbers; Lanczos (1) and box (4) become their nearest kin."""

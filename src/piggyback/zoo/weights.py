@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from piggyback.errors import BackboneError
+from piggyback.errors import BackboneError, first_line
 from piggyback.network.fingerprint import IGNORED
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -206,12 +206,3 @@ def fetching(spec: str) -> Iterator[None]:
             f"backbone {spec!r}: its weights do not load ({type(error).__name__}: "
             f"{first_line(error)}); if a download was cut off, delete the cached file and connect again"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, for an error of one line.
-
-    >>> first_line(ValueError("wrong\\nsee the manual"))
-    'wrong'
-    """
-    return str(error).strip().split("\n")[0][:200]

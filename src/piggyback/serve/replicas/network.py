@@ -16,13 +16,12 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import BackboneError, InputError
+from piggyback.errors import BackboneError, InputError, first_line
 from piggyback.network.backbone import Backbone
 from piggyback.network.frozen import FrozenBackbone, plain_copy
 from piggyback.serve.replicas.copies import ModelCopy, Prototype
 from piggyback.serve.replicas.packed import PackedTask, Packer
 from piggyback.taskfile.task import Task
-from piggyback.zoo.weights import first_line
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 

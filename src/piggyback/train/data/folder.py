@@ -6,11 +6,13 @@ before training starts, and named.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +98,11 @@ def load_folder(
         )
     if folders:
         left_out.update(
-            f"folder that is not a split: {other.name!r}"
+            f"folder without class folders: {other.name!r}"
+            if split_of(other.name)
+            else f"folder that is not a split: {other.name!r}"
             for other in list_folders(root)
-            if split_of(other.name) is None
+            if split_of(other.name) is None or not list_folders(other)
         )
     sets: dict[str, ImageSet] = {}
     skipped: list[str] = []
@@ -106,9 +110,12 @@ def load_folder(
         most = train_per_class if split == "train" else None
         sets[split], bad = _read_split(folder, skip_bad, classes, most, left_out)
         skipped += bad
-    for split in sets.keys() - {"train"}:
+    notes = [f"passed over: {count} {what}" for what, count in left_out.most_common()]
+    for split in sorted(sets.keys() - {"train"}, reverse=True):
         if same := _same_files(sets["train"].files, sets[split].files):
-            left_out[f"images of {split} are also in train, byte for byte; they were kept"] = same
+            notes.append(
+                f"{same} images of {split} are also in train, byte for byte; they were kept"
+            )
     return cut(
         name or root.resolve().name,
         sets["train"],
@@ -118,7 +125,7 @@ def load_folder(
         test_fraction=test_fraction,
         seed=seed,
         skipped=tuple(skipped),
-        notes=tuple(f"{count} {what}" for what, count in left_out.most_common()),
+        notes=tuple(notes),
     )
 
 
@@ -167,8 +174,10 @@ def _read_split(
             )
     files: list[Path] = []
     labels: list[int] = []
+    places = _places(folder, classes)
     for label, class_name in enumerate(classes):
-        inside = list_images(folder / class_name, left_out)[:most]
+        elsewhere = {places[name] for name in classes if name != class_name}
+        inside = list_images(folder / class_name, left_out, elsewhere)[:most]
         if not inside:
             raise DataError(
                 f"class folder {str(folder / class_name)!r} holds no images: expected one or more "
@@ -185,6 +194,19 @@ def _read_split(
     good = [i for i in range(len(files)) if i not in bad]
     whole = ImageSet(tuple(classes), torch.tensor(labels), files=tuple(files))
     return whole.subset(torch.tensor(good, dtype=torch.int64)), [str(files[i]) for i in sorted(bad)]
+
+
+def _places(folder: Path, classes: Sequence[str]) -> dict[str, str]:
+    """The real path of each class's folder; DataError where one is another's, or holds it."""
+    places = {name: os.path.realpath(folder / name) for name in classes}
+    inside_out = sorted(places.items(), key=lambda pair: Path(pair[1]).parts)
+    for (outer, real), (name, other) in pairwise(inside_out):
+        if Path(other).is_relative_to(real):
+            raise DataError(
+                f"class folders {outer!r} and {name!r} in {str(folder)!r} are links to one folder, or one holds the "
+                f"other ({real!r}, {other!r}): expected a folder of its own for each class; remove the link"
+            )
+    return places
 
 
 def problems(check: Callable[..., str | None], *files: Sequence[Path]) -> Iterator[str | None]:

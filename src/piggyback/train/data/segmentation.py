@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from piggyback.errors import DataError
 from piggyback.images.decode import check_image, upright_size
 from piggyback.images.find import list_images
 from piggyback.images.label_maps import VOID, SegmentationSet
-from piggyback.train.data.folder import problems, split_folders, split_of
-from piggyback.train.data.sets import VAL_STREAM, Cut, ImageData
-from piggyback.train.hashing import uniforms
+from piggyback.train.data.folder import problems, split_folders
+from piggyback.train.data.sets import ImageData, cut
 
 CAMVID = (
     "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car",
@@ -61,7 +58,14 @@ def load_camvid_layout(
                 f"segmentation folder {str(root)!r}: no {split}/images in it: expected "
                 f"{split}/images/NAME.jpg and {split}/labels/NAME.png"
             )
-    return _data(name or root.resolve().name, sets, val_fraction, seed)
+    return cut(
+        name or root.resolve().name,
+        sets["train"],
+        sets.get("val"),
+        sets["test"],
+        val_fraction=val_fraction,
+        seed=seed,
+    )
 
 
 def load_segmentation_split(
@@ -96,7 +100,7 @@ def load_voc(
             "SegmentationClass and ImageSets/Segmentation in it; unpack VOCtrainval_11-May-2012.tar"
         )
     sets = {split: _voc_list(found, file) for split, file in (("train", "train"), ("test", "val"))}
-    return _data(name, sets, val_fraction, seed)
+    return cut(name, sets["train"], None, sets["test"], val_fraction=val_fraction, seed=seed)
 
 
 def is_segmentation_folder(root: str | Path) -> bool:
@@ -106,7 +110,7 @@ def is_segmentation_folder(root: str | Path) -> bool:
     False
     """
     root = Path(root)
-    folders = (root, *(f for f in root.iterdir() if split_of(f.name))) if root.is_dir() else ()
+    folders = (root, *split_folders(root).values()) if root.is_dir() else ()
     return any((f / "images").is_dir() and (f / "labels").is_dir() for f in folders)
 
 
@@ -131,23 +135,6 @@ def _voc_list(root: Path, split: str) -> SegmentationSet:
     images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     maps = [root / "SegmentationClass" / f"{name}.png" for name in names]
     return _checked(VOC, images, maps, VOID)
-
-
-def _data(name: str, sets: dict[str, SegmentationSet], val_fraction: float, seed: int) -> ImageData:
-    train = sets["train"]
-    if "val" in sets:
-        return ImageData(name, train, sets["val"], sets["test"])
-    n = round(val_fraction * len(train))
-    if not 0 < n < len(train):
-        raise DataError(
-            f"{name}: val fraction {val_fraction} of {len(train)} training images is {n}: "
-            "expected one or more, and one or more left"
-        )
-    key = torch.from_numpy(uniforms(seed, VAL_STREAM, train.content_keys(), 1)[:, 0])
-    order = key.argsort(stable=True)
-    rest, val = order[n:].sort().values, order[:n].sort().values
-    taken = (Cut("val", val_fraction, seed),)
-    return ImageData(name, train.subset(rest), train.subset(val), sets["test"], cut=taken)
 
 
 def _checked(

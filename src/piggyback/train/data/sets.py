@@ -32,7 +32,7 @@ CACHE_BYTES = 1 << 30
 """Decoded images are kept in memory while all splits together stay below this many bytes."""
 SKETCH = 128
 """Images by which a task file knows what it was trained on."""
-VAL_STREAM, _TEST_STREAM = 1, 2
+_VAL_STREAM, _TEST_STREAM = 1, 2
 """Tell the numbers by which val and test are cut apart, and from those of training."""
 
 
@@ -57,6 +57,8 @@ class ImageSet:
     boxes: Tensor | None = None
     """int64, (n, 4): left, top, right, bottom of the part that is used, right and bottom outside; of
     files, in pixels as they are stored."""
+    fitted: bool = False
+    """Whether ``images`` are cropped as the network sees them, so that only their size may still change."""
 
     def __post_init__(self) -> None:
         n, most = len(self.files) if self.images is None else len(self.images), len(self.classes)
@@ -95,7 +97,8 @@ class ImageSet:
         image = self.images[index]
         if box is not None:
             image = crop(image, box, f"number {index}")
-        return fit(image, preprocessing).expand(3, -1, -1)
+        view = replace(preprocessing, crop_pct=1.0) if self.fitted else preprocessing
+        return fit(image, view).expand(3, -1, -1)
 
     def shorter_side(self, index: int) -> int:
         """Return the shorter side of image ``index``, or of its box, in pixels; nothing is decoded."""
@@ -142,7 +145,7 @@ class ImageSet:
         """Return the set decoded and resized, uint8 (n, 3, s, s); DataError for a bad file."""
         size = preprocessing.image_size
         ready = self.images is not None and tuple(self.images.shape[1:]) == (3, size, size)
-        if ready and preprocessing.crop_pct == 1 and self.boxes is None:
+        if ready and (preprocessing.crop_pct == 1 or self.fitted) and self.boxes is None:
             return self
         images = torch.empty(len(self), 3, size, size, dtype=torch.uint8)
 
@@ -152,7 +155,7 @@ class ImageSet:
         with ThreadPoolExecutor() as pool:  # decoding runs outside Python's lock
             for _ in pool.map(fill, range(len(self))):
                 pass
-        return replace(self, images=images, files=(), boxes=None)
+        return replace(self, images=images, files=(), boxes=None, fitted=True)
 
     def content_keys(self) -> NDArray[np.uint64]:
         """Return a number for each image that follows from its bytes, and its box, alone: uint64 (n,)."""
@@ -265,8 +268,9 @@ class ImageData:
         )
         if total > budget:
             return self
-        ready = {split: parts[split].in_memory(view) for split, view in views.items()}
-        return replace(self, train=ready["train"], val=ready["val"], test=ready["test"])
+        train, val = self.train.in_memory(train_view), self.val.in_memory(preprocessing)
+        test = val if self.test is self.val else self.test.in_memory(preprocessing)
+        return replace(self, train=train, val=val, test=test)
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the data, as plain JSON: name, counts, digests, what was cut."""
@@ -303,8 +307,10 @@ def merged_sketch(one: str, other: str) -> str:
     return base64.b64encode(keys[:SKETCH].astype("<u8").tobytes()).decode()
 
 
-def seen_in(images: Split, sketch: str) -> int:
+def seen_in(images: Split, sketch: str) -> int | None:
     """Return how many of ``images`` a sketch's images are; an estimate where these are more than ``SKETCH``.
+
+    None where the sketch cannot tell: none of the images is among those that it could know.
 
     >>> images = ImageSet(("a", "b"), torch.tensor([0, 1]), torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1))
     >>> seen_in(images, sketch_of(images)), seen_in(images, sketch_of(images.subset(torch.tensor([1]))))
@@ -313,7 +319,7 @@ def seen_in(images: Split, sketch: str) -> int:
     known, keys = np.frombuffer(base64.b64decode(sketch), "<u8"), images.content_keys()
     if len(known) == SKETCH:  # it can tell of keys up to its largest only, which are a fair sample
         keys = keys[keys <= known.max()]
-    return round(float(np.isin(keys, known).mean()) * len(images)) if len(keys) else 0
+    return round(float(np.isin(keys, known).mean()) * len(images)) if len(keys) else None
 
 
 def difference(expected: Sequence[str], found: Sequence[str]) -> str:
@@ -348,7 +354,7 @@ def from_tensors(
 
     Missing splits are cut from train.
 
-    >>> images, labels = torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 2
+    >>> images, labels = torch.arange(3840).view(20, 3, 8, 8).sqrt().byte(), torch.arange(20) % 2
     >>> data = from_tensors("toy", ["a", "b"], (images, labels), (images, labels))
     >>> len(data.train), len(data.val), len(data.test)
     (18, 2, 20)
@@ -370,9 +376,9 @@ def from_tensors(
 
 def cut(
     name: str,
-    train: ImageSet,
-    val: ImageSet | None,
-    test: ImageSet | None,
+    train: Split,
+    val: Split | None,
+    test: Split | None,
     *,
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
@@ -380,20 +386,19 @@ def cut(
     skipped: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
 ) -> ImageData:
-    """Return ImageData whose missing splits are cut from train, class by class, by ``seed`` and images' contents."""
+    """Return ImageData whose missing splits are cut from train by ``seed`` and images' contents, class by class where
+    an image has one class."""
     taken = []
     if test is None:
         train, test = _take(train, test_fraction, seed, _TEST_STREAM, f"{name}: test")
         taken.append(Cut("test", test_fraction, seed))
     if val is None:
-        train, val = _take(train, val_fraction, seed, VAL_STREAM, f"{name}: val")
+        train, val = _take(train, val_fraction, seed, _VAL_STREAM, f"{name}: val")
         taken.append(Cut("val", val_fraction, seed))
     return ImageData(name, train, val, test, skipped=skipped, cut=tuple(taken), notes=notes)
 
 
-def _take(
-    images: ImageSet, fraction: float, seed: int, stream: int, what: str
-) -> tuple[ImageSet, ImageSet]:
+def _take(images: Split, fraction: float, seed: int, stream: int, what: str) -> tuple[Split, Split]:
     """Return (rest, taken): of each class about the fraction, at least one while one is left.
 
     An image goes by its content and the seed, wherever it lies in a list: images that come later move no earlier one,
@@ -403,17 +408,21 @@ def _take(
         raise DataError(f"{what} fraction {fraction}: expected a number between 0 and 1")
     key = torch.from_numpy(uniforms(seed, stream, images.content_keys(), 1)[:, 0])
     chosen = key < fraction
-    for label in range(len(images.classes)):
-        members = (images.labels == label).nonzero()[:, 0]
-        taken = int(chosen[members].sum())
-        if len(members) > 1 and taken in (0, len(members)):
-            chosen[members] = taken != 0
-            odd = key[members].argsort(stable=True)[0 if taken == 0 else -1]
-            chosen[members[odd]] = taken == 0
-        elif len(members) == 1:
+    groups = (
+        images.labels if isinstance(images, ImageSet) else torch.zeros(len(key), dtype=torch.int64)
+    )
+    for group in torch.unique(groups):
+        members = (groups == group).nonzero()[:, 0]
+        different = torch.unique(key[members])
+        if len(different) < 2:  # of one image, or of copies of one, nothing is taken
             chosen[members] = False
+        elif int(chosen[members].sum()) in (0, len(members)):
+            # The copies of the first in order go alone, or those of the last stay alone.
+            none = not chosen[members].any()
+            odd = key[members] == (different[0] if none else different[-1])
+            chosen[members] = odd if none else ~odd
     if not chosen.any():
         raise DataError(
-            f"{what} cannot be cut from train: every class has one image; add images or a split"
+            f"{what} cannot be cut from train: no class has two different images left; add images or a split"
         )
     return images.subset((~chosen).nonzero()[:, 0]), images.subset(chosen.nonzero()[:, 0])
