@@ -37,6 +37,7 @@ from piggyback.model.choice import Chosen, TaskChoice, Which
 from piggyback.model.distance import skill_of_batches
 from piggyback.model.heads import check_classes, class_names, head_kind, load_head, new_head
 from piggyback.model.learning import Learning
+from piggyback.model.look import aliases, look_of, new_of
 from piggyback.model.routing import TaskInference, confidence, run_grouped
 from piggyback.model.summary import Summary, masks_verdict, summarize
 from piggyback.network.backbone import Backbone, BackboneInfo
@@ -61,8 +62,9 @@ class MultiTaskModel(nn.Module):
     and ``release`` gives it back as it came.
 
     Calls from several threads wait for each other, and each gets the answer of its own task. ``state_dict()`` holds
-    what is live, the weights, head and normalisation of the task that ran last, and no other task: save tasks with
-    ``save_task``, and what is being trained by the optimizer's ``state_dict()``.
+    what is live, the weights, head and normalisation of the task that ran last, and no other task, tied weights once:
+    save tasks with ``save_task``, and what is being trained by the optimizer's ``state_dict()``. The class has the
+    backbone's name, and ``forward`` its parameters, so that trainers see what it takes.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10))
     >>> model = MultiTaskModel(net)
@@ -90,7 +92,9 @@ class MultiTaskModel(nn.Module):
             backbone = backbone.module
         frozen = FrozenBackbone(backbone, select, head)
         super().__init__()
+        self.__class__ = look_of(type(self), type(frozen.module))
         self.register_load_state_dict_pre_hook(_check_loaded)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(_once_each)  # type: ignore[no-untyped-call]
         self.source = source
         # Tasks see whole images, as ``train`` shows them; the publisher's crop is for the backbone's own classes.
         self._preprocessing = preprocessing or (own and replace(own, crop_pct=1.0))
@@ -585,6 +589,10 @@ class MultiTaskModel(nn.Module):
                 self._write(placed)
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        kind = type(self)
+        return new_of, (getattr(kind, "plain", kind), type(self.backbone)), self.__getstate__()
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         del state["_lock"]
@@ -713,12 +721,23 @@ class MultiTaskModel(nn.Module):
             )
 
 
-def _check_loaded(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+def _check_loaded(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Look at a state dict before it is loaded; raises TaskStateError as ``check_state_dict`` does."""
     model = cast(MultiTaskModel, model)
     learning, base = model._learning, {}
     if learning is not None and learning.masked:
         base = {f"backbone.{name}": weight for name, weight in model._frozen.live.base.items()}
     trained = [] if learning is None else [f"backbone.{n}" for n in learning.trained_names()]
+    held = {f"backbone.{name}": t for name, t in model.backbone.state_dict().items()}
+    for other, first in aliases(held).items():
+        if prefix + first in state and prefix + other not in state:
+            state[prefix + other] = state[prefix + first]
     own = {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
-    check_state_dict(own, model.state_dict(), base, trained)
+    check_state_dict(own, held, base, trained)
+
+
+def _once_each(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Leave each tensor its first name alone: files of safetensors hold none twice."""
+    own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    for other in aliases(own):
+        del state[other]

@@ -47,8 +47,10 @@ class FrozenBackbone:
         self.module = module
         self.head = module.get_submodule(self.head_name)
         config: Any = getattr(module, "config", None)
-        noted = hasattr(module, "num_labels") and hasattr(config, "id2label")
+        outputs = getattr(self.head, "out_features", None)
+        noted = hasattr(config, "id2label") and config.num_labels == outputs
         self._labels = (config.id2label, config.label2id) if noted else None
+        self._problem = getattr(config, "problem_type", None)
         self._head_places = places_of(module, self.head)
         self._modes = [(m, m.training) for m in module.modules()]
         self._required = {name: p.requires_grad for name, p in module.named_parameters()}
@@ -199,11 +201,13 @@ class FrozenBackbone:
         if self._labels is None:
             return
         config: Any = self.module.config
+        config.problem_type = self._problem  # else that of the first loss stays
         if head is self.head:
             config.id2label, config.label2id = self._labels
         elif outputs := getattr(head, "out_features", 0):
             config.num_labels = outputs
-        cast(Any, self.module).num_labels = config.num_labels
+        if hasattr(self.module, "num_labels"):
+            cast(Any, self.module).num_labels = config.num_labels
 
     def give_back(self) -> nn.Module:
         """Return the module as it came: weights, statistics, classifier, what was trainable, and modes."""
