@@ -132,3 +132,4 @@ def test_ctrl_c_exits_with_130_and_resume_goes_on(toy: str, colours: Path, tmp_p
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert place.exists()
+    assert err.splitlines()[-1].endswith("--resume"), err

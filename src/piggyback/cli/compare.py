@@ -18,7 +18,7 @@ from piggyback.cli.options import (
     only,
     takes_recipe,
 )
-from piggyback.cli.screen import ScreenListener, notes, results, write_json
+from piggyback.cli.screen import ScreenListener, notes, results, resumable, write_json
 from piggyback.errors import InputError, require
 from piggyback.names import check_name
 from piggyback.train.recipe import Recipe
@@ -85,17 +85,18 @@ def run(
         raise InputError(f"--data {' '.join(data)}: expected a different NAME for each")
     images = {name: load_images(folder, name, skip_bad) for name, folder in folders.items()}
     network = load_sized(backbone, images.values(), recipe.image_size, checkpoint, head)
-    compared = compare(
-        network,
-        images,
-        chosen,
-        recipe,
-        out,
-        seeds=seed or [0],
-        resume=resume,
-        overwrite=overwrite,
-        listener=ScreenListener,
-    )
+    with resumable(out, "--resume"):
+        compared = compare(
+            network,
+            images,
+            chosen,
+            recipe,
+            out,
+            seeds=seed or [0],
+            resume=resume,
+            overwrite=overwrite,
+            listener=ScreenListener,
+        )
     screen = notes() if json else results()
     screen.print(runs_screen(compared.rows))
     if compared.proof is not None:

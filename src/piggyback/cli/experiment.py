@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from piggyback.cli.options import JsonOption, only
-from piggyback.cli.screen import ScreenListener, notes, results, table, write_json
+from piggyback.cli.screen import ScreenListener, notes, results, resumable, table, write_json
 from piggyback.errors import InputError, TrainingError, require
 
 if TYPE_CHECKING:  # help pages need none of it
@@ -125,7 +125,10 @@ def run_experiment(
         return
     from piggyback.lab.experiments.report import draw
 
-    experiment.run(workers=workers, listener=ScreenListener, log=lambda line: notes().print(line))
+    with resumable(experiment.out):
+        experiment.run(
+            workers=workers, listener=ScreenListener, log=lambda line: notes().print(line)
+        )
     _show(experiment, json)
     for path in draw(experiment):
         (notes() if json else results()).print(f"wrote {path}", soft_wrap=True)

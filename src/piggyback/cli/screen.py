@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -60,6 +64,26 @@ def write_json(value: Any) -> None:
 def _first_process() -> bool:
     """Whether this process speaks, where ``accelerate launch`` has started several."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def resumable(folder: Path, *options: str) -> Iterator[None]:
+    """At Ctrl-C inside, say what is kept in ``folder`` and the command that goes on: this one with ``options``."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from piggyback.train.checkpoint import CHECKPOINT
+        from piggyback.train.result import RESULT
+
+        kept = [place for place in (CHECKPOINT, RESULT) if any(folder.rglob(place))]
+        if kept:
+            given = [part for part in sys.argv[1:] if part not in (*options, "--overwrite")]
+            line = shlex.join(["piggyback", *given, *options])
+            notes().print(f"stopped; what was done is kept in {folder}; go on with:")
+            notes().print(f"  {line}", soft_wrap=True)
+        else:
+            notes().print("stopped before the first checkpoint: nothing was kept")
+        raise
 
 
 FIRST_STEPS = 3

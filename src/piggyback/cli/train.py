@@ -82,7 +82,7 @@ def run(
     folder = Path("runs") / task if out is None or file else out
 
     from piggyback.cli.loading import load_images, load_sized
-    from piggyback.cli.screen import ScreenListener, results, write_json
+    from piggyback.cli.screen import ScreenListener, results, resumable, write_json
     from piggyback.lab.tables.formats import run_record, runs_screen
     from piggyback.lab.tables.rows import row_of
     from piggyback.taskfile.file import load_file
@@ -93,17 +93,18 @@ def run(
     images = load_images(data, task, skip_bad)
     network = load_sized(backbone, [images], recipe.image_size, checkpoint, head)
     listener = ScreenListener()
-    result = train(
-        network,
-        images,
-        task,
-        recipe,
-        folder,
-        resume=resume,
-        overwrite=overwrite,
-        listener=listener,
-        start=begun,
-    )
+    with resumable(folder, "--resume"):
+        result = train(
+            network,
+            images,
+            task,
+            recipe,
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            listener=listener,
+            start=begun,
+        )
     place = result.path
     if file is not None and result.path is not None:
         write_file(file, result.path.read_bytes())

@@ -1,4 +1,4 @@
-"""Whole files or none: writing what replaces a file at once, and errors that name the file."""
+"""Whole files or none: writing what replaces a file at once, errors that name the file, and where caches go."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from piggyback.errors import BackboneMismatchError, TaskFileError
+from piggyback.errors import BackboneMismatchError, InputError, TaskFileError
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = True) -> None:
@@ -42,6 +42,21 @@ def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         raise TaskFileError(
             f"{os.fspath(path)}: cannot be read ({error.strerror}); expected a task file"
+        ) from error
+
+
+def user_cache() -> Path:
+    """Return the folder for what can be fetched or made again: $PIGGYBACK_CACHE, or ~/.cache/piggyback.
+
+    Raises InputError where neither the variable nor the user's home folder is known, as in some containers.
+    """
+    if given := os.environ.get("PIGGYBACK_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "piggyback"
+    except RuntimeError as error:
+        raise InputError(
+            "the user has no home folder: expected PIGGYBACK_CACHE=DIR, a folder for caches; set it"
         ) from error
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from piggyback.errors import DataError
+from piggyback.taskfile.disk import user_cache
 
 
 def unpacked(packed: Path, names: Sequence[str]) -> Path:
@@ -46,11 +47,10 @@ def writable(folder: Path) -> bool:
 def _target(packed: Path) -> Path:
     if writable(packed.parent):
         return packed.with_suffix("")
-    cache = Path(os.environ.get("PIGGYBACK_CACHE") or Path.home() / ".cache" / "piggyback")
     held = packed.stat()
     # Another archive of the same name gets another folder.
     key = hashlib.sha256(f"{packed.resolve()} {held.st_size} {held.st_mtime_ns}".encode())
-    return cache / "data" / f"{packed.stem}-{key.hexdigest()[:12]}"
+    return user_cache() / "data" / f"{packed.stem}-{key.hexdigest()[:12]}"
 
 
 def _extract(packed: Path, folder: Path) -> None:

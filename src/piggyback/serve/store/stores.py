@@ -21,7 +21,7 @@ from piggyback.errors import (
     require,
 )
 from piggyback.serve.store.file_cache import FileCache
-from piggyback.taskfile.disk import write_whole
+from piggyback.taskfile.disk import user_cache, write_whole
 from piggyback.taskfile.header import read_whole
 from piggyback.taskfile.task import check_name
 
@@ -103,8 +103,7 @@ def open_store(
         return LocalStore(unquote(path))
     system, root = _connect(place, protocol)
     if cache_dir is None:
-        home = os.environ.get("PIGGYBACK_CACHE") or Path.home() / ".cache" / "piggyback"
-        cache_dir = Path(home) / "tasks"
+        cache_dir = user_cache() / "tasks"
     return RemoteStore(place, system, root, FileCache(cache_dir))
 
 
