@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.errors import InputError, PiggybackWarning, TaskStateError, TrainingError
 from piggyback.model.checks import reaches, tensors_of
+from piggyback.model.processes import average_, calling_ddp, first_other
 from piggyback.network.fingerprint import IGNORED
 from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.norm import norm_modules
@@ -20,7 +23,10 @@ from piggyback.taskfile.rounding import round_half, round_rows
 from piggyback.taskfile.task import NormPolicy, Task, TaskInfo
 
 FIRST_RUNS = 5
-"""Forward passes after which nothing is looked at any more."""
+"""Forward passes that are looked at."""
+_BUILT_FOR: weakref.WeakKeyDictionary[DistributedDataParallel, Counter[str]]
+_BUILT_FOR = weakref.WeakKeyDictionary()
+"""The task, by its ``runs``, that each was first used for: it reduces what was trainable when it was built."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,9 @@ class Learning:
         if self.runs["live"] < FIRST_RUNS:
             self.runs["live"] += 1
             self._check_live()
+        ddp = calling_ddp() if torch.is_grad_enabled() else None
+        if ddp is not None:
+            self._check_together(ddp)
         try:
             output = module(*args, **kwargs)
         except ValueError:
@@ -70,6 +79,8 @@ class Learning:
             if self.norm != "trained" or (1,) not in sizes or not module.training:
                 raise
             output = self._run_one(args, kwargs)
+        if ddp is not None and self.norm == "trained":
+            average_([t for t in self._norms().values() if not isinstance(t, nn.Parameter)], ddp)
         if (
             not self.runs["head"]
             and torch.is_grad_enabled()
@@ -111,6 +122,25 @@ class Learning:
             raise TaskStateError(
                 f"{where} has {wanted} outputs, but the network's are {', '.join(map(str, shapes[:3]))}: it is not the "
                 "last layer; name that one with head="
+            )
+
+    def _check_together(self, ddp: DistributedDataParallel) -> None:
+        """Look whether all processes learn the same, in the first passes and then ever more rarely."""
+        if _BUILT_FOR.setdefault(ddp, self.runs) is not self.runs:
+            raise TaskStateError(
+                f"task {self.name!r}: this DistributedDataParallel was built for an earlier task, so the new head's "
+                "gradients would stay each process's own: build another one after start_task()"
+            )
+        self.runs["together"] += 1
+        passes = self.runs["together"]
+        if passes > FIRST_RUNS and passes & (passes - 1):
+            return
+        head = {f"{self.backbone.head_name}.{n}": t for n, t in self.head.named_parameters()}
+        masked = {name: self.backbone.live.params[name] for name in self._names()}
+        if other := first_other({**masked, **head, **self._norms()}, ddp):
+            raise TaskStateError(
+                f"task {self.name!r}: {other!r} is not the same in all processes: build the DistributedDataParallel "
+                "after start_task(), and the optimizer with the same arguments everywhere"
             )
 
     def _check_live(self) -> None:
