@@ -19,6 +19,7 @@ LAYERS = (
     {"names", "schemas"},
     {"masks"},
     {"images"},
+    {"texts"},
     {"network"},
     {"taskfile"},
     {"model"},

@@ -133,7 +133,12 @@ class TaskStatus(Model):
     )
     tier: Tier
     image_size: int | None = Field(
-        description="Side of the square the network sees, in pixels; null where the file does not say."
+        default=None,
+        description="Side of the square the network sees, in pixels; null where the file does not say, and for texts.",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        description="Tokens of a text that the network sees; null for a task on images.",
     )
 
 

@@ -13,6 +13,9 @@ import typer
 from piggyback.cli.options import CheckpointOption, HeadOption, OtherBackboneOption
 from piggyback.cli.screen import results
 from piggyback.errors import InputError, PiggybackError, require
+from piggyback.images.preprocessing import Preprocessing
+from piggyback.taskfile.header import read_header
+from piggyback.texts.preprocessing import TextPreprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,25 +35,37 @@ def run(
     task: Annotated[Path, typer.Argument(metavar="FILE", help="A task file.")],
     to: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="What to write: NAME.safetensors or NAME.onnx."),
+        typer.Option(
+            metavar="FILE",
+            help="What to write: NAME.safetensors or NAME.onnx; of a text task also a folder.",
+        ),
     ],
     backbone: OtherBackboneOption = None,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
 ) -> None:
-    """Write a task as a plain model: a state dict, or ONNX.
+    """Write a task as a plain model: a state dict, ONNX, or a folder for transformers.
 
     The masked weights, the head and the normalisation are written into the backbone's
     own tensors. ONNX takes images (batch, 3, side, side), prepared as the metadata
-    says, and is checked against the live model with ONNX Runtime.
+    says, and is checked against the live model with ONNX Runtime. Of a text task it
+    takes tokens (batch, length). A folder of a text task has its tokenizer and class
+    names: transformers.pipeline(model=FOLDER, trust_remote_code=True) answers.
 
     \b
     Examples:
       piggyback bake tasks/signs.safetensors --to signs-model.safetensors
       piggyback bake tasks/signs.safetensors --to signs.onnx
+      piggyback bake tasks/mood.safetensors --to mood-pipeline
     """
-    if to.suffix not in (".safetensors", ".onnx"):
-        raise InputError(f"--to {str(to)!r}: expected a name ending in .safetensors or .onnx")
+    if to.suffix not in ("", ".safetensors", ".onnx"):
+        raise InputError(
+            f"--to {str(to)!r}: expected a name ending in .safetensors or .onnx, or a folder's"
+        )
+    if not to.suffix and not isinstance(read_header(task).info.preprocessing, TextPreprocessing):
+        raise InputError(
+            f"--to {str(to)!r}: a folder is for text tasks; expected a name ending in .safetensors or .onnx"
+        )
     if to.resolve() == task.resolve():
         raise InputError(f"--to {str(to)!r} is the task file itself: choose another name")
     if to.suffix == ".onnx":
@@ -65,6 +80,13 @@ def run(
     loaded = load_tasks([task], backbone, checkpoint, head)
     header = loaded.headers[0]
     baked = loaded.model.bake(header.name).cpu().eval()
+    if not to.suffix:
+        from piggyback.zoo.pipeline import save_pipeline
+
+        made = save_pipeline(baked, loaded.model.get_task(header.name).info, to)
+        size = sum(file.stat().st_size for file in made)
+        results().print(f"wrote {to}: {len(made)} files, {size:,} bytes", soft_wrap=True)
+        return
     if to.suffix == ".safetensors":
         state = {name: tensor.detach().clone() for name, tensor in baked.state_dict().items()}
         data, found = save(state, _metadata(header)), f"{len(state)} tensors, "
@@ -82,8 +104,18 @@ def to_onnx(baked: nn.Module, header: TaskHeader) -> tuple[bytes, float]:
     """
     import torch
 
-    side = 224 if header.info.preprocessing is None else header.info.preprocessing.image_size
-    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    prepared, batch = header.info.preprocessing or Preprocessing(), torch.export.Dim("batch", min=1)
+    dynamic = {0: batch}
+    if isinstance(prepared, TextPreprocessing):
+        name, length = "tokens", min(12, prepared.max_length)
+        first = prepared.pad + 1
+        images = torch.randint(first, first + 50, (2, length), generator=generator)
+        images[1, length // 2 :] = prepared.pad
+        dynamic[1] = torch.export.Dim("length", min=3, max=prepared.max_length)
+    else:
+        name, side = "images", prepared.image_size
+        images = torch.randn(2, 3, side, side, generator=generator)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's notes on its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -91,8 +123,8 @@ def to_onnx(baked: nn.Module, header: TaskHeader) -> tuple[bytes, float]:
             baked,
             (images,),
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            input_names=["images"],
+            dynamic_shapes=(dynamic,),
+            input_names=[name],
             output_names=["logits"],
             opset_version=OPSET,
             verbose=False,
@@ -113,9 +145,11 @@ def _difference(baked: nn.Module, data: bytes, images: Tensor, header: TaskHeade
     runtime = require("onnxruntime", "onnx")
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     worst = 0.0
-    for x in (images, images[:1], images.repeat(2, 1, 1, 1)[:3]):
+    for x in (images, images[:1], images[[0, 1, 0]]):
         wanted = baked(x)
-        found = wanted.new_tensor(session.run(["logits"], {"images": x.numpy()})[0])
+        found = wanted.new_tensor(
+            session.run(["logits"], {session.get_inputs()[0].name: x.numpy()})[0]
+        )
         worst = max(worst, float((found - wanted).abs().max()))
         if worst > TOLERANCE * max(1.0, float(wanted.abs().max())):
             raise ExportError(

@@ -12,9 +12,11 @@ from piggyback.cli.options import (
     DEFAULT_BACKBONE,
     BackboneOption,
     CheckpointOption,
+    ColumnOption,
     HeadOption,
     JsonOption,
     SkipBadOption,
+    columns_of,
     only,
     takes_recipe,
 )
@@ -33,7 +35,7 @@ def run(
         list[str],
         typer.Option(
             metavar="NAME=DIR",
-            help="A task's name and its folder of images, or a data set's name. May be repeated.",
+            help="A task's name and its folder of images, or table of texts; or a data set's name. May be repeated.",
         ),
     ],
     recipe: Recipe,
@@ -58,6 +60,7 @@ def run(
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
     skip_bad: SkipBadOption = False,
+    column: ColumnOption = None,
     json: JsonOption = False,
 ) -> None:
     """Train several methods on one or more tasks; make one table.
@@ -83,7 +86,10 @@ def run(
     folders = dict(_named(text) for text in data)
     if len(folders) != len(data):
         raise InputError(f"--data {' '.join(data)}: expected a different NAME for each")
-    images = {name: load_images(folder, name, skip_bad) for name, folder in folders.items()}
+    images = {
+        name: load_images(folder, name, skip_bad, columns_of(column))
+        for name, folder in folders.items()
+    }
     network = load_sized(backbone, images.values(), recipe.image_size, checkpoint, head)
     with resumable(out, "--resume"):
         compared = compare(

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from piggyback.cli.loading import is_data_set, load_tasks, naming_option, refuse_skip_bad
+from piggyback.cli.loading import (
+    is_data_set,
+    load_tasks,
+    naming_option,
+    refuse_columns,
+    refuse_skip_bad,
+)
 from piggyback.cli.options import (
     CheckpointOption,
+    ColumnOption,
     HeadOption,
     JsonOption,
     OtherBackboneOption,
     SkipBadOption,
+    columns_of,
 )
 from piggyback.cli.screen import notes, results, table, write_json
 from piggyback.errors import DataError, InputError, require
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.taskfile.header import read_header
+from piggyback.texts.preprocessing import as_images
 
 if TYPE_CHECKING:
     from piggyback.cli.loading import Loaded
@@ -38,7 +48,7 @@ def run(
         typer.Option(
             metavar="DIR",
             help="Images: DIR/SPLIT/CLASS/FILE, or DIR/CLASS/FILE; DIR/SPLIT/images and labels for "
-            "segmentation; or a data set's name.",
+            "segmentation; or a data set's name. Texts: a table, FILE.csv, .tsv or .jsonl.",
         ),
     ],
     split: Annotated[str, typer.Option(help="Which split, if DIR holds several.")] = "test",
@@ -65,6 +75,7 @@ def run(
             help="Another task file of the same classes: is the difference more than chance?",
         ),
     ] = None,
+    column: ColumnOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a task file on a folder of labelled images.
@@ -85,7 +96,7 @@ def run(
     from piggyback.train.evaluation import evaluate
 
     with naming_option():
-        given = _images(data, split, skip_bad)
+        given = _images(data, split, skip_bad, columns_of(column))
     loaded = load_tasks([task], backbone, checkpoint, head)
     name = loaded.headers[0].name
     images, seen = _unseen(given, loaded.headers[0], split)
@@ -93,7 +104,7 @@ def run(
         measures = f"the {len(images)} that it held out as {split} are measured"
         rest = "all are measured" if images is given else measures
         notes().print(
-            f"{name}: about {seen} of these {len(given)} images were used in its training; {rest}"
+            f"{name}: about {seen} of these {len(given)} {given.what} were used in its training; {rest}"
         )
     other = None
     if compare is not None:
@@ -146,6 +157,7 @@ def _report(
     loaded: Loaded, other: Loaded | None, images: Split, folder: Path | None, batch_size: int
 ) -> dict[str, Any] | None:
     """Write the report into ``folder``, if given; show and return how the two tasks differ, if there are two."""
+    from piggyback.train.data.text import TextSet
     from piggyback.train.outcome import outcome_of
     from piggyback.train.report import compared, report_on
 
@@ -170,19 +182,33 @@ def _report(
 
         header, files = loaded.headers[0], getattr(images, "files", ())
         names = [str(file) for file in files] or [str(i) for i in range(len(images))]
-        view = replace(header.info.preprocessing or Preprocessing(), image_size=SHEET_SIDE)
-        about = {"backbone": header.info.backbone.source, "images": str(len(images))}
+        about = {"backbone": header.info.backbone.source, images.what: str(len(images))}
+        if isinstance(images, TextSet):
+            write_report(folder, report_on(outcome), images.texts, None, about, gap)
+        else:
+            shown, seen = images, as_images(header.info.preprocessing or Preprocessing())
+            view = replace(seen, image_size=SHEET_SIDE)
 
-        def picture(index: int) -> Any:
-            return images.load(index, view).permute(1, 2, 0).numpy()
+            def picture(index: int) -> Any:
+                return shown.load(index, view).permute(1, 2, 0).numpy()
 
-        write_report(folder, report_on(outcome), names, picture, about, gap)
+            write_report(folder, report_on(outcome), names, picture, about, gap)
         notes().print(f"wrote {folder / 'index.html'}", soft_wrap=True)
     return gap
 
 
-def _images(root: Path, split: str, skip_bad: bool) -> Split:
-    """The split's images, or those of ``root`` itself where it holds class folders; or a data set's."""
+def _images(root: Path, split: str, skip_bad: bool, columns: Mapping[str, str]) -> Split:
+    """The split's images, or those of ``root`` itself where it holds class folders; or a data set's, or a table's."""
+    from piggyback.train.data.text_table import is_table, text_splits
+
+    if is_table(root):
+        found = text_splits(root, columns)
+        if split not in found and len(found) > 1:
+            raise DataError(
+                f"table {str(root)!r} has no split {split!r}: it has {', '.join(found)}; choose one with --split"
+            )
+        return found[split] if split in found else next(iter(found.values()))
+    refuse_columns(columns)
     from piggyback.train.data.folder import split_folders
 
     if is_data_set(root, skip_bad):
@@ -222,12 +248,13 @@ def _unseen(images: Split, header: TaskHeader, split: str) -> tuple[Split, int |
     Of a flat folder that the task was trained on these are the ones that training took for ``split``.
     """
     from piggyback.train.data.sets import ImageSet, cut, seen_in
+    from piggyback.train.data.text import TextSet
 
     data = header.info.provenance.get("data", {})
     seen = seen_in(images, data["learned_from"]) if "learned_from" in data else 0
     cuts = {each["split"]: each for each in data.get("cut", ()) if isinstance(each, dict)}
     flat = cuts.keys() == {"val", "test"}  # of a folder with splits val alone may have been cut
-    if not seen or not flat or split not in cuts or not isinstance(images, ImageSet):
+    if not seen or not flat or split not in cuts or not isinstance(images, (ImageSet, TextSet)):
         return images, seen
     fractions = {f"{name}_fraction": each["fraction"] for name, each in cuts.items()}
     parts = cut(header.name, images, None, None, seed=cuts[split]["seed"], **fractions)

@@ -12,6 +12,7 @@ from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import grid, results, table, write_json
 from piggyback.lab.tables.formats import human_bytes
 from piggyback.taskfile.header import TaskHeader, read_header
+from piggyback.texts.preprocessing import TextPreprocessing
 
 
 def run(
@@ -110,8 +111,12 @@ def facts(header: TaskHeader) -> dict[str, str]:
         "fingerprint": info.backbone.fingerprint,
     }
     if info.preprocessing is not None:
-        side = info.preprocessing.image_size
-        found["images"] = f"{side} x {side} pixels, {info.preprocessing.interpolation}"
+        seen = info.preprocessing
+        if isinstance(seen, TextPreprocessing):
+            found["texts"] = f"at most {seen.max_length} tokens, {seen.family}"
+            found["tokenizer"] = seen.tokenizer
+        else:
+            found["images"] = f"{seen.image_size} x {seen.image_size} pixels, {seen.interpolation}"
     form = "" if info.rule.form == "plain" else f"{info.rule.form} form, "
     if header.layers:
         found["masks"] = (

@@ -6,7 +6,7 @@ what is wrong with it, before torch is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from piggyback.cli.screen import notes
 from piggyback.errors import BackboneError, DataError, near_misses
 from piggyback.taskfile.header import TaskHeader, read_header
+from piggyback.texts.preprocessing import TextPreprocessing
 from piggyback.zoo import runs_code
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def backbone_of(
 ) -> Backbone:
     """Return the backbone that a task file names, or the one given as ``spec``; errors as ``spec_of``."""
     wanted = spec_of(header, spec)
-    size = header.info.preprocessing.image_size if header.info.preprocessing else None
+    size = getattr(header.info.preprocessing, "image_size", None)  # texts have none
 
     from piggyback.zoo.load import load_backbone
 
@@ -82,8 +83,15 @@ def load_tasks(
 # -- images to train on ----------------------------------------------------------------------------
 
 
-def load_images(root: Path, name: str, skip_bad: bool) -> ImageData:
-    """Return the images of a folder, or of a data set's name, as a task's; show what was left out."""
+def load_images(
+    root: Path, name: str, skip_bad: bool, columns: Mapping[str, str] | None = None
+) -> ImageData:
+    """Return a folder's images, or those of a data set's name, or a table's texts; show what was left out."""
+    from piggyback.train.data.text_table import is_table, load_text_table
+
+    if is_table(root):
+        return load_text_table(root, name, columns)
+    refuse_columns(columns)
     if is_data_set(root, skip_bad):
         from piggyback.lab.datasets import load
 
@@ -114,15 +122,19 @@ def load_sized(
     Some networks take only the size they were built for: these are built again, where they can be.
     """
     from piggyback.train.data.size import held_side, native_side, side_for
+    from piggyback.train.data.text import TextSet
     from piggyback.zoo.load import load_backbone, refusal
 
     def takes(backbone: Backbone, sides: Iterable[int]) -> bool:
         return all(refusal(backbone.module, side) is None for side in sides)
 
     backbone = load_backbone(spec, checkpoint=checkpoint, head=head, image_size=image_size)
-    if image_size is not None:
+    if image_size is not None or isinstance(backbone.preprocessing, TextPreprocessing):
         return backbone
-    sides = {side_for(held_side(images.train), native_side(backbone)) for images in data}
+    trains = [images.train for images in data if not isinstance(images.train, TextSet)]
+    sides = {side_for(held_side(train), native_side(backbone)) for train in trains}
+    if not sides:
+        return backbone
     if takes(backbone, sides - {native_side(backbone)}):
         return backbone
     with suppress(BackboneError):
@@ -153,6 +165,12 @@ def is_data_set(root: Path, skip_bad: bool) -> bool:
             f"data set {str(root)!r}: --skip-bad is for folders; a published set is read whole"
         )
     return True
+
+
+def refuse_columns(columns: Mapping[str, str] | None) -> None:
+    """Raise DataError where columns of no table are named."""
+    if columns:
+        raise DataError("--column: it is for tables, such as reviews.csv; leave it out")
 
 
 def refuse_skip_bad(root: Path, skip_bad: bool) -> None:

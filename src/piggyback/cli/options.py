@@ -11,7 +11,7 @@ import itertools
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -28,7 +28,7 @@ BackboneOption = Annotated[
         "--backbone",
         metavar="SPEC",
         help="efficientnet_lite0 (1, 2), timm:NAME, torchvision:NAME, transformers:NAME, "
-        "or path/to/file.py:function.",
+        "minilm_l6, or path/to/file.py:function.",
     ),
 ]
 OtherBackboneOption = Annotated[
@@ -47,6 +47,13 @@ HeadOption = Annotated[
 ]
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")
+]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE=NAME",
+        help="Of a table: which column is text, label or split, where it is not called that. May be repeated.",
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")
@@ -203,6 +210,23 @@ def regularizer_of(text: str) -> Any:
             "1e-5, TargetDensity:density=0.9,strength=1e-4 or EntropyPrice:price=1e-5"
         ) from error
     return made
+
+
+def columns_of(given: Sequence[str] | None) -> dict[str, str]:
+    """Return the columns that ``ROLE=NAME`` options name, by role.
+
+    >>> columns_of(["text=review", "label=mood"])
+    {'text': 'review', 'label': 'mood'}
+    """
+    found: dict[str, str] = {}
+    for each in given or ():
+        role, equals, name = each.partition("=")
+        if not equals or not name or role in found:
+            raise InputError(
+                f"--column {each!r}: expected ROLE=NAME, each role once, such as text=review"
+            )
+        found[role] = name
+    return found
 
 
 def only(names: Collection[str], given: str, what: str, between: str = ",") -> list[str]:

@@ -14,15 +14,18 @@ import typer
 
 from piggyback.cli.options import (
     CheckpointOption,
+    ColumnOption,
     HeadOption,
     OtherBackboneOption,
     TokenFileOption,
+    columns_of,
 )
 from piggyback.cli.screen import results, table, write_json
 from piggyback.errors import InputError, TaskNameError
 from piggyback.images.find import find_images
 from piggyback.names import check_name, read_token
 from piggyback.taskfile.header import read_header
+from piggyback.texts.preprocessing import Text, TextPreprocessing
 
 if TYPE_CHECKING:
     from piggyback.cli.loading import Loaded
@@ -42,7 +45,7 @@ class Format(enum.StrEnum):
 
 @dataclass(frozen=True)
 class FileAnswer:
-    """What one task says about one image file."""
+    """What one task says about one image file, or one text."""
 
     file: str
     task: str
@@ -51,6 +54,8 @@ class FileAnswer:
     probabilities: Sequence[float]
     confidence: float
     """1 - entropy / log(classes), in [0, 1]: by which the task is inferred."""
+    what: str = "file"
+    """What ``file`` is, the path of one or a text: its name in JSON and CSV."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -65,15 +70,23 @@ class FileAnswer:
 
 def run(
     images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGES...", help="Image files, folders, or quoted globs."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUTS...",
+            help="Image files, folders, or quoted globs; for a task on texts files of a text a line, or tables.",
+        ),
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FILE", help="A task file; with --url a task's name. May be repeated."
         ),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="A text to answer for. May be repeated."),
+    ] = None,
+    column: ColumnOption = None,
     infer_task: Annotated[
         bool,
         typer.Option("--infer-task", help="Of several tasks, give the surest one's answer only."),
@@ -116,6 +129,8 @@ def run(
       piggyback predict streets/ --task camvid.safetensors --out maps
       piggyback predict photo.jpg --task signs --url http://127.0.0.1:8000
       piggyback predict photo.jpg --infer-task --url http://127.0.0.1:8000
+      piggyback predict --text "a great film" --task mood.safetensors
+      piggyback predict reviews.csv --column text=review --task mood.safetensors
     """
     how = Format.JSON if json else format
     if url is not None:
@@ -127,13 +142,20 @@ def run(
                 )
         _check_names(task or [], infer_task)
         token = read_token(token_file)
-        files = find_images(images)
-        _show(_ask_server(url, token, files, task or [], infer_task, top, batch_size), how)
+        asked = [Text(each) for each in text or ()] or _files(images, column)
+        _show(_ask_server(url, token, asked, task or [], infer_task, top, batch_size), how)
         return
     paths = _task_files(task or [], token_file)
-    files = find_images(images)  # before the network is loaded: a wrong path is reported at once
-
-    places = _map_places([read_header(path) for path in paths], files, out)
+    # Before the network is loaded: a wrong path is reported at once.
+    headers = [read_header(path) for path in paths]
+    if isinstance(headers[0].info.preprocessing, TextPreprocessing):
+        given: Sequence[Path | Text] = _texts(images or [], text or [], column)
+    elif text:
+        raise InputError(f"--text: task {headers[0].name!r} sees images; give image files")
+    else:
+        given = _files(images, column)
+    files = [file for file in given if isinstance(file, Path)]
+    places = _map_places(headers, files, out)
 
     from piggyback.cli.loading import load_tasks
 
@@ -141,12 +163,42 @@ def run(
     if places:
         _show_maps(_write_maps(loaded, files, places, batch_size), how, top)
         return
-    answers = _answer(loaded, files, top, batch_size)
+    answers = _answer(loaded, given, top, batch_size)
     if infer_task:
         count = len(loaded.headers)
         groups = [answers[at : at + count] for at in range(0, len(answers), count)]
         answers = [max(group, key=lambda one: one.confidence) for group in groups]
     _show(answers, how)
+
+
+def _what(given: Path | Text) -> str:
+    return "text" if isinstance(given, Text) else "file"
+
+
+def _files(images: Sequence[str] | None, column: Sequence[str] | None) -> list[Path]:
+    """The image files that arguments name; raises BadParameter for none."""
+    if not images:
+        raise typer.BadParameter("expected images, or --text", param_hint="'INPUTS...'")
+    if column:
+        raise InputError("--column: it is for tables of texts; leave it out")
+    return find_images(images)
+
+
+def _texts(inputs: Sequence[str], texts: Sequence[str], column: Sequence[str] | None) -> list[Text]:
+    """The texts that are given, and those of files; raises InputError for one that is empty."""
+    from piggyback.train.data.text_table import read_texts
+
+    columns = columns_of(column)
+    if columns.keys() - {"text"}:
+        raise InputError(f"--column {' '.join(column or ())}: expected text=NAME alone")
+    if not inputs and not texts:
+        raise typer.BadParameter("expected files of texts, or --text", param_hint="'INPUTS...'")
+    if any(not text.strip() for text in texts):
+        raise InputError("--text '': expected a text with a letter in it")
+    found = [Text(text) for text in texts]
+    for name in inputs:
+        found += [Text(text) for text in read_texts(Path(name), columns.get("text"))]
+    return found
 
 
 # -- from a server ---------------------------------------------------------------------------------
@@ -155,7 +207,7 @@ def run(
 def _ask_server(
     url: str,
     token: str | None,
-    files: Sequence[Path],
+    files: Sequence[Path | Text],
     tasks: Sequence[str],
     infer: bool,
     top: int,
@@ -175,7 +227,9 @@ def _ask_server(
                 by_task = [client.predict(part, name, top) for name in tasks or (None,)]
                 answers = [list(group) for group in zip(*by_task, strict=True)]
             found += [
-                FileAnswer(str(file), one.task, one.classes, one.probabilities, one.confidence)
+                FileAnswer(
+                    str(file), one.task, one.classes, one.probabilities, one.confidence, _what(file)
+                )
                 for file, group in zip(part, answers, strict=True)
                 for one in group
             ]
@@ -223,8 +277,10 @@ def _is_name(text: str) -> bool:
 # -- from task files -------------------------------------------------------------------------------
 
 
-def _answer(loaded: Loaded, files: Sequence[Path], top: int, batch_size: int) -> list[FileAnswer]:
-    """Every task's answer for every image, image by image."""
+def _answer(
+    loaded: Loaded, files: Sequence[Path | Text], top: int, batch_size: int
+) -> list[FileAnswer]:
+    """Every task's answer for every image or text, one by one."""
     import torch
 
     from piggyback.model.routing import confidence
@@ -234,7 +290,9 @@ def _answer(loaded: Loaded, files: Sequence[Path], top: int, batch_size: int) ->
         # Probabilities' logarithms are logits: the same rule as MultiTaskModel.infer_task.
         logits = torch.tensor([found.probabilities]).clamp_min(1e-30).log()
         sure = float(confidence(logits)) if len(found.classes) > 1 else 0.0
-        return FileAnswer(found.file, task, found.classes[:top], found.probabilities[:top], sure)
+        return FileAnswer(
+            found.file, task, found.classes[:top], found.probabilities[:top], sure, _what(files[0])
+        )
 
     by_task = []
     for header in loaded.headers:
@@ -311,7 +369,7 @@ def _show(answers: Sequence[FileAnswer], how: Format) -> None:
         ]
         _write_csv(["file", "task", "rank", "class", "probability"], lines)
         return
-    rows = table("+image", "task", "+class", ">%", "next")
+    rows = table("+input", "task", "+class", ">%", "next")
     for one in answers:
         first, *others = zip(one.classes, one.probabilities, strict=True)
         rest = ", ".join(f"{name} {100 * p:.1f}" for name, p in others)

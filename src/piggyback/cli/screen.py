@@ -117,7 +117,7 @@ class ScreenListener(Listener):
             f"{count} {split}{cut * (split in plan.cut)}" for split, count in plan.counts.items()
         )
         self.console.print(
-            f"{self.label}: {plan.classes} classes, {counts} images; {plan.image_size} px ({plan.size_reason}); "
+            f"{self.label}: {plan.classes} classes, {counts} {plan.what}; {plan.size} ({plan.size_reason}); "
             f"{plan.epochs} epochs of {plan.steps} steps ({plan.epochs * plan.steps}), "
             f"batch {plan.batch_size}"
         )

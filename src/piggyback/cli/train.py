@@ -11,9 +11,11 @@ from piggyback.cli.options import (
     DEFAULT_BACKBONE,
     BackboneOption,
     CheckpointOption,
+    ColumnOption,
     HeadOption,
     JsonOption,
     SkipBadOption,
+    columns_of,
     takes_recipe,
 )
 from piggyback.names import check_name
@@ -27,7 +29,8 @@ def run(
         typer.Option(
             metavar="DIR",
             help="Images: DIR/train/CLASS/FILE, with val/ and test/ if you have them; or DIR/CLASS/FILE, "
-            "one folder per class; DIR/train/images and labels for segmentation; or a data set's name.",
+            "one folder per class; DIR/train/images and labels for segmentation; or a data set's name. "
+            "Texts: a table, FILE.csv, .tsv or .jsonl, with columns text, label and, if you have it, split.",
         ),
     ],
     recipe: Recipe,
@@ -60,9 +63,10 @@ def run(
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
     skip_bad: SkipBadOption = False,
+    column: ColumnOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Learn one task from a folder of images; write its task file.
+    """Learn one task from a folder of images or a table of texts; write its task file.
 
     The run's folder gets the task file, NAME.safetensors, logs (CSV, JSON) and,
     while it runs, a checkpoint. The best epoch is chosen on val and measured once
@@ -76,9 +80,12 @@ def run(
       piggyback train --data photos/signs --resume
       piggyback train --data photos/more --from signs.safetensors --epochs 20
       piggyback train --data camvid --backbone segmentation:efficientnet_lite0
+      piggyback train --data reviews.csv --column text=review --backbone minilm_l6
     """
     file = out if out is not None and out.suffix == ".safetensors" else None
-    task = check_name(name or (file.stem if file else data.resolve().name))
+    task = check_name(
+        name or (file.stem if file else data.resolve().stem if data.suffix else data.resolve().name)
+    )
     folder = Path("runs") / task if out is None or file else out
 
     from piggyback.cli.loading import load_images, load_sized
@@ -90,7 +97,7 @@ def run(
     from piggyback.train.checkpoint import write_file
 
     begun = None if start is None else load_file(start)
-    images = load_images(data, task, skip_bad)
+    images = load_images(data, task, skip_bad, columns_of(column))
     network = load_sized(backbone, [images], recipe.image_size, checkpoint, head)
     listener = ScreenListener()
     with resumable(folder, "--resume"):

@@ -1,5 +1,6 @@
 """A client of ``piggyback serve``: the engine's answers and errors, over HTTP. Needs no torch and no NumPy."""
 
 from piggyback.client.client import AsyncClient, Client
+from piggyback.texts.preprocessing import Text
 
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "Text"]

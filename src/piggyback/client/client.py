@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, overload
 import anyio
 import httpx2 as httpx
 
-from piggyback.client.images import encode, is_batch
+from piggyback.client.images import TEXT, encode, is_batch
 from piggyback.errors import (
     ERRORS_BY_CODE,
     ClosedError,
@@ -308,7 +308,8 @@ class Client(_Core):
     def predict(self, images: Any, task: str | None = None, top_k: int = 5) -> Any:
         """Return the answer of ``task`` for an image, or a list of answers for several images.
 
-        Without a task, each image's answer is that of the task that is surest of it.
+        A text goes in as ``Text("...")``, since a plain string is a path. Without a task, each image's or text's answer
+        is that of the task that is surest of it.
         """
         return self._run(self._predict(images, task, top_k))
 
@@ -492,10 +493,15 @@ def _grouped(images: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, by
 
 
 def _content(images: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
-    """A request's body: the image itself if it is one, a form if they are more."""
+    """A request's body: the image or text itself if it is one, else a form of images or JSON of texts."""
     if len(images) == 1:
         ((kind, data),) = images
         return {"content": data, "headers": {"Content-Type": kind}}
+    texts = [data.decode() for kind, data in images if kind == TEXT]
+    if texts and len(texts) < len(images):
+        raise InputError("texts and images in one call: expected one of them")
+    if texts:
+        return {"json": {"texts": texts}}
     return {"files": [("image", (str(at), data, kind)) for at, (kind, data) in enumerate(images)]}
 
 

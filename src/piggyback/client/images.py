@@ -1,4 +1,4 @@
-"""Images as they go to a server: encoded, with their media type."""
+"""Images and texts as they go to a server: encoded, with their media type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 from PIL import Image
 
 from piggyback.errors import DataError, InputError
+from piggyback.texts.preprocessing import Text
 
+TEXT = "text/plain"
 _KINDS = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -27,7 +29,7 @@ def is_batch(images: Any) -> bool:
 
 
 def encode(image: Any) -> tuple[str, bytes]:
-    """Return media type and bytes of an image.
+    """Return media type and bytes of an image, or of a ``Text``.
 
     It may be a path, an encoded image, a PIL image, a uint8 array (h, w, 3) or (h, w), or a uint8
     tensor (3, h, w). What the network sees is what it would see of the same object in this process.
@@ -38,6 +40,8 @@ def encode(image: Any) -> tuple[str, bytes]:
     >>> kind
     'image/bmp'
     """
+    if isinstance(image, Text):
+        return TEXT, image.encode()
     if isinstance(image, (str, os.PathLike)):
         name = repr(os.fspath(image))
         try:

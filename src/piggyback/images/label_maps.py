@@ -70,6 +70,8 @@ class SegmentationSet:
             raise DataError(f"label maps {found}: expected uint8 {wanted}, the images' size")
         _check_values(maps, self.classes, "label maps")
 
+    what: ClassVar[str] = "images"
+
     def __len__(self) -> int:
         return len(self.files) if self.images is None else len(self.images)
 

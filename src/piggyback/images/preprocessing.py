@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from piggyback.errors import InputError
+from piggyback.errors import BackboneMismatchError, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor  # a file's header is read without it
@@ -65,6 +65,36 @@ class Preprocessing:
         from piggyback.images.decode import prepare
 
         return prepare(image, self)
+
+    def network_input(self, pixels: Tensor) -> Tensor:
+        """Return a batch of a loader, uint8 (n, 3, s, s), as the network takes it, float32."""
+        from piggyback.images.decode import normalise
+
+        return normalise(pixels, self)
+
+    def collate(self, rows: Sequence[Tensor]) -> Tensor:
+        """Return images, float32 (3, s, s) each, as a batch (n, 3, s, s)."""
+        import torch
+
+        return torch.stack(list(rows))
+
+    def example(self, batch: int = 1) -> Tensor:
+        """Return empty images to try a network on, float32 (batch, 3, s, s)."""
+        import torch
+
+        return torch.zeros(batch, 3, self.image_size, self.image_size)
+
+    def whole(self) -> Preprocessing:
+        """Return how tasks see images: whole, without the border that a publisher cuts off for its own classes."""
+        return replace(self, crop_pct=1.0)
+
+    def bound(self, own: object, task: str, source: str = "") -> Preprocessing:
+        """Return this; BackboneMismatchError where ``own``, the backbone's preprocessing, is one of texts."""
+        if own is not None and not isinstance(own, Preprocessing):
+            raise BackboneMismatchError(
+                f"task {task!r} is on images, the backbone reads texts: load {source or 'the one it was learned on'}"
+            )
+        return self
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; ``from_json`` reads them back."""

@@ -29,7 +29,6 @@ from piggyback.errors import (
     UnknownTaskError,
     near_misses,
 )
-from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rule import HEAD_LR, MaskRule, ScoreInit, Z, check_learnable, mask_lr, z_for
 from piggyback.model.checks import check_state_dict, tensors_of
@@ -48,6 +47,7 @@ from piggyback.taskfile.checks import check_fits
 from piggyback.taskfile.file import load_file, save_file
 from piggyback.taskfile.header import check_writable
 from piggyback.taskfile.task import NormPolicy, Task, TaskInfo, check_name
+from piggyback.texts.preprocessing import Prepares
 
 _BARE = Task("backbone", masks={}, head={})
 """What the backbone alone is: a task that adds nothing."""
@@ -83,7 +83,7 @@ class MultiTaskModel(nn.Module):
         select: Selection = None,
         head: str | None = None,
         source: str = "",
-        preprocessing: Preprocessing | None = None,
+        preprocessing: Prepares | None = None,
     ) -> None:
         own = None
         if isinstance(backbone, Backbone):
@@ -97,7 +97,7 @@ class MultiTaskModel(nn.Module):
         self.register_state_dict_post_hook(_once_each)  # type: ignore[no-untyped-call]
         self.source = source
         # Tasks see whole images, as ``train`` shows them; the publisher's crop is for the backbone's own classes.
-        self._preprocessing = preprocessing or (own and replace(own, crop_pct=1.0))
+        self._preprocessing = preprocessing or (own and own.whole())
         self._prepared = preprocessing is not None  # whether the caller knows of it
         self._frozen = frozen
         self.backbone = frozen.module
@@ -132,8 +132,8 @@ class MultiTaskModel(nn.Module):
         return self._frozen.fingerprint
 
     @property
-    def preprocessing(self) -> Preprocessing | None:
-        """How images are prepared for tasks: call it with an image to get the network's input."""
+    def preprocessing(self) -> Prepares | None:
+        """How images or texts are prepared for tasks: call it with one to get the network's input."""
         self._prepared = True
         return self._preprocessing
 
@@ -385,7 +385,7 @@ class MultiTaskModel(nn.Module):
         head: nn.Module | None = None,
         masks: bool = True,
         kind: str = "classification",
-        preprocessing: Preprocessing | None = None,
+        preprocessing: Prepares | None = None,
         start: Task | None = None,
     ) -> None:
         """Make the live weights trainable for a new task with a fresh head; until ``finish_task`` it runs alone.
@@ -515,9 +515,9 @@ class MultiTaskModel(nn.Module):
                 warnings.warn(f"task {done.name!r}: {verdict}", PiggybackWarning, stacklevel=2)
             if task is None and self._preprocessing is not None and not self._prepared:
                 warnings.warn(
-                    f"task {done.name!r}: nobody asked how the backbone wants its images; its file will say "
-                    f"{self._preprocessing}: prepare images by model.preprocessing(image), or give start_task the "
-                    "preprocessing that the loop used",
+                    f"task {done.name!r}: nobody asked how the backbone wants its inputs; its file will say "
+                    f"{self._preprocessing}: prepare them by model.preprocessing(image or text), or give start_task "
+                    "the preprocessing that the loop used",
                     PiggybackWarning,
                     stacklevel=2,
                 )
@@ -665,6 +665,7 @@ class MultiTaskModel(nn.Module):
         self._heads[task.name] = head.eval()
         self._tasks[task.name] = replace(
             task,
+            info=replace(task.info, preprocessing=self._bound(task)),
             masks=live.to_memory_order(task.masks),
             norm={k: v.to(state[k].device, state[k].dtype) for k, v in task.norm.items()},
             head=head.state_dict(),
@@ -673,6 +674,14 @@ class MultiTaskModel(nn.Module):
 
     def _check_fits(self, task: Task) -> None:
         check_fits(task, self._frozen.shapes(), self._frozen.base_state, self.fingerprint)
+        self._bound(task)
+
+    def _bound(self, task: Task) -> Prepares | None:
+        """The task's preprocessing with this backbone's tokenizer; BackboneMismatchError for another's."""
+        prepared = task.info.preprocessing
+        return prepared and prepared.bound(
+            self._preprocessing, task.name, task.info.backbone.source
+        )
 
     def _known(self, name: str) -> str:
         if not isinstance(name, str) or name not in self._tasks:

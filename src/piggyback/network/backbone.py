@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from piggyback.images.preprocessing import Preprocessing
+from piggyback.texts.preprocessing import Prepares
 
 if TYPE_CHECKING:
     from torch import nn  # a file's header is read without it
@@ -17,11 +17,12 @@ class Backbone:
     """A network ready to be frozen, and what belongs to it."""
 
     module: nn.Module = field(repr=False)
-    """In eval mode, on the CPU; takes (batch, 3, side, side), returns logits (batch, classes)."""
+    """In eval mode, on the CPU; takes (batch, 3, side, side), or tokens int64 (batch, length), returns logits
+    (batch, classes)."""
     source: str
     """How to load it again; names the weights where the zoo has several."""
-    preprocessing: Preprocessing | None
-    """None only where a file's factory gave none."""
+    preprocessing: Prepares | None
+    """Of images, or of texts; None only where a file's factory gave none."""
     head: str
     """Dotted name of the classifier."""
     size_given: bool = False

@@ -36,6 +36,7 @@ from piggyback.serve.store.decoding import Decoder
 from piggyback.serve.store.folder import TaskEntry, TaskFolder, servable
 from piggyback.serve.store.stores import open_store
 from piggyback.taskfile import file
+from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 from piggyback.zoo.load import load_backbone
 
 LOADER_END_S = 1.0
@@ -87,7 +88,9 @@ class Engine:
                 compile=self.options.compile,
             )
             shapes = self._network.shapes
-            self._folder = TaskFolder(store, servable(shapes, self._network.fingerprint))
+            self._folder = TaskFolder(
+                store, servable(shapes, self._network.fingerprint, self._network.preprocessing)
+            )
             self._start(budget, workers, threads)
             self._decoder = Decoder(shapes) if self.options.decode_apart else None
         self._stopping = Event()
@@ -333,7 +336,7 @@ class Engine:
             file_bytes=entry.file_bytes,
             memory_bytes=memory,
             tier=tier,
-            image_size=entry.preprocessing.image_size if entry.preprocessing else None,
+            **_sizes(entry.preprocessing),
         )
 
 
@@ -349,6 +352,15 @@ def _torch_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)  # also for threads to come: torch has one number for them
+
+
+def _sizes(prepared: Prepares | None) -> dict[str, int]:
+    """The fields of a task's status that say how large an image is seen, or how long a text."""
+    if prepared is None:
+        return {}
+    if isinstance(prepared, TextPreprocessing):
+        return {"max_tokens": prepared.max_length}
+    return {"image_size": prepared.image_size}
 
 
 def _check_device(device: str) -> None:

@@ -29,6 +29,7 @@ from piggyback.images.decode import (
     to_rgb,
 )
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.texts.preprocessing import Prepares, Text, TextPreprocessing
 
 _LAZY = threading.Lock()
 """Held while a picture that Pillow has opened and not read yet is read: two threads may have it."""
@@ -49,12 +50,13 @@ def samples(image_or_batch: Any) -> tuple[list[Any], bool]:
     return [image_or_batch], False
 
 
-def prepare(source: Any, preprocessing: Preprocessing | None, *, max_pixels: int) -> Tensor:
-    """Return one image as the network's input, float32 (3, s, s), contiguous, on the CPU.
+def prepare(source: Any, preprocessing: Prepares | None, *, max_pixels: int) -> Tensor:
+    """Return one image or text as the network's input on the CPU: float32 (3, s, s), or tokens, int64 (length,).
 
     ``source``: an encoded image (bytes; JPEG, PNG, WebP, BMP, GIF, of which the first frame), the
     path of an image file, a PIL image, or pixels: a uint8 tensor (3, h, w) or array (h, w, 3) or
-    (h, w). A floating tensor or array is taken as the network's input and returned as float32.
+    (h, w); for a task on texts a text. A floating tensor or array is taken as the network's input
+    and returned as float32.
     ``max_pixels``: of an image as it is stored, looked up before any is decoded.
 
     Raises DataError for an image that cannot be decoded, TooLargeError for one of too many pixels,
@@ -63,6 +65,10 @@ def prepare(source: Any, preprocessing: Preprocessing | None, *, max_pixels: int
     >>> prepare(torch.zeros(3, 20, 30, dtype=torch.uint8), Preprocessing(8), max_pixels=10**6).shape
     torch.Size([3, 8, 8])
     """
+    if isinstance(preprocessing, TextPreprocessing):
+        return preprocessing(source)
+    if isinstance(source, Text):
+        raise InputError("the task sees images: expected an image, found a text")
     if isinstance(source, (Tensor, np.ndarray)):
         tensor = source.detach().cpu() if isinstance(source, Tensor) else _tensor(source)
         if tensor.is_floating_point():

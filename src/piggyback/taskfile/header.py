@@ -38,9 +38,10 @@ from piggyback.taskfile.container import (
 )
 from piggyback.taskfile.disk import error_context
 from piggyback.taskfile.task import TaskInfo, check_name
+from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 
 FORMAT = "piggyback-task"
-VERSION = 3
+VERSION = 4
 """The newest that this library reads; a task is written in the lowest that can hold it."""
 SEGMENTATION = "segmentation"
 """The head kind that came with version 2."""
@@ -284,14 +285,15 @@ def to_metadata(
 ) -> dict[str, str]:
     """Return the container's metadata; ``from_metadata`` reads it back.
 
-    The version is the lowest that can hold the task: 3 with tensors in a ``short`` form; else 2 for a mask rule with
-    a form or a head that scores pixels; else 1.
+    The version is the lowest that can hold the task: 4 for texts; else 3 with tensors in a ``short`` form; else 2 for a
+    mask rule with a form or a head that scores pixels; else 1.
 
     >>> sorted(to_metadata("signs", TaskInfo(), ()))
     ['format', 'task', 'version']
     """
     rule, new = asdict(info.rule), info.rule.form != "plain" or info.head_kind == SEGMENTATION
-    version = 3 if short else 2 if new else 1
+    texts = isinstance(info.preprocessing, TextPreprocessing)
+    version = 4 if texts else 3 if short else 2 if new else 1
     if version == 1:
         del rule["form"]
     values = {
@@ -353,12 +355,13 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
         isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes", "names"
     )
     try:
+        prepared = _preprocessing(values["preprocessing"], version)
         info = TaskInfo(
             kind=values["kind"],
             classes=tuple(classes),
             rule=MaskRule(**rule),
             head_kind=values["head"],
-            preprocessing=_preprocessing(values["preprocessing"]),
+            preprocessing=prepared,
             backbone=BackboneInfo(backbone["source"], backbone["fingerprint"]),
             provenance=provenance,
         )
@@ -415,10 +418,12 @@ def _layers(values: Any) -> tuple[LayerHeader, ...]:
     return tuple(layers)
 
 
-def _preprocessing(value: Any) -> Preprocessing | None:
+def _preprocessing(value: Any, version: int) -> Prepares | None:
     if value is None:
         return None
     _expect(isinstance(value, dict), "preprocessing", "an object")
+    if version > 3 and "tokenizer" in value:
+        return TextPreprocessing.from_json(value)
     _expect(type(value.get("crop_pct")) in (int, float), "preprocessing", "a number as crop_pct")
     for key in ("mean", "std"):
         numbers = value.get(key)

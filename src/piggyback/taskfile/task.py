@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import MaskRule
 from piggyback.names import check_name as check_name
 from piggyback.network.backbone import BackboneInfo
+from piggyback.texts.preprocessing import Prepares
 
 if TYPE_CHECKING:  # a file's header is read, and a name checked, without torch
     import torch
@@ -32,7 +32,8 @@ class TaskInfo:
     rule: MaskRule = field(default_factory=MaskRule)
     head_kind: str = "linear"
     """How to build the head from its tensors: see ``model/heads.py``."""
-    preprocessing: Preprocessing | None = None
+    preprocessing: Prepares | None = None
+    """Of images, or of texts."""
     backbone: BackboneInfo = field(default_factory=BackboneInfo)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Data, seed, recipe, scores reached; plain JSON values."""

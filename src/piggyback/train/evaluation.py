@@ -16,16 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from piggyback.errors import DataError, InputError
-from piggyback.images.decode import load_fitted, normalise, upright_size
+from piggyback.images.decode import load_fitted, upright_size
 from piggyback.images.find import find_images
 from piggyback.images.label_maps import VOID
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.task import Task
+from piggyback.texts.preprocessing import Prepares, TextPreprocessing, as_images
 from piggyback.train.checkpoint import write_file
 from piggyback.train.data.batches import EvalBatches, serve
+from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.segmentation import CAMVID
-from piggyback.train.data.sets import ImageSet, Split, difference
+from piggyback.train.data.sets import Split, difference
 from piggyback.train.device import Speed, processes, summed
 
 Colour = tuple[int, int, int]
@@ -90,9 +92,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one image file."""
+    """The likeliest classes of one image file, or of one text."""
 
     file: str
+    """The file's path, or the text."""
     classes: tuple[str, ...]
     """Likeliest first."""
     probabilities: tuple[float, ...]
@@ -118,7 +121,7 @@ def evaluate(
     """
     held = model.get_task(task)
     preprocessing = prepared(held, images.kind)
-    if isinstance(images, ImageSet):
+    if isinstance(images, LabelledSet):
         images = images.relabelled(held.info.classes)
     elif images.classes != held.info.classes:
         raise DataError(
@@ -144,34 +147,43 @@ def predict(
     top: int = 5,
     batch_size: int = 64,
 ) -> list[Prediction]:
-    """Return the ``top`` classes and their probabilities for each image, in order of ``inputs``.
+    """Return the ``top`` classes and their probabilities for each input, in order of ``inputs``.
 
-    An input is a file, a folder (its images at any depth) or a glob pattern. Raises InputError for
+    An input is a text where the task reads texts, else an image file, a folder (its images at any depth) or a glob
+    pattern. Raises InputError for
     an input that names no image, DataError for a file that cannot be decoded, UnknownTaskError.
     """
     held = model.get_task(task)
     preprocessing, names = prepared(held, "classification"), held.info.classes
     if top < 1:
         raise InputError(f"top {top}: expected 1 or more")
-    files = find_images(inputs)
+    texts = isinstance(preprocessing, TextPreprocessing)
+    given: Sequence[str | Path] = list(inputs) if texts else find_images(inputs)
     made: list[Prediction] = []
     with running(model) as device, torch.inference_mode():
-        for start in range(0, len(files), batch_size):
-            part = files[start : start + batch_size]
-            images = torch.stack([load_fitted(file, preprocessing) for file in part])
-            x = normalise(images.to(device), preprocessing)
+        for start in range(0, len(given), batch_size):
+            part = given[start : start + batch_size]
+            x = _batch_of(part, preprocessing).to(device)
             chances = logits_of(model(x, task=task), len(names)).float().softmax(1)
             values, order = chances.topk(min(top, len(names)), dim=1)
-            for file, row, best in zip(part, values.tolist(), order.tolist(), strict=True):
-                made.append(Prediction(str(file), tuple(names[i] for i in best), tuple(row)))
+            for each, row, best in zip(part, values.tolist(), order.tolist(), strict=True):
+                made.append(Prediction(str(each), tuple(names[i] for i in best), tuple(row)))
     return made
+
+
+def _batch_of(inputs: Sequence[Any], preprocessing: Prepares) -> Tensor:
+    """Texts, or image files, as the network takes them."""
+    if isinstance(preprocessing, TextPreprocessing):
+        return preprocessing.batch(inputs)
+    images = torch.stack([load_fitted(file, preprocessing) for file in inputs])
+    return preprocessing.network_input(images)
 
 
 @torch.inference_mode()
 def measure(
     network: Callable[[Tensor], Any],
     images: Split,
-    preprocessing: Preprocessing,
+    preprocessing: Prepares,
     *,
     device: torch.device,
     batch_size: int = 64,
@@ -193,7 +205,7 @@ def measure(
     for pixels, labels in serve(batches, workers=workers, pin=device.type == "cuda"):
         if not len(labels):
             continue
-        x = speed.laid_out(normalise(pixels.to(device), preprocessing))
+        x = speed.laid_out(preprocessing.network_input(pixels.to(device)))
         y = class_of_each(labels.to(device))
         with speed.autocast(device):
             logits = logits_of(network(x), classes, y.shape[1:]).float()
@@ -241,8 +253,8 @@ def running(model: MultiTaskModel) -> Iterator[torch.device]:
         model.train(before)
 
 
-def prepared(task: Task, kind: str) -> Preprocessing:
-    """Return how images are prepared for a task, of this kind; InputError where it does not fit."""
+def prepared(task: Task, kind: str) -> Prepares:
+    """Return how images or texts are prepared for a task, of this kind; InputError where it does not fit."""
     if task.info.kind != kind:
         raise InputError(f"task {task.name!r} is of kind {task.info.kind!r}: expected {kind}")
     if task.info.preprocessing is None:
@@ -261,13 +273,13 @@ def segment(
     Inputs and errors are those of ``predict``; InputError for a task that is no segmentation.
     """
     held = model.get_task(task)
-    preprocessing, classes = prepared(held, "segmentation"), held.info.classes
+    preprocessing, classes = as_images(prepared(held, "segmentation")), held.info.classes
     files = find_images(inputs)
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]
         images = torch.stack([load_fitted(file, preprocessing) for file in part])
         with running(model) as device, torch.inference_mode():
-            logits = model(normalise(images.to(device), preprocessing), task=task).float()
+            logits = model(preprocessing.network_input(images.to(device)), task=task).float()
         for file, scores in zip(part, logits, strict=True):
             labels = _at_own_size(scores, upright_size(file), preprocessing)
             counted = torch.bincount(labels.flatten(), minlength=VOID + 1)[: len(classes)]

@@ -22,15 +22,17 @@ class Plan:
     """Steps of the next epoch that a checkpoint had already."""
     amp: str
     channels_last: bool
-    image_size: int
-    """Side of the square the network sees, in pixels."""
+    size: str
+    """Of what the network sees: "224 px", "128 tokens"."""
     size_reason: str
     """Why that size, in a few words: ``the files hold 64``."""
     counts: Mapping[str, int]
-    """Images by split."""
+    """Samples by split."""
     classes: int
     cut: tuple[str, ...]
     """The splits that were cut from train."""
+    what: str = "images"
+    """What is learned from: images or texts."""
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piggyback.images.decode import normalise
-from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import Z, lr_factor, z_for
 from piggyback.model.distance import feature_skill, head_inputs, one_each
 from piggyback.model.summary import masks_verdict
+from piggyback.texts.preprocessing import Prepares
 from piggyback.train.checkpoint import by_part, learner_tensors, load_learner
 from piggyback.train.data.batches import EvalBatches, serve
-from piggyback.train.data.sets import ImageSet, Split
+from piggyback.train.data.labelled import LabelledSet
+from piggyback.train.data.sets import Split
 from piggyback.train.device import Speed, agree_
 from piggyback.train.hashing import shuffled
 from piggyback.train.methods import Learner
@@ -135,14 +135,14 @@ class Guard:
 def guard_of(
     learner: Learner,
     images: Split,
-    preprocessing: Preprocessing,
+    preprocessing: Prepares,
     recipe: Recipe,
     steps: int,
     speed: Speed,
 ) -> Guard | None:
     """Return the guard of a run that has not begun; None where there are no masks, or no head to hold them to."""
     masked = any(group.get("masked") for group in learner.optimizer.param_groups)
-    if not masked or learner.head is None or not isinstance(images, ImageSet):
+    if not masked or learner.head is None or not isinstance(images, LabelledSet):
         return None
     if len(images) > MOST_IMAGES:
         chosen = shuffled(recipe.seed, 0, len(images))[:MOST_IMAGES]
@@ -168,7 +168,7 @@ def features_of(
     network: nn.Module,
     head: nn.Module,
     images: Split,
-    preprocessing: Preprocessing,
+    preprocessing: Prepares,
     recipe: Recipe,
     speed: Speed,
 ) -> tuple[Tensor, Tensor] | None:
@@ -181,7 +181,7 @@ def features_of(
     batches = EvalBatches(images, preprocessing, batch_size=recipe.batch_size)
     with head_inputs(head) as seen:
         for pixels, truth in serve(batches, workers=recipe.workers):
-            x = speed.laid_out(normalise(pixels.to(device), preprocessing))
+            x = speed.laid_out(preprocessing.network_input(pixels.to(device)))
             with speed.autocast(device):
                 network(x)
             labels.append(truth)

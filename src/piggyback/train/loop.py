@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.errors import TrainingError
-from piggyback.images.decode import normalise
-from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import lr_factor
+from piggyback.texts.preprocessing import Prepares
 from piggyback.train import checkpoint
 from piggyback.train.checkpoint import CHECKPOINT, Checkpoint
 from piggyback.train.data.batches import Batch, TrainBatches, serve
 from piggyback.train.data.sets import ImageData
+from piggyback.train.data.size import size_of
 from piggyback.train.device import Speed, agree_, processes, summed
 from piggyback.train.evaluation import class_of_each, logits_of, measure
 from piggyback.train.events import EpochRow, Listener, Plan, Step
@@ -106,9 +106,9 @@ class Run:
     name: str
     recipe: Recipe
     data: ImageData
-    preprocessing: Preprocessing
+    preprocessing: Prepares
     size_reason: str
-    """Why images have the size that ``preprocessing`` gives them."""
+    """Why images or texts have the size that ``preprocessing`` gives them."""
     learner: Learner
     speed: Speed
     device: torch.device
@@ -173,8 +173,9 @@ class Run:
             done_steps=self.progress.step,
             amp=self.speed.amp,
             channels_last=self.speed.channels_last,
-            image_size=self.preprocessing.image_size,
+            size=size_of(self.preprocessing),
             size_reason=self.size_reason,
+            what=self.data.train.what,
             counts={split: len(images) for split, images in self.data.splits().items()},
             classes=len(self.data.classes),
             cut=tuple(each.split for each in self.data.cut),
@@ -283,7 +284,7 @@ def one_step(run: Run, network: Callable[[Tensor], Any], batch: Batch) -> Tensor
     total = torch.zeros(4, device=run.device)
     pieces = zip(pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
     for x_piece, y in pieces:
-        x = run.speed.laid_out(normalise(x_piece, run.preprocessing))
+        x = run.speed.laid_out(run.preprocessing.network_input(x_piece))
         with run.speed.autocast(run.device):
             logits = logits_of(network(x), classes, y.shape[1:]).float()
             losses = F.cross_entropy(

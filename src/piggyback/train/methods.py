@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from piggyback.images.preprocessing import Preprocessing
     from piggyback.network.backbone import Backbone
     from piggyback.taskfile.task import Task
+    from piggyback.texts.preprocessing import Prepares
     from piggyback.train.recipe import Recipe
 
 
@@ -34,7 +34,7 @@ class Setup:
     name: str
     classes: tuple[str, ...]
     recipe: Recipe
-    preprocessing: Preprocessing
+    preprocessing: Prepares
     steps: int
     """Optimizer steps of the whole run."""
     device: torch.device
@@ -49,7 +49,7 @@ class Learner(Protocol):
     """One network being trained by one method."""
 
     network: nn.Module
-    """Called with images (n, 3, s, s), it gives the task's logits."""
+    """Called with images (n, 3, s, s) or tokens (n, length), it gives the task's logits."""
     head: nn.Module | None
     """The classifier in training, where the rest of the network may learn nothing at all; else None."""
     optimizer: torch.optim.Optimizer

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from piggyback.images.decode import normalise
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.train.data.batches import EvalBatches, serve
-from piggyback.train.data.sets import ImageSet, Split
+from piggyback.train.data.labelled import LabelledSet
+from piggyback.train.data.sets import Split
 from piggyback.train.evaluation import class_of_each, logits_of, prepared, running
 from piggyback.train.report import Outcome
 
@@ -22,14 +22,14 @@ def outcome_of(
     """Return the task's answers to ``images``, in their order; prepared, and refused, as ``evaluate`` does."""
     held = model.get_task(task)
     info, preprocessing = held.info, prepared(held, images.kind)
-    if isinstance(images, ImageSet):
+    if isinstance(images, LabelledSet):
         images = images.relabelled(info.classes)
     answers, truth = [], []
     with running(model) as device:
         batches = EvalBatches(images, preprocessing, batch_size=batch_size)
         for pixels, labels in serve(batches, workers=workers, pin=device.type == "cuda"):
             y = class_of_each(labels.to(device))
-            output = model(normalise(pixels.to(device), preprocessing), task=task)
+            output = model(preprocessing.network_input(pixels.to(device)), task=task)
             logits = logits_of(output, len(info.classes), y.shape[1:]).float()
             if images.kind == "segmentation":
                 truth += [

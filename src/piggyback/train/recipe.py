@@ -75,6 +75,8 @@ class CommonOptions:
     from 64 to what the backbone was trained on."""
     crop_pct: float = 1.0
     """1.0 squeezes the whole image into the square; below, that part of its shorter side is cut from the centre."""
+    max_length: int | None = None
+    """Tokens that a text keeps; by default as many as the backbone takes. Short ones cost no more by it."""
     augment: Augment = field(default_factory=Augment)
     """What may happen to a training image."""
     tune: bool = False
@@ -293,7 +295,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("an integer from 1", "batch_size accumulate", _whole),
     (
         "an integer from 1, or none",
-        "epochs patience lora_rank lora_bytes prune_epochs",
+        "epochs patience lora_rank lora_bytes prune_epochs max_length",
         lambda value: value is None or _whole(value),
     ),
     ("an integer from 0 to 2**63 - 1", "seed", lambda v: type(v) is int and 0 <= v < 2**63),

@@ -18,11 +18,14 @@ from piggyback.network.fingerprint import fingerprint
 from piggyback.taskfile.file import save
 from piggyback.taskfile.header import check_writable
 from piggyback.taskfile.task import Task, TaskInfo, check_name
+from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 from piggyback.train import checkpoint
 from piggyback.train.checkpoint import CHECKPOINT
-from piggyback.train.data.batches import source_view, steps_in_epoch
-from piggyback.train.data.sets import ImageData, ImageSet, seen_in
-from piggyback.train.data.size import choose_size
+from piggyback.train.data.batches import steps_in_epoch, train_view
+from piggyback.train.data.labelled import LabelledSet
+from piggyback.train.data.sets import ImageData, seen_in
+from piggyback.train.data.size import choose_length, choose_size
+from piggyback.train.data.text import TextSet
 from piggyback.train.device import Speed, processes, speed_of
 from piggyback.train.events import Listener
 from piggyback.train.logs import check_tracker
@@ -88,10 +91,15 @@ def train(
     state = processes()
     _check_batch(recipe, data, state.num_processes)
     # What follows from the data is written down, so that the recipe says what was done.
-    size = choose_size(backbone, data.train, recipe.image_size)
-    epochs = recipe.epochs_for(len(data.train))
-    listener.on_stage("reading images")
-    recipe = replace(recipe, epochs=epochs, image_size=size.side)
+    listener.on_stage(f"reading {data.train.what}")
+    epochs, own = recipe.epochs_for(len(data.train)), backbone.preprocessing
+    if isinstance(data.train, TextSet) and isinstance(own, TextPreprocessing):
+        _check_texts(recipe)
+        size = choose_length(own, data.train, recipe.max_length)
+        recipe = replace(recipe, epochs=epochs, max_length=size.side)
+    else:
+        size = choose_size(backbone, data.train, recipe.image_size)
+        recipe = replace(recipe, epochs=epochs, image_size=size.side)
     identity = {
         "name": name,
         "recipe": recipe.identity(),
@@ -116,7 +124,7 @@ def train(
                 "starting anew, although a run was interrupted here; --resume goes on from it"
             )
     preprocessing = preprocessing_of(backbone, recipe)
-    cached = data.in_memory(preprocessing, source_view(preprocessing, recipe.augment))
+    cached = data.in_memory(preprocessing, train_view(preprocessing, recipe.augment))
     speed = speed_of(recipe, backbone.module, state.device)
     if saved is not None:  # goes on as it began, perhaps on another machine
         speed = Speed(**saved.progress["speed"])
@@ -173,10 +181,10 @@ def _start(start: Task, recipe: Recipe, data: ImageData, listener: Listener) -> 
                 f"going on from {start.name!r}: {len(names)} classes are {what}: {some}"
             )
     sketch = start.info.provenance.get("data", {}).get("learned_from", "")
-    if isinstance(data.test, ImageSet) and sketch and (seen := seen_in(data.test, sketch)):
+    if isinstance(data.test, LabelledSet) and sketch and (seen := seen_in(data.test, sketch)):
         listener.on_notice(
-            f"going on from {start.name!r}: about {seen} of the {len(data.test)} test images were used to train it; "
-            "its accuracy on test will say too much"
+            f"going on from {start.name!r}: about {seen} of the {len(data.test)} test {data.test.what} were used to "
+            "train it; its accuracy on test will say too much"
         )
     return {
         "name": start.name,
@@ -203,9 +211,25 @@ def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
         )
 
 
-def preprocessing_of(backbone: Backbone, recipe: Recipe) -> Preprocessing:
-    """Return how ``train`` prepares images: as the backbone wants them, in the recipe's size."""
+def _check_texts(recipe: Recipe) -> None:
+    """Raise InputError for what is asked of images where texts are learned from."""
+    plain = Recipe()
+    for name in ("image_size", "crop_pct", "augment"):
+        if getattr(recipe, name) != getattr(plain, name):
+            raise InputError(
+                f"{name} {getattr(recipe, name)!r} for texts: it is for images; leave it out"
+            )
+
+
+def preprocessing_of(backbone: Backbone, recipe: Recipe) -> Prepares:
+    """Return how ``train`` prepares images or texts: as the backbone wants them, in the recipe's size."""
     own = backbone.preprocessing or Preprocessing()
+    if isinstance(own, TextPreprocessing):
+        return replace(own, max_length=recipe.max_length or own.max_length)
+    if recipe.max_length is not None:
+        raise InputError(
+            f"max_length {recipe.max_length} for images: it is for texts; leave it out"
+        )
     size = recipe.image_size or own.image_size
     return replace(own, image_size=size, crop_pct=recipe.crop_pct)
 

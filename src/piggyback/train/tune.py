@@ -24,7 +24,8 @@ from piggyback.errors import InputError
 from piggyback.masks.rule import ScoreInit
 from piggyback.train.checkpoint import write_file
 from piggyback.train.data.batches import steps_in_epoch
-from piggyback.train.data.sets import ImageData, ImageSet
+from piggyback.train.data.labelled import LabelledSet
+from piggyback.train.data.sets import ImageData
 from piggyback.train.device import processes
 from piggyback.train.events import Listener
 from piggyback.train.hashing import shuffled
@@ -86,8 +87,8 @@ def tune(
 
     ``folder`` gets ``tune.json`` and the trials, so that a run that was stopped goes on.
     """
-    if not isinstance(data.train, ImageSet):
-        raise InputError(f"{data.name}: tune with label maps: expected images with a class each")
+    if not isinstance(data.train, LabelledSet):
+        raise InputError(f"{data.name}: tune with label maps: expected samples with a class each")
     listener = listener or Listener()
     plain = replace(recipe, tune=False, patience=None)
     parts = _folds(data, recipe.seed)
@@ -125,7 +126,7 @@ def _epoch(data: ImageData, recipe: Recipe) -> int:
 def _folds(data: ImageData, seed: int) -> Sequence[ImageData]:
     """The data to try on: as it is, or two halves of train and val, each judged by the other; test is left out."""
     train, val = data.train, data.val
-    if not isinstance(train, ImageSet) or not isinstance(val, ImageSet) or len(val) >= FEWEST:
+    if not isinstance(train, LabelledSet) or not isinstance(val, LabelledSet) or len(val) >= FEWEST:
         return [replace(data, test=val)]
     labels = torch.cat([train.labels, val.labels])
     first = torch.zeros(len(labels), dtype=torch.bool)
@@ -135,6 +136,6 @@ def _folds(data: ImageData, seed: int) -> Sequence[ImageData]:
         first[members[: -(-len(members) // 2)]] = True
     if any(not (labels[~first] == label).any() for label in range(len(data.classes))):
         return [replace(data, test=val)]  # a class of one image cannot be in both halves
-    both = train.joined(val)
+    both = train.joined(val)  # type: ignore[arg-type]  # ImageData has sets of one type
     one, other = (both.subset(mask.nonzero()[:, 0]) for mask in (first, ~first))
     return [replace(data, train=a, val=b, test=b) for a, b in ((one, other), (other, one))]

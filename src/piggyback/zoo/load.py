@@ -9,16 +9,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import BackboneError, first_line, near_misses
+from piggyback.errors import BackboneError, InputError, first_line, near_misses
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.head import find_head
+from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 from piggyback.zoo import runs_code
 from piggyback.zoo.file import load_factory
 from piggyback.zoo.segmentation import PREFIX, inner_spec, segmentation_of
 from piggyback.zoo.timm import LITE, load_lite, load_timm
 from piggyback.zoo.torchvision import load_torchvision
-from piggyback.zoo.transformers import load_transformers
+from piggyback.zoo.transformers import MINILM, TOKENS, load_minilm, load_transformers
 from piggyback.zoo.weights import load_strictly, read_state_dict
 from piggyback.zoo.wide_resnet import WIDE, load_wide_resnet
 
@@ -42,6 +43,9 @@ def load_backbone(
     ``timm:resnet50``                   timm, also with a tag (``timm:resnet50.a1_in1k``)
     ``torchvision:resnet50``            also with weights (``torchvision:resnet50.IMAGENET1K_V1``)
     ``transformers:microsoft/resnet-50``  an image classifier of the hub, or a folder
+    ``transformers:distilbert-base-cased``  a text classifier, or an encoder, whose mean over the tokens is classified
+    ``tokens:transformers:NAME``        the same, a class for every token
+    ``minilm_l6``                       a sentence encoder's weights from an installed package; no network
     ``wide_resnet28_4``                 Wide ResNet-28-4 for 64 pixels, of the Visual Decathlon; no weights
     ``segmentation:vgg16``              features of a timm network or VGG, a score for every pixel
     ``path/to/file.py:factory``         a function that returns a module; runs that file's code
@@ -76,6 +80,9 @@ def load_backbone(
         _fit_head(module, head, state)
         load_strictly(module, state, f"checkpoint {str(checkpoint)!r}")
     module.eval().float()  # images are float32; a checkpoint or a factory may have come in another precision
+    if isinstance(preprocessing, TextPreprocessing):
+        _check_reads(module, preprocessing, spec, image_size)
+        return Backbone(module, source, preprocessing, head)
     native = None if preprocessing is None else preprocessing.image_size
     if image_size is not None and image_size != native:
         preprocessing = replace(preprocessing or Preprocessing(), image_size=image_size)
@@ -85,6 +92,24 @@ def load_backbone(
                 "choose a larger size, or a multiple of its patch size"
             )
     return Backbone(module, source, preprocessing, head, size_given=image_size is not None)
+
+
+@torch.no_grad()
+def _check_reads(
+    module: nn.Module, preprocessing: TextPreprocessing, spec: str, image_size: int | None
+) -> None:
+    """Raise where a network in eval mode does not answer for a text, or is to take images."""
+    if image_size is not None:
+        raise InputError(
+            f"image size {image_size} for backbone {spec!r}, which reads texts: leave it out"
+        )
+    try:
+        module(preprocessing.example())
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise BackboneError(
+            f"backbone {spec!r} does not answer for a text's tokens alone ({first_line(error)}): expected an encoder, "
+            "or a classifier"
+        ) from error
 
 
 @torch.no_grad()
@@ -110,24 +135,36 @@ def refusal(module: nn.Module, image_size: int) -> str | None:
 
 def _from(
     spec: str, pretrained: bool, image_size: int | None
-) -> tuple[nn.Module, str, Preprocessing | None]:
+) -> tuple[nn.Module, str, Prepares | None]:
+    if spec == MINILM:
+        return load_minilm(pretrained=pretrained)
     if spec in LITE:
         return load_lite(spec, pretrained=pretrained)
     if spec == WIDE:
         return load_wide_resnet(pretrained=pretrained)
     if runs_code(spec):
         return load_factory(spec)
-    zoo, _, name = spec.partition(":")
+    zoo, _, name = spec.removeprefix(TOKENS).partition(":")
+    if spec.startswith(TOKENS) and zoo != "transformers":
+        raise BackboneError(
+            f"backbone {spec!r}: expected {TOKENS}transformers:NAME, a network that reads texts"
+        )
     if name and zoo == "timm":
         return load_timm(name, pretrained=pretrained, image_size=image_size)
     if name and zoo == "torchvision":
         return load_torchvision(name, pretrained=pretrained)
     if name and zoo == "transformers":
-        return load_transformers(name, pretrained=pretrained)
-    guesses = [*LITE, WIDE, *(f"{known}:{name or zoo}" for known in (*_ZOOS, "segmentation"))]
+        return load_transformers(name, pretrained=pretrained, tokens=spec.startswith(TOKENS))
+    guesses = [
+        *LITE,
+        WIDE,
+        MINILM,
+        *(f"{known}:{name or zoo}" for known in (*_ZOOS, "segmentation")),
+    ]
     raise BackboneError(
         f"backbone {spec!r}: expected {', '.join(f'{known}:NAME' for known in _ZOOS)}, "
-        f"{PREFIX}NAME, path/to/file.py:factory, or one of {', '.join((*LITE, WIDE))}{near_misses(spec, guesses)}"
+        f"{PREFIX}NAME, path/to/file.py:factory, or one of {', '.join((*LITE, WIDE, MINILM))}"
+        f"{near_misses(spec, guesses)}"
     )
 
 

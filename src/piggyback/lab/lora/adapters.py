@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from piggyback.errors import InputError, require
 
@@ -27,7 +27,7 @@ _ADAPTER = "default"
 
 
 def find_layers(
-    network: nn.Module, weights: Iterable[str], image_size: int | None = None
+    network: nn.Module, weights: Iterable[str], example: Tensor | None = None
 ) -> dict[str, Layer]:
     """Return the layers among those of ``weights`` that PEFT can adapt, by name; the others are to be left alone.
 
@@ -37,8 +37,8 @@ def find_layers(
     - dilated convolutions, for PEFT's A has no dilation;
     - grouped convolutions where PEFT's smallest adapter (its A has no groups, and a rank that is a multiple of them)
       is not smaller than the weight itself: all depthwise ones;
-    - with ``image_size``: layers that are not called when the network, in eval mode, sees such an image, because
-      other code reads their weight.
+    - with ``example``: layers that are not called when the network, in eval mode, sees such a batch, because other
+      code reads their weight.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(8, 5))
     >>> list(find_layers(net, ["0.weight", "1.weight", "3.weight"]))
@@ -50,7 +50,7 @@ def find_layers(
         layer = network.get_submodule(name)
         if name and key == "weight" and _can_adapt(layer):
             layers[name] = layer  # type: ignore[assignment]
-    if image_size is None or not layers:
+    if example is None or not layers:
         return layers
     called: set[str] = set()
 
@@ -61,7 +61,7 @@ def find_layers(
     first = next(iter(layers.values())).weight
     try:
         with torch.no_grad():
-            network(first.new_zeros(1, 3, image_size, image_size))
+            network(example.to(first.device))
     finally:
         for handle in handles:
             handle.remove()

@@ -58,7 +58,7 @@ class LoraLearner(CopyLearner):
         self.fingerprint = fingerprint(backbone.module, (), self._head)[0]
         self.network = copy.deepcopy(backbone.module).eval()
         weights = select_weights(self.network, recipe.select, self._head)
-        layers = find_layers(self.network, weights, setup.preprocessing.image_size)
+        layers = find_layers(self.network, weights, setup.preprocessing.example())
         rank = choose_rank(recipe, layers, weights)
         self._ranks = own_ranks(layers, rank)
         self.notes = {"lora": self._notes(setup, layers, rank, weights)}

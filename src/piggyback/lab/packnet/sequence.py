@@ -28,6 +28,7 @@ from piggyback.lab.packnet.network import MAX_TASKS, PackedNetwork, PackedTask, 
 from piggyback.lab.tables.rows import PACKNET
 from piggyback.network.backbone import Backbone
 from piggyback.taskfile.task import check_name
+from piggyback.texts.preprocessing import as_images
 from piggyback.train.checkpoint import CHECKPOINT, write_file
 from piggyback.train.data.sets import ImageData
 from piggyback.train.data.size import choose_size
@@ -131,7 +132,7 @@ def train_packnet(
             )
 
         side = choose_size(backbone, images.train, recipe.image_size).side
-        seen = preprocessing_of(backbone, replace(recipe, image_size=side))
+        seen = as_images(preprocessing_of(backbone, replace(recipe, image_size=side)))
         result = stage(network, recipe, 0, f"{number}-{name}/{STAGES[0]}")
         task = PackedTask(name, images.classes, seen, {})
         network = network.learned(task, _state(result), first=first)

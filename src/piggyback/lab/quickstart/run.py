@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from piggyback.images.decode import normalise
+from piggyback.images.preprocessing import Preprocessing
 from piggyback.lab.experiments.compare import Comparison, compare
 from piggyback.lab.quickstart.data import digits, letters
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
-from piggyback.train import ImageData, Listener, Recipe
+from piggyback.train import ImageData, ImageSet, Listener, Recipe
 from piggyback.zoo.load import load_backbone
 
 BACKBONE = "efficientnet_lite0"
@@ -107,13 +107,14 @@ def _mixed(model: MultiTaskModel, data: Mapping[str, ImageData], folder: Path) -
         for name, images in data.items():
             index = at * (len(images.test) // SAMPLES) + len(images.test) // (2 * SAMPLES)
             preprocessing = model.get_task(name).info.preprocessing
-            assert preprocessing is not None, "train writes one into every task"
+            assert isinstance(preprocessing, Preprocessing), "train writes one into every task"
+            assert isinstance(images.test, ImageSet)
             pixels = images.test.load(index, preprocessing)
             truth = images.classes[int(images.test.targets(torch.tensor(index), preprocessing))]
             file = folder / f"{name}-{at}-{truth}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
-            inputs.append(normalise(pixels[None], preprocessing))
+            inputs.append(preprocessing.network_input(pixels[None]))
             tasks.append(name)
             files.append(file)
             truths.append(truth)

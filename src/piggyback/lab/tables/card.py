@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from piggyback.taskfile.header import TaskHeader
+from piggyback.texts.preprocessing import TextPreprocessing
 
 _CLASSES = 50  # listed; a thousand would bury the rest
 
@@ -45,9 +46,13 @@ def task_card(header: TaskHeader) -> str:
         "fingerprint": f"`{info.backbone.fingerprint or 'none'}`",
         "head": info.head_kind,
     }
-    if (image := info.preprocessing) is not None:
-        needs["images"] = f"{image.image_size} x {image.image_size}, {image.interpolation}"
-        needs["mean, std"] = f"{image.mean}, {image.std}"
+    seen = info.preprocessing
+    if isinstance(seen, TextPreprocessing):
+        needs["texts"] = f"at most {seen.max_length} tokens, {seen.family}"
+        needs["tokenizer"] = f"`{seen.tokenizer}`"
+    elif seen is not None:
+        needs["images"] = f"{seen.image_size} x {seen.image_size}, {seen.interpolation}"
+        needs["mean, std"] = f"{seen.mean}, {seen.std}"
     named = ", ".join(_plain(name) for name in info.classes[:_CLASSES])
     more = len(info.classes) - _CLASSES
     parts = [

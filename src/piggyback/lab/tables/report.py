@@ -44,12 +44,13 @@ def write_report(
     folder: Path,
     report: Report,
     names: Sequence[str],
-    picture: Picture,
+    picture: Picture | None,
     about: Mapping[str, str],
     other: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write ``folder`` and return the names of its files.
 
+    ``picture`` is None for texts, whose names say it all;
     ``names`` are those of the samples, ``about`` says what was measured, ``other`` is what ``compared`` found.
     Raises CheckpointError where it cannot be written.
     """
@@ -226,10 +227,10 @@ def _scatter(report: Report) -> Figure | None:
     return figure
 
 
-def _sheet(report: Report, names: Sequence[str], picture: Picture) -> Figure | None:
+def _sheet(report: Report, names: Sequence[str], picture: Picture | None) -> Figure | None:
     """The contact sheet: the surest mistakes, each with what it is and what it was called."""
     chosen = list(report.wrong[:SHEET])
-    if not chosen:
+    if not chosen or picture is None:
         return None
     down = -(-len(chosen) // ACROSS)
     figure = Figure(figsize=(2.1 * ACROSS, 2.6 * down), layout="constrained")

@@ -21,8 +21,10 @@ from piggyback.model.heads import new_head
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
 from piggyback.network.frozen import replace_module
+from piggyback.texts.preprocessing import as_images
 from piggyback.train.checkpoint import write_file
 from piggyback.train.data.sets import ImageData
+from piggyback.train.data.text import TextSet
 from piggyback.train.evaluation import Measured, colours_of, measure
 from piggyback.train.recipe import Recipe
 from piggyback.train.result import TrainResult
@@ -43,10 +45,12 @@ def compare_segmentation(
     Four images from evenly over test are drawn. Raises InputError where runs do not go together:
     they must have the same preprocessing, since pictures show what the networks see.
     """
+    if isinstance(data.test, TextSet):
+        raise InputError("texts: expected images with label maps")
     if not runs or not all(runs.values()):
         raise InputError("runs: expected one or more results for each label")
     prepared = {
-        preprocessing_of(backbone, Recipe.from_json(one.provenance["recipe"]))
+        as_images(preprocessing_of(backbone, Recipe.from_json(one.provenance["recipe"])))
         for results in runs.values()
         for one in results
     }

@@ -1,4 +1,4 @@
-"""The images in a request, however they were sent: as they are, in a form, or as base64 in JSON."""
+"""The images or texts in a request, however they were sent: as they are, in a form, or in JSON, images in base64."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from piggyback.errors import (
 )
 from piggyback.names import TASK_NAME, check_name
 from piggyback.serve.http.limits import Limits
+from piggyback.texts.preprocessing import Text
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif")
 """Content types of a body that is an image, as they are documented; what it really is decides the decoder."""
@@ -34,12 +35,15 @@ _ALSO_IMAGES = frozenset(
     }
 )  # fmt: skip
 """What programs also call these, or bytes that they know nothing of."""
+TEXT_TYPE = "text/plain"
+INPUTS = ("image", "images", "text", "texts")
 TOP_K = 5
 MAX_TOP_K = 10_000
 MAX_FIELD_BYTES = 1000
 """Of a field of a form that is not a file."""
 MAX_BRACKETS = 8
 """Objects and lists in a JSON body, which needs three."""
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 _DATA_URI = re.compile(r"data:[^,;]*(;[^,;]*)*?;base64,", re.IGNORECASE)
@@ -88,11 +92,13 @@ class InferQuery(PredictQuery):
 
 
 class PredictBody(BaseModel):
-    """A JSON body: one image, or several, in base64."""
+    """A JSON body: one image, or several, in base64; or one text, or several."""
 
     model_config = ConfigDict(extra="forbid")
     image: Base64 | None = None
     images: list[Base64] | None = None
+    text: str | None = None
+    texts: list[str] | None = None
     top_k: TopK | None = None
 
 
@@ -104,9 +110,9 @@ class InferBody(PredictBody):
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """Images, and what is asked about each of them."""
+    """Images or texts, and what is asked about each of them."""
 
-    images: list[bytes]
+    images: list[bytes] | list[Text]
     top_k: int
     tasks: list[str] | None
 
@@ -138,37 +144,51 @@ async def _read(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in IMAGE_TYPES or kind in _ALSO_IMAGES:
         body = model.model_construct(images=[await request.body()])
+    elif kind == TEXT_TYPE:
+        try:
+            body = model.model_construct(text=(await request.body()).decode())
+        except UnicodeDecodeError as error:
+            raise BadRequestError(
+                f"the text cannot be read ({error.reason}): expected UTF-8"
+            ) from None
     elif kind == "multipart/form-data":
         body = model.model_validate(await _form(request, limits))
     elif kind == "application/json":
         body = model.model_validate_json(_checked(await request.body(), limits), strict=True)
     else:
         raise UnsupportedError(
-            f"content type {kind[:80]!r}: expected multipart/form-data, application/json, "
+            f"content type {kind[:80]!r}: expected multipart/form-data, application/json, {TEXT_TYPE}, "
             f"{', '.join(IMAGE_TYPES)}"
         )
     if None not in (top_k, body.top_k):
         raise InputError("top_k is in the query and in the body: expected it once")
     named = [*tasks, *(getattr(body, "tasks", None) or ())]
-    asked = PredictRequest(_images(body), top_k or body.top_k or TOP_K, named or None)
+    asked = PredictRequest(_inputs(body), top_k or body.top_k or TOP_K, named or None)
     if len(asked.images) > limits.images:
         raise TooLargeError(
-            f"{len(asked.images)} images: the server takes {limits.images} in a request; send several"
+            f"{len(asked.images)} images or texts: the server takes {limits.images} in a request; send several"
         )
-    if b"" in asked.images:
-        number = asked.images.index(b"") + 1
+    number = next((at for at, image in enumerate(asked.images, 1) if image == b""), None)
+    if number is not None:
         raise DataError(f"image {number} is empty: expected an image file's bytes")
     if len(named) > limits.tasks:
         raise InputError(f"{len(named)} tasks: the server takes {limits.tasks} in a request")
     return asked
 
 
-def _images(body: PredictBody) -> list[bytes]:
-    if body.image is not None and body.images is not None:
-        raise InputError("expected either 'image' or 'images'")
+def _inputs(body: PredictBody) -> list[bytes] | list[Text]:
+    given = [name for name in INPUTS if getattr(body, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"{', '.join(given)}: expected one of {', '.join(INPUTS)}")
+    # A text of a stranger's must not pass for the path of an image.
+    texts = body.texts or [] if body.text is None else [body.text]
+    if texts:
+        return [Text(text) for text in texts]
     images = body.images or [] if body.image is None else [body.image]
     if not images:
-        raise InputError("no image: expected one or more, in fields named 'image'")
+        raise InputError(
+            "no image and no text: expected one or more, in fields named 'image' or 'text'"
+        )
     return images
 
 
@@ -215,11 +235,15 @@ def _checked(body: bytes, limits: Limits) -> bytes:
 
     A list of five million lists is 16 MiB of body, which the parser takes seconds and 800 MB for.
     """
-    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+    most = limits.images + limits.tasks + 8
+    seen = body
+    if seen.count(b"[") + seen.count(b"{") > MAX_BRACKETS or seen.count(b",") > most:
+        seen = _STRING.sub(b"", body)  # texts may have as many as they want
+    if seen.count(b"[") + seen.count(b"{") > MAX_BRACKETS:
         raise MalformedJsonError(
             "the body is not the JSON expected: too many lists and objects in it"
         )
-    if body.count(b",") > 2 * limits.images + limits.tasks + 8:  # a data URI has one, too
+    if seen.count(b",") > most:
         raise MalformedJsonError("the body is not the JSON expected: too many values in it")
     return body
 
@@ -228,7 +252,7 @@ def body_schema(model: type[PredictBody]) -> dict[str, Any]:
     """Return OpenAPI's description of a body that ``_read`` understands."""
     binary = {"type": "string", "format": "binary"}
     json = model.model_json_schema()
-    fields = {name: one for name, one in json["properties"].items() if "image" not in name}
+    fields = {name: one for name, one in json["properties"].items() if name not in INPUTS}
     form = {"image": {"type": "array", "items": binary}, **fields}
     if "tasks" in form:
         form["task"] = form.pop("tasks")
@@ -237,6 +261,7 @@ def body_schema(model: type[PredictBody]) -> dict[str, Any]:
             "schema": {"type": "object", "properties": form, "required": ["image"]}
         },
         "application/json": {"schema": json},
+        TEXT_TYPE: {"schema": {"type": "string"}},
         **{kind: {"schema": binary} for kind in IMAGE_TYPES},
     }
     return {"requestBody": {"required": True, "content": content}}

@@ -121,7 +121,7 @@ async def predict(
     task: KnownTask,
     asked: Annotated[PredictRequest, Depends(predict_request)],
 ) -> Answers:
-    """Classify images with one task."""
+    """Answer for images or texts with one task."""
     one = len(asked.images) == 1
     images = asked.images[0] if one else asked.images
     timeout = service_of(request).limits.timeout_s
@@ -135,7 +135,7 @@ async def infer(
     engine: EngineDep,
     asked: Annotated[PredictRequest, Depends(infer_request)],
 ) -> Inferences:
-    """Classify images with several tasks, the surest first; with all of them when none is named."""
+    """Answer for images or texts with several tasks, the surest first; with all of them when none is named."""
     limits = service_of(request).limits
     if asked.tasks is None and (number := len(engine.tasks())) > limits.tasks:
         raise InputError(

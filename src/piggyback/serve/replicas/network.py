@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.errors import BackboneError, InputError, first_line
+from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.frozen import FrozenBackbone, plain_copy
 from piggyback.serve.replicas.copies import ModelCopy, Prototype
@@ -76,7 +77,8 @@ class Network:
             if any(isinstance(layer, nn.Conv2d) for layer in ready.modules()):
                 ready.to(memory_format=torch.channels_last)
                 words = ["channels last"]
-            side = None if self.preprocessing is None else self.preprocessing.image_size
+            seen = self.preprocessing
+            side = seen.image_size if isinstance(seen, Preprocessing) else None
             ready, dtype, remark = _in_precision(ready, side, precision)
             self.speed = ", ".join([str(dtype).removeprefix("torch."), *words, *remark])
             """How the network runs, in words."""

@@ -29,7 +29,6 @@ from piggyback.errors import (
     OverloadError,
     UnavailableError,
 )
-from piggyback.images.preprocessing import Preprocessing
 from piggyback.schemas import Answer, Tier
 from piggyback.serve.inputs import prepare
 from piggyback.serve.options import EngineOptions
@@ -39,6 +38,7 @@ from piggyback.serve.scheduler.cache import TaskCache
 from piggyback.serve.scheduler.queues import Queues, Request, fail
 from piggyback.serve.stats import Counts, Stats
 from piggyback.serve.store.folder import TaskEntry
+from piggyback.texts.preprocessing import Prepares
 
 Key = tuple[str, str]
 """A task's name and version."""
@@ -232,7 +232,7 @@ class Scheduler:
         self, images: Sequence[Any], entries: Sequence[TaskEntry], top_k: int
     ) -> list[Request]:
         """Prepare images for which places were reserved, and queue them."""
-        made: dict[tuple[int, Preprocessing | None], Tensor] = {}  # tasks often want the same
+        made: dict[tuple[int, Prepares | None], Tensor] = {}  # tasks often want the same
         requests = []
         try:
             for image, entry in zip(images, entries, strict=True):

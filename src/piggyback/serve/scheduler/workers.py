@@ -22,6 +22,7 @@ from piggyback.serve.replicas.packed import PackedTask
 from piggyback.serve.scheduler.queues import Request
 from piggyback.serve.scheduler.scheduler import Lease, Scheduler
 from piggyback.serve.store.folder import TaskEntry
+from piggyback.texts.preprocessing import TextPreprocessing
 
 
 def use_cores(number: int, started: threading.Barrier) -> None:
@@ -124,10 +125,15 @@ def _answer(scheduler: Scheduler, lease: Lease, began: float) -> Sequence[Answer
 
 
 def _run(lease: Lease, batch: Sequence[Request], began: float) -> list[Answer]:
-    shapes = {tuple(request.input.shape) for request in batch}
+    inputs = [request.input for request in batch]
+    prepared = batch[0].entry.preprocessing
+    if isinstance(prepared, TextPreprocessing):
+        outputs = lease.copy.run(prepared.collate(inputs))
+        return _answers(outputs, batch, lease.tier, began, time.perf_counter())
+    shapes = {tuple(x.shape) for x in inputs}
     if len(shapes) > 1:
         raise InputError(f"inputs of shapes {sorted(shapes)} in one batch: expected the same")
-    outputs = lease.copy.run(torch.stack([request.input for request in batch]))
+    outputs = lease.copy.run(torch.stack(inputs))
     return _answers(outputs, batch, lease.tier, began, time.perf_counter())
 
 

@@ -24,11 +24,11 @@ from piggyback.errors import (
     UnknownTaskError,
     near_misses,
 )
-from piggyback.images.preprocessing import Preprocessing
 from piggyback.serve.store.stores import SUFFIX, Stamp, Store
 from piggyback.taskfile.checks import check_fingerprint
 from piggyback.taskfile.header import Shapes, TaskHeader, header_of
 from piggyback.taskfile.task import check_name
+from piggyback.texts.preprocessing import Prepares
 
 LOGGER = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class TaskEntry:
     file_bytes: int
     kind: str
     classes: tuple[str, ...]
-    preprocessing: Preprocessing | None
+    preprocessing: Prepares | None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -289,8 +289,8 @@ class TaskFolder:
         return UnknownTaskError(f"unknown task {name[:100]!r}: {held}{hint}")
 
 
-def servable(shapes: Shapes, fingerprint: str) -> Check:
-    """Return a check for files of tasks on the backbone with these shapes (by name) and fingerprint.
+def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> Check:
+    """Return a check for files of tasks on the backbone with these shapes (by name), fingerprint and preprocessing.
 
     It takes a file's bytes and the name to serve it as, and returns the header under that name. It raises
     TaskFileError for a damaged file, BackboneMismatchError for another backbone's, InputError for a task that
@@ -307,6 +307,9 @@ def servable(shapes: Shapes, fingerprint: str) -> Check:
         except TaskFileError as error:
             raise TaskFileError(f"task {name!r}: {error}") from error
         check_fingerprint(name, header.info.backbone, fingerprint)
+        if (prepared := header.info.preprocessing) is not None:
+            bound = prepared.bound(own, name, header.info.backbone.source)
+            header = replace(header, info=replace(header.info, preprocessing=bound))
         kind, head = header.info.kind, header.info.head_kind
         if kind == "segmentation" or head == "segmentation":
             raise InputError(

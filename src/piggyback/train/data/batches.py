@@ -21,12 +21,14 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.texts.preprocessing import Prepares, TextPreprocessing, as_images
 from piggyback.train.data.sets import Split
+from piggyback.train.data.text import TextSet
 from piggyback.train.hashing import shuffled, uniforms
 from piggyback.train.recipe import Augment
 
 Batch = tuple[Tensor, Tensor]
-"""Images uint8 (n, 3, s, s), and labels int64 (n,) or label maps uint8 (n, s, s)."""
+"""Images uint8 (n, 3, s, s) or tokens int64 (n, length), and labels (n, ...) or label maps uint8 (n, s, s)."""
 _DRAWS = 7  # shift x, shift y, flip, crop area, crop x, crop y, policy
 _STREAM = 1 << 32  # keeps these draws apart from the shuffle's, which share seed and epoch
 
@@ -39,7 +41,7 @@ class TrainBatches(Dataset[Batch]):
     """
 
     images: Split
-    preprocessing: Preprocessing
+    preprocessing: Prepares
     options: Augment
     _: KW_ONLY
     batch_size: int
@@ -49,10 +51,11 @@ class TrainBatches(Dataset[Batch]):
     world: int = 1
 
     def __post_init__(self) -> None:
-        self.size = self.preprocessing.image_size
-        self.source = source_view(self.preprocessing, self.options)
         self.batch_size = _real_batch(self.images, self.batch_size, self.world)
-        self.order = shuffled(self.seed, self.epoch, len(self.images))
+        if isinstance(self.images, TextSet):
+            self.order = self.images.order(self.seed, self.epoch, self.batch_size)
+        else:
+            self.order = shuffled(self.seed, self.epoch, len(self.images))
 
     def __len__(self) -> int:
         return steps_in_epoch(self.images, self.batch_size, self.world)
@@ -60,15 +63,19 @@ class TrainBatches(Dataset[Batch]):
     def __getitem__(self, batch: int) -> Batch:
         start = batch * self.batch_size
         indices = self.order[start : start + self.batch_size][self.rank :: self.world]
-        made = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        if isinstance(self.images, TextSet):
+            return self.images.batch(indices), self.images.targets(indices, self.preprocessing)
+        seen = as_images(self.preprocessing)
+        size, source = seen.image_size, source_view(seen, self.options)
+        made = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         chances = draws(self.seed, self.epoch, indices.numpy())
         for place, index in enumerate(indices.tolist()):
-            image = self.images.load(index, self.source)
-            made[place] = augment(image, self.options, self.size, chances[place])
-        labels = self.images.targets(indices, self.source)
+            image = self.images.load(index, source)
+            made[place] = augment(image, self.options, size, chances[place])
+        labels = self.images.targets(indices, source)
         if self.images.kind == "segmentation":
             maps = zip(labels, chances, strict=True)
-            labels = torch.stack([augment_map(m, self.options, self.size, c) for m, c in maps])
+            labels = torch.stack([augment_map(m, self.options, size, c) for m, c in maps])
         return made, labels
 
 
@@ -77,11 +84,15 @@ class EvalBatches(Dataset[Batch]):
     """All images once, in order, unaugmented; the last batch may be smaller, even empty."""
 
     images: Split
-    preprocessing: Preprocessing
+    preprocessing: Prepares
     _: KW_ONLY
     batch_size: int
     rank: int = 0
     world: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.images, TextSet):
+            self.images = self.images.in_memory(self.preprocessing)
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
@@ -89,11 +100,13 @@ class EvalBatches(Dataset[Batch]):
     def __getitem__(self, batch: int) -> Batch:
         stop = min((batch + 1) * self.batch_size, len(self.images))
         indices = torch.arange(batch * self.batch_size, stop)[self.rank :: self.world]
-        size = self.preprocessing.image_size
-        made = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
+        if isinstance(self.images, TextSet):
+            return self.images.batch(indices), self.images.targets(indices, self.preprocessing)
+        seen = as_images(self.preprocessing)
+        made = torch.empty(len(indices), 3, seen.image_size, seen.image_size, dtype=torch.uint8)
         for place, index in enumerate(indices.tolist()):
-            made[place] = self.images.load(index, self.preprocessing)
-        return made, self.images.targets(indices, self.preprocessing)
+            made[place] = self.images.load(index, seen)
+        return made, self.images.targets(indices, seen)
 
 
 def steps_in_epoch(images: Split, batch_size: int, world: int = 1) -> int:
@@ -106,6 +119,13 @@ def _real_batch(images: Split, batch_size: int, world: int) -> int:
     return min(batch_size, len(images) // world * world)
 
 
+def train_view(preprocessing: Prepares, options: Augment) -> Prepares:
+    """Return how training samples are kept before augmentation, which texts have none of."""
+    if isinstance(preprocessing, TextPreprocessing):
+        return preprocessing
+    return source_view(preprocessing, options)
+
+
 def source_view(preprocessing: Preprocessing, options: Augment) -> Preprocessing:
     """Return how training images are kept before augmentation: larger if crops follow."""
     return replace(preprocessing, image_size=options.source_side(preprocessing.image_size))
@@ -115,11 +135,13 @@ def serve(
     batches: TrainBatches | EvalBatches, *, start: int = 0, workers: int = 0, pin: bool = False
 ) -> Iterator[Batch]:
     """Return the batches from ``start`` on; of files, made ahead in ``workers`` processes."""
+    images = batches.images
+    in_files = not isinstance(images, TextSet) and images.images is None
     loader: DataLoader[Batch] = DataLoader(
         batches,
         batch_size=None,
         sampler=range(start, len(batches)),
-        num_workers=workers if batches.images.images is None else 0,
+        num_workers=workers if in_files else 0,
         pin_memory=pin,
     )
     return iter(loader)

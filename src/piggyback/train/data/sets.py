@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from piggyback.errors import DataError
 from piggyback.images.decode import as_box, content_keys, crop, fit, load_fitted, stored_size
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.texts.preprocessing import Prepares, as_images
+from piggyback.train.data.labelled import LabelledSet, check_tensor
+from piggyback.train.data.text import TextSet
 from piggyback.train.hashing import uniforms
 
 CACHE_BYTES = 1 << 30
@@ -37,19 +40,13 @@ _VAL_STREAM, _TEST_STREAM = 1, 2
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(LabelledSet):
     """Images of one split with their labels, in memory (``images``) or on disk (``files``).
 
     >>> ImageSet(("cat", "dog"), torch.tensor([0, 1]), torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     ImageSet(2 images of 2 classes, in memory)
     """
 
-    kind: ClassVar[str] = "classification"
-
-    classes: tuple[str, ...]
-    """Class names; a label is an index into them."""
-    labels: Tensor
-    """int64, (n,)."""
     images: Tensor | None = None
     """uint8, (n, 3, height, width), or (n, 1, height, width) for grey ones."""
     files: tuple[Path, ...] = ()
@@ -61,33 +58,18 @@ class ImageSet:
     """Whether ``images`` are cropped as the network sees them, so that only their size may still change."""
 
     def __post_init__(self) -> None:
-        n, most = len(self.files) if self.images is None else len(self.images), len(self.classes)
-        _expect(
-            self.labels, "labels", self.labels.shape == (n,), torch.int64, f"({n},), one per image"
-        )
-        if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < most:
-            raise DataError(
-                f"labels from {int(self.labels.min())} to {int(self.labels.max())}: expected "
-                f"0 to {most - 1}, an index into the {most} classes"
-            )
+        n = len(self.files) if self.images is None else len(self.images)
+        self.check_labels(n)
         if self.images is not None:
             good = self.images.ndim == 4 and self.images.shape[1] in (1, 3)
-            _expect(self.images, "images", good, torch.uint8, "(n, 3, height, width)")
+            check_tensor(self.images, "images", good, torch.uint8, "(n, 3, height, width)")
         if self.boxes is not None:
             wanted = f"({n}, 4), left, top, right, bottom per image"
-            _expect(self.boxes, "boxes", self.boxes.shape == (n, 4), torch.int64, wanted)
-
-    def __len__(self) -> int:
-        return len(self.labels)
+            check_tensor(self.boxes, "boxes", self.boxes.shape == (n, 4), torch.int64, wanted)
 
     def __repr__(self) -> str:
         where = "in files" if self.images is None else "in memory"
         return f"ImageSet({len(self)} images of {len(self.classes)} classes, {where})"
-
-    def counts(self) -> list[int]:
-        """Return the number of images of each class."""
-        counted: list[int] = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
-        return counted
 
     def load(self, index: int, preprocessing: Preprocessing) -> Tensor:
         """Return image ``index`` as the network sees it, uint8 (3, s, s); raises DataError."""
@@ -109,26 +91,12 @@ class ImageSet:
             return min(self.images.shape[-2:])
         return min(stored_size(self.files[index]))
 
-    def targets(self, indices: Tensor, preprocessing: Preprocessing) -> Tensor:
-        """Return the labels at ``indices``, int64 (n,)."""
-        return self.labels[indices]
-
     def subset(self, indices: Tensor) -> ImageSet:
         """Return the set with only the images at ``indices``, in that order."""
         images = None if self.images is None else self.images[indices]
         files = tuple(self.files[i] for i in indices.tolist()) if self.images is None else ()
         boxes = None if self.boxes is None else self.boxes[indices]
         return replace(self, labels=self.labels[indices], images=images, files=files, boxes=boxes)
-
-    def relabelled(self, classes: Sequence[str]) -> ImageSet:
-        """Return the set with its labels as indices into ``classes``; DataError where one of its own is not there."""
-        if unknown := set(self.classes) - set(classes):
-            raise DataError(
-                f"classes of the images differ from the task's: unexpected {min(unknown)!r}: expected some of "
-                f"{', '.join(map(repr, list(classes)[:5]))}{', ...' if len(classes) > 5 else ''}"
-            )
-        places = torch.tensor([list(classes).index(name) for name in self.classes])
-        return replace(self, classes=tuple(classes), labels=places[self.labels])
 
     def joined(self, other: ImageSet) -> ImageSet:
         """Return the images of both, which are in memory or in files alike, this set's first."""
@@ -141,8 +109,9 @@ class ImageSet:
         files = self.files + other.files
         return replace(self, labels=labels, images=images, files=files, boxes=boxes)
 
-    def in_memory(self, preprocessing: Preprocessing) -> ImageSet:
+    def in_memory(self, prepared: Prepares) -> ImageSet:
         """Return the set decoded and resized, uint8 (n, 3, s, s); DataError for a bad file."""
+        preprocessing = as_images(prepared)
         size = preprocessing.image_size
         ready = self.images is not None and tuple(self.images.shape[1:]) == (3, size, size)
         if ready and (preprocessing.crop_pct == 1 or self.fitted) and self.boxes is None:
@@ -177,14 +146,8 @@ class ImageSet:
         return digest.hexdigest()
 
 
-def _expect(tensor: Tensor, what: str, good: bool, dtype: torch.dtype, shape: str) -> None:
-    if tensor.dtype != dtype or not good:
-        kind = str(dtype).removeprefix("torch.")
-        raise DataError(f"{what} {tensor.dtype} {tuple(tensor.shape)}: expected {kind} {shape}")
-
-
-Split: TypeAlias = "ImageSet | SegmentationSet"
-"""Images with a label each, or with a label map each."""
+Split: TypeAlias = "ImageSet | TextSet | SegmentationSet"
+"""Images or texts with labels, or images with a label map each."""
 
 
 @dataclass(frozen=True)
@@ -225,18 +188,23 @@ class ImageData:
                 f"{self.name}: {len(classes)} class {list(classes)}: expected 2 or more"
             )
         for split, images in self.splits().items():
+            if isinstance(images, TextSet) != isinstance(self.train, TextSet):
+                raise DataError(
+                    f"{self.name}: texts and images in one task's splits: expected one of them"
+                )
             if images.classes != classes:
                 raise DataError(
                     f"{self.name}: classes of {split} differ from train's: "
                     f"{difference(classes, images.classes)}"
                 )
             if not len(images):
-                raise DataError(f"{self.name}: no images in {split}: expected one or more")
-        if self.kind == "segmentation":
+                what = images.what if isinstance(images, LabelledSet) else "images"
+                raise DataError(f"{self.name}: no {what} in {split}: expected one or more")
+        if not isinstance(self.train, LabelledSet):
             return  # what its maps show is known only when all of them were read
         empty = [name for name, n in zip(classes, self.train.counts(), strict=True) if not n]
         if empty:
-            raise DataError(f"{self.name}: no images in train for class {empty[0]!r}")
+            raise DataError(f"{self.name}: no {self.train.what} in train for class {empty[0]!r}")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -253,23 +221,29 @@ class ImageData:
         return {"train": self.train, "val": self.val, "test": self.test}
 
     def in_memory(
-        self, preprocessing: Preprocessing, train_view: Preprocessing, budget: int = CACHE_BYTES
+        self, preprocessing: Prepares, train_view: Prepares, budget: int = CACHE_BYTES
     ) -> ImageData:
-        """Return the data decoded and resized once, or as it is when that exceeds ``budget`` bytes.
+        """Return the data decoded and resized once, or as it is when that exceeds ``budget`` bytes; texts as tokens.
 
         ``train_view`` is for train, ``preprocessing`` for val and test.
         Raises DataError, naming the file, for an image that cannot be decoded.
         """
-        views = {"train": train_view, "val": preprocessing, "test": preprocessing}
         parts = self.splits()
+        texts = [part for part in parts.values() if isinstance(part, TextSet)]
+        if texts:
+            made = {id(part): part.in_memory(preprocessing) for part in texts}  # val may be test
+            own, held, last = (made[id(part)] for part in texts)
+            return replace(self, train=own, val=held, test=last)
+        seen = as_images(preprocessing)
+        views = {"train": as_images(train_view), "val": seen, "test": seen}
         channels = 4 if self.kind == "segmentation" else 3
         total = sum(
             channels * len(parts[split]) * view.image_size**2 for split, view in views.items()
         )
         if total > budget:
             return self
-        train, val = self.train.in_memory(train_view), self.val.in_memory(preprocessing)
-        test = val if self.test is self.val else self.test.in_memory(preprocessing)
+        train, val = self.train.in_memory(views["train"]), self.val.in_memory(seen)
+        test = val if self.test is self.val else self.test.in_memory(seen)
         return replace(self, train=train, val=val, test=test)
 
     def describe(self) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""A text task as a folder that ``transformers.pipeline`` reads: configuration, weights, tokenizer.
+
+A classifier of transformers' own stays one. The mean over an encoder's tokens is none of its classes: that folder
+brings the lines in ``MODELING`` along, which transformers runs if told to (``trust_remote_code=True``).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from piggyback.errors import InputError
+from piggyback.network.text import TextEncoder
+from piggyback.taskfile.task import TaskInfo
+from piggyback.texts.preprocessing import TextPreprocessing
+
+MODELING = '''"""A classifier on the mean over a text's tokens; written by torch-piggyback."""
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class MeanPooledClassifier(PreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.body = AutoModel.from_config(config, **config.body_options)
+        self.head = torch.nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, **unused):
+        there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        states = self.body(input_ids=input_ids, attention_mask=there)[0]
+        weights = there.to(states.dtype).unsqueeze(-1)
+        pooled = (states * weights).sum(1) / weights.sum(1).clamp_min(1)
+        return SequenceClassifierOutput(logits=self.head(pooled))
+'''
+_PROBLEMS = {
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def save_pipeline(baked: nn.Module, info: TaskInfo, folder: Path) -> list[Path]:
+    """Write a baked text task into a new folder and return its files; ``info`` as the model holds it.
+
+    Raises InputError for a task on images, and where the folder is there already with something in it.
+    """
+    prepared = info.preprocessing
+    if not isinstance(prepared, TextPreprocessing):
+        raise InputError(
+            "a task on images: expected one on texts; bake it to NAME.safetensors or NAME.onnx"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"folder {str(folder)!r} is not empty: choose another name")
+    inner = baked.body if isinstance(baked, TextEncoder) else baked
+    config: Any = copy.deepcopy(inner.config)
+    config.id2label = dict(enumerate(info.classes))
+    config.label2id = {name: at for at, name in enumerate(info.classes)}
+    config.problem_type = _PROBLEMS.get(info.kind)
+    if isinstance(baked, TextEncoder):
+        pooled = hasattr(inner, "pooler")
+        config.body_options = {"add_pooling_layer": False} if pooled else {}
+        config.architectures = ["MeanPooledClassifier"]
+        config.auto_map = {
+            "AutoModelForSequenceClassification": "modeling_piggyback.MeanPooledClassifier"
+        }
+    else:
+        config.architectures = [type(baked).__name__]
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(baked, TextEncoder):
+        (folder / "modeling_piggyback.py").write_text(MODELING, encoding="utf-8")
+    config.save_pretrained(folder)
+    state = {name: tensor.detach().clone() for name, tensor in baked.state_dict().items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    reader = copy.deepcopy(prepared.bound_reader())
+    reader.inner.model_max_length = prepared.max_length
+    reader.save(str(folder))
+    return sorted(folder.iterdir())
