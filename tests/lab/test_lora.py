@@ -75,7 +75,8 @@ class Standardised(nn.Conv2d):
 
 def mixed_layers(image_size: int | None = 12) -> tuple[nn.Module, dict[str, Layer]]:
     network = Mixed().eval()
-    return network, find_layers(network, select_weights(network, head="head"), image_size)
+    seen = None if image_size is None else torch.zeros(1, 3, image_size, image_size)
+    return network, find_layers(network, select_weights(network, head="head"), seen)
 
 
 def test_layers_that_can_be_adapted_and_those_left_alone() -> None:

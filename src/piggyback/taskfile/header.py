@@ -187,7 +187,7 @@ def parse(data: memoryview, expect: Shapes | None) -> tuple[TaskHeader, dict[str
     _check_tensor(entries, MASKS, len(layers) > 0, (sizes["masks"],))
     _check_tensor(entries, DIGESTS, DIGESTS in entries, (len(layers), DIGEST_BYTES))
     if version > 2:
-        _check_short(entries)
+        _check_short(entries, version)
     _check_form(header, {k.removeprefix(FORM): e for k, e in entries.items() if k.startswith(FORM)})
     if expect is None:
         _check_size(header)
@@ -224,10 +224,10 @@ def _check_form(header: TaskHeader, entries: Mapping[str, Entry]) -> None:
             )
 
 
-def _check_short(entries: Mapping[str, Entry]) -> None:
-    """Raise TaskFileError where a file's short tensors do not fit what they stand for, or it has none."""
+def _check_short(entries: Mapping[str, Entry], version: int) -> None:
+    """Raise TaskFileError where a file's short tensors do not fit what they stand for, or version 3 has none."""
     short = [name for name in entries if name.startswith((SCALE, HALF))]
-    if not short:
+    if not short and version == 3:
         raise TaskFileError("version 3 without a tensor in a short form: expected a lower one")
     for name in short:
         entry, plain = entries[name], name.removeprefix(SCALE).removeprefix(HALF)
@@ -356,6 +356,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     )
     try:
         prepared = _preprocessing(values["preprocessing"], version)
+        _expect(version < 4 or isinstance(prepared, TextPreprocessing), "version", "3 at most")
         info = TaskInfo(
             kind=values["kind"],
             classes=tuple(classes),

@@ -109,13 +109,16 @@ def _class_for(
 def _tokenizer(
     transformers: Any, name: str, spec: str, config: Any, options: Mapping[str, Any]
 ) -> Tokenizer:
+    wanted = BackboneError(
+        f"backbone {spec!r} is of type {config.model_type!r}, which reads texts, and has no tokenizer: expected "
+        "tokenizer.json, or a vocabulary, beside config.json"
+    )
     try:
         found = transformers.AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackboneError(
-            f"backbone {spec!r} is of type {config.model_type!r}, which reads texts, and has no tokenizer: expected "
-            f"tokenizer.json, or a vocabulary, beside config.json ({first_line(error)})"
-        ) from error
+        raise wanted from error
+    if set(found.get_vocab()) <= set(found.all_special_tokens):  # made of nothing
+        raise wanted
     return Tokenizer(found, spec)
 
 

@@ -82,7 +82,9 @@ def test_malformed_json(client, body):
     ("values", "status", "code", "word"),
     [
         ({}, 422, "invalid", "'image'"),
-        ({"image": RED, "images": [RED]}, 422, "invalid", "either"),
+        ({"image": RED, "images": [RED]}, 422, "invalid", "one of"),
+        ({"image": RED, "text": "red"}, 422, "invalid", "one of"),
+        ({"texts": ["red", 5]}, 422, "invalid", "texts"),
         ({"image": 5}, 422, "invalid", "found 5"),
         ({"image": None}, 422, "invalid", "no image"),
         ({"images": RED}, 422, "invalid", "images"),
@@ -137,7 +139,7 @@ def test_tasks_that_cannot_be_asked(client, body, status, code, word):
 @pytest.mark.parametrize(
     "kind",
     [
-        "text/plain",
+        "text/html",
         "application/x-www-form-urlencoded",
         "image/tiff",
         "image/svg+xml",

@@ -120,6 +120,6 @@ def test_a_task_is_trained_and_kept_at_the_chosen_size(
     options = recipe("head", epochs=1)
     result = train(any_size, load_folder(folder), "pets", options, listener=told)
     (plan,) = told.plans
-    assert (plan.image_size, plan.size_reason) == (64, "the files hold 16")
+    assert (plan.size, plan.size_reason) == ("64 px", "the files hold 16")
     assert result.task is not None
     assert result.task.info.preprocessing == Preprocessing(64)
