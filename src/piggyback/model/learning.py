@@ -112,8 +112,8 @@ class Learning:
         where = f"task {self.name!r}: the head {self.backbone.head_name!r}"
         if not reached:
             raise TaskStateError(
-                f"{where} was exchanged, but the network does not call the new one: it holds the old one in a list or "
-                "a function; let it call the module by its name, or name another head with head="
+                f"{where} was exchanged, but the network does not call the new one: it uses another head, or holds the "
+                "old one in a list or a function; name the right one with head=, or let it call the module by its name"
             )
         shapes = [tuple(tensor.shape) for tensor in tensors_of(output)]
         wanted = len(self.info.classes)

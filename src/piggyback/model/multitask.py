@@ -42,13 +42,15 @@ from piggyback.model.summary import Summary, masks_verdict, summarize
 from piggyback.network.backbone import Backbone, BackboneInfo
 from piggyback.network.frozen import FrozenBackbone, plain_copy
 from piggyback.network.norm import computing_modules, norm_modules
-from piggyback.network.select import Selection
+from piggyback.network.select import Selection, left_out
 from piggyback.taskfile.checks import check_fits
 from piggyback.taskfile.file import load_file, save_file
 from piggyback.taskfile.header import check_writable
 from piggyback.taskfile.task import NormPolicy, Task, TaskInfo, check_name
 from piggyback.texts.preprocessing import Prepares
 
+MUCH = 0.2
+"""The share of the weights from which on it is said that the default selection leaves them out."""
 _BARE = Task("backbone", masks={}, head={})
 """What the backbone alone is: a task that adds nothing."""
 
@@ -91,6 +93,8 @@ class MultiTaskModel(nn.Module):
             own = backbone.preprocessing
             backbone = backbone.module
         frozen = FrozenBackbone(backbone, select, head)
+        if select is None:
+            _tell_left_out(frozen)
         super().__init__()
         self.__class__ = look_of(type(self), type(frozen.module))
         self.register_load_state_dict_pre_hook(_check_loaded)  # type: ignore[no-untyped-call]
@@ -728,6 +732,19 @@ class MultiTaskModel(nn.Module):
                 f"cannot {what} while task {self._learning.name!r} is in training: "
                 "call finish_task() or cancel_task() first"
             )
+
+
+def _tell_left_out(frozen: FrozenBackbone) -> None:
+    """Warn where much of the network is no convolution or linear layer, so that masks leave it out by default."""
+    names, share = left_out(frozen.module, frozen.masked_names, frozen.head_name)
+    if share >= MUCH:
+        warnings.warn(
+            f"{len(names)} matrices with {share:.0%} of the weights are in no convolution or linear layer and are not "
+            f"masked: {', '.join(names[:3])}{', ...' if names[3:] else ''}; name them with select= if tasks shall mask "
+            "them, too",
+            PiggybackWarning,
+            stacklevel=3,
+        )
 
 
 def _check_loaded(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -45,15 +45,15 @@ def fingerprint(
     weights = {}
     prefix = None if head is None else f"{head}."
     for name, tensor in sorted(module.state_dict().items()):
-        if name.endswith(IGNORED) or (prefix is not None and name.startswith(prefix)):
-            continue
-        if not isinstance(tensor, Tensor):
+        if name.endswith(IGNORED) or not isinstance(tensor, Tensor):
             continue
         if is_lazy(tensor) or tensor.is_meta:
             raise BackboneError(
                 f"tensor {name!r} has no values yet: expected a backbone whose weights are all there; "
                 "run it once on a batch, or load its weights, before it is frozen"
             )
+        if prefix is not None and name.startswith(prefix):
+            continue
         digest = tensor_digest(tensor)
         whole.update(f"{name}\0{digest}\n".encode())
         if name in names:

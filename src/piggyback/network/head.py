@@ -45,11 +45,13 @@ def find_head(module: nn.Module) -> str:
     if isinstance(module, SegmentationNetwork):
         return "head"
     _refuse_two_heads(module)
-    if getattr(module, "base_model", None) is module:  # transformers' networks without a head
+    named = any(isinstance(getattr(module, name, None), nn.Linear) for name in _USUAL[:3])
+    if getattr(module, "base_model", None) is module and not named:  # a body of transformers
         raise _unclear(module, "it is a body without one")
     if name := _timm_head(module):
         return name
     name = _usual_head(module) or _last_layer(module)
+    _refuse_listed(module, name)
     _refuse_beside(module, name)
     return name
 
@@ -93,7 +95,10 @@ def _repeated_block(module: nn.Module, name: str) -> str | None:
 
 
 def _refuse_beside(module: nn.Module, name: str) -> None:
-    """Raise SelectionError where a layer beside the classifier takes the same features and feeds no other layer."""
+    """Raise SelectionError where a layer beside the classifier is one, too: it feeds no other layer.
+
+    It takes the same features, or has as many outputs, which may be mixed.
+    """
     parent, head = name.rpartition(".")[0], module.get_submodule(name)
     around = module.get_submodule(parent)
     if isinstance(around, nn.Sequential):
@@ -102,9 +107,29 @@ def _refuse_beside(module: nn.Module, name: str) -> None:
     for key, other in around.named_children():
         if other is head or not _can_be_head(other) or type(other) is not type(head):
             continue
-        if _widths(other)[0] == _widths(head)[0] and _widths(other)[1] not in taken:
-            both = f"{parent}.{key}" if parent else key
+        both = f"{parent}.{key}" if parent else key
+        if _widths(other)[1] in taken:
+            continue
+        if _widths(other)[0] == _widths(head)[0]:
             raise _unclear(module, f"{both!r} and {name!r} take the same features: it may have two")
+        if _widths(other)[1] == _widths(head)[1]:
+            raise _unclear(module, f"{both!r} and {name!r} have as many outputs: it may mix them")
+
+
+def _refuse_listed(module: nn.Module, name: str) -> None:
+    """Raise SelectionError where the classifier is in one of several equal heads of a list or dict."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        path, inside = ".".join(parts[:end]), ".".join(parts[end:])
+        around = module.get_submodule(".".join(parts[: end - 1]))
+        if not isinstance(around, (nn.ModuleList, nn.ModuleDict)):
+            continue
+        for key, other in around.named_children():
+            twin = dict(other.named_modules()).get(inside)
+            if key == parts[end - 1] or twin is None or not _can_be_head(twin):
+                continue
+            if _widths(twin)[0] == _widths(module.get_submodule(name))[0]:
+                raise _unclear(module, f"{path!r} is one of several equal heads")
 
 
 def _widths(layer: nn.Module) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from piggyback.errors import SelectionError, near_misses
 from piggyback.network.head import CONVOLUTIONS
+from piggyback.network.norm import norm_modules
 
 Selection: TypeAlias = Union[
     str, "type[nn.Module]", Callable[[str, nn.Parameter], bool], "Iterable[Selection]", None
@@ -67,6 +68,11 @@ def select_weights(
                 f"weight {names.computed[0]!r} is computed from parameters of other shapes, so it cannot be masked: "
                 "choose the weights to mask with select=, or remove its parametrization"
             )
+        if names.scripted:
+            raise SelectionError(
+                f"module {names.scripted[0]!r} is compiled by TorchScript, which does not tell its layers: expected "
+                "modules of Python; pass the network from before torch.jit, or choose parameters with select="
+            )
         chosen = {name for name in names.layers if name not in names.embeddings}
         if not chosen:
             raise SelectionError(
@@ -81,6 +87,30 @@ def select_weights(
     for name, parameter in selected.items():
         _check_maskable(name, parameter)
     return selected
+
+
+def left_out(module: nn.Module, chosen: Iterable[str], head: str) -> tuple[list[str], float]:
+    """Return the matrices outside the head that ``chosen`` leaves out, embeddings and norms aside, and their share.
+
+    The share is that of all values in both: recurrent layers' weights, own parameters, quantised weights in buffers.
+
+    >>> left_out(nn.Sequential(nn.Linear(4, 8), nn.LSTM(8, 8), nn.Linear(8, 2)), ["0.weight"], head="2")
+    (['1.weight_ih_l0', '1.weight_hh_l0'], 0.9411764705882353)
+    """
+    names = _Names(module, head)
+    wanted = set(chosen)
+    held: list[tuple[str, Tensor]] = [*module.named_parameters()]
+    held += [(n, b) for n, b in module.named_buffers() if n.endswith(".weight") or n == "weight"]
+    norms = tuple(f"{name}." for name in norm_modules(module, head))
+    found = {
+        name: tensor.numel()
+        for name, tensor in held
+        if name not in wanted and not names.in_head(name) and name not in names.embeddings
+        if not is_lazy(tensor) and sum(size > 1 for size in tensor.shape) > 1
+        if not name.startswith(norms)
+    }
+    masked = sum(p.numel() for name, p in held if name in wanted)
+    return [*found], sum(found.values()) / max(sum(found.values()) + masked, 1)
 
 
 class _Names:
@@ -99,8 +129,12 @@ class _Names:
         self.embeddings: set[str] = set()
         self.computed: list[str] = []
         """Layer weights that are made from parameters of other shapes."""
+        self.scripted: list[str] = []
         for path, layer in self.modules.items():
             if self.in_head(path):
+                continue
+            if isinstance(layer, torch.jit.ScriptModule):
+                self.scripted += [path] if any(True for _ in layer.parameters()) else []
                 continue
             for own in _layer_weights(layer):
                 name = f"{path}.{own}" if path else own
