@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import heapq
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from piggyback.schemas import ImageError
 
 MOST_COMPARED = 100
 """Names that an unknown one is compared with: all of thousands would take too long for a server."""
@@ -70,6 +73,8 @@ class DataError(PiggybackError, ValueError):
     """Images or folders that cannot be used as they are."""
 
     code, http_status = "bad_image", 400
+    each: Sequence[ImageError] = ()
+    """What is wrong with each image, where several were sent to a server and it can use none."""
 
 
 class TooLargeError(DataError):

@@ -27,6 +27,18 @@ Chance = Annotated[
 ]
 
 
+FileName = Annotated[
+    str | None,
+    Field(
+        exclude_if=lambda name: name is None,
+        description="The file name that the image came with in a form.",
+    ),
+]
+
+AT_LEAST = 0.5
+"""How sure a task has to be, by its confidence, to answer where nobody has named the task; see docs/SERVING.md."""
+
+
 class Model(BaseModel):
     """Unchangeable. Fields are filled by their Python names or by those in JSON; unknown ones are left out, so that a
     client understands a newer server."""
@@ -88,6 +100,7 @@ class Answer(Model):
     )
     tier: Tier = Field(description="Where the task was when its batch was begun.")
     timing: Timing = Field(validation_alias="timing_ms", serialization_alias="timing_ms")
+    file: FileName = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -100,24 +113,45 @@ class Answer(Model):
         return tuple([one.probability for one in self.ranking])
 
 
-class Answers(Model):
-    """One answer per image, in their order."""
+class ImageError(Model):
+    """Why one of several images has no answer."""
 
-    answers: list[Answer]
+    index: int = Field(description="Of the image in the request, from 0.")
+    code: str
+    message: str = Field(description="One line.")
+    file: FileName = None
+
+
+Errors = Annotated[
+    list[ImageError],
+    Field(
+        exclude_if=lambda errors: not errors,
+        description="Of images that cannot be used; left out where there are none.",
+    ),
+]
+
+
+class Answers(Model):
+    """One answer per image, in their order; null for one that cannot be used: ``errors`` says why."""
+
+    answers: list[Answer | None]
+    errors: Errors = []
 
 
 class Inference(Model):
     """What several tasks say about one image."""
 
-    task: str = Field(description="The surest.")
+    task: str | None = Field(description="The surest; null if none is as sure as `at_least`.")
     inferred: bool = Field(description="True when the request named no tasks.")
     answers: list[Answer] = Field(description="The surest first.")
+    file: FileName = None
 
 
 class Inferences(Model):
-    """One item per image, in their order."""
+    """One item per image, in their order; null for one that cannot be used: ``errors`` says why."""
 
-    images: list[Inference]
+    images: list[Inference | None]
+    errors: Errors = []
 
 
 class TaskStatus(Model):
@@ -189,3 +223,4 @@ class ErrorBody(Model):
     """Every answer with a status of 400 or more."""
 
     error: ErrorDetail
+    errors: Errors = []

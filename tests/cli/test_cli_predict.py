@@ -41,6 +41,45 @@ def test_files_folders_and_globs_are_answered_in_order(
         assert chances[0] >= chances[1]
 
 
+def test_bad_images_are_left_out_if_asked(
+    piggyback: Command, trained: Path, second: Path, colours: Path, toy: str, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(colours / "test" / "red", images)
+    (images / "1.png").write_bytes((images / "1.png").read_bytes()[:40])
+    line = ("predict", images, "--task", trained, "--task", second, "--backbone", f"{toy}:build")
+    piggyback(*line).refuses("1.png", "--skip-bad")
+    ran = piggyback(*line, "--skip-bad", "--json")
+    told = json.loads(ran.out)
+    assert [Path(one["file"]).stem for one in told] == [*"00", "1", *"22334455"]
+    assert [one["file"] for one in told if "error" in one] == [str(images / "1.png")]
+    assert ran.err.count("left out: ") == 1
+    rows = list(csv.DictReader(piggyback(*line, "--skip-bad", "--format", "csv").out.splitlines()))
+    assert {Path(row["file"]).stem for row in rows} == set("02345")
+    assert "1.png" not in piggyback(*line, "--skip-bad").out
+    for file in images.iterdir():
+        file.write_bytes(b"")
+    ran = piggyback(*line, "--skip-bad")
+    assert (ran.code, ran.out) == (1, "")
+
+
+def test_none_of_these_where_no_task_is_sure(
+    piggyback: Command, trained: Path, second: Path, colours: Path, toy: str
+) -> None:
+    line = ("predict", colours / "test" / "red" / "3.png", "--task", trained, "--task", second)
+    line = (*line, "--backbone", f"{toy}:build")
+    (told,) = json.loads(piggyback(*line, "--infer-task", "--at-least", "1", "--json").out)
+    assert (told["task"], told["classes"]) == (None, [])
+    assert "none of these" in piggyback(*line, "--infer-task", "--at-least", "1").out
+    assert (
+        "none of these"
+        in piggyback(*line, "--infer-task", "--at-least", "1", "--format", "csv").out
+    )
+    (told,) = json.loads(piggyback(*line, "--infer-task", "--at-least", "0", "--json").out)
+    assert told["task"] == "colours"
+    piggyback(*line, "--at-least", "0.5").refuses("--infer-task")
+
+
 def test_table_fits_80_columns(piggyback: Command, trained: Path, colours: Path, toy: str) -> None:
     ran = piggyback("predict", colours / "test", "--task", trained, "--backbone", f"{toy}:build")
     assert ran.code == 0
@@ -67,7 +106,7 @@ def test_several_tasks_answer_all_or_the_surest(
     )
     every = json.loads(piggyback(*arguments).out)
     assert [one["task"] for one in every] == ["colours", "twin"] * 6
-    surest = json.loads(piggyback(*arguments, "--infer-task").out)
+    surest = json.loads(piggyback(*arguments, "--infer-task", "--at-least", "0").out)
     assert len(surest) == 6
     for one in surest:
         rivals = [other for other in every if other["file"] == one["file"]]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from support.cli_toys import Command
+from support.fake_engine import FakeEngine, served
 from support.fake_server import Asked, FakeServer, Told, answer, as_a_server, refusal, serving
 
 
@@ -133,3 +134,16 @@ def test_what_needs_a_server(
     piggyback: Command, photos: Path, options: tuple[str, ...], words: str
 ) -> None:
     piggyback("predict", photos, *options).refuses(words)
+
+
+def test_bad_images_are_left_out_if_asked(piggyback: Command, photos: Path) -> None:
+    (photos / "1.png").write_bytes(b"no image")
+    with served(FakeEngine()) as running:
+        # The pictures are none that this engine knows: to it all are bad, of which one never goes out.
+        line = ("predict", photos, "--url", running.address, "--task", "colours")
+        ran = piggyback(*line, "--skip-bad")
+        assert ran.code == 1
+        assert ran.err.count("left out: ") == 3
+        assert "error: none of 3" in ran.err
+        piggyback(*line).refuses("0.png")
+        piggyback(*line).refuses("--skip-bad")

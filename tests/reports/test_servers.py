@@ -15,12 +15,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from piggyback.errors import OtherClassesError
+from piggyback.client import Client
+from piggyback.errors import DataError, OtherClassesError
 from piggyback.schemas import RankedClass
 from piggyback.serve import Engine, EngineOptions
 from piggyback.serve.http.logs import logging_to
 from piggyback.serve.stats import MOST_CLASSES, OTHERS, Counts
 from piggyback.taskfile.file import load_file, save
+from support.colour_tasks import Colours, picture, task_file
 from support.fake_engine import FakeEngine, served
 from support.telling import INPUT, Telling, write_tasks
 
@@ -58,6 +60,7 @@ FORKED = """
 import os, sys
 from piggyback.errors import TaskStateError
 from piggyback.serve import Engine, EngineOptions
+from support.colour_tasks import Colours, picture, task_file
 from support.fake_engine import FakeEngine, served
 from support.telling import INPUT, Telling
 
@@ -284,3 +287,91 @@ def test_a_port_that_is_taken_is_said_before_the_network_is_loaded(folder, comma
     assert "in use" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert "loading" not in ran.stderr
+
+
+def files_of(*images: bytes) -> list:
+    return [("image", (f"{at}.jpg", image)) for at, image in enumerate(images)]
+
+
+@pytest.mark.parametrize("path", [PREDICT, "/v1/predict"])
+def test_one_bad_image_does_not_keep_the_others_from_being_answered(server, path):
+    done = httpx.post(server.address + path, files=files_of(b"red", b"none", b"", b"blue"))
+    assert done.status_code == 200
+    body = done.json()
+    said = body.get("answers", body.get("images"))
+    assert [one and one["file"] for one in said] == ["0.jpg", None, None, "3.jpg"]
+    assert [(e["index"], e["file"], e["code"]) for e in body["errors"]] == [
+        (1, "1.jpg", "bad_image"), (2, "2.jpg", "bad_image"),
+    ]  # fmt: skip
+    whole = httpx.post(server.address + path, files=files_of(b"red")).json()
+    assert "errors" not in whole
+    plain = httpx.post(server.address + PREDICT, content=b"red").json()
+    assert plain.keys() == {"answers"}
+    assert "file" not in plain["answers"][0]
+
+
+@pytest.mark.parametrize("path", [PREDICT, "/v1/predict"])
+@pytest.mark.parametrize("images", [(b"none", b"", b"nor this"), (b"", b"")])
+def test_images_that_are_all_bad_are_an_error_that_names_each(server, path, images):
+    done = httpx.post(server.address + path, files=files_of(*images))
+    assert (done.status_code, done.json()["error"]["code"]) == (400, "bad_image")
+    assert "'0.jpg'" in done.json()["error"]["message"]
+    assert [one["file"] for one in done.json()["errors"]] == [
+        f"{i}.jpg" for i in range(len(images))
+    ]
+
+
+def test_json_says_which_image_by_its_index(server):
+    texts = [base64.b64encode(data).decode() for data in (b"red", b"none")]
+    done = httpx.post(server.address + PREDICT, json={"images": texts})
+    assert done.status_code == 200
+    assert [one["index"] for one in done.json()["errors"]] == [1]
+
+
+def test_an_engine_gives_the_error_in_the_answers_place(tmp_path):
+    (tmp_path / "plain.safetensors").write_bytes(task_file("plain"))
+    with Engine(Colours(), tmp_path, "64MiB", EngineOptions(watch_s=0.0, device="cpu")) as engine:
+        images = [picture("red"), b"no image", picture("lime")]
+        good, bad, last = engine.predict(images, "plain", return_errors=True)
+        assert (good.classes[0], last.classes[0]) == ("plain red", "plain lime")
+        assert isinstance(bad, DataError)
+        assert all(
+            isinstance(e, DataError) for e in engine.predict([b"", b"x"], "plain", 1, None, True)
+        )
+        with pytest.raises(DataError):
+            engine.predict(images, "plain")
+        with pytest.raises(DataError):
+            engine.predict(b"no image", "plain", return_errors=True)
+        assert engine.queue_depth == 0
+
+
+def test_a_client_gives_the_error_in_the_answers_place(server, tmp_path):
+    good, cut, gone = (tmp_path / name for name in ("good.png", "cut.png", "gone.png"))
+    good.write_bytes(b"\x89PNG\r\n\x1a\n")
+    cut.write_bytes(b"red")
+    files = [good, cut, gone, *[b"BM not one"] * 20]
+    with Client(server.address) as client:
+        with pytest.raises(DataError, match=r"cut\.png"):
+            client.predict(files, "colours")
+        for task in ("colours", None):
+            found = client.predict(files, task, return_errors=True)
+            assert len(found) == 23
+            assert all(isinstance(one, DataError) for one in found)
+            assert "cut.png" in str(found[1])
+            assert "gone.png" in str(found[2])
+        with pytest.raises(DataError):
+            client.predict(b"BM not one", "colours", return_errors=True)
+
+
+def test_none_of_these_where_no_task_is_sure(server):
+    asked = {"files": {"image": b"red"}}
+    for query, task in (("", "colours"), ("?at_least=0.51", None), ("?at_least=0.5", "colours")):
+        (one,) = httpx.post(f"{server.address}/v1/predict{query}", **asked).json()["images"]
+        assert one["task"] == task
+        assert len(one["answers"]) == 2
+    form = httpx.post(server.address + "/v1/predict", data={"at_least": "0.9"}, **asked)
+    assert form.json()["images"][0]["task"] is None
+    for bad in ("nan", "-1", "2", "x", "inf"):
+        done = httpx.post(f"{server.address}/v1/predict?at_least={bad}", **asked)
+        assert (done.status_code, done.json()["error"]["code"]) == (422, "invalid")
+    assert httpx.post(f"{server.address}{PREDICT}?at_least=0.5", **asked).status_code == 422

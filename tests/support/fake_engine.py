@@ -17,6 +17,7 @@ from piggyback.errors import (
     ClosedError,
     DataError,
     DeadlineError,
+    OverloadError,
     TaskFileError,
     UnknownTaskError,
     near_misses,
@@ -43,13 +44,23 @@ class FakeEngine:
         self.asked: list[tuple[str, bytes, int]] = []
         self.cancelled = 0
         self.raises: Exception | None = None
+        self.overloaded: bytes | None = None
+        """The image for which there is no room."""
         self.closed: list[bool] = []
         self.counts = Counter()
 
-    async def predict_async(self, images, task, top_k=5, timeout=None):
+    async def predict_async(self, images, task, top_k=5, timeout=None, return_errors=False):
         self.task(task)
         if isinstance(images, list):
-            return [await self._one(image, task, top_k, timeout) for image in images]
+            found = []
+            for image in images:
+                try:
+                    found.append(await self._one(image, task, top_k, timeout))
+                except DataError as error:
+                    if not return_errors:
+                        raise
+                    found.append(error)
+            return found
         return await self._one(images, task, top_k, timeout)
 
     async def infer_async(self, image, tasks=None, top_k=5, timeout=None):
@@ -60,6 +71,8 @@ class FakeEngine:
         self.asked.append((task, image, top_k))
         if self.raises is not None:
             raise self.raises
+        if image == self.overloaded:
+            raise OverloadError("too many wait")
         if self.closed:
             raise ClosedError("the engine is stopping")
         letters = [name[0].encode() for name in CLASSES]

@@ -80,6 +80,8 @@ class Service:
     health: dict[str, str] = field(default_factory=lambda: {"status": "ready"})
     failure: tuple[int, str] | None = None
     """Status and message that every question gets instead of an answer."""
+    sure: bool = True
+    """Whether a task is sure, where none is named."""
     asked: list[str] = field(default_factory=list)
     """The paths of all requests, in order."""
     images: list[bytes] = field(default_factory=list)
@@ -103,7 +105,13 @@ class Service:
         if named is None:
             answers = [answer(status, 0.9 / (i + 1)) for i, status in enumerate(self.tasks)]
             return 200, {
-                "images": [{"task": answers[0]["task"], "inferred": True, "answers": answers}]
+                "images": [
+                    {
+                        "task": answers[0]["task"] if self.sure else None,
+                        "inferred": True,
+                        "answers": answers,
+                    }
+                ]
             }
         found = [status for status in self.tasks if status["name"] == unquote(named[1])]
         if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import enum
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,19 +20,23 @@ from piggyback.cli.options import (
     TokenFileOption,
     columns_of,
 )
-from piggyback.cli.screen import results, table, write_json
-from piggyback.errors import InputError, TaskNameError
+from piggyback.cli.screen import notes, results, table, write_json
+from piggyback.errors import DataError, InputError, TaskNameError
 from piggyback.images.find import find_images
-from piggyback.names import check_name, read_token
+from piggyback.names import check_name, plain, read_token
+from piggyback.schemas import AT_LEAST
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import Text, TextPreprocessing
 
 if TYPE_CHECKING:
     from piggyback.cli.loading import Loaded
+    from piggyback.client import Client
+    from piggyback.schemas import Answer
     from piggyback.taskfile.header import TaskHeader
     from piggyback.train.evaluation import Segmented
 
 SUFFIX = ".safetensors"
+NONE = "none of these"
 
 
 class Format(enum.StrEnum):
@@ -48,7 +52,8 @@ class FileAnswer:
     """What one task says about one image file, or one text."""
 
     file: str
-    task: str
+    task: str | None
+    """None if none was sure enough."""
     classes: Sequence[str]
     """Likeliest first."""
     probabilities: Sequence[float]
@@ -56,9 +61,13 @@ class FileAnswer:
     """1 - entropy / log(classes), in [0, 1]: by which the task is inferred."""
     what: str = "file"
     """What ``file`` is, the path of one or a text: its name in JSON and CSV."""
+    error: str = ""
+    """Why there is no answer."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
+        if self.error:
+            return {"file": self.file, "error": self.error}
         pairs = zip(self.classes, self.probabilities, strict=True)
         return {
             "file": self.file,
@@ -91,6 +100,17 @@ def run(
         bool,
         typer.Option("--infer-task", help="Of several tasks, give the surest one's answer only."),
     ] = False,
+    at_least: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help=f"With --infer-task: how sure a task has to be, by default {AT_LEAST}; else none is.",
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and say so.")
+    ] = False,
     top: Annotated[int, typer.Option(min=1, help="How many classes to give.")] = 3,
     out: Annotated[
         Path | None,
@@ -115,7 +135,7 @@ def run(
     Several task files answer from one network, each for every image, or with
     --infer-task the one that is surest of the image. A segmentation task writes a
     label map for each image: a PNG of the image's size whose pixel values are the
-    classes' numbers.
+    classes' numbers. An image that cannot be read ends everything, unless --skip-bad.
 
     With --url a running server answers, and its tasks go by name. With --infer-task
     and no name it chooses among all that it has.
@@ -133,6 +153,8 @@ def run(
       piggyback predict reviews.csv --column text=review --task mood.safetensors
     """
     how = Format.JSON if json else format
+    if at_least is not None and not infer_task:
+        raise InputError("--at-least: it is for --infer-task; give that too, or leave it out")
     if url is not None:
         local = {"backbone": backbone, "checkpoint": checkpoint, "head": head, "out": out}
         for name, value in local.items():
@@ -143,7 +165,11 @@ def run(
         _check_names(task or [], infer_task)
         token = read_token(token_file)
         asked = [Text(each) for each in text or ()] or _files(images, column)
-        _show(_ask_server(url, token, asked, task or [], infer_task, top, batch_size), how)
+        bad = Bad(skip_bad, len(asked))
+        found = _ask_server(
+            url, token, asked, task or [], infer_task, top, batch_size, at_least, bad
+        )
+        _show(bad.told(found, asked), how)
         return
     paths = _task_files(task or [], token_file)
     # Before the network is loaded: a wrong path is reported at once.
@@ -160,15 +186,61 @@ def run(
     from piggyback.cli.loading import load_tasks
 
     loaded = load_tasks(paths, backbone, checkpoint, head)
+    bad = Bad(skip_bad, len(given))
     if places:
-        _show_maps(_write_maps(loaded, files, places, batch_size), how, top)
+        maps = _write_maps(loaded, dict(zip(files, places, strict=True)), batch_size, bad)
+        bad.told([], files)
+        _show_maps(maps, how, top)
         return
-    answers = _answer(loaded, given, top, batch_size)
+    answers = _answer(loaded, given, top, batch_size, bad)
     if infer_task:
         count = len(loaded.headers)
         groups = [answers[at : at + count] for at in range(0, len(answers), count)]
-        answers = [max(group, key=lambda one: one.confidence) for group in groups]
-    _show(answers, how)
+        answers = [_surest(group, AT_LEAST if at_least is None else at_least) for group in groups]
+    _show(bad.told(answers, given), how)
+
+
+class Bad:
+    """Images that cannot be read: the first is raised, or if ``skip`` all are told at the end."""
+
+    def __init__(self, skip: bool, images: int) -> None:
+        self._skip, self._images = skip, images
+        self._found: dict[Path | Text, str] = {}
+
+    def __call__(self, file: Path | Text, error: DataError) -> None:
+        """Take in one; raises its error, with what to do, unless it is to be skipped."""
+        if not self._skip:
+            hint = "; --skip-bad leaves such images out" * (self._images > 1)
+            raise type(error)(f"{error}{hint}") from error
+        self._found.setdefault(file, str(error))
+
+    def told(self, answers: Sequence[FileAnswer], files: Sequence[Path | Text]) -> list[FileAnswer]:
+        """Return ``answers`` with an error in the place of each bad file's; raises DataError if all are bad."""
+        if not self._found:
+            return list(answers)
+        for line in self._found.values():
+            notes().print(f"left out: {plain(line)}", soft_wrap=True)
+        if len(self._found) == self._images:
+            raise DataError(f"none of {self._images} images can be read")
+        by_file: dict[str, list[FileAnswer]] = {}
+        for one in answers:
+            by_file.setdefault(one.file, []).append(one)
+        whole: list[FileAnswer] = []
+        for file in files:
+            error = self._found.get(file)
+            whole += by_file.get(str(file), []) if error is None else [_no_answer(str(file), "file", error)]
+        return whole
+
+
+def _no_answer(file: str, what: str, error: str = "", confidence: float = 0.0) -> FileAnswer:
+    return FileAnswer(file, None, (), (), confidence, what, error)
+
+
+def _surest(group: Sequence[FileAnswer], at_least: float) -> FileAnswer:
+    best = max(group, key=lambda one: one.confidence)
+    if best.confidence >= at_least:
+        return best
+    return _no_answer(best.file, best.what, confidence=best.confidence)
 
 
 def _what(given: Path | Text) -> str:
@@ -212,28 +284,58 @@ def _ask_server(
     infer: bool,
     top: int,
     at_once: int,
+    at_least: float | None,
+    bad: Bad,
 ) -> list[FileAnswer]:
     """Each file's answers of every one of ``tasks``, or if ``infer``, of the surest only; of all the server's tasks,
     where none is named."""
     from piggyback.client import Client
 
     found: list[FileAnswer] = []
+    least = AT_LEAST if at_least is None else at_least
     with Client(url, token) as client:
         for start in range(0, len(files), at_once):
             part = list(files[start : start + at_once])
+            groups: list[list[Any]]
             if tasks and infer:
-                answers = [client.infer(file, list(tasks), top)[:1] for file in part]
+                groups = [_infer(client, file, tasks, top, least) for file in part]
             else:
-                by_task = [client.predict(part, name, top) for name in tasks or (None,)]
-                answers = [list(group) for group in zip(*by_task, strict=True)]
-            found += [
-                FileAnswer(
-                    str(file), one.task, one.classes, one.probabilities, one.confidence, _what(file)
-                )
-                for file, group in zip(part, answers, strict=True)
-                for one in group
-            ]
+                by_task = [
+                    client.predict(part, name, top, at_least, return_errors=True)
+                    for name in tasks or (None,)
+                ]
+                groups = [list(group) for group in zip(*by_task, strict=True)]
+            for file, group in zip(part, groups, strict=True):
+                broken = next((one for one in group if isinstance(one, DataError)), None)
+                if broken is not None:
+                    bad(file, _named(broken, file))
+                    continue
+                found += [_of_server(file, one) for one in group]
     return found
+
+
+def _infer(
+    client: Client, file: Path | Text, tasks: Sequence[str], top: int, at_least: float
+) -> list[Answer | DataError | None]:
+    try:
+        best = client.infer(file, list(tasks), top)[0]
+    except DataError as error:
+        return [error]
+    return [best if best.confidence >= at_least else None]
+
+
+def _of_server(file: Path | Text, one: Answer | None) -> FileAnswer:
+    if one is None:
+        return _no_answer(str(file), _what(file))
+    return FileAnswer(
+        str(file), one.task, one.classes, one.probabilities, one.confidence, _what(file)
+    )
+
+
+def _named(error: DataError, file: Path | Text) -> DataError:
+    """The error of one image of a request, by its path: the server knows its name at most."""
+    text = str(error)
+    return error if str(file) in text else type(error)(f"{file}: {text}")
 
 
 def _check_names(tasks: Sequence[str], infer: bool) -> None:
@@ -278,7 +380,7 @@ def _is_name(text: str) -> bool:
 
 
 def _answer(
-    loaded: Loaded, files: Sequence[Path | Text], top: int, batch_size: int
+    loaded: Loaded, files: Sequence[Path | Text], top: int, batch_size: int, bad: Bad
 ) -> list[FileAnswer]:
     """Every task's answer for every image or text, one by one."""
     import torch
@@ -286,18 +388,24 @@ def _answer(
     from piggyback.model.routing import confidence
     from piggyback.train.evaluation import Prediction, predict
 
+    what = _what(files[0])
+
     def answer(task: str, found: Prediction) -> FileAnswer:
         # Probabilities' logarithms are logits: the same rule as MultiTaskModel.infer_task.
         logits = torch.tensor([found.probabilities]).clamp_min(1e-30).log()
         sure = float(confidence(logits)) if len(found.classes) > 1 else 0.0
         return FileAnswer(
-            found.file, task, found.classes[:top], found.probabilities[:top], sure, _what(files[0])
+            found.file, task, found.classes[:top], found.probabilities[:top], sure, what
         )
 
     by_task = []
     for header in loaded.headers:
         classes = max(len(header.info.classes), 1)
-        whole = predict(loaded.model, header.name, files, top=classes, batch_size=batch_size)
+        whole = predict(
+            loaded.model, header.name, files, top=classes, batch_size=batch_size, on_bad=bad
+        )
+        read = {one.file for one in whole}
+        files = [file for file in files if str(file) in read]  # a bad one is asked of one task only
         by_task.append([answer(header.name, one) for one in whole])
     return [one for group in zip(*by_task, strict=True) for one in group]
 
@@ -339,7 +447,7 @@ def _map_places(
 
 
 def _write_maps(
-    loaded: Loaded, files: Sequence[Path], places: Sequence[Path], batch_size: int
+    loaded: Loaded, places: Mapping[Path, Path], batch_size: int, bad: Bad
 ) -> list[tuple[Path, Segmented]]:
     """Write a label map for each image; return where, and what was found, in the files' order."""
     from piggyback.train.evaluation import colours_of, save_label_map, segment
@@ -347,8 +455,9 @@ def _write_maps(
     header = loaded.headers[0]
     colours = colours_of(header.info.classes)
     made = []
-    found = segment(loaded.model, header.name, files, batch_size=batch_size)
-    for place, one in zip(places, found, strict=True):
+    files = list(places)
+    for one in segment(loaded.model, header.name, files, batch_size=batch_size, on_bad=bad):
+        place = places[one.file]
         save_label_map(one.labels, place, colours)
         made.append((place, one))
     return made
@@ -367,10 +476,18 @@ def _show(answers: Sequence[FileAnswer], how: Format) -> None:
             for one in answers
             for rank, (name, p) in enumerate(zip(one.classes, one.probabilities, strict=True), 1)
         ]
+        lines += [
+            [one.file, "", "", NONE, ""] for one in answers if one.task is None and not one.error
+        ]
         _write_csv(["file", "task", "rank", "class", "probability"], lines)
         return
     rows = table("+input", "task", "+class", ">%", "next")
     for one in answers:
+        if one.error:  # said on standard error
+            continue
+        if one.task is None:
+            rows.add_row(one.file, "", NONE, "", "")
+            continue
         first, *others = zip(one.classes, one.probabilities, strict=True)
         rest = ", ".join(f"{name} {100 * p:.1f}" for name, p in others)
         rows.add_row(one.file, one.task, first[0], f"{100 * first[1]:.1f}", rest)

@@ -10,6 +10,8 @@ import math
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, overload
 
@@ -20,6 +22,7 @@ from piggyback.client.images import TEXT, encode, is_batch
 from piggyback.errors import (
     ERRORS_BY_CODE,
     ClosedError,
+    DataError,
     DeadlineError,
     InputError,
     PiggybackError,
@@ -28,12 +31,14 @@ from piggyback.errors import (
     UnavailableError,
     UnknownTaskError,
 )
-from piggyback.names import check_name, is_token
+from piggyback.names import check_name, is_token, plain
 from piggyback.schemas import (
     Answer,
     Answers,
     ErrorBody,
     Health,
+    ImageError,
+    Inference,
     Inferences,
     TaskList,
     TaskStatus,
@@ -44,8 +49,12 @@ from piggyback.taskfile.header import read_whole
 IMAGES_A_REQUEST = 16
 BYTES_A_REQUEST = 8 * 2**20
 """A longer list of images goes out in several requests, none above these; a single image may be larger."""
+MAX_NAME = 255
+"""Letters of a file's name that go out with it, its last ones."""
 _SHOWN = 200
 """Characters of an answer that is not one of ours."""
+LONGEST_PAUSE_S = 3600.0
+"""For which a busy server is waited for, where nothing bounds an answer's time."""
 _POLL_S = 0.1
 """Seconds between two looks at a server that is not ready."""
 _FAILURES = (httpx.RequestError, UnicodeError)
@@ -60,6 +69,14 @@ class _Request(NamedTuple):
     method: str
     path: str
     options: dict[str, Any]
+
+
+class Image(NamedTuple):
+    """An image as it goes out."""
+
+    name: str
+    kind: str
+    data: bytes
 
 
 T = TypeVar("T")
@@ -115,34 +132,80 @@ class _Core:
 
     # -- what each method asks --------------------------------------------------------------------
 
-    def _predict(self, images: Any, task: str | None, top_k: int) -> Flow[Any]:
+    def _predict(
+        self,
+        images: Any,
+        task: str | None,
+        top_k: int,
+        at_least: float | None,
+        return_errors: bool,
+    ) -> Flow[Any]:
         path = "/v1/predict" if task is None else f"/v1/tasks/{_name(task)}/predict"
         several = is_batch(images)
         if several and not len(images):
             raise InputError("no images: expected one or more")
-        answers: list[Answer] = []
-        for group in _grouped(encode(image) for image in (images if several else [images])):
-            sent = {"params": {"top_k": _count(top_k)}, **_content(group)}
+        params: dict[str, Any] = {"top_k": _count(top_k)}
+        if task is None and at_least is not None:
+            params["at_least"] = at_least
+        keep = several and return_errors
+        answers: list[Answer | DataError | None] = []
+        for group in _grouped(_encoded(images if several else [images], keep)):
+            left = [image for image in group if not isinstance(image, DataError)]
+            found = (yield from self._group(path, task, params, left, keep)) if left else []
+            in_order = iter(found)
+            answers += [one if isinstance(one, DataError) else next(in_order) for one in group]
+        return answers if several else answers[0]
+
+    def _group(
+        self,
+        path: str,
+        task: str | None,
+        params: dict[str, Any],
+        images: list[Image],
+        keep: bool,
+    ) -> Flow[list[Answer | DataError | None]]:
+        """One request's answers, in order; where no task is named, that of the surest, None if none is sure.
+
+        An image that the server cannot use has its DataError in its place if ``keep``, else the first is raised.
+        """
+        sent = {"params": params, **_content(images)}
+        errors: Sequence[ImageError]
+        found: list[Answer | DataError | None]
+        try:
             if task is None:
                 inferred = yield from self._ask("POST", path, Inferences, **sent)
-                found = [one.answers[0] for one in inferred.images if one.answers]
+                errors = inferred.errors
+                found = [one and _of_task(one) for one in inferred.images]
             else:
                 # A cluster brings the request to a replica that has the task: docs/CLUSTER.md.
                 headers = {**sent.get("headers", {}), "serve-multiplexed-model-id": task}
                 asked = self._ask("POST", path, Answers, **{**sent, "headers": headers})
-                found = (yield from asked).answers
-            self._check_count(len(found), len(group))
-            answers += found
-        return answers if several else answers[0]
+                told = yield from asked
+                errors, found = told.errors, list(told.answers)
+        except DataError as error:
+            if not keep or len(error.each or images) != len(images):
+                raise
+            if not error.each:  # the only image
+                return [error]
+            errors, found = error.each, [None] * len(images)
+        self._check_count(len(found), len(images))
+        for one in errors:
+            kind = ERRORS_BY_CODE.get(one.code, DataError)
+            name = "" if one.file is None else f"{one.file!r}: "
+            bad = kind(f"{name}{one.message}")
+            if not keep or not isinstance(bad, DataError) or not 0 <= one.index < len(found):
+                raise bad
+            found[one.index] = bad
+        return found
 
     def _infer(self, image: Any, tasks: Sequence[str] | None, top_k: int) -> Flow[list[Answer]]:
         if isinstance(tasks, str) or (tasks is not None and not tasks):
             raise InputError(f"tasks {tasks!r}: expected a list of names, or None for all")
         query = {"task": [_name(name) for name in tasks or ()], "top_k": _count(top_k)}
-        content = _content([encode(image)])
+        content = _content([Image("0", *encode(image))])
         found = yield from self._ask("POST", "/v1/predict", Inferences, params=query, **content)
         self._check_count(len(found.images), 1)
-        return list(found.images[0].answers)
+        return list(found.images[0].answers if found.images[0] else [])
 
     def _tasks(self) -> Flow[list[TaskStatus]]:
         return list((yield from self._ask("GET", "/v1/tasks", TaskList)).tasks)
@@ -200,7 +263,7 @@ class _Core:
         out once more. What may have changed something is never sent twice.
         """
         harmless = method in ("GET", "POST")  # a POST asks here, and changes nothing
-        patience = self._timeout.read or math.inf
+        patience = self._timeout.read or LONGEST_PAUSE_S
         broken, left = False, self.retries
         while True:
             response = yield _Request(method, path, options)
@@ -220,9 +283,10 @@ class _Core:
         try:
             if response.is_success:
                 return model and model.model_validate_json(response.content)
-            refusal = ErrorBody.model_validate_json(response.content).error
+            body = ErrorBody.model_validate_json(response.content)
         except ValueError as error:  # pydantic's is one
             raise self._strange(response) from error
+        refusal = body.error
         kind = ERRORS_BY_CODE.get(refusal.code)
         if kind is None:
             raise ServerError(
@@ -231,6 +295,8 @@ class _Core:
             )
         made = kind(refusal.message)
         made.retry_after = pause if (pause := _retry_after(response)) >= 0 else made.retry_after
+        if isinstance(made, DataError):
+            made.each = body.errors
         raise made
 
     def _check_count(self, found: int, expected: int) -> None:
@@ -297,21 +363,37 @@ class Client(_Core):
 
     @overload
     def predict(
-        self, images: str | bytes | os.PathLike[str], task: str | None = None, top_k: int = 5
+        self, images: str | bytes | os.PathLike[str], task: str, top_k: int = 5
     ) -> Answer: ...
     @overload
     def predict(
-        self, images: list[Any] | tuple[Any, ...], task: str | None = None, top_k: int = 5
+        self, images: list[Any] | tuple[Any, ...], task: str, top_k: int = 5
     ) -> list[Answer]: ...
     @overload
-    def predict(self, images: Any, task: str | None = None, top_k: int = 5) -> Any: ...
-    def predict(self, images: Any, task: str | None = None, top_k: int = 5) -> Any:
+    def predict(
+        self,
+        images: Any,
+        task: str | None = None,
+        top_k: int = 5,
+        at_least: float | None = None,
+        return_errors: bool = False,
+    ) -> Any: ...
+    def predict(
+        self,
+        images: Any,
+        task: str | None = None,
+        top_k: int = 5,
+        at_least: float | None = None,
+        return_errors: bool = False,
+    ) -> Any:
         """Return the answer of ``task`` for an image, or a list of answers for several images.
 
-        A text goes in as ``Text("...")``, since a plain string is a path. Without a task, each image's or text's answer
-        is that of the task that is surest of it.
+        A text goes in as ``Text("...")``, since a plain string is a path. Without a task, each answer is that of the task
+        that is surest of the image or text, or None if none has a confidence of ``at_least``, from 0 to 1; the server has
+        a default. With ``return_errors`` an image of several that cannot be used has its DataError in its answer's place;
+        else the first such error is raised.
         """
-        return self._run(self._predict(images, task, top_k))
+        return self._run(self._predict(images, task, top_k, at_least, return_errors))
 
     def infer(self, image: Any, tasks: Sequence[str] | None = None, top_k: int = 5) -> list[Answer]:
         """Return the answers of several tasks for one image, surest first; of all tasks if none is named."""
@@ -385,9 +467,16 @@ class AsyncClient(_Core):
         """Close the connections; the client cannot be used after that."""
         await self._http.aclose()
 
-    async def predict(self, images: Any, task: str | None = None, top_k: int = 5) -> Any:
+    async def predict(
+        self,
+        images: Any,
+        task: str | None = None,
+        top_k: int = 5,
+        at_least: float | None = None,
+        return_errors: bool = False,
+    ) -> Any:
         """Return the answer of ``task`` for an image, or a list of answers: see ``Client.predict``."""
-        return await self._run(self._predict(images, task, top_k))
+        return await self._run(self._predict(images, task, top_k, at_least, return_errors))
 
     async def infer(
         self, image: Any, tasks: Sequence[str] | None = None, top_k: int = 5
@@ -478,34 +567,56 @@ def _count(top_k: int) -> int:
     return top_k
 
 
-def _grouped(images: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+def _of_task(one: Inference) -> Answer | None:
+    return one.answers[0] if one.task is not None and one.answers else None
+
+
+def _encoded(images: Iterable[Any], keep: bool) -> Iterator[Image | DataError]:
+    """Images as they go out; if ``keep``, the error of one that cannot be read in its place."""
+    for at, image in enumerate(images):
+        name = Path(image).name if isinstance(image, (str, os.PathLike)) else str(at)
+        try:
+            yield Image(plain(name)[-MAX_NAME:], *encode(image))
+        except DataError as error:
+            if not keep:
+                raise
+            yield error
+
+
+def _grouped(images: Iterable[Image | DataError]) -> Iterator[list[Image | DataError]]:
     """Images in groups of a size that a server takes."""
-    group: list[tuple[str, bytes]] = []
+    group: list[Image | DataError] = []
     size = 0
     for image in images:
-        size += len(image[1])
+        more = 0 if isinstance(image, DataError) else len(image.data)
+        size += more
         if group and (len(group) == IMAGES_A_REQUEST or size > BYTES_A_REQUEST):
             yield group
-            group, size = [], len(image[1])
+            group, size = [], more
         group.append(image)
     if group:
         yield group
 
 
-def _content(images: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
+def _content(images: Sequence[Image]) -> dict[str, Any]:
     """A request's body: the image or text itself if it is one, else a form of images or JSON of texts."""
     if len(images) == 1:
-        ((kind, data),) = images
-        return {"content": data, "headers": {"Content-Type": kind}}
-    texts = [data.decode() for kind, data in images if kind == TEXT]
+        return {"content": images[0].data, "headers": {"Content-Type": images[0].kind}}
+    texts = [one.data.decode() for one in images if one.kind == TEXT]
     if texts and len(texts) < len(images):
         raise InputError("texts and images in one call: expected one of them")
     if texts:
         return {"json": {"texts": texts}}
-    return {"files": [("image", (str(at), data, kind)) for at, (kind, data) in enumerate(images)]}
+    return {"files": [("image", (one.name, one.data, one.kind)) for one in images]}
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds after which the server wants to be asked again; -1 where it does not say."""
+    """Seconds after which the server wants to be asked again, which it may say as a date; -1 where it does not say."""
     text = response.headers.get("retry-after", "").strip()
-    return float(text) if text.isascii() and text.isdigit() else -1.0
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return -1.0
+    return max(0.0, (date - datetime.now(date.tzinfo)).total_seconds())

@@ -29,7 +29,7 @@ from piggyback.serve.inputs import samples
 from piggyback.serve.options import EngineOptions, parse_bytes
 from piggyback.serve.replicas.network import Network
 from piggyback.serve.replicas.packed import PackedTask
-from piggyback.serve.scheduler.scheduler import Scheduler
+from piggyback.serve.scheduler.scheduler import Failed, Scheduler
 from piggyback.serve.scheduler.workers import load, use_cores, work
 from piggyback.serve.stats import Stats
 from piggyback.serve.store.decoding import Decoder
@@ -146,27 +146,40 @@ class Engine:
         return request.future
 
     def predict(
-        self, image_or_batch: Any, task: str, top_k: int = 5, timeout: float | None = None
+        self,
+        image_or_batch: Any,
+        task: str,
+        top_k: int = 5,
+        timeout: float | None = None,
+        return_errors: bool = False,
     ) -> Any:
         """Return the ``Answer`` for an image, or a list of them for a list or a 4-D tensor.
 
         An image is a file's path or bytes, a PIL image, a uint8 tensor (3, h, w) or array (h, w, 3); it is prepared as
         the task's file says. A floating tensor is what the network sees, without the batch's dimension. ``timeout`` is
-        in seconds. Raises UnknownTaskError, DataError for an image that cannot be read, InputError, OverloadError,
-        DeadlineError, UnavailableError for a task that cannot be loaded now, ClosedError.
+        in seconds. ``return_errors``: of a batch, an image that cannot be used has its DataError in its answer's place,
+        and the others are answered. Raises UnknownTaskError, DataError for an image that cannot be read, InputError,
+        OverloadError, DeadlineError, UnavailableError for a task that cannot be loaded now, ClosedError.
         """
         images, batch = samples(image_or_batch)
         entries = [self._entry(task)] * len(images)
-        answers = self._scheduler.answers(images, entries, top_k, timeout)
+        failed: Failed = "return" if batch and return_errors else "raise"
+        answers = self._scheduler.answers(images, entries, top_k, timeout, failed)
         return answers if batch else answers[0]
 
     async def predict_async(
-        self, image_or_batch: Any, task: str, top_k: int = 5, timeout: float | None = None
+        self,
+        image_or_batch: Any,
+        task: str,
+        top_k: int = 5,
+        timeout: float | None = None,
+        return_errors: bool = False,
     ) -> Any:
         """Return what ``predict`` does, without blocking the event loop; cancelling it drops what waits."""
         images, batch = samples(image_or_batch)
         entries = [self._entry(task)] * len(images)
-        answers = await self._scheduler.answers_async(images, entries, top_k, timeout)
+        failed: Failed = "return" if batch and return_errors else "raise"
+        answers = await self._scheduler.answers_async(images, entries, top_k, timeout, failed)
         return answers if batch else answers[0]
 
     def infer(
@@ -182,9 +195,8 @@ class Engine:
         """
         entries = self._entries(tasks)
         images = [image] * len(entries)
-        return _surest_first(
-            self._scheduler.answers(images, entries, top_k, timeout, tasks is None)
-        )
+        failed: Failed = "skip" if tasks is None else "raise"
+        return _surest_first(self._scheduler.answers(images, entries, top_k, timeout, failed))
 
     async def infer_async(
         self,
@@ -196,8 +208,8 @@ class Engine:
         """Return what ``infer`` does, without blocking the event loop."""
         entries = self._entries(tasks)
         images = [image] * len(entries)
-        skip = tasks is None
-        answers = await self._scheduler.answers_async(images, entries, top_k, timeout, skip)
+        failed: Failed = "skip" if tasks is None else "raise"
+        answers = await self._scheduler.answers_async(images, entries, top_k, timeout, failed)
         return _surest_first(answers)
 
     # -- tasks ---------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ from piggyback.train.data.sets import Split, difference
 from piggyback.train.device import Speed, processes, summed
 
 Colour = tuple[int, int, int]
+OnBad = Callable[[Path, DataError], object]
+"""What to do about an image that cannot be read."""
 CAMVID_COLOURS: tuple[Colour, ...] = (
     *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0)),
     *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
@@ -146,12 +148,13 @@ def predict(
     *,
     top: int = 5,
     batch_size: int = 64,
+    on_bad: OnBad | None = None,
 ) -> list[Prediction]:
     """Return the ``top`` classes and their probabilities for each input, in order of ``inputs``.
 
     An input is a text where the task reads texts, else an image file, a folder (its images at any depth) or a glob
-    pattern. Raises InputError for
-    an input that names no image, DataError for a file that cannot be decoded, UnknownTaskError.
+    pattern. Raises InputError for an input that names no image, DataError for a file that cannot be decoded,
+    UnknownTaskError. ``on_bad`` is called with such a file and its error instead, and the file left out.
     """
     held = model.get_task(task)
     preprocessing, names = prepared(held, "classification"), held.info.classes
@@ -161,22 +164,13 @@ def predict(
     given: Sequence[str | Path] = list(inputs) if texts else find_images(inputs)
     made: list[Prediction] = []
     with running(model) as device, torch.inference_mode():
-        for start in range(0, len(given), batch_size):
-            part = given[start : start + batch_size]
-            x = _batch_of(part, preprocessing).to(device)
+        for part, batch in _batches(given, preprocessing, batch_size, on_bad):
+            x = batch.to(device)
             chances = logits_of(model(x, task=task), len(names)).float().softmax(1)
             values, order = chances.topk(min(top, len(names)), dim=1)
             for each, row, best in zip(part, values.tolist(), order.tolist(), strict=True):
                 made.append(Prediction(str(each), tuple(names[i] for i in best), tuple(row)))
     return made
-
-
-def _batch_of(inputs: Sequence[Any], preprocessing: Prepares) -> Tensor:
-    """Texts, or image files, as the network takes them."""
-    if isinstance(preprocessing, TextPreprocessing):
-        return preprocessing.batch(inputs)
-    images = torch.stack([load_fitted(file, preprocessing) for file in inputs])
-    return preprocessing.network_input(images)
 
 
 @torch.inference_mode()
@@ -266,7 +260,12 @@ def prepared(task: Task, kind: str) -> Prepares:
 
 
 def segment(
-    model: MultiTaskModel, task: str, inputs: Iterable[str | Path], *, batch_size: int = 16
+    model: MultiTaskModel,
+    task: str,
+    inputs: Iterable[str | Path],
+    *,
+    batch_size: int = 16,
+    on_bad: OnBad | None = None,
 ) -> Iterator[Segmented]:
     """Yield the label map of each image that ``inputs`` name, at its own size.
 
@@ -275,11 +274,9 @@ def segment(
     held = model.get_task(task)
     preprocessing, classes = as_images(prepared(held, "segmentation")), held.info.classes
     files = find_images(inputs)
-    for start in range(0, len(files), batch_size):
-        part = files[start : start + batch_size]
-        images = torch.stack([load_fitted(file, preprocessing) for file in part])
+    for part, images in _batches(files, preprocessing, batch_size, on_bad):
         with running(model) as device, torch.inference_mode():
-            logits = model(preprocessing.network_input(images.to(device)), task=task).float()
+            logits = model(images.to(device), task=task).float()
         for file, scores in zip(part, logits, strict=True):
             labels = _at_own_size(scores, upright_size(file), preprocessing)
             counted = torch.bincount(labels.flatten(), minlength=VOID + 1)[: len(classes)]
@@ -287,6 +284,27 @@ def segment(
             order = counted.argsort(descending=True).tolist()
             shares = {classes[i]: percent[i] for i in order if counted[i]}
             yield Segmented(file, labels, shares)
+
+
+def _batches(
+    inputs: Sequence[Any], preprocessing: Prepares, size: int, on_bad: OnBad | None
+) -> Iterator[tuple[list[Any], Tensor]]:
+    """Texts, or image files without those given to ``on_bad``, ``size`` at a time, and as the network takes them."""
+    for start in range(0, len(inputs), size):
+        part = list(inputs[start : start + size])
+        if isinstance(preprocessing, TextPreprocessing):
+            yield part, preprocessing.batch(part)
+            continue
+        found: dict[Path, Tensor] = {}
+        for file in part:
+            try:
+                found[file] = load_fitted(file, preprocessing)
+            except DataError as error:
+                if on_bad is None:
+                    raise
+                on_bad(file, error)
+        if found:
+            yield list(found), preprocessing.network_input(torch.stack(list(found.values())))
 
 
 def palette(classes: int) -> list[Colour]:

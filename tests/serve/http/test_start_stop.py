@@ -183,10 +183,10 @@ from piggyback.serve.http.app import create_app
 from piggyback.serve.http.server import run
 
 class Waits(FakeEngine):
-    async def predict_async(self, *asked):
+    async def predict_async(self, *asked, **more):
         while app.state.service.status != "stopping":
             await asyncio.sleep(0.01)
-        return await super().predict_async(*asked)
+        return await super().predict_async(*asked, **more)
 
 app = create_app(Waits)
 sys.exit(run(app, port=0))

@@ -90,10 +90,17 @@ def test_where_the_task_was_is_said_in_words(visit: Visit, name: str, words: str
     page.wait_for_selector(f"text={words}")
 
 
-def test_the_tasks_decide_unless_one_is_chosen(visit: Visit) -> None:
+def decide(page: Any) -> None:
+    """Let the tasks decide."""
+    page.get_by_role("combobox", name="Task").click()
+    page.get_by_text("Let the tasks decide").click()
+
+
+def test_the_tasks_decide_if_asked(visit: Visit) -> None:
     service = few()
     page = visit(service)
-    assert page.get_by_role("combobox", name="Task").input_value() == "Let the tasks decide"
+    assert page.get_by_role("combobox", name="Task").input_value() == "birds"
+    decide(page)
     page.set_input_files("#files", photo())
     assert bars(page)[0][0] == "wren"
     page.get_by_text("How sure each of 3 tasks is").click()
@@ -103,6 +110,18 @@ def test_the_tasks_decide_unless_one_is_chosen(visit: Visit) -> None:
         ["signs-64px", "cat", "30.0%"],
     ]
     assert service.asked[-1] == "/v1/predict?top_k=5"
+
+
+def test_no_task_answers_where_none_is_sure(visit: Visit) -> None:
+    page = visit(few(sure=False))
+    decide(page)
+    page.set_input_files("#files", photo())
+    page.wait_for_selector(".others")
+    assert "None of these" in page.locator(".said").inner_text()
+    assert "None of these" in page.locator("#spoken").inner_text()
+    assert page.locator(".bars").count() == 0
+    take(page, "flowers")
+    assert bars(page)[0][0] == "oxeye daisy"
 
 
 def test_a_single_task_is_chosen_by_itself(visit: Visit) -> None:
@@ -185,19 +204,20 @@ def test_everything_can_be_done_by_keyboard(visit: Visit) -> None:
         order.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid", f"no visible focus on {order[-1]}"
-    assert order == ["task", "choose", "copy", "PRE", "filter", "DIV"]
+    assert order == ["task", "SUMMARY", "choose", "copy", "PRE", "filter"]
 
     page.locator("#task").focus()
     page.keyboard.press("ArrowDown")
     assert page.locator("#task").get_attribute("aria-expanded") == "true"
     page.keyboard.press("ArrowDown")
     active = page.locator(f"#{page.locator('#task').get_attribute('aria-activedescendant')}")
-    assert active.inner_text().split("\n")[0] == "birds"
+    assert active.inner_text().split("\n")[0] == "flowers"
     assert active.get_attribute("aria-selected") == "true"
     page.keyboard.press("Escape")
     assert page.locator("#task").get_attribute("aria-expanded") == "false"
-    assert page.locator("#task").input_value() == "Let the tasks decide"
+    assert page.locator("#task").input_value() == "birds"
     page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Enter")
     assert page.locator("#task").input_value() == "signs-64px"

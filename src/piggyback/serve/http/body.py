@@ -16,13 +16,13 @@ from starlette.types import Message
 
 from piggyback.errors import (
     BadRequestError,
-    DataError,
     InputError,
     MalformedJsonError,
     TooLargeError,
     UnsupportedError,
 )
 from piggyback.names import TASK_NAME, check_name
+from piggyback.schemas import AT_LEAST
 from piggyback.serve.http.limits import Limits
 from piggyback.texts.preprocessing import Text
 
@@ -41,6 +41,8 @@ TOP_K = 5
 MAX_TOP_K = 10_000
 MAX_FIELD_BYTES = 1000
 """Of a field of a form that is not a file."""
+MAX_NAME = 255
+"""Letters of a file's name, of which the last are kept."""
 MAX_BRACKETS = 8
 """Objects and lists in a JSON body, which needs three."""
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -73,6 +75,10 @@ Base64 = Annotated[
 TaskName = Annotated[
     str, AfterValidator(check_name), Field(json_schema_extra={"pattern": TASK_NAME})
 ]
+AtLeast = Annotated[
+    float,
+    Field(ge=0, le=1, description=f"How sure a task has to be; {AT_LEAST} if it is not said."),
+]
 TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K, description="How many classes.")]
 
 
@@ -86,6 +92,7 @@ class PredictQuery(BaseModel):
 class InferQuery(PredictQuery):
     """What the query may say of a request for several."""
 
+    at_least: AtLeast | None = None
     task: list[TaskName] = Field(
         [], description="A task to ask, as often as wanted; without any, all are asked."
     )
@@ -106,6 +113,7 @@ class InferBody(PredictBody):
     """A JSON body, with the tasks to ask; without any, all are asked."""
 
     tasks: list[TaskName] | None = Field(None, min_length=1)
+    at_least: AtLeast | None = None
 
 
 @dataclass(frozen=True)
@@ -113,34 +121,38 @@ class PredictRequest:
     """Images or texts, and what is asked about each of them."""
 
     images: list[bytes] | list[Text]
+    names: list[str | None]
+    """The file names that they came with."""
     top_k: int
     tasks: list[str] | None
+    at_least: float
 
 
 async def predict_request(
     request: Request, query: Annotated[PredictQuery, Query()]
 ) -> PredictRequest:
     """Return what is asked of one task; see ``_read`` for what may be wrong with it."""
-    return await _read(request, PredictBody, query.top_k, [])
+    return await _read(request, PredictBody, query, [])
 
 
 async def infer_request(request: Request, query: Annotated[InferQuery, Query()]) -> PredictRequest:
     """Return what is asked of several tasks."""
-    return await _read(request, InferBody, query.top_k, query.task)
+    return await _read(request, InferBody, query, query.task)
 
 
 async def _read(
-    request: Request, model: type[PredictBody], top_k: int | None, tasks: list[str]
+    request: Request, model: type[PredictBody], query: PredictQuery, tasks: list[str]
 ) -> PredictRequest:
     """What is asked, all limits checked.
 
     Raises BadRequestError for a body that cannot be read, UnsupportedError for a content type that is not taken,
-    TooLargeError, DataError for an empty image, and InputError (or pydantic's ValidationError) for fields that are not
+    TooLargeError, and InputError (or pydantic's ValidationError) for fields that are not
     known or have impossible values.
     """
     limits: Limits = request.app.state.service.limits
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedError("a compressed body: send it as it is")
+    names: list[str | None] = []
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in IMAGE_TYPES or kind in _ALSO_IMAGES:
         body = model.model_construct(images=[await request.body()])
@@ -152,7 +164,8 @@ async def _read(
                 f"the text cannot be read ({error.reason}): expected UTF-8"
             ) from None
     elif kind == "multipart/form-data":
-        body = model.model_validate(await _form(request, limits))
+        fields, names = await _form(request, limits)
+        body = model.model_validate(fields)
     elif kind == "application/json":
         body = model.model_validate_json(_checked(await request.body(), limits), strict=True)
     else:
@@ -160,20 +173,30 @@ async def _read(
             f"content type {kind[:80]!r}: expected multipart/form-data, application/json, {TEXT_TYPE}, "
             f"{', '.join(IMAGE_TYPES)}"
         )
-    if None not in (top_k, body.top_k):
-        raise InputError("top_k is in the query and in the body: expected it once")
     named = [*tasks, *(getattr(body, "tasks", None) or ())]
-    asked = PredictRequest(_inputs(body), top_k or body.top_k or TOP_K, named or None)
+    images = _inputs(body)
+    asked = PredictRequest(
+        images,
+        names or [None] * len(images),
+        _once("top_k", query, body, TOP_K),
+        named or None,
+        _once("at_least", query, body, AT_LEAST),
+    )
     if len(asked.images) > limits.images:
         raise TooLargeError(
             f"{len(asked.images)} images or texts: the server takes {limits.images} in a request; send several"
         )
-    number = next((at for at, image in enumerate(asked.images, 1) if image == b""), None)
-    if number is not None:
-        raise DataError(f"image {number} is empty: expected an image file's bytes")
     if len(named) > limits.tasks:
         raise InputError(f"{len(named)} tasks: the server takes {limits.tasks} in a request")
     return asked
+
+
+def _once(name: str, query: PredictQuery, body: PredictBody, default: Any) -> Any:
+    """What the query or the body says, not both."""
+    said = [value for one in (query, body) if (value := getattr(one, name, None)) is not None]
+    if len(said) > 1:
+        raise InputError(f"{name} is in the query and in the body: expected it once")
+    return said[0] if said else default
 
 
 def _inputs(body: PredictBody) -> list[bytes] | list[Text]:
@@ -192,10 +215,11 @@ def _inputs(body: PredictBody) -> list[bytes] | list[Text]:
     return images
 
 
-async def _form(request: Request, limits: Limits) -> dict[str, Any]:
-    """The fields of a form, under the names that they have in JSON."""
-    most = {"max_files": limits.images + 1, "max_fields": limits.tasks + 2}
+async def _form(request: Request, limits: Limits) -> tuple[dict[str, Any], list[str | None]]:
+    """The fields of a form, under the names that they have in JSON, and the names of its files."""
+    most = {"max_files": limits.images + 1, "max_fields": limits.tasks + 3}
     found: dict[str, Any] = {}
+    names: list[str | None] = []
     end = b""
 
     async def receive() -> Message:
@@ -217,6 +241,7 @@ async def _form(request: Request, limits: Limits) -> dict[str, Any]:
                     raise InputError(f"form field {name[:40]!r}: expected {wanted}")
                 if isinstance(value, UploadFile):
                     found.setdefault("images", []).append(await value.read())
+                    names.append((value.filename or "")[-MAX_NAME:] or None)
                 elif name == "task":
                     found.setdefault("tasks", []).append(value)
                 elif name in found:
@@ -227,7 +252,7 @@ async def _form(request: Request, limits: Limits) -> dict[str, Any]:
         # Starlette has one error for all that may be wrong with a form.
         kind = TooLargeError if str(error.detail).startswith("Too many") else BadRequestError
         raise kind(f"the form cannot be read: {error.detail}") from None
-    return found
+    return found, names
 
 
 def _checked(body: bytes, limits: Limits) -> bytes:

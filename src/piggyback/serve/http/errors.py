@@ -16,11 +16,12 @@ from starlette.routing import BaseRoute, Match, Route
 from piggyback.errors import (
     AccessError,
     BadRequestError,
+    DataError,
     InputError,
     MalformedJsonError,
     PiggybackError,
 )
-from piggyback.schemas import ErrorBody, ErrorDetail
+from piggyback.schemas import ErrorBody, ErrorDetail, ImageError
 
 CODES = {404: "not_found", 405: "method_not_allowed", 421: "wrong_host", 500: "internal"}
 """Of the statuses that none of this library's errors has."""
@@ -32,11 +33,14 @@ def error_response(
     code: str = "",
     headers: Mapping[str, str] | None = None,
     request_id: str | None = None,
+    errors: Sequence[ImageError] = (),
 ) -> Response:
     """Return the answer of a request that went wrong."""
     line = " ".join(message.split())
     code = code or CODES.get(status, "bad_request")
-    body = ErrorBody(error=ErrorDetail(code=code, message=line, request_id=request_id))
+    body = ErrorBody(
+        error=ErrorDetail(code=code, message=line, request_id=request_id), errors=list(errors)
+    )
     text = body.model_dump_json(exclude_none=True)
     return Response(text, status, headers, media_type="application/json")
 
@@ -54,7 +58,8 @@ def answer_errors(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         if error.http_status == AccessError.http_status:
             headers["WWW-Authenticate"] = "Bearer"
         request.state.code = error.code  # for the log
-        return error_response(error.http_status, str(error), error.code, headers)
+        each = error.each if isinstance(error, DataError) else ()
+        return error_response(error.http_status, str(error), error.code, headers, errors=each)
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(ValidationError)

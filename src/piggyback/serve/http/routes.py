@@ -14,13 +14,15 @@ from prometheus_client import generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from piggyback.errors import AccessError, ForbiddenError, InputError, UnsupportedError
+from piggyback.errors import AccessError, DataError, ForbiddenError, InputError, UnsupportedError
 from piggyback.names import TASK_NAME, check_name
 from piggyback.schemas import (
+    Answer,
     Answers,
     BackboneStatus,
     ErrorBody,
     Health,
+    ImageError,
     Inference,
     Inferences,
     RequestLimits,
@@ -121,12 +123,15 @@ async def predict(
     task: KnownTask,
     asked: Annotated[PredictRequest, Depends(predict_request)],
 ) -> Answers:
-    """Answer for images or texts with one task."""
-    one = len(asked.images) == 1
-    images = asked.images[0] if one else asked.images
+    """Answer for images or texts with one task; one that cannot be used does not keep the others from being answered."""
     timeout = service_of(request).limits.timeout_s
-    found = await unless_gone(request, engine.predict_async(images, task, asked.top_k, timeout))
-    return Answers(answers=[found] if one else found)
+    whole = [image for image in asked.images if image]
+    found: list[Any] = []
+    if whole:
+        work = engine.predict_async(whole, task, asked.top_k, timeout, return_errors=True)
+        found = await unless_gone(request, work)
+    answers, errors = _in_place(asked, found)
+    return Answers(answers=answers, errors=errors)
 
 
 @api.post("/v1/predict", openapi_extra=body_schema(InferBody))
@@ -135,7 +140,10 @@ async def infer(
     engine: EngineDep,
     asked: Annotated[PredictRequest, Depends(infer_request)],
 ) -> Inferences:
-    """Answer for images or texts with several tasks, the surest first; with all of them when none is named."""
+    """Answer for images or texts with several tasks, the surest first; with all of them when none is named.
+
+    No task is the answer where none is as sure as ``at_least``.
+    """
     limits = service_of(request).limits
     if asked.tasks is None and (number := len(engine.tasks())) > limits.tasks:
         raise InputError(
@@ -144,14 +152,51 @@ async def infer(
         )
     for name in asked.tasks or ():
         engine.task(name)
-    works = [
-        engine.infer_async(image, asked.tasks, asked.top_k, limits.timeout_s)
-        for image in asked.images
-    ]
-    found = await unless_gone(request, together(works))
-    inferred = asked.tasks is None
-    images = [Inference(task=a[0].task, inferred=inferred, answers=a) for a in found]
-    return Inferences(images=images)
+
+    async def ask(image: bytes) -> Inference | DataError:
+        try:
+            answers = await engine.infer_async(image, asked.tasks, asked.top_k, limits.timeout_s)
+        except DataError as error:
+            return error
+        sure = answers[0].confidence >= asked.at_least
+        task = answers[0].task if sure else None
+        return Inference(task=task, inferred=asked.tasks is None, answers=answers)
+
+    whole = [image for image in asked.images if image]
+    found = await unless_gone(request, together([ask(image) for image in whole]))
+    images, errors = _in_place(asked, found)
+    return Inferences(images=images, errors=errors)
+
+
+def _in_place(
+    asked: PredictRequest, found: Sequence[Answer | Inference | DataError]
+) -> tuple[list[Any], list[ImageError]]:
+    """What is said about each image, under its file's name, None for one that is bad; and what is wrong with those.
+
+    ``found`` is about those that are not empty. Raises the first error where all are bad.
+    """
+    left = iter(found)
+    said: list[Any] = []
+    bad: list[DataError] = []
+    errors: list[ImageError] = []
+    for index, (image, name) in enumerate(zip(asked.images, asked.names, strict=True)):
+        one = (
+            next(left) if image else DataError("the image is empty: expected an image file's bytes")
+        )
+        if not isinstance(one, DataError):
+            said.append(one if name is None else one.model_copy(update={"file": name}))
+            continue
+        said.append(None)
+        bad.append(one)
+        line = " ".join(str(one).split())
+        errors.append(ImageError(index=index, code=one.code, message=line, file=name))
+    if len(bad) < len(said):
+        return said, errors
+    first, name = bad[0], asked.names[0]
+    some = "" if len(bad) == 1 else f"none of the {len(bad)} images can be used; the first: "
+    error = type(first)(f"{some}{'' if name is None else f'{name!r}: '}{first}")
+    error.each = errors if len(bad) > 1 else ()
+    raise error
 
 
 # -- tasks -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import concurrent.futures
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from piggyback.errors import (
     ClosedError,
+    DataError,
     DeadlineError,
     InputError,
     OverloadError,
@@ -43,7 +44,13 @@ from piggyback.texts.preprocessing import Prepares
 Key = tuple[str, str]
 """A task's name and version."""
 
+Failed = Literal["raise", "skip", "return"]
+"""What is done about requests that fail: the first error is raised; their answers are left out, unless there is no
+other; or the DataError of an image that cannot be used stands in its answer's place, and other errors are raised."""
+
 LONGEST_RETRY = 30.0
+_NOTHING = Tensor()
+"""The input of an image that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -111,23 +118,23 @@ class Scheduler:
         entries: Sequence[TaskEntry],
         top_k: int,
         timeout: float | None,
-        skip_failed: bool = False,
-    ) -> list[Answer]:
+        failed: Failed = "raise",
+    ) -> list[Any]:
         """Return an answer for each image and its task, blocking for ``timeout`` seconds at most.
 
-        ``skip_failed``: tasks that cannot answer are left out, unless none can.
+        ``failed``: see there.
         """
         until = None if timeout is None else time.monotonic() + timeout
 
         def left() -> float | None:
             return None if until is None else max(0.0, until - time.monotonic())
 
-        requests = self.submit(images, entries, top_k)
+        self._reserve(entries, top_k)
+        requests = self._prepare(images, entries, top_k, failed)
         try:
-            if skip_failed:
+            if failed != "raise":
                 concurrent.futures.wait([request.future for request in requests], left())
-                requests = _not_failed(requests)
-            return [request.future.result(left()) for request in requests]
+            return _results(requests, failed, left)
         except concurrent.futures.TimeoutError:
             self._abandon(requests, "timeout")
             raise self._late(entries, timeout) from None
@@ -141,12 +148,12 @@ class Scheduler:
         entries: Sequence[TaskEntry],
         top_k: int,
         timeout: float | None,
-        skip_failed: bool = False,
-    ) -> list[Answer]:
+        failed: Failed = "raise",
+    ) -> list[Any]:
         """Return what ``answers`` does without blocking the event loop; cancelling it drops what waits."""
         self._reserve(entries, top_k)
         try:
-            job = self._preparers.submit(self._prepare, images, entries, top_k)
+            job = self._preparers.submit(self._prepare, images, entries, top_k, failed)
         except RuntimeError as error:  # it was closed just now
             self._unreserve(len(entries))
             raise ClosedError("the engine has stopped: it takes no more requests") from error
@@ -154,9 +161,8 @@ class Scheduler:
             async with asyncio.timeout(timeout) as limit:
                 requests = await asyncio.wrap_future(job)
                 waiting = [asyncio.wrap_future(request.future) for request in requests]
-                await asyncio.gather(*waiting, return_exceptions=skip_failed)
-            kept = _not_failed(requests) if skip_failed else requests
-            return [request.future.result() for request in kept]
+                await asyncio.gather(*waiting, return_exceptions=failed != "raise")
+            return _results(requests, failed, lambda: 0.0)
         except BaseException as error:  # one of them failed, or the caller went away
             late = limit.expired() and isinstance(error, TimeoutError)
             outcome: Literal["timeout", "cancelled"] = "timeout" if late else "cancelled"
@@ -229,22 +235,36 @@ class Scheduler:
             self._moved.notify_all()
 
     def _prepare(
-        self, images: Sequence[Any], entries: Sequence[TaskEntry], top_k: int
+        self,
+        images: Sequence[Any],
+        entries: Sequence[TaskEntry],
+        top_k: int,
+        failed: Failed = "raise",
     ) -> list[Request]:
-        """Prepare images for which places were reserved, and queue them."""
+        """Prepare images for which places were reserved, and queue them; an image that is bad has failed already."""
         made: dict[tuple[int, Prepares | None], Tensor] = {}  # tasks often want the same
         requests = []
         try:
             for image, entry in zip(images, entries, strict=True):
                 began, key = time.perf_counter(), (id(image), entry.preprocessing)
                 if key not in made:
-                    made[key] = prepare(image, entry.preprocessing, max_pixels=self._max_pixels)
+                    try:
+                        made[key] = prepare(image, entry.preprocessing, max_pixels=self._max_pixels)
+                    except DataError as error:
+                        if failed != "return":
+                            raise
+                        bad = Request(entry, None, _NOTHING, top_k, began, began)
+                        bad.future.set_exception(error)
+                        requests.append(bad)
+                        continue
                 now = time.perf_counter()
                 requests.append(Request(entry, image, made[key], top_k, began, now))
         except BaseException:
             self._unreserve(len(images))
             raise
-        self._queue(requests)
+        good = [request for request in requests if request.input is not _NOTHING]
+        self._unreserve(len(images) - len(good))
+        self._queue(good)
         return requests
 
     def _queue(self, requests: Sequence[Request]) -> None:
@@ -463,7 +483,16 @@ class Scheduler:
             self._counts.forget(key[0])
 
 
-def _not_failed(requests: list[Request]) -> list[Request]:
-    """The requests without those that have failed; all of them if there is no other."""
-    kept = [r for r in requests if not (r.future.done() and r.future.exception())]
-    return kept or requests
+def _results(
+    requests: list[Request], failed: Failed, left: Callable[[], float | None]
+) -> list[Answer | DataError]:
+    """What came of requests, in ``left()`` seconds; raises TimeoutError beyond that."""
+    if failed == "skip":  # unless there is no other
+        requests = [
+            r for r in requests if not (r.future.done() and r.future.exception())
+        ] or requests
+    found: list[Answer | DataError] = []
+    for request in requests:
+        error = request.future.exception(left()) if failed == "return" else None
+        found.append(error if isinstance(error, DataError) else request.future.result(left()))
+    return found

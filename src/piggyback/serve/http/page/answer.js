@@ -8,6 +8,8 @@ const ANSWERED_FROM = {
   disk: "From disk: the task’s file had to be read, then written into the network. It is quicker next time.",
 };
 
+const NONE = "None of these: no task is sure of this image. Choose one to see what it says.";
+
 export class Card {
   #said = element("div", { class: "said" });
   #preview = element("img", { alt: "" });
@@ -38,9 +40,10 @@ export class Card {
     if (!this.#said.hasChildNodes()) this.#said.append(element("p", { class: "soft" }, "Asking …"));
   }
 
-  answer({ answers, roundTrip }) {
+  answer({ answers, sure, roundTrip }) {
     const [best] = answers;
     const others = answers.length > 1 ? [comparison(answers)] : [];
+    if (!sure) return this.#put(element("p", {}, NONE), times(best.timing_ms, roundTrip), ...others);
     this.#put(bars(best), source(best), times(best.timing_ms, roundTrip), ...others);
   }
 
@@ -59,7 +62,8 @@ export class Card {
 }
 
 /** An answer in a sentence, for those who listen. */
-export function spoken({ answers: [{ task, classes: [top] }], roundTrip }) {
+export function spoken({ answers: [{ task, classes: [top] }], sure, roundTrip }) {
+  if (!sure) return NONE;
   return `${top.class}, ${percent(top.probability)}, says ${task}, in ${milliseconds(roundTrip)}.`;
 }
 

@@ -51,7 +51,7 @@ function describe() {
 function aboutChoice(task) {
   if (known.tasks.length === 0) return "There are no tasks yet. Put task files into the server’s folder; they appear here by themselves.";
   if (choice === undefined) return `There are ${count(known.tasks.length, "task")}.`;
-  if (choice === null) return "Every task is asked, and the surest answers.";
+  if (choice === null) return "Every task is asked, and the surest answers, if one is sure. That is a guess: it needs tasks that look unlike each other.";
   return task ? `${count(task.classes.length, "class", "classes")}, a file of ${bytes(task.file_bytes)}, version ${task.version}` : "This task is no longer there.";
 }
 
@@ -136,8 +136,7 @@ function learn(list) {
   picker.offer(tasks, mayDecide);
   table.show(tasks);
   listRefused(list.refused);
-  if (choice === undefined && tasks.length === 1) choose(tasks[0].name);
-  else if (choice === undefined && mayDecide) choose(null);
+  if (choice === undefined && tasks.length > 0) choose(tasks[0].name);
   else describe();
 }
 

@@ -19,14 +19,17 @@ export function listing() {
   return call("v1/tasks");
 }
 
-/** What ``task`` (null: every task, the surest first) says about one image file, and how many ms that took in all. */
+/** What ``task`` (null: every task, the surest first, if one is sure) says about one image file, and the ms it took in all. */
 export async function ask(file, task, signal) {
   const form = new FormData();
   form.append("image", file, file.name || "image");
   const path = task === null ? "v1/predict" : `v1/tasks/${encodeURIComponent(task)}/predict`;
   const start = performance.now();
   const said = await call(`${path}?top_k=5`, { method: "POST", body: form, signal });
-  return { answers: said.images?.[0].answers ?? said.answers, roundTrip: performance.now() - start };
+  const roundTrip = performance.now() - start;
+  if (!said.images) return { answers: said.answers, sure: true, roundTrip };
+  const [{ task: surest, answers }] = said.images;
+  return { answers, sure: surest !== null, roundTrip };
 }
 
 async function call(path, options = {}) {
