@@ -228,7 +228,11 @@ class Bad:
         whole: list[FileAnswer] = []
         for file in files:
             error = self._found.get(file)
-            whole += by_file.get(str(file), []) if error is None else [_no_answer(str(file), "file", error)]
+            whole += (
+                by_file.get(str(file), [])
+                if error is None
+                else [_no_answer(str(file), "file", error)]
+            )
         return whole
 
 

@@ -388,10 +388,10 @@ class Client(_Core):
     ) -> Any:
         """Return the answer of ``task`` for an image, or a list of answers for several images.
 
-        A text goes in as ``Text("...")``, since a plain string is a path. Without a task, each answer is that of the task
-        that is surest of the image or text, or None if none has a confidence of ``at_least``, from 0 to 1; the server has
-        a default. With ``return_errors`` an image of several that cannot be used has its DataError in its answer's place;
-        else the first such error is raised.
+        A text goes in as ``Text("...")``, since a plain string is a path. Without a task, each answer is that of the
+        task that is surest, or None if none has a confidence of ``at_least``, from 0 to 1; the server has a default.
+        With ``return_errors`` an image of several that cannot be used has its DataError in its answer's place; else
+        the first such error is raised.
         """
         return self._run(self._predict(images, task, top_k, at_least, return_errors))
 

@@ -38,6 +38,7 @@ from piggyback.serve.http.body import (
     predict_request,
 )
 from piggyback.serve.http.service import Service
+from piggyback.texts.preprocessing import Text
 from piggyback.zoo import runs_code
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ async def predict(
     task: KnownTask,
     asked: Annotated[PredictRequest, Depends(predict_request)],
 ) -> Answers:
-    """Answer for images or texts with one task; one that cannot be used does not keep the others from being answered."""
+    """Answer for images or texts with one task; those that cannot be used do not keep the others from an answer."""
     timeout = service_of(request).limits.timeout_s
     whole = [image for image in asked.images if image]
     found: list[Any] = []
@@ -153,7 +154,7 @@ async def infer(
     for name in asked.tasks or ():
         engine.task(name)
 
-    async def ask(image: bytes) -> Inference | DataError:
+    async def ask(image: bytes | Text) -> Inference | DataError:
         try:
             answers = await engine.infer_async(image, asked.tasks, asked.top_k, limits.timeout_s)
         except DataError as error:
@@ -181,7 +182,9 @@ def _in_place(
     errors: list[ImageError] = []
     for index, (image, name) in enumerate(zip(asked.images, asked.names, strict=True)):
         one = (
-            next(left) if image else DataError("the image is empty: expected an image file's bytes")
+            next(left)
+            if image
+            else DataError("it is empty: expected an image file's bytes, or a text")
         )
         if not isinstance(one, DataError):
             said.append(one if name is None else one.model_copy(update={"file": name}))
