@@ -7,10 +7,7 @@ import heapq
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from piggyback.schemas import ImageError
+from typing import Any, ClassVar
 
 MOST_COMPARED = 100
 """Names that an unknown one is compared with: all of thousands would take too long for a server."""
@@ -73,8 +70,8 @@ class DataError(PiggybackError, ValueError):
     """Images or folders that cannot be used as they are."""
 
     code, http_status = "bad_image", 400
-    each: Sequence[ImageError] = ()
-    """What is wrong with each image, where several were sent to a server and it can use none."""
+    each: Sequence[Any] = ()
+    """A ``schemas.ImageError`` each: what is wrong with each image, where several were sent to a server and it can use none."""
 
 
 class TooLargeError(DataError):
