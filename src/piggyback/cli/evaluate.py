@@ -88,8 +88,8 @@ def run(
     Examples:
       piggyback evaluate tasks/signs.safetensors --data photos/signs
       piggyback evaluate tasks/signs.safetensors --data photos/new --per-class
-      piggyback evaluate tasks/signs.safetensors --data photos/signs --report signs-report
-      piggyback evaluate new.safetensors --data photos/signs --compare old.safetensors
+      piggyback evaluate signs.safetensors --data photos --report found
+      piggyback evaluate new.safetensors --data photos --compare old.safetensors
     """
     if report is not None:
         require("matplotlib", "plots")
