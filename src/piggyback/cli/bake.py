@@ -110,7 +110,7 @@ def to_onnx(baked: nn.Module, header: TaskHeader) -> tuple[bytes, float]:
     if isinstance(prepared, TextPreprocessing):
         name, length = "tokens", min(12, prepared.max_length)
         first = prepared.pad + 1
-        images = torch.randint(first, first + 50, (2, length), generator=generator)
+        images = torch.randint(first, first + 8, (2, length), generator=generator)
         images[1, length // 2 :] = prepared.pad
         dynamic[1] = torch.export.Dim("length", min=3, max=prepared.max_length)
     else:

@@ -70,7 +70,7 @@ class FileAnswer:
             return {"file": self.file, "error": self.error}
         pairs = zip(self.classes, self.probabilities, strict=True)
         return {
-            "file": self.file,
+            self.what: self.file,
             "task": self.task,
             "confidence": round(self.confidence, 6),
             "classes": [{"class": name, "probability": round(p, 6)} for name, p in pairs],
@@ -483,7 +483,7 @@ def _show(answers: Sequence[FileAnswer], how: Format) -> None:
         lines += [
             [one.file, "", "", NONE, ""] for one in answers if one.task is None and not one.error
         ]
-        _write_csv(["file", "task", "rank", "class", "probability"], lines)
+        _write_csv([answers[0].what, "task", "rank", "class", "probability"], lines)
         return
     rows = table("+input", "task", "+class", ">%", "next")
     for one in answers:

@@ -1,0 +1,147 @@
+"""Texts on the command line, from a table to predictions, a server, ONNX and a pipeline's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from piggyback.client import Client, Text
+from piggyback.errors import PiggybackError
+from piggyback.serve import Engine, EngineOptions
+from piggyback.zoo.load import load_backbone
+from support.cli_toys import FAST, Command
+from support.fake_engine import served
+from support.text_toys import encoder, reviews  # noqa: F401
+
+
+@pytest.fixture
+def mood(piggyback: Command, encoder: Path, reviews: Path) -> Path:  # noqa: F811
+    line = ("train", "--data", reviews, "--backbone", f"transformers:{encoder}", *FAST)
+    ran = piggyback(*line, "--method", "head", "--out", "mood.safetensors")
+    assert ran.code == 0, ran.err
+    assert "texts" in ran.err
+    return Path("mood.safetensors").resolve()
+
+
+def test_from_a_table_to_answers(piggyback: Command, mood: Path, reviews: Path) -> None:  # noqa: F811
+    line = ("predict", "--task", mood, "--json")
+    (one, two) = json.loads(piggyback(*line, "--text", "a good film", "--text", "bad").out)
+    assert (one["text"], one["task"], len(one["classes"])) == ("a good film", "mood", 2)
+    Path("lines.txt").write_text("a good film\n\nbad\n")
+    assert json.loads(piggyback(*line, "lines.txt").out) == [one, two]
+    Path("new.csv").write_text("review,n\na good film,1\nbad,2\n")
+    assert json.loads(piggyback(*line, "new.csv", "--column", "text=review").out) == [one, two]
+    measured = json.loads(piggyback("evaluate", mood, "--data", reviews, "--json").out)
+    told = json.loads(piggyback("inspect", mood, "--json").out)
+    assert measured["accuracy"] == pytest.approx(told["provenance"]["test_accuracy"], abs=0.01)
+    assert told["preprocessing"]["max_length"] == 24
+
+
+def test_a_report_on_texts_names_them(piggyback: Command, mood: Path, reviews: Path) -> None:  # noqa: F811
+    pytest.importorskip("matplotlib")
+    ran = piggyback("evaluate", mood, "--data", reviews, "--report", "found")
+    assert ran.code == 0, ran.err
+    assert "the film is" in Path("found/answers.csv").read_text()
+
+
+def test_methods_are_compared_on_texts(piggyback: Command, encoder: Path, reviews: Path) -> None:  # noqa: F811
+    pytest.importorskip("matplotlib")
+    ran = piggyback(
+        *("compare", "--data", f"mood={reviews}", "--backbone", f"transformers:{encoder}"),
+        *(*FAST, "--methods", "head,masks,finetune", "--json"),
+    )
+    assert ran.code == 0, ran.err
+    assert [row["method"] for row in json.loads(ran.out)] == ["head", "masks", "finetune"]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("--text", " "), "--text"),
+        (("photo.jpg",), "photo.jpg"),
+        (("--column", "text=review", "--text", "a"), None),
+        (("--column", "label=x", "--text", "a"), "--column"),
+        ((), "INPUTS"),
+    ],
+)
+def test_what_is_no_text_is_one_line(piggyback: Command, mood: Path, words, wanted) -> None:
+    ran = piggyback("predict", *words, "--task", mood)
+    if wanted is None:
+        assert ran.code == 0
+        return
+    assert ran.code != 0
+    assert wanted in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_texts_for_a_task_on_images_are_refused(
+    piggyback: Command,
+    trained: Path,
+    colours: Path,
+    reviews: Path,  # noqa: F811
+    toy: str,
+) -> None:
+    ran = piggyback("predict", "--text", "a", "--task", trained)
+    assert (ran.code, "sees images" in ran.err) == (1, True)
+    network = ("--backbone", f"{toy}:build")
+    ran = piggyback("evaluate", trained, "--data", reviews, *network)
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    ran = piggyback("train", "--data", reviews, *network, *FAST, "--name", "x")
+    assert (ran.code, "texts" in ran.err) == (1, True)
+    ran = piggyback("train", "--data", colours, *network, *FAST, "--column", "text=a")
+    assert (ran.code, "--column" in ran.err) == (1, True)
+
+
+def test_images_for_a_task_on_texts_are_refused(
+    piggyback: Command, mood: Path, colours: Path
+) -> None:
+    ran = piggyback("evaluate", mood, "--data", colours)
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+
+
+def test_baked_to_onnx_and_to_a_folder(piggyback: Command, mood: Path) -> None:
+    ran = piggyback("bake", mood, "--to", "mood-pipeline")
+    assert ran.code == 0, ran.err
+    config = json.loads(Path("mood-pipeline/config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+    assert Path("mood-pipeline/tokenizer.json").exists()
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    ran = piggyback("bake", mood, "--to", "mood.onnx")
+    assert (ran.code, "largest difference" in ran.out) == (0, True), ran.err
+
+
+def test_a_server_takes_texts_and_no_paths(piggyback: Command, mood: Path, encoder: Path) -> None:  # noqa: F811
+    pytest.importorskip("fastapi")
+    import httpx
+
+    def start() -> Engine:
+        options = EngineOptions(watch_s=0, device="cpu")
+        return Engine(load_backbone(f"transformers:{encoder}"), mood.parent, options=options)
+
+    with served(start) as running, Client(running.address) as client:
+        one = client.predict(Text("a good film"), "mood")
+        several = client.predict([Text("a good film"), Text("bad, , , [[[[[[[[[[ {{{{")], "mood")
+        assert several[0].classes == one.classes
+        assert client.task("mood").max_tokens == 24
+        ran = piggyback(
+            "predict", "--text", "a good film", "--task", "mood", "--url", running.address, "--json"
+        )
+        assert json.loads(ran.out)[0]["classes"][0]["class"] == one.classes[0]
+        url = f"{running.address}/v1/tasks/mood/predict"
+        refused = {
+            "empty": {"json": {"text": "  "}},
+            "both": {"json": {"text": "a", "image": "aaaa"}},
+            "letters": {"content": b"\xff\xfe", "headers": {"Content-Type": "text/plain"}},
+            "type": {"json": {"texts": ["a", 5]}},
+            "picture": {"content": b"\x89PNG\r\n\x1a\n", "headers": {"Content-Type": "image/png"}},
+            "many": {"json": {"texts": ["a"] * 100}},
+        }
+        for name, body in refused.items():
+            found = httpx.post(url, **body)
+            assert 400 <= found.status_code < 500, name
+            assert "\n" not in found.json()["error"]["message"], name
+        with pytest.raises(PiggybackError, match="texts and images"):
+            client.predict([Text("a"), b"\x89PNG\r\n\x1a\n"], "mood")
