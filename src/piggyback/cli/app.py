@@ -16,7 +16,7 @@ from piggyback.errors import PiggybackError, PiggybackWarning
 
 COMMANDS = {
     "quickstart": "Learn two tasks on one frozen network, in minutes, on the CPU.",
-    "train": "Learn one task from a folder of images; write its task file.",
+    "train": "Learn one task from a folder of images or a table of texts; write its task file.",
     "compare": "Train several methods on one or more tasks; make one table.",
     "experiment": "Run a table of many trainings that a manifest describes.",
     "data": "List the paper's data sets; show where one lies, or how to get it.",
@@ -25,7 +25,7 @@ COMMANDS = {
     "predict": "Classify images, or their pixels, with one or more task files.",
     "serve": "Answer over HTTP for every task file in a folder, from one network.",
     "inspect": "Show what is in a task file.",
-    "bake": "Write a task as a plain model: a state dict, or ONNX.",
+    "bake": "Write a task as a plain model: a state dict, ONNX, or a folder for transformers.",
     "verify": "Check a backbone's weights against a task file.",
     "import-official": "Turn a pack of the paper's authors into a task file.",
     "export-official": "Turn task files into a pack as the paper's authors write them.",
