@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from piggyback import MaskOptimizer, MultiTaskModel, ScoreInit
@@ -307,3 +308,51 @@ def test_an_optimizer_that_evaluates_the_loss_itself_is_refused():
     groups = [{"params": [model.backbone.body.weight], "masked": True}]
     with pytest.raises(InputError, match="LBFGS"):
         MaskOptimizer(groups, torch.optim.LBFGS)
+
+
+# -- checkpoints of others -----------------------------------------------------------------------------
+
+
+class Tied(Net):
+    """Two layers with one weight, and its classifier under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mid = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.fc = nn.Linear(4, 10)
+        self.mid.weight = self.body.weight
+        self.again = nn.ModuleDict({"fc": self.fc})
+
+
+@pytest.mark.parametrize("make", [Net, Tied])
+@pytest.mark.parametrize("safe", [True, False])
+def test_accelerate_resumes_from_its_own_state_alone(make, safe, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    tasks = []
+    for resumed in (False, True):
+        model = started(make())
+        live, optimizer = accelerator.prepare(model, model.optimizer(lr=1e-2))
+        if resumed:
+            accelerator.load_state(tmp_path)
+        else:
+            fitted(live, optimizer)
+            accelerator.save_state(tmp_path, safe_serialization=safe)
+        fitted(live, optimizer)
+        tasks.append(model.finish_task())
+        accelerator.free_memory()
+    for name, mask in tasks[0].masks.items():
+        assert torch.equal(mask.keep, tasks[1].masks[name].keep)
+    assert torch.equal(tasks[0].head["weight"], tasks[1].head["weight"])
+
+
+def test_tied_weights_go_through_safetensors(tmp_path):
+    model = with_tasks(Tied())
+    save_model(model, tmp_path / "model.safetensors")
+    load_model(model, tmp_path / "model.safetensors")
+    save_file(model.state_dict(), tmp_path / "state.safetensors")
+    state = load_file(tmp_path / "state.safetensors")
+    model.load_state_dict(state)
+    state["backbone.body.weight"] += 1
+    with pytest.raises(TaskStateError, match="load_task"):
+        model.load_state_dict(state)

@@ -753,11 +753,15 @@ def _check_loaded(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
     learning, base = model._learning, {}
     if learning is not None and learning.masked:
         base = {f"backbone.{name}": weight for name, weight in model._frozen.live.base.items()}
-    trained = [] if learning is None else [f"backbone.{n}" for n in learning.trained_names()]
+    trained = set() if learning is None else {f"backbone.{n}" for n in learning.trained_names()}
     held = {f"backbone.{name}": t for name, t in model.backbone.state_dict().items()}
     for other, first in aliases(held).items():
-        if prefix + first in state and prefix + other not in state:
-            state[prefix + other] = state[prefix + first]
+        if prefix + first in state:
+            state.setdefault(prefix + other, state[prefix + first])
+        if first in base:
+            base[other] = base[first]
+        if first in trained:
+            trained.add(other)
     own = {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
     check_state_dict(own, held, base, trained)
 
