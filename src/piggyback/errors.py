@@ -71,7 +71,7 @@ class DataError(PiggybackError, ValueError):
 
     code, http_status = "bad_image", 400
     each: Sequence[Any] = ()
-    """A ``schemas.ImageError`` each: what is wrong with each image, where several were sent to a server and it can use none."""
+    """A ``schemas.ImageError`` for each image, where several were sent to a server and it can use none."""
 
 
 class TooLargeError(DataError):

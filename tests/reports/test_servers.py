@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import httpx2
 import pytest
 
 from piggyback.client import Client
-from piggyback.errors import DataError, OtherClassesError
+from piggyback.errors import DataError, OtherClassesError, OverloadError
 from piggyback.schemas import RankedClass
 from piggyback.serve import Engine, EngineOptions
+from piggyback.serve.http.limits import Limits
 from piggyback.serve.http.logs import logging_to
 from piggyback.serve.stats import MOST_CLASSES, OTHERS, Counts
 from piggyback.taskfile.file import load_file, save
-from support.colour_tasks import Colours, picture, task_file
-from support.fake_engine import FakeEngine, served
+from support.colour_tasks import COLOURS, Colours, picture, task_file
+from support.fake_engine import FakeEngine, connected, received, served
+from support.fake_server import FakeServer, refusal, serving
+from support.random_requests import request
 from support.telling import INPUT, Telling, write_tasks
 
 
@@ -60,8 +70,10 @@ FORKED = """
 import os, sys
 from piggyback.errors import TaskStateError
 from piggyback.serve import Engine, EngineOptions
-from support.colour_tasks import Colours, picture, task_file
-from support.fake_engine import FakeEngine, served
+from support.colour_tasks import COLOURS, Colours, picture, task_file
+from support.fake_engine import FakeEngine, connected, received, served
+from support.fake_server import FakeServer, refusal, serving
+from support.random_requests import request
 from support.telling import INPUT, Telling
 
 folder, ask = sys.argv[1:]
@@ -375,3 +387,101 @@ def test_none_of_these_where_no_task_is_sure(server):
         done = httpx.post(f"{server.address}/v1/predict?at_least={bad}", **asked)
         assert (done.status_code, done.json()["error"]["code"]) == (422, "invalid")
     assert httpx.post(f"{server.address}{PREDICT}?at_least=0.5", **asked).status_code == 422
+
+
+def test_random_requests_are_answered_or_refused(tmp_path):
+    """PIGGYBACK_FUZZ=10000 sends as many; each has five seconds."""
+    count = int(os.environ.get("PIGGYBACK_FUZZ", "300"))
+    for name, shift in (("plain", 0), ("next", 1)):
+        (tmp_path / f"{name}.safetensors").write_bytes(task_file(name, shift))
+    options = EngineOptions(watch_s=0.0, device="cpu", max_pixels=10_000, precision="float32")
+    seen: Counter[int] = Counter()
+    limits = Limits(body_s=1.0)
+    with (
+        logged() as stream,
+        served(lambda: Engine(Colours(), tmp_path, "64MiB", options), limits=limits) as server,
+    ):
+        rng = random.Random(0)
+        for number in range(count):
+            asked, whole = request(rng)
+            with connected(server) as line:
+                line.settimeout(5)
+                with contextlib.suppress(
+                    ConnectionError
+                ):  # it was refused before all of it was sent
+                    line.sendall(asked)
+                    if not whole:
+                        line.shutdown(socket.SHUT_WR)
+                try:
+                    answer = received(line)
+                except ConnectionError:
+                    answer = b""
+                except TimeoutError:
+                    pytest.fail(f"request {number} hangs: {asked[:300]!r}")
+            status = int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 0
+            seen[status] += 1
+            assert status < 500, f"request {number}: {asked[:300]!r}\n{answer[:500]!r}"
+            assert b"Traceback" not in answer
+        with Client(server.address) as client:
+            for name, shift in (("plain", 0), ("next", 1)):
+                for at, colour in enumerate(COLOURS):
+                    right = f"{name} {COLOURS[(at + shift) % 3]}"
+                    assert client.predict(picture(colour), name).classes[0] == right
+        assert server.service.held == 0
+        assert server.service.started.queue_depth == 0
+    assert '"trace"' not in stream.getvalue()
+    assert seen[200] > count / 20, seen
+    print(sorted(seen.items()))
+
+
+def test_two_uploads_at_once_leave_none_behind_and_change_no_classes(folder):
+    first, other = ((folder / f"t{at}.safetensors").read_bytes() for at in range(2))
+    with over(folder) as engine:
+        put, started = engine._folder.put, threading.Barrier(2)
+
+        def meet(name, data, decode, replace_classes):
+            return put(name, data, lambda *_: started.wait(10), replace_classes)
+
+        engine._folder.put = meet
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [pool.submit(engine.put_task, "new", data) for data in (first, other)]
+            errors = [job.exception() for job in jobs]
+        assert [type(error) for error in errors if error] == [OtherClassesError]
+        (kept,) = [job.result() for job, error in zip(jobs, errors, strict=True) if not error]
+        assert engine.task("new") == kept
+
+
+@pytest.mark.parametrize(
+    ("after", "tries"),
+    [
+        ("0", 2), ("Wed, 21 Oct 2015 07:28:00 GMT", 2), ("-5", 1), ("1e3", 1), ("nan", 1), ("9" * 400, 1), ("soon", 1),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 1), ("Fri, 99 Dec 99999", 1), ("", 1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("timeout", [30.0, None])
+def test_when_a_busy_server_is_asked_again(after, tries, timeout):
+    fake = FakeServer(lambda asked: refusal(503, "overload", "busy", Retry_After=after))
+    with serving(fake), Client(fake.url, retries=1, timeout=httpx2.Timeout(timeout)) as client:
+        with pytest.raises(OverloadError):
+            client.predict(b"BM and so on", "signs")
+    assert len(fake.asked) == tries
+    assert len({asked.body for asked in fake.asked}) == 1
+
+
+def test_file_names_of_other_encodings_and_kinds_that_are_not_served(folder):
+    odd = os.fsencode(folder) + b"/\xff\x1b[31m.safetensors"
+    Path(os.fsdecode(odd)).write_bytes(b"")
+    task = load_file(folder / "t1.safetensors")
+    strange = replace(task, info=replace(task.info, kind="strange\x1b[31m"))
+    (folder / "strange.safetensors").write_bytes(save(strange))
+    with logged() as stream, served(lambda: over(folder)) as server:
+        listed = httpx.get(server.address + "/v1/tasks").json()["refused"]
+        asked = httpx.post(f"{server.address}/v1/tasks/strange/predict", content=b"x")
+        with Client(server.address) as client:
+            assert [status.name for status in client.tasks()] == ["t0", "t1"]
+    assert len(listed) == 2
+    assert asked.status_code == 404
+    assert "strange" in asked.json()["error"]["message"]
+    for text in (stream.getvalue(), *listed, *listed.values(), asked.json()["error"]["message"]):
+        assert text.isascii()
+        assert "\x1b" not in text

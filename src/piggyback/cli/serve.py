@@ -12,7 +12,7 @@ from piggyback.cli.loading import backbone_of, spec_of
 from piggyback.cli.options import CheckpointOption, HeadOption, TokenFileOption
 from piggyback.cli.screen import notes
 from piggyback.errors import InputError, PiggybackError
-from piggyback.names import read_token
+from piggyback.names import plain, read_token
 from piggyback.serve.options import EngineOptions, parse_bytes
 from piggyback.taskfile.header import TaskHeader, header_of
 
@@ -229,7 +229,7 @@ def _between(autoscale: str | None) -> tuple[int, int] | None:
 def _announce(line: str, engine: Engine) -> None:
     """Say on standard output that there are answers, and on standard error which files have none."""
     for file, reason in sorted(engine.refused().items()):
-        notes().print(f"left out: {file}: {reason}")
+        notes().print(plain(f"left out: {file}: {reason}"), soft_wrap=True)
     count = len(engine.tasks())
     typer.echo(f"{line} ({count} task{'s' * (count != 1)}; {engine.source}; {engine.speed})")
 
@@ -273,7 +273,7 @@ def _first_task(place: str) -> TaskHeader | None:
         try:
             return header_of(store.read(name))
         except PiggybackError as error:
-            problems.append(f"{name}{SUFFIX}: {error}")
+            problems.append(plain(f"{name}{SUFFIX}: {error}"))
     if problems:
         raise InputError(
             f"tasks directory {place!r}: none of its {len(problems)} task files can be read; "

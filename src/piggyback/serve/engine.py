@@ -234,8 +234,7 @@ class Engine:
         with other classes than the one it replaces, unless ``replace_classes``, UnavailableError where the disk does
         not take it.
         """
-        old = self._folder.entries.get(name)
-        entry = self._folder.put(name, data, self._packed, replace_classes)
+        entry, old = self._folder.put(name, data, self._packed, replace_classes)
         if old is not None and old.version != entry.version:
             self._scheduler.retire(old, gone=False)
         return self._status(entry)

@@ -175,6 +175,8 @@ END = b"--XX--\r\n"
         (part("image", b"") + END, "bad_image"),
         (part("file") + END, "invalid"),
         (part("image", file="") + END, "invalid"),  # not a file
+        (part("images", file="") + part() + END, "invalid"),
+        (part() + part("tasks", file="") + part("task", file="") + END, "invalid"),
         (part("top_k", b"1", file="") + END, "invalid"),
         (part() + part("top_k", b"1" * 500, file="") + END, "invalid"),
         (part() + part("top_k", b"1", file="") * 2 + END, "invalid"),

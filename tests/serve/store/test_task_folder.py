@@ -321,11 +321,11 @@ def test_a_scan_never_puts_an_older_file_in_the_place_of_a_newer(
 
 
 def test_put_writes_and_serves_and_remove_deletes(place: Path, folder: TaskFolder) -> None:
-    first = folder.put("signs", made(1))
+    first, _ = folder.put("signs", made(1))
     assert folder.entries["signs"] is first
     assert (place / "signs.safetensors").read_bytes() == made(1)
     assert folder.scan() == Changes(added=(first,))
-    second = folder.put("signs", made(2))
+    second, _ = folder.put("signs", made(2))
     assert folder.read(first) == (second, made(2))
     assert folder.scan() == Changes(replaced=(first,))
     assert folder.remove("signs") is second
@@ -366,7 +366,7 @@ BAD_PUTS: dict[str, tuple[str, bytes, type[PiggybackError]]] = {
 def test_a_bad_put_changes_nothing(case: str, place: Path, store: Counted) -> None:
     name, data, error = BAD_PUTS[case]
     folder = TaskFolder(store, check, max_bytes=4000)
-    kept = folder.put("signs", made(7))
+    kept, _ = folder.put("signs", made(7))
     folder.scan()
     with pytest.raises(error) as raised:
         folder.put(name, data)
@@ -393,7 +393,7 @@ def test_unknown_tasks_get_one_line_with_names_like_theirs(name: str, folder: Ta
 
 
 def test_remove_of_a_file_that_is_gone_already(place: Path, folder: TaskFolder) -> None:
-    entry = folder.put("signs", made(1))
+    entry, _ = folder.put("signs", made(1))
     (place / "signs.safetensors").unlink()
     assert folder.remove("signs") is entry
     assert not folder.entries
@@ -429,7 +429,7 @@ def test_bytes_always_match_their_version_whatever_goes_on(
             try:
                 if pick.random() < 0.7:
                     data = made(pick.randrange(12))
-                    entry = folder.put(name, data)
+                    entry, _ = folder.put(name, data)
                     if entry.version != version_of(data):
                         wrong.append("put")
                 else:
@@ -514,7 +514,7 @@ def test_a_read_does_not_wait_for_a_slow_check_of_another_file(place: Path, stor
         return header_of(data)
 
     folder = TaskFolder(store, slow)
-    entry = folder.put("signs", made(1))
+    entry, _ = folder.put("signs", made(1))
     lay(place, "slow", made(2))
     scan = threading.Thread(target=folder.scan)
     scan.start()

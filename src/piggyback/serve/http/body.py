@@ -239,6 +239,10 @@ async def _form(request: Request, limits: Limits) -> tuple[dict[str, Any], list[
                 if (name == "image") != isinstance(value, UploadFile):
                     wanted = "a file" if name == "image" else "a text or number"
                     raise InputError(f"form field {name[:40]!r}: expected {wanted}")
+                if name in ("images", "tasks"):  # their names in JSON, which is filled below
+                    raise InputError(
+                        f"form field {name!r}: expected {name[:-1]!r}, as often as wanted"
+                    )
                 if isinstance(value, UploadFile):
                     found.setdefault("images", []).append(await value.read())
                     names.append((value.filename or "")[-MAX_NAME:] or None)

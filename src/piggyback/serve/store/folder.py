@@ -76,7 +76,7 @@ class TaskFolder:
     >>> from piggyback.taskfile.header import header_of
     >>> with tempfile.TemporaryDirectory() as place:
     ...     folder = TaskFolder(LocalStore(place), lambda data, name: header_of(data))
-    ...     entry = folder.put("signs", save(Task("signs", {}, {})))
+    ...     entry, _ = folder.put("signs", save(Task("signs", {}, {})))
     ...     list(folder.entries), folder.scan().added == (entry,)
     (['signs'], True)
     """
@@ -167,8 +167,8 @@ class TaskFolder:
         data: bytes,
         decode: Callable[[str, bytes], object] | None = None,
         replace_classes: bool = False,
-    ) -> TaskEntry:
-        """Write a task's file and return its entry; a file of that name is replaced at once.
+    ) -> tuple[TaskEntry, TaskEntry | None]:
+        """Write a task's file and return its entry, and the one that it replaces at once.
 
         Everything is checked before a byte is written: TaskNameError, TaskFileError and whatever ``check`` raises, and
         ``decode`` of name and bytes if it is given. OtherClassesError where the task has other classes than the one
@@ -182,18 +182,17 @@ class TaskFolder:
                 "put it into the tasks directory by hand"
             )
         entry = self._checked(name, data)
-        old = self.entries.get(name)
-        if old is not None and old.classes != entry.classes and not replace_classes:
-            raise OtherClassesError(
-                f"task {name!r}: {_change(old.classes, entry.classes)}; callers may rely on the old ones: put it under "
-                "another name, or ask for it with replace_classes=True (?replace=classes over HTTP)"
-            )
+        if not replace_classes:
+            self._check_classes(entry)
         if decode is not None:
             decode(name, data)
         with self._lock:
+            if not replace_classes:
+                self._check_classes(entry)  # another may have been put while this one was decoded
+            old = self.entries.get(name)
             self._store.write(name, data)
             self._hold(entry)
-        return entry
+        return entry, old
 
     def remove(self, name: str) -> TaskEntry:
         """Delete a task's file and return the entry that was served; UnknownTaskError lists names like it."""
@@ -233,6 +232,15 @@ class TaskFolder:
         entry = self._checked(name, data)
         self._hold(entry)
         return entry
+
+    def _check_classes(self, entry: TaskEntry) -> None:
+        """Raises OtherClassesError where an entry has other classes than the one that it would replace."""
+        old = self.entries.get(entry.name)
+        if old is not None and old.classes != entry.classes:
+            raise OtherClassesError(
+                f"task {entry.name!r}: {_change(old.classes, entry.classes)}; callers may rely on the old ones: put it "
+                "under another name, or ask for it with replace_classes=True (?replace=classes over HTTP)"
+            )
 
     def _checked(self, name: str, data: bytes) -> TaskEntry:
         info = self._check(data, name).info
