@@ -431,7 +431,7 @@ def test_random_requests_are_answered_or_refused(tmp_path):
         assert server.service.started.queue_depth == 0
     assert '"trace"' not in stream.getvalue()
     assert seen[200] > count / 20, seen
-    print(sorted(seen.items()))
+    sys.stdout.write(f"{sorted(seen.items())}\n")
 
 
 def test_two_uploads_at_once_leave_none_behind_and_change_no_classes(folder):
@@ -461,9 +461,12 @@ def test_two_uploads_at_once_leave_none_behind_and_change_no_classes(folder):
 @pytest.mark.parametrize("timeout", [30.0, None])
 def test_when_a_busy_server_is_asked_again(after, tries, timeout):
     fake = FakeServer(lambda asked: refusal(503, "overload", "busy", Retry_After=after))
-    with serving(fake), Client(fake.url, retries=1, timeout=httpx2.Timeout(timeout)) as client:
-        with pytest.raises(OverloadError):
-            client.predict(b"BM and so on", "signs")
+    with (
+        serving(fake),
+        Client(fake.url, retries=1, timeout=httpx2.Timeout(timeout)) as client,
+        pytest.raises(OverloadError),
+    ):
+        client.predict(b"BM and so on", "signs")
     assert len(fake.asked) == tries
     assert len({asked.body for asked in fake.asked}) == 1
 

@@ -26,7 +26,8 @@ PATHS = [
     "/", "/health", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v1/tasks", "/v1/tasks/", "/v1/predict",
     "/v1/tasks/plain", "/v1/tasks/plain/predict", "/v1/tasks/plain/predict", "/v1/tasks/none/predict", "/v1/predict/",
     "/v1/tasks/..%2fplain/predict", "/v1/tasks/%ff%00/predict", "/v1/tasks/a%0d%0ab", "//v1//tasks", "/page/../app.py",
-    "/page/page.js", "/page/%2e%2e/app.py", "/swagger/x", "*", "http://elsewhere/v1/tasks", "/" + "a" * 3000, "/%", "/é",
+    "/page/page.js", "/page/%2e%2e/app.py", "/swagger/x", "*", "http://elsewhere/v1/tasks", "/" + "a" * 3000, "/%",
+    "/é",
 ]  # fmt: skip
 QUERIES = [
     "", "", "", "?top_k=2", "?top_k=0", "?top_k=1e9", "?top_k=" + "9" * 5000, "?top_k=1&top_k=2", "?task=plain",
