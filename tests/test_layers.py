@@ -22,6 +22,7 @@ LAYERS = (
     {"texts"},
     {"network"},
     {"taskfile"},
+    {"kinds"},
     {"model"},
     {"zoo"},
     {"train"},
@@ -112,7 +113,8 @@ print(json.dumps({
     )
     assert not OPTIONAL & set(found["loaded"])
     assert {n.split(".")[1] for n in found["submodules"]} <= {
-        "errors", "names", "masks", "images", "network", "taskfile", "model", "zoo",
+        "errors", "names", "schemas", "masks", "images", "network", "taskfile", "kinds", "model",
+        "zoo",
     }  # fmt: skip
     assert found["cuda"] is False
     assert found["random"]

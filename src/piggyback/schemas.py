@@ -72,7 +72,39 @@ class RankedClass(Model):
     probability: Chance
 
 
-class Answer(Model):
+class Value(Model):
+    """A number that a task gives, and its unit."""
+
+    name: str
+    value: float
+    unit: str = ""
+
+
+class Said(Model):
+    """What a task's outputs for one image mean, by its kind.
+
+    >>> Said(labels=("road",)).labels
+    ('road',)
+    """
+
+    ranking: tuple[RankedClass, ...] = Field(
+        default=(),
+        validation_alias="classes",
+        serialization_alias="classes",
+        description="The top_k likeliest, likeliest first; none of a regression.",
+    )
+    labels: tuple[str, ...] | None = Field(
+        default=None, description="Multilabel: those that pass their threshold."
+    )
+    values: tuple[Value, ...] | None = Field(default=None, description="Regression: every number.")
+    confidence: Chance = Field(
+        default=0.0,
+        description="In [0, 1]: by which a task is inferred; 1 - entropy / log(classes), of a multilabel task the "
+        "mean over its labels, 0 of a regression.",
+    )
+
+
+class Answer(Said):
     """What one task says about one image.
 
     >>> timing = Timing(prepare=1.5, queue=2, load=0, run=3.25, total=6.75, batch=4)
@@ -89,14 +121,6 @@ class Answer(Model):
     task: str
     version: str = Field(
         description="First 16 digits of the SHA-256 of the task file that answered."
-    )
-    ranking: tuple[RankedClass, ...] = Field(
-        validation_alias="classes",
-        serialization_alias="classes",
-        description="The top_k likeliest, likeliest first.",
-    )
-    confidence: Chance = Field(
-        description="1 - entropy / log(classes), in [0, 1]: by which a task is inferred."
     )
     tier: Tier = Field(description="Where the task was when its batch was begun.")
     timing: Timing = Field(validation_alias="timing_ms", serialization_alias="timing_ms")

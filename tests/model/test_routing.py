@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from piggyback.errors import InputError
+from piggyback.kinds.classification import confidence
 from piggyback.model.distance import MOST, feature_skill
-from piggyback.model.routing import confidence, run_grouped
+from piggyback.model.routing import run_grouped
 
 
 def test_every_task_runs_once_on_all_of_its_samples():

@@ -23,7 +23,7 @@ from piggyback.errors import (
     UnavailableError,
     UnknownTaskError,
 )
-from piggyback.model.routing import confidence
+from piggyback.kinds.classification import confidence
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
 from piggyback.serve.store.folder import Changes, TaskFolder

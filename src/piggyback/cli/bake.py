@@ -14,6 +14,7 @@ from piggyback.cli.options import CheckpointOption, HeadOption, OtherBackboneOpt
 from piggyback.cli.screen import results
 from piggyback.errors import InputError, PiggybackError, require
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.kinds import KINDS, kind_of
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import TextPreprocessing
 
@@ -87,6 +88,8 @@ def run(
         size = sum(file.stat().st_size for file in made)
         results().print(f"wrote {to}: {len(made)} files, {size:,} bytes", soft_wrap=True)
         return
+    if to.suffix == ".onnx" and header.info.kind in KINDS:
+        baked = kind_of(header.info).finished(baked).eval()
     if to.suffix == ".safetensors":
         state = {name: tensor.detach().clone() for name, tensor in baked.state_dict().items()}
         data, found = save(state, _metadata(header)), f"{len(state)} tensors, "
@@ -163,9 +166,13 @@ def _metadata(header: TaskHeader) -> dict[str, str]:
     """What whoever runs the model must know."""
     values: dict[str, str] = {
         "task": header.name,
+        "kind": header.info.kind,
         "classes": json.dumps(list(header.info.classes)),
         "backbone": header.info.backbone.source,
     }
+    for key in ("units", "thresholds", "scaling"):
+        if found := getattr(header.info, key):
+            values[key] = json.dumps(found)
     if header.info.preprocessing is not None:
         values["preprocessing"] = json.dumps(header.info.preprocessing.to_json())
     return values

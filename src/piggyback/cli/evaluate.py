@@ -111,35 +111,36 @@ def run(
         other = _other(compare, task, loaded.headers[0], (backbone, checkpoint, head))
     measured = evaluate(loaded.model, name, images, batch_size=batch_size)
     gap = _report(loaded, other, images, report, batch_size) if report or other else None
-    pixels = measured.kind == "segmentation"
-    classes = measured.per_class_iou() if pixels else measured.per_class()
+    plain = measured.kind == "classification"
+    titles, rows = measured.by_class()
     if json:
-        numbers: dict[str, Any] = {"accuracy": round(measured.accuracy, 4)}
-        if pixels:
-            numbers = {
-                "mean_iou": round(measured.mean_iou, 4),
-                "pixel_accuracy": round(measured.right, 4),
-            }
-        found = {"task": name, "images": len(images), "trained_on": seen, **numbers}
+        numbers = {key: round(value, 6) for key, value in measured.numbers().items()}
+        found: dict[str, Any] = {"task": name, "images": len(images), "trained_on": seen, **numbers}
         if gap is not None:
             found["compared"] = gap
+        # A class's accuracy or IoU has stood alone from the first version on.
+        one = plain or measured.kind == "segmentation"
+        keys = [key.removesuffix(" (%)").replace(" ", "_").lower() for key in titles]
+        classes: dict[str, Any] = {
+            label: row[-1] if one else dict(zip(keys, row, strict=True))
+            for label, row in rows.items()
+        }
         write_json({**found, "loss": round(measured.loss, 6), "classes": classes})
         return
     screen = results()
-    if pixels or per_class:
-        titles = ("pixels", "IoU (%)") if pixels else ("images", "accuracy (%)")
+    if per_class or not plain:
         by_class = table("class", *titles)
-        counts = measured.confusion.sum(1).tolist()
-        for (label, value), count in zip(classes.items(), counts, strict=True):
-            by_class.add_row(label, str(count), "-" if value is None else f"{value:.2f}")
+        for label, row in rows.items():
+            by_class.add_row(label, *map(_number, row))
         screen.print(by_class)
-    if pixels:
-        screen.print(
-            f"{name}: mean IoU {measured.mean_iou:.2f}%, {measured.right:.2f}% of pixels right, "
-            f"in {len(images)} images"
-        )
-    else:
-        screen.print(f"{name}: {measured.accuracy:.2f}% of {measured.count} images right")
+    screen.print(f"{name}: {measured.summary(len(images))}")
+
+
+def _number(value: float | None) -> str:
+    """A number of a table as text."""
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 def _other(file: Path, first: Path, header: TaskHeader, network: Any) -> Loaded:

@@ -10,6 +10,7 @@ import typer
 
 from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import grid, results, table, write_json
+from piggyback.kinds import score_name
 from piggyback.lab.tables.formats import human_bytes
 from piggyback.taskfile.header import TaskHeader, read_header
 from piggyback.texts.preprocessing import TextPreprocessing
@@ -54,6 +55,11 @@ def _as_json(header: TaskHeader) -> dict[str, Any]:
         "version": header.version,
         "kind": info.kind,
         "classes": list(info.classes),
+        **{
+            key: list(value)
+            for key in ("units", "thresholds", "scaling")
+            if (value := getattr(info, key))
+        },
         "head": info.head_kind,
         "rule": asdict(info.rule),
         "preprocessing": None if info.preprocessing is None else info.preprocessing.to_json(),
@@ -104,9 +110,13 @@ def facts(header: TaskHeader) -> dict[str, str]:
     """Return the header's facts as words, by name."""
     info = header.info
     many = f", ... {info.classes[-1]}" if len(info.classes) > 6 else ""
+    names = info.classes[:6]
+    if info.units:
+        units = zip(names, info.units, strict=False)
+        names = tuple([f"{name} ({unit})" if unit else name for name, unit in units])
     found = {
         "task": f"{header.name} ({info.kind}, format {header.version})",
-        "classes": f"{len(info.classes)}: {', '.join(info.classes[:6])}{many}",
+        "classes": f"{len(info.classes)}: {', '.join(names)}{many}",
         "backbone": info.backbone.source or "not named",
         "fingerprint": info.backbone.fingerprint,
     }
@@ -133,6 +143,6 @@ def facts(header: TaskHeader) -> dict[str, str]:
     )
     for key, label in (("val_accuracy", "val"), ("test_accuracy", "test")):
         if isinstance(value := info.provenance.get(key), (int, float)):
-            measure = " mean IoU" if info.kind == "segmentation" else ""
+            measure = "" if info.kind == "classification" else f" {score_name(info.kind)}"
             found[label] = f"{value:.2f}%{measure}"
     return found

@@ -24,7 +24,7 @@ from piggyback.cli.screen import notes, results, table, write_json
 from piggyback.errors import DataError, InputError, TaskNameError
 from piggyback.images.find import find_images
 from piggyback.names import check_name, plain, read_token
-from piggyback.schemas import AT_LEAST
+from piggyback.schemas import AT_LEAST, Said
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import Text, TextPreprocessing
 
@@ -54,11 +54,8 @@ class FileAnswer:
     file: str
     task: str | None
     """None if none was sure enough."""
-    classes: Sequence[str]
-    """Likeliest first."""
-    probabilities: Sequence[float]
-    confidence: float
-    """1 - entropy / log(classes), in [0, 1]: by which the task is inferred."""
+    said: Said
+    """Classes, labels or values, by the task's kind; likeliest first."""
     what: str = "file"
     """What ``file`` is, the path of one or a text: its name in JSON and CSV."""
     error: str = ""
@@ -67,14 +64,12 @@ class FileAnswer:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         if self.error:
-            return {"file": self.file, "error": self.error}
-        pairs = zip(self.classes, self.probabilities, strict=True)
-        return {
-            self.what: self.file,
-            "task": self.task,
-            "confidence": round(self.confidence, 6),
-            "classes": [{"class": name, "probability": round(p, 6)} for name, p in pairs],
+            return {self.what: self.file, "error": self.error}
+        said = self.said.model_dump(mode="json", exclude_none=True, include=set(Said.model_fields))
+        said = {
+            key: said[key] for key in ("confidence", "classes", "labels", "values") if key in said
         }
+        return {self.what: self.file, "task": self.task, **said}
 
 
 def run(
@@ -237,14 +232,14 @@ class Bad:
 
 
 def _no_answer(file: str, what: str, error: str = "", confidence: float = 0.0) -> FileAnswer:
-    return FileAnswer(file, None, (), (), confidence, what, error)
+    return FileAnswer(file, None, Said(confidence=confidence), what, error)
 
 
 def _surest(group: Sequence[FileAnswer], at_least: float) -> FileAnswer:
-    best = max(group, key=lambda one: one.confidence)
-    if best.confidence >= at_least:
+    best = max(group, key=lambda one: one.said.confidence)
+    if best.said.confidence >= at_least:
         return best
-    return _no_answer(best.file, best.what, confidence=best.confidence)
+    return _no_answer(best.file, best.what, confidence=best.said.confidence)
 
 
 def _what(given: Path | Text) -> str:
@@ -331,9 +326,7 @@ def _infer(
 def _of_server(file: Path | Text, one: Answer | None) -> FileAnswer:
     if one is None:
         return _no_answer(str(file), _what(file))
-    return FileAnswer(
-        str(file), one.task, one.classes, one.probabilities, one.confidence, _what(file)
-    )
+    return FileAnswer(str(file), one.task, one, _what(file))
 
 
 def _named(error: DataError, file: Path | Text) -> DataError:
@@ -387,30 +380,17 @@ def _answer(
     loaded: Loaded, files: Sequence[Path | Text], top: int, batch_size: int, bad: Bad
 ) -> list[FileAnswer]:
     """Every task's answer for every image or text, one by one."""
-    import torch
-
-    from piggyback.model.routing import confidence
-    from piggyback.train.evaluation import Prediction, predict
+    from piggyback.train.evaluation import predict
 
     what = _what(files[0])
-
-    def answer(task: str, found: Prediction) -> FileAnswer:
-        # Probabilities' logarithms are logits: the same rule as MultiTaskModel.infer_task.
-        logits = torch.tensor([found.probabilities]).clamp_min(1e-30).log()
-        sure = float(confidence(logits)) if len(found.classes) > 1 else 0.0
-        return FileAnswer(
-            found.file, task, found.classes[:top], found.probabilities[:top], sure, what
-        )
-
     by_task = []
     for header in loaded.headers:
-        classes = max(len(header.info.classes), 1)
-        whole = predict(
-            loaded.model, header.name, files, top=classes, batch_size=batch_size, on_bad=bad
+        found = predict(
+            loaded.model, header.name, files, top=top, batch_size=batch_size, on_bad=bad
         )
-        read = {one.file for one in whole}
+        read = {one.file for one in found}
         files = [file for file in files if str(file) in read]  # a bad one is asked of one task only
-        by_task.append([answer(header.name, one) for one in whole])
+        by_task.append([FileAnswer(one.file, header.name, one.said, what) for one in found])
     return [one for group in zip(*by_task, strict=True) for one in group]
 
 
@@ -474,28 +454,52 @@ def _show(answers: Sequence[FileAnswer], how: Format) -> None:
     if how is Format.JSON:
         write_json([one.to_json() for one in answers])
         return
-    if how is Format.CSV:  # one line per class
-        lines = [
-            [one.file, one.task, rank, name, f"{p:.6f}"]
-            for one in answers
-            for rank, (name, p) in enumerate(zip(one.classes, one.probabilities, strict=True), 1)
-        ]
-        lines += [
-            [one.file, "", "", NONE, ""] for one in answers if one.task is None and not one.error
-        ]
-        _write_csv([answers[0].what, "task", "rank", "class", "probability"], lines)
+    if how is Format.CSV:
+        _write_csv(*_as_csv(answers))
         return
-    rows = table("+input", "task", "+class", ">%", "next")
+    rows = table("+input", "task", "+answer", ">%", "next")
     for one in answers:
+        said = one.said
         if one.error:  # said on standard error
             continue
         if one.task is None:
             rows.add_row(one.file, "", NONE, "", "")
             continue
-        first, *others = zip(one.classes, one.probabilities, strict=True)
-        rest = ", ".join(f"{name} {100 * p:.1f}" for name, p in others)
-        rows.add_row(one.file, one.task, first[0], f"{100 * first[1]:.1f}", rest)
+        if said.values is not None:
+            numbers = [f"{v.name} {v.value:.4g} {v.unit}".rstrip() for v in said.values]
+            rows.add_row(one.file, one.task, numbers[0], "", ", ".join(numbers[1:]))
+            continue
+        parts = [(each.name, 100 * each.probability) for each in said.ranking]
+        first, *others = parts
+        shown = first[0]
+        if said.labels is not None:
+            shown = ", ".join(said.labels) or "none"
+            others = [part for part in parts if part[0] not in said.labels]
+        percent = f"{first[1]:.1f}" if said.labels is None else ""
+        rest = ", ".join(f"{name} {p:.1f}" for name, p in others)
+        rows.add_row(one.file, one.task, shown, percent, rest)
     results().print(rows)
+
+
+def _as_csv(answers: Sequence[FileAnswer]) -> tuple[list[str], list[list[object]]]:
+    """Titles and lines: one line per class, label or number; columns that no answer needs are left out."""
+    titles = [answers[0].what if answers else "file", "task", "rank", "class", "probability"]
+    labels = any(one.said.labels is not None for one in answers)
+    values = any(one.said.values is not None for one in answers)
+    titles += ["given"] * labels + ["value", "unit"] * values
+    lines: list[list[object]] = []
+    for one in answers:
+        said = one.said
+        if one.task is None and not one.error:
+            lines.append([one.file, "", "", NONE, *[""] * (len(titles) - 4)])
+        for rank, each in enumerate(said.ranking, 1):
+            given = "" if said.labels is None else int(each.name in said.labels)
+            line = [one.file, one.task, rank, each.name, f"{each.probability:.6f}"]
+            lines.append([*line, *[given] * labels, *["", ""] * values])
+        for rank, number in enumerate(said.values or (), 1):
+            line = [one.file, one.task, rank, number.name, "", *[""] * labels]
+            lines.append([*line, f"{number.value:.6g}", number.unit])
+    return titles, lines
 
 
 def _show_maps(found: Sequence[tuple[Path, Segmented]], how: Format, top: int) -> None:

@@ -167,6 +167,17 @@ class SegmentationSet:
         return digest.hexdigest()
 
 
+def class_of_each(labels: Tensor) -> Tensor:
+    """Return labels as int64; of label maps, uint8, with void as -100, which losses leave out.
+
+    >>> class_of_each(torch.tensor([3, 255], dtype=torch.uint8)), class_of_each(torch.tensor([255]))
+    (tensor([   3, -100]), tensor([255]))
+    """
+    if labels.dtype != torch.uint8:
+        return labels
+    return labels.long().masked_fill_(labels == VOID, -100)
+
+
 def read_map(path: Path, classes: Sequence[str], void: int = VOID) -> Tensor:
     """Return the label map in ``path``, uint8 (h, w), its ``void`` value turned into 255.
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piggyback.errors import InputError
+from piggyback.kinds import KINDS
+from piggyback.taskfile.task import TaskInfo
 
 MOST = 1024
 """Samples that are looked at; more tell little more and cost their third power."""
@@ -50,8 +52,8 @@ def one_each(seen: list[Any], labels: list[Tensor]) -> bool:
 def feature_skill(features: Tensor, labels: Tensor) -> float:
     """Return how far ridge regression on ``features`` gets from guessing (0) to all right (1), leaving one out.
 
-    ``features``: (n, ...), ``labels``: int64 (n,). Guessing is always the most frequent class. Of more than ``MOST``
-    samples, evenly spaced ones are taken.
+    ``features``: (n, ...), ``labels``: int64 (n,), where guessing is always the most frequent class, or float (n, k),
+    where it is the mean. Of more than ``MOST`` samples, evenly spaced ones are taken.
 
     >>> labels = torch.arange(40) % 2
     >>> feature_skill(labels[:, None].float() + 0.1 * torch.rand(40, 3), labels)
@@ -60,23 +62,29 @@ def feature_skill(features: Tensor, labels: Tensor) -> float:
     chosen = torch.linspace(0, len(labels) - 1, min(len(labels), MOST)).round().long()
     x = features[chosen.to(features.device)].flatten(1).cpu().double()
     y = labels[chosen.to(labels.device)].cpu()
-    guess = float(y.bincount().max()) / len(y)
+    wanted = y.double() if y.is_floating_point() else F.one_hot(y).double()
+    guess = 0.0 if y.is_floating_point() else float(y.bincount().max()) / len(y)
     x = x - x.mean(0)
     products = x @ x.T
     ridge = products.diagonal().mean()
     if guess == 1 or not bool(ridge > 0):
         return 0.0
     inverse = torch.linalg.inv(products + ridge * torch.eye(len(y), dtype=torch.float64))
-    onehot = F.one_hot(y).double()
-    onehot -= onehot.mean(0)
-    left_out = onehot - (inverse @ onehot) / inverse.diagonal()[:, None]
-    right = float((left_out.argmax(1) == y).double().mean())
+    wanted -= wanted.mean(0)
+    missed = (inverse @ wanted) / inverse.diagonal()[:, None]
+    if y.is_floating_point():
+        spread = wanted.square().mean(0)
+        explained = (1 - missed.square().mean(0) / spread)[spread > 0]
+        return float(explained.clamp_min(0).mean()) if len(explained) else 0.0
+    right = float(((wanted - missed).argmax(1) == y).double().mean())
     return max(0.0, (right - guess) / (1 - guess))
 
 
 @torch.no_grad()
-def skill_of_batches(model: nn.Module, head: nn.Module, batches: Iterable[Any]) -> float:
-    """Return the ``feature_skill`` of what reaches ``head`` when ``model`` runs on batches of inputs and class labels.
+def skill_of_batches(
+    model: nn.Module, head: nn.Module, batches: Iterable[Any], info: TaskInfo
+) -> float:
+    """Return the ``feature_skill`` of what reaches ``head`` when ``model`` runs on batches of inputs and labels.
 
     Raises InputError for other batches, and where the head is not called once for each.
     """
@@ -86,7 +94,7 @@ def skill_of_batches(model: nn.Module, head: nn.Module, batches: Iterable[Any]) 
     try:
         with head_inputs(head) as found:
             for batch in batches:
-                inputs, truth = _pair(batch)
+                inputs, truth = _pair(batch, info)
                 model(inputs.to(device) if isinstance(inputs, Tensor) else inputs)
                 labels.append(truth)
                 if sum(map(len, labels)) >= MOST:
@@ -103,8 +111,12 @@ def skill_of_batches(model: nn.Module, head: nn.Module, batches: Iterable[Any]) 
     return feature_skill(torch.cat(found), torch.cat(labels))
 
 
-def _pair(batch: Any) -> tuple[Any, Tensor]:
-    """A batch as inputs and labels, an int64 tensor of classes; raises InputError for anything else."""
+def _pair(batch: Any, info: TaskInfo) -> tuple[Any, Tensor]:
+    """A batch as inputs and labels: int64 classes, or numbers as the task's kind takes them; else InputError."""
+    kind = None if info.kind in ("classification", "segmentation") else info.kind
+    wanted = (
+        f"(n, {len(info.classes)}) of its {kind} task" if kind in KINDS else "int64 (n,) from 0"
+    )
     found = type(batch).__name__
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         inputs, labels = batch
@@ -112,9 +124,11 @@ def _pair(batch: Any) -> tuple[Any, Tensor]:
         if isinstance(labels, Tensor):
             found = f"labels {labels.dtype} {tuple(labels.shape)}"
             whole = labels.ndim == 1 and labels.dtype == torch.int64
-            if whole and not bool((labels < 0).any()):
+            if kind in KINDS and tuple(labels.shape[1:]) == (len(info.classes),):
+                return inputs, labels.float()
+            if kind not in KINDS and whole and not bool((labels < 0).any()):
                 return inputs, labels
     raise InputError(
-        f"batches: expected pairs of inputs and labels, int64 (n,) from 0, found {found}; "
+        f"batches: expected pairs of inputs and labels, {wanted}, found {found}; "
         "leave batches out where labels are not classes"
     )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from piggyback.errors import InputError, TaskFileError
+from piggyback.kinds import KINDS
 from piggyback.network.segmentation import SegmentationHead
 from piggyback.taskfile.task import Task, TaskInfo
 
@@ -95,9 +96,9 @@ def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_classes(info: TaskInfo, head: nn.Module) -> None:
-    """Raise InputError where a head's outputs are not one per class."""
+    """Raise InputError where a head's outputs are not one per class, label or number."""
     outputs = getattr(head, "out_features", getattr(head, "out_channels", None))
-    labelled = info.kind in ("classification", "segmentation")
+    labelled = info.kind in KINDS
     if labelled and info.classes and outputs not in (None, len(info.classes)):
         raise InputError(
             f"a head with {outputs} outputs for {len(info.classes)} classes: expected one per class"

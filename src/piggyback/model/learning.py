@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.errors import InputError, PiggybackWarning, TaskStateError, TrainingError
+from piggyback.kinds import KINDS
 from piggyback.model.checks import reaches, tensors_of
 from piggyback.model.processes import average_, calling_ddp, first_other
 from piggyback.network.fingerprint import IGNORED
@@ -117,7 +118,7 @@ class Learning:
             )
         shapes = [tuple(tensor.shape) for tensor in tensors_of(output)]
         wanted = len(self.info.classes)
-        labelled = self.info.kind == "classification" and self.info.head_kind in ("linear", "conv")
+        labelled = self.info.kind in KINDS and self.info.head_kind in ("linear", "conv")
         if labelled and shapes and not any(wanted in shape for shape in shapes):
             raise TaskStateError(
                 f"{where} has {wanted} outputs, but the network's are {', '.join(map(str, shapes[:3]))}: it is not the "

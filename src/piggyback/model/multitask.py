@@ -29,6 +29,8 @@ from piggyback.errors import (
     UnknownTaskError,
     near_misses,
 )
+from piggyback.kinds import KINDS, kind_of
+from piggyback.kinds.classification import confidence
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rule import HEAD_LR, MaskRule, ScoreInit, Z, check_learnable, mask_lr, z_for
 from piggyback.model.checks import check_state_dict, tensors_of
@@ -37,7 +39,7 @@ from piggyback.model.distance import skill_of_batches
 from piggyback.model.heads import check_classes, class_names, head_kind, load_head, new_head
 from piggyback.model.learning import Learning
 from piggyback.model.look import aliases, look_of, new_of
-from piggyback.model.routing import TaskInference, confidence, run_grouped
+from piggyback.model.routing import TaskInference, run_grouped
 from piggyback.model.summary import Summary, masks_verdict, summarize
 from piggyback.network.backbone import Backbone, BackboneInfo
 from piggyback.network.frozen import FrozenBackbone, plain_copy
@@ -344,13 +346,20 @@ class MultiTaskModel(nn.Module):
             raise UnknownTaskError("no tasks to choose from: add_task or load_task first")
         if not 0 <= at_least <= 1:
             raise InputError(f"at_least {at_least!r}: expected a number from 0 to 1")
-        sure = torch.stack([confidence(self(*args, task=n, **kwargs)) for n in names], dim=1)
+        sure = torch.stack([self._sure(n, self(*args, task=n, **kwargs)) for n in names], dim=1)
         best, which = sure.max(1)
         chosen = [
             names[i] if s >= at_least else None
             for i, s in zip(which.tolist(), best.tolist(), strict=True)
         ]
         return TaskInference(chosen, sure, names)
+
+    def _sure(self, name: str, output: Any) -> Tensor:
+        """How sure a task is, by its kind; one that no kind knows is taken for a classification."""
+        info = self._tasks[name].info
+        whole = isinstance(output, Tensor) and output.ndim == 2
+        known = whole and info.kind in KINDS and info.kind != "segmentation" and bool(info.classes)
+        return kind_of(info).confidence(output) if known else confidence(output)
 
     def bake(self, name: str | None) -> nn.Module:
         """Return a plain copy of the backbone with a task's weights, head and normalisation written into it."""
@@ -391,16 +400,22 @@ class MultiTaskModel(nn.Module):
         kind: str = "classification",
         preprocessing: Prepares | None = None,
         start: Task | None = None,
+        units: Sequence[str] = (),
+        scaling: Sequence[tuple[float, float]] = (),
     ) -> None:
         """Make the live weights trainable for a new task with a fresh head; until ``finish_task`` it runs alone.
 
         ``norm="affine"`` lets the task have its own scale and shift in normalisation layers, ``norm="trained"``
         batch norm's statistics too. ``masks=False`` learns a head only. ``head`` replaces the default one, a new
-        layer like the backbone's own classifier. Raises InputError for a ``rule`` with a form.
+        layer like the backbone's own classifier.
 
         ``start`` is a task to go on from: its masks, its normalisation, and of its head the rows of classes that are
         here too. Raises InputError where it has another rule, normalisation or head, or masks other weights,
         BackboneMismatchError where it was learned on another backbone.
+
+        ``kind`` says what outputs mean (see ``kinds``), ``classes`` names
+        them; ``units`` and ``scaling`` are a regression's, see ``TaskInfo``. Raises InputError for a ``rule`` with a
+        form.
         """
         rule = rule or (MaskRule() if start is None else start.info.rule)
         check_learnable(rule)
@@ -423,6 +438,8 @@ class MultiTaskModel(nn.Module):
                 head_kind=head_kind(module, original),
                 preprocessing=preprocessing or self._preprocessing,
                 backbone=BackboneInfo(self.source, self.fingerprint, digests),
+                units=tuple(units),
+                scaling=tuple(scaling),
             )
             check_classes(info, module)
             check_writable(name, info)
@@ -478,7 +495,7 @@ class MultiTaskModel(nn.Module):
             z = (
                 Z
                 if batches is None
-                else z_for(skill_of_batches(self, learning.head, batches), steps)
+                else z_for(skill_of_batches(self, learning.head, batches, learning.info), steps)
             )
             lr = mask_lr(steps, margin=start.margin(threshold), z=z)
             head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from piggyback.errors import InputError
@@ -20,24 +18,9 @@ class TaskInference:
     names: list[str | None]
     """(batch,): the surest task; None where none was sure enough."""
     confidence: Tensor
-    """(batch, tasks), in [0, 1]: 1 - entropy of the outputs / log(classes)."""
+    """(batch, tasks), in [0, 1]: of a classification 1 - entropy of the outputs / log(classes); see ``kinds``."""
     tasks: tuple[str, ...]
     """The columns of ``confidence``."""
-
-
-def confidence(logits: Tensor) -> Tensor:
-    """Return how sure each row of ``logits`` (batch, classes) is: 1 for one certain class, 0 for a uniform guess.
-
-    >>> confidence(torch.tensor([[0.0, 0.0], [50.0, 0.0]]))
-    tensor([0., 1.])
-    """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-        raise InputError(
-            "inferring the task needs outputs of shape (batch, classes >= 2), "
-            f"found {tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}"
-        )
-    entropy: Tensor = torch.special.entr(logits.float().softmax(1)).sum(1)
-    return (1 - entropy / math.log(logits.shape[1])).clamp(0, 1)
 
 
 def run_grouped(

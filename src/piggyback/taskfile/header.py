@@ -57,6 +57,9 @@ LARGE = 1 << 20
 """Bytes from which a file's header is looked at before the rest is read."""
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
 _FIELDS = ["name", "kind", "classes", "rule", "head", "preprocessing", "backbone", "provenance", "masks"]  # fmt: skip
+OUTPUTS = "outputs"
+"""The field that came with version 4: what is known of the outputs besides their names, of these parts some."""
+_OUTPUTS = ("units", "thresholds", "scaling")
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the weights that may be masked, by name."""
@@ -285,15 +288,17 @@ def to_metadata(
 ) -> dict[str, str]:
     """Return the container's metadata; ``from_metadata`` reads it back.
 
-    The version is the lowest that can hold the task: 4 for texts; else 3 with tensors in a ``short`` form; else 2 for a
-    mask rule with a form or a head that scores pixels; else 1.
+    The version is the lowest that can hold the task: 4 for texts, and where outputs have units, thresholds or a
+    scaling; else 3 with tensors in a ``short`` form; else 2 for a mask rule with a form or a head that scores pixels;
+    else 1.
 
     >>> sorted(to_metadata("signs", TaskInfo(), ()))
     ['format', 'task', 'version']
     """
     rule, new = asdict(info.rule), info.rule.form != "plain" or info.head_kind == SEGMENTATION
+    outputs = {part: list(found) for part in _OUTPUTS if (found := getattr(info, part))}
     texts = isinstance(info.preprocessing, TextPreprocessing)
-    version = 4 if texts else 3 if short else 2 if new else 1
+    version = 4 if texts or outputs else 3 if short else 2 if new else 1
     if version == 1:
         del rule["form"]
     values = {
@@ -307,6 +312,8 @@ def to_metadata(
         "provenance": dict(info.provenance),
         "masks": [[x.name, list(x.shape), x.kept, x.codec, x.bits] for x in layers],
     }
+    if outputs:
+        values[OUTPUTS] = outputs
     try:
         text = json.dumps(values, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode("utf-8")
@@ -343,7 +350,9 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     """
     version = check_format(metadata)
     values = strict_json(metadata["task"], "task description")
-    _expect(isinstance(values, dict) and values.keys() == set(_FIELDS), "fields", sorted(_FIELDS))
+    new = isinstance(values, dict) and version > 3 and OUTPUTS in values
+    fields = sorted([*_FIELDS, OUTPUTS] if new else _FIELDS)
+    _expect(isinstance(values, dict) and values.keys() == set(fields), "fields", fields)
     backbone, rule, provenance = values["backbone"], values["rule"], values["provenance"]
     _expect(_strings(backbone, "source", "fingerprint"), "backbone", "source and fingerprint")
     _check_rule(rule, version, version > 2 or values["head"] == SEGMENTATION)
@@ -356,7 +365,8 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     )
     try:
         prepared = _preprocessing(values["preprocessing"], version)
-        _expect(version < 4 or isinstance(prepared, TextPreprocessing), "version", "3 at most")
+        texts = isinstance(prepared, TextPreprocessing)
+        _expect(version < 4 or new or texts, "version", "3 at most")
         info = TaskInfo(
             kind=values["kind"],
             classes=tuple(classes),
@@ -365,11 +375,25 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
             preprocessing=prepared,
             backbone=BackboneInfo(backbone["source"], backbone["fingerprint"]),
             provenance=provenance,
+            **_outputs(values.get(OUTPUTS)),
         )
         name = check_name(values["name"])
     except (InputError, TaskNameError) as error:
         raise TaskFileError(f"{error}; the file is damaged") from error
     return name, info, _layers(values["masks"])
+
+
+def _outputs(values: Any) -> dict[str, tuple[Any, ...]]:
+    """The parts of a task's info that came with version 4; what they may hold is TaskInfo's to check."""
+    if values is None:
+        return {}
+    good = isinstance(values, dict) and bool(values) and values.keys() <= set(_OUTPUTS)
+    _expect(good, OUTPUTS, f"some of {', '.join(_OUTPUTS)}")
+    found = {}
+    for part, listed in values.items():
+        _expect(isinstance(listed, list) and bool(listed), f"{OUTPUTS} {part}", "a list")
+        found[part] = tuple([tuple(each) if isinstance(each, list) else each for each in listed])
+    return found
 
 
 def check_format(metadata: Mapping[str, str]) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from piggyback.errors import InputError
 from piggyback.masks.rule import MaskRule
 from piggyback.names import check_name as check_name
 from piggyback.network.backbone import BackboneInfo
@@ -27,8 +29,9 @@ class TaskInfo:
     """What a task is for and where it comes from; all of it is written into the task file."""
 
     kind: str = "classification"
+    """What the outputs mean: see ``kinds``."""
     classes: tuple[str, ...] = ()
-    """Class names, in the order of the head's outputs."""
+    """Names of classes, labels or numbers, in the order of the head's outputs."""
     rule: MaskRule = field(default_factory=MaskRule)
     head_kind: str = "linear"
     """How to build the head from its tensors: see ``model/heads.py``."""
@@ -37,6 +40,39 @@ class TaskInfo:
     backbone: BackboneInfo = field(default_factory=BackboneInfo)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Data, seed, recipe, scores reached; plain JSON values."""
+    units: tuple[str, ...] = ()
+    """Of each output of a regression; empty where no unit is known."""
+    thresholds: tuple[float, ...] = ()
+    """Of a multilabel task: the probability from which each label is given; empty for one half."""
+    scaling: tuple[tuple[float, float], ...] = ()
+    """Of a regression, for each output: offset and scale; output * scale + offset is the number. Empty for 0 and 1."""
+
+    def __post_init__(self) -> None:
+        n = len(self.classes)
+        for field_name, kind, expected, good in (
+            ("units", "regression", "a text", lambda unit: isinstance(unit, str)),
+            (
+                "thresholds",
+                "multilabel",
+                "a number from 0 to 1",
+                lambda t: _finite(t) and 0 <= t <= 1,
+            ),
+            ("scaling", "regression", "a finite offset and a scale above 0", _is_scaling),
+        ):
+            values = getattr(self, field_name)
+            if values and (self.kind != kind or len(values) != n or not all(map(good, values))):
+                raise InputError(
+                    f"{field_name} {values!r} of a {self.kind} task with {n} outputs: expected {expected} for each "
+                    f"output of a {kind} task"
+                )
+
+
+def _finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_scaling(pair: object) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and all(map(_finite, pair)) and pair[1] > 0
 
 
 @dataclass(frozen=True, repr=False)

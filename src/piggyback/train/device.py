@@ -38,6 +38,15 @@ def summed(tensor: Tensor) -> Tensor:
     return total
 
 
+def gathered(rows: Tensor) -> Tensor:
+    """Return the rows (n, ...) of all processes one after another, on the CPU; n may differ between them."""
+    if processes().num_processes == 1:
+        return rows.cpu()
+    from accelerate.utils import gather_object
+
+    return torch.cat(gather_object([rows.cpu()]))
+
+
 @dataclass(frozen=True)
 class Speed:
     """How to run the network.

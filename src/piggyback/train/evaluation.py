@@ -20,15 +20,19 @@ from piggyback.images.decode import load_fitted, upright_size
 from piggyback.images.find import find_images
 from piggyback.images.label_maps import VOID
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.kinds import kind_of
+from piggyback.kinds.base import Kind, Meter, Score, logits_of
+from piggyback.kinds.classification import Measured as Measured
 from piggyback.model.multitask import MultiTaskModel
+from piggyback.schemas import Said
 from piggyback.taskfile.task import Task
 from piggyback.texts.preprocessing import Prepares, TextPreprocessing, as_images
 from piggyback.train.checkpoint import write_file
 from piggyback.train.data.batches import EvalBatches, serve
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.segmentation import CAMVID
-from piggyback.train.data.sets import Split, difference
-from piggyback.train.device import Speed, processes, summed
+from piggyback.train.data.sets import Split, difference, info_of
+from piggyback.train.device import Speed, gathered, processes, summed
 
 Colour = tuple[int, int, int]
 OnBad = Callable[[Path, DataError], object]
@@ -40,67 +44,24 @@ CAMVID_COLOURS: tuple[Colour, ...] = (
 """As CamVid's own pictures show its classes."""
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """How a network did on a set of images."""
-
-    classes: tuple[str, ...]
-    confusion: Tensor
-    """int64, (classes, classes): images, or pixels that are not void, of class i called class j."""
-    loss: float
-    """Mean cross-entropy of an image, or of a pixel, without label smoothing."""
-    kind: str = "classification"
-
-    @property
-    def count(self) -> int:
-        """Number of images, or of pixels that are not void."""
-        return int(self.confusion.sum())
-
-    @property
-    def accuracy(self) -> float:
-        """Percent: of the images called right; of a segmentation, the mean IoU."""
-        return self.right if self.kind == "classification" else self.mean_iou
-
-    @property
-    def right(self) -> float:
-        """Percent of the images, or of the pixels, called right."""
-        return 100 * int(self.confusion.diagonal().sum()) / max(self.count, 1)
-
-    @property
-    def mean_iou(self) -> float:
-        """Percent: the mean of ``per_class_iou`` over the classes that have one."""
-        found = [iou for iou in self.per_class_iou().values() if iou is not None]
-        return sum(found) / max(len(found), 1)
-
-    def per_class_iou(self) -> dict[str, float | None]:
-        """Return each class's intersection over union in percent.
-
-        That is right / (truth + predicted - right); None for a class in neither truth nor prediction.
-        """
-        right = self.confusion.diagonal()
-        return self._percent(self.confusion.sum(0) + self.confusion.sum(1) - right)
-
-    def per_class(self) -> dict[str, float | None]:
-        """Return the percent called right of each class; None for a class without images."""
-        return self._percent(self.confusion.sum(1))
-
-    def _percent(self, totals: Tensor) -> dict[str, float | None]:
-        """What is right of each class, in percent of its total."""
-        triples = zip(
-            self.classes, self.confusion.diagonal().tolist(), totals.tolist(), strict=True
-        )
-        return {name: 100 * hits / total if total else None for name, hits, total in triples}
-
-
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one image file, or of one text."""
+    """What a task says of one image file, or of one text."""
 
     file: str
     """The file's path, or the text."""
-    classes: tuple[str, ...]
-    """Likeliest first."""
-    probabilities: tuple[float, ...]
+    said: Said
+    """Classes and probabilities, labels, or values with units: by the task's kind."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The likeliest classes or labels, likeliest first."""
+        return tuple([one.name for one in self.said.ranking])
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """How likely each of ``classes`` is."""
+        return tuple([one.probability for one in self.said.ranking])
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +77,7 @@ class Segmented:
 
 def evaluate(
     model: MultiTaskModel, task: str, images: Split, *, batch_size: int = 64, workers: int = 2
-) -> Measured:
+) -> Score:
     """Return how ``task`` does on ``images``, with the preprocessing stored in the task.
 
     The images may be of some of the task's classes only. Raises UnknownTaskError; DataError where they have others.
@@ -135,6 +96,7 @@ def evaluate(
             lambda x: model(x, task=task),
             images,
             preprocessing,
+            kind_of(held.info),
             device=device,
             batch_size=batch_size,
             workers=workers,
@@ -150,14 +112,20 @@ def predict(
     batch_size: int = 64,
     on_bad: OnBad | None = None,
 ) -> list[Prediction]:
-    """Return the ``top`` classes and their probabilities for each input, in order of ``inputs``.
+    """Return the ``top`` classes and their probabilities for each input, or its values, in order of ``inputs``.
 
     An input is a text where the task reads texts, else an image file, a folder (its images at any depth) or a glob
     pattern. Raises InputError for an input that names no image, DataError for a file that cannot be decoded,
     UnknownTaskError. ``on_bad`` is called with such a file and its error instead, and the file left out.
     """
     held = model.get_task(task)
-    preprocessing, names = prepared(held, "classification"), held.info.classes
+    kind = kind_of(held.info)
+    if kind.per_pixel:
+        raise InputError(
+            f"task {held.name!r} is of kind {kind.name!r}: expected classification, or another kind that answers for "
+            "whole images; use segment() for label maps"
+        )
+    preprocessing = prepared(held, kind.name)
     if top < 1:
         raise InputError(f"top {top}: expected 1 or more")
     texts = isinstance(preprocessing, TextPreprocessing)
@@ -165,11 +133,9 @@ def predict(
     made: list[Prediction] = []
     with running(model) as device, torch.inference_mode():
         for part, batch in _batches(given, preprocessing, batch_size, on_bad):
-            x = batch.to(device)
-            chances = logits_of(model(x, task=task), len(names)).float().softmax(1)
-            values, order = chances.topk(min(top, len(names)), dim=1)
-            for each, row, best in zip(part, values.tolist(), order.tolist(), strict=True):
-                made.append(Prediction(str(each), tuple(names[i] for i in best), tuple(row)))
+            outputs = logits_of(model(batch.to(device), task=task), len(kind.classes)).float()
+            said = kind.answers(outputs, top)
+            made += [Prediction(str(each), one) for each, one in zip(part, said, strict=True)]
     return made
 
 
@@ -178,17 +144,21 @@ def measure(
     network: Callable[[Tensor], Any],
     images: Split,
     preprocessing: Prepares,
+    kind: Kind | None = None,
     *,
     device: torch.device,
     batch_size: int = 64,
     workers: int = 0,
     speed: Speed | None = None,
-) -> Measured:
-    """Return how ``network``, in evaluation mode, does on ``images``, over all processes."""
+    meter: Meter | None = None,
+) -> Score:
+    """Return how ``network``, in evaluation mode, does on ``images``, over all processes.
+
+    ``kind`` is the task's, by default what the images say; ``meter`` stands in for the kind's own.
+    """
     state, speed = processes(), speed or Speed()
-    classes = len(images.classes)
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    losses = torch.zeros(1, device=device)
+    kind = kind or kind_of(info_of(images))
+    meter = meter or kind.meter(device)
     batches = EvalBatches(
         images,
         preprocessing,
@@ -200,40 +170,11 @@ def measure(
         if not len(labels):
             continue
         x = speed.laid_out(preprocessing.network_input(pixels.to(device)))
-        y = class_of_each(labels.to(device))
+        y = kind.targets(labels.to(device))
         with speed.autocast(device):
-            logits = logits_of(network(x), classes, y.shape[1:]).float()
-        losses += F.cross_entropy(logits, y, reduction="sum")
-        cells = (y * classes + logits.argmax(1))[y >= 0]
-        confusion += torch.bincount(cells, minlength=classes * classes)
-    matrix = summed(confusion).view(classes, classes).cpu()
-    loss = summed(losses).item() / max(int(matrix.sum()), 1)
-    return Measured(images.classes, matrix, loss, images.kind)
-
-
-def class_of_each(labels: Tensor) -> Tensor:
-    """Return labels as int64; of label maps, uint8, with void as -100, which losses leave out.
-
-    >>> class_of_each(torch.tensor([3, 255], dtype=torch.uint8)), class_of_each(torch.tensor([255]))
-    (tensor([   3, -100]), tensor([255]))
-    """
-    if labels.dtype != torch.uint8:
-        return labels
-    return labels.long().masked_fill_(labels == VOID, -100)
-
-
-def logits_of(output: Any, classes: int, size: Sequence[int] = ()) -> Tensor:
-    """Return a network's output as logits (n, classes), or (n, classes, *size) of a segmentation.
-
-    Raises InputError for anything else.
-    """
-    shape = (classes, *size)
-    if not isinstance(output, Tensor) or tuple(output.shape[1:]) != shape:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        wanted = f"(n, {', '.join(map(str, shape))})"
-        advice = "; for label maps take a backbone 'segmentation:NAME'" if size else ""
-        raise InputError(f"the network returned {found}: expected logits of shape {wanted}{advice}")
-    return output
+            outputs = kind.outputs(network(x), y)
+        meter.add(outputs, y)
+    return meter.end(summed, gathered)
 
 
 @contextmanager

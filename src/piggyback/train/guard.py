@@ -14,14 +14,13 @@ good state is live tensors and scores; the inner optimizer begins anew, without 
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from piggyback.kinds.base import Kind, Loss
 from piggyback.masks.rule import Z, lr_factor, z_for
 from piggyback.model.distance import feature_skill, head_inputs, one_each
 from piggyback.model.summary import masks_verdict
@@ -57,7 +56,7 @@ class Guard:
     head_loss: list[float]
     """Mean training loss of the head alone up to each mark, from the one before."""
     guess: float
-    """Loss of guessing: log of the number of classes."""
+    """Loss of guessing: of a classification the log of the number of classes."""
     skill: float = 0.0
     """How well the features tell the classes apart, see ``feature_skill``."""
     rate: float = 1.0
@@ -139,6 +138,7 @@ def guard_of(
     recipe: Recipe,
     steps: int,
     speed: Speed,
+    kind: Kind,
 ) -> Guard | None:
     """Return the guard of a run that has not begun; None where there are no masks, or no head to hold them to."""
     masked = any(group.get("masked") for group in learner.optimizer.param_groups)
@@ -151,16 +151,20 @@ def guard_of(
     found = features_of(learner.network, learner.head, images, preprocessing, recipe, speed)
     if found is None:
         return None
+    features, labels = found[0], kind.targets(found[1])
     made = min(steps, MOST_STEPS)
-    losses = _head_losses(learner.head, *found, recipe, made)
-    skill = torch.tensor(feature_skill(*found), device=losses.device)
+    losses = _head_losses(learner.head, features, labels, recipe, made, kind)
+    wanted = kind.skill_targets(labels)
+    skill = torch.tensor(
+        feature_skill(features, labels if wanted is None else wanted), device=losses.device
+    )
     agree_([losses, skill])
     rate = Z / z_for(float(skill), steps) if recipe.mask_lr is None else 1.0
     _scale_rate(learner, rate)
     ends = [-(-made * (mark + 1) // MARKS) for mark in range(MARKS)]
     parts = [losses[max(end - max(made // MARKS, 1), 0) : end] for end in ends]
     means = [float(part.mean()) for part in parts]
-    return Guard(means, math.log(len(images.classes)), float(skill), rate)
+    return Guard(means, kind.guess(labels), float(skill), rate)
 
 
 @torch.no_grad()
@@ -191,13 +195,14 @@ def features_of(
 
 
 def _head_losses(
-    head: nn.Module, features: Tensor, labels: Tensor, recipe: Recipe, steps: int
+    head: nn.Module, features: Tensor, labels: Tensor, recipe: Recipe, steps: int, kind: Kind
 ) -> Tensor:
     """The training loss at each step of a copy of ``head``, trained as a run trains its own."""
     size = min(recipe.batch_size, len(labels))
     alone = copy.deepcopy(head).float().train()
     optimizer = torch.optim.AdamW(alone.parameters(), weight_decay=recipe.weight_decay)
     losses = torch.zeros(steps, device=features.device)
+    how = Loss(smoothing=recipe.label_smoothing)
     per_epoch = max(len(labels) // size, 1)
     for step in range(steps):
         epoch, batch = divmod(step, per_epoch)
@@ -207,7 +212,7 @@ def _head_losses(
         rate = recipe.head_lr * lr_factor(recipe.schedule, step, steps, recipe.warmup)
         optimizer.param_groups[0]["lr"] = rate
         logits = alone(features[chosen]).flatten(1)
-        loss = F.cross_entropy(logits, labels[chosen], label_smoothing=recipe.label_smoothing)
+        loss = kind.losses(logits, labels[chosen], how) / size
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

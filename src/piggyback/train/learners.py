@@ -57,6 +57,8 @@ class TaskLearner:
                 masks=masks,
                 kind=setup.kind,
                 start=setup.start,
+                units=setup.units,
+                scaling=setup.scaling,
             )
             self.optimizer: torch.optim.Optimizer = self._optimizer(setup)
             self._undo = undo.pop_all()
@@ -141,9 +143,10 @@ class LearnedTask:
         self.model.eval()
         return self.model.backbone
 
-    def to_file(self, provenance: Mapping[str, Any]) -> ResultFile:
+    def to_file(self, provenance: Mapping[str, Any], **found: Any) -> ResultFile:
         """Return the task file."""
-        task = replace(self.task, info=replace(self.task.info, provenance=provenance)).to("cpu")
+        info = replace(self.task.info, provenance=provenance, **found)
+        task = replace(self.task, info=info).to("cpu")
         data = save(task)
         bits = header_of(data).bits_per_weight if task.weights else None
         return ResultFile(data, "", task=task, bits_per_weight=bits)
@@ -198,9 +201,9 @@ class LearnedTensors:
         load_live(self.learner.live(), self.tensors)
         return self.learner.network.eval()
 
-    def to_file(self, provenance: Mapping[str, Any]) -> ResultFile:
+    def to_file(self, provenance: Mapping[str, Any], **found: Any) -> ResultFile:
         """Return a safetensors file."""
-        texts = {**self.learner.notes, "provenance": provenance}
+        texts = {**self.learner.notes, "provenance": provenance, **found}
         metadata = {name: json.dumps(value) for name, value in texts.items()}
         plain = {name: tensor.contiguous().clone() for name, tensor in self.tensors.items()}
         data = safetensors.torch.save(plain, metadata)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.errors import TrainingError
+from piggyback.kinds.base import Kind, Loss
 from piggyback.masks.rule import lr_factor
 from piggyback.texts.preprocessing import Prepares
 from piggyback.train import checkpoint
@@ -27,7 +27,7 @@ from piggyback.train.data.batches import Batch, TrainBatches, serve
 from piggyback.train.data.sets import ImageData
 from piggyback.train.data.size import size_of
 from piggyback.train.device import Speed, agree_, processes, summed
-from piggyback.train.evaluation import class_of_each, logits_of, measure
+from piggyback.train.evaluation import measure
 from piggyback.train.events import EpochRow, Listener, Plan, Step
 from piggyback.train.guard import Guard, guard_of
 from piggyback.train.hashing import seed_of
@@ -49,7 +49,7 @@ class Progress:
     """Steps done of the epoch that runs."""
     loss: float = 0.0
     """Sum over the labels of the epoch that runs."""
-    right: int = 0
+    right: float = 0
     seen: int = 0
     """Labels: one per image, or one at each pixel that is not void."""
     images: int = 0
@@ -79,7 +79,8 @@ class Progress:
         tell epochs apart by chance, and the last ones, at the lowest rates, are the better ones otherwise.
         """
         top = max((row.val_accuracy for row in self.history), default=accuracy) / 100
-        share = (top * count + 1) / (count + 2)  # of all images right is no proof of certainty
+        # All images right is no proof of certainty; an R2 may be below 0.
+        share = (max(top, 0.0) * count + 1) / (count + 2)
         error = math.sqrt(2 * share * (1 - share) / max(count, 1))
         return accuracy / 100 >= top - 2 * error
 
@@ -120,6 +121,8 @@ class Run:
     """What the best epoch left."""
     guard: Guard | None = None
     """Of masks; None for other methods."""
+    kind: Kind = field(kw_only=True)
+    """What the outputs mean."""
     resumed_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     saved_at: float = field(default_factory=time.perf_counter)
@@ -199,6 +202,7 @@ def fit(run: Run) -> None:
             recipe,
             run.epochs * run.steps,
             run.speed,
+            run.kind,
         )
     network = _wrapped(run.learner.network, recipe)
     plan = run.plan()
@@ -276,22 +280,21 @@ def one_step(run: Run, network: Callable[[Tensor], Any], batch: Batch) -> Tensor
 
     An image has one label, or one at each pixel that is not void.
     """
-    recipe, optimizer, classes = run.recipe, run.learner.optimizer, len(run.data.classes)
+    recipe, optimizer, kind = run.recipe, run.learner.optimizer, run.kind
     pixels, labels = (part.to(run.device, non_blocking=True) for part in batch)
-    labels = class_of_each(labels)
-    counted = (labels >= 0).sum()
+    labels = kind.targets(labels)
+    counted = kind.count(labels)
+    how = Loss(smoothing=recipe.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros(4, device=run.device)
     pieces = zip(pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
     for x_piece, y in pieces:
         x = run.speed.laid_out(run.preprocessing.network_input(x_piece))
         with run.speed.autocast(run.device):
-            logits = logits_of(network(x), classes, y.shape[1:]).float()
-            losses = F.cross_entropy(
-                logits, y, reduction="sum", label_smoothing=recipe.label_smoothing
-            )
+            outputs = kind.outputs(network(x), y)
+            losses = kind.losses(outputs, y, how)
         (losses / counted.clamp_min(1)).backward()  # type: ignore[no-untyped-call]
-        right = (logits.detach().argmax(1) == y).sum()
+        right = kind.right(outputs.detach(), y)
         total[:2] += torch.stack([losses.detach(), right])
     total[2:] = torch.stack([counted, counted.new_tensor(len(labels))])
     if recipe.clip is not None:
@@ -316,6 +319,7 @@ def _end_epoch(run: Run) -> EpochRow:
         run.learner.network,
         run.data.val,
         run.preprocessing,
+        run.kind,
         device=run.device,
         batch_size=recipe.batch_size,
         workers=recipe.workers,
@@ -347,7 +351,7 @@ def _read(run: Run, unread: list[Tensor]) -> float:
         if not math.isfinite(loss):
             raise _diverged(run, f"the loss is {loss}")
         progress.loss += loss
-        progress.right += int(right)
+        progress.right += right
         progress.seen += int(seen)
         progress.images += int(images)
         last = loss / max(seen, 1)

@@ -43,6 +43,8 @@ class Setup:
     """Of the task, as ``ImageData.kind``."""
     start: Task | None = None
     """A task to go on from, for methods that learn one."""
+    units: tuple[str, ...] = ()
+    scaling: tuple[tuple[float, float], ...] = ()
 
 
 class Learner(Protocol):
@@ -84,8 +86,9 @@ class Learned(Protocol):
     def deploy(self) -> nn.Module:
         """End training; return the network as this makes it, in evaluation mode."""
 
-    def to_file(self, provenance: Mapping[str, Any]) -> ResultFile:
-        """Return the file that keeps it, with where it comes from."""
+    def to_file(self, provenance: Mapping[str, Any], **found: Any) -> ResultFile:
+        """Return the file that keeps it, with where it comes from, and fields of ``TaskInfo`` that were found at the
+        end of the run."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from piggyback.images.label_maps import class_of_each
+from piggyback.kinds.base import logits_of
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.train.data.batches import EvalBatches, serve
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import Split
-from piggyback.train.evaluation import class_of_each, logits_of, prepared, running
+from piggyback.train.evaluation import prepared, running
 from piggyback.train.report import Outcome
 
 

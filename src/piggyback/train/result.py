@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from piggyback.errors import CheckpointError, first_line
+from piggyback.kinds import kind_of
 from piggyback.model.summary import masks_verdict
 from piggyback.taskfile.file import load
-from piggyback.taskfile.task import Task
+from piggyback.taskfile.task import Task, TaskInfo
 from piggyback.train.checkpoint import check_identity, write_file
 from piggyback.train.data.sets import merged_sketch
 from piggyback.train.device import Speed, processes
@@ -27,6 +28,8 @@ from piggyback.train.events import EpochRow
 from piggyback.train.loop import Run
 
 RESULT = "result.json"
+FITTED = ("thresholds",)
+"""Fields of ``TaskInfo`` that are found on val at the end of a run."""
 _IN_THE_FILE = ("task", "state", "path")
 """Fields that ``result.json`` leaves to the file beside it."""
 
@@ -67,10 +70,13 @@ def finish(run: Run) -> TrainResult:
     learned, best, progress = run.best, run.progress.best, run.progress
     if learned is None or best is None:
         raise CheckpointError(f"{run.name}: no epoch has ended; expected one or more")
+    network = learned.deploy()
+    found = fitted(run, network)
     test = measure(
-        learned.deploy(),
+        network,
         run.data.test,
         run.preprocessing,
+        kind_of(found),
         device=run.device,
         batch_size=run.recipe.batch_size,
         workers=run.recipe.workers,
@@ -86,7 +92,8 @@ def finish(run: Run) -> TrainResult:
     if verdict:
         provenance["verdict"] = verdict
         run.listener.on_notice(verdict)
-    file = learned.to_file(provenance)
+    named = {name: getattr(found, name) for name in FITTED if getattr(found, name)}
+    file = learned.to_file(provenance, **named)
     path = None if run.folder is None else run.folder / f"{run.name}{file.suffix}.safetensors"
     result = TrainResult(
         name=run.name,
@@ -109,6 +116,24 @@ def finish(run: Run) -> TrainResult:
         _keep(run, result, path, file.data)
     processes().wait_for_everyone()
     return result
+
+
+def fitted(run: Run, network: nn.Module) -> TaskInfo:
+    """Return what is known of the outputs once the best epoch is chosen, with what the kind fits on val."""
+    info = run.data.info()
+    if not run.kind.fits:
+        return info
+    val = measure(
+        network,
+        run.data.val,
+        run.preprocessing,
+        run.kind,
+        device=run.device,
+        batch_size=run.recipe.batch_size,
+        workers=run.recipe.workers,
+        speed=Speed(channels_last=run.speed.channels_last),
+    )
+    return run.kind.fitted(info, val)
 
 
 def finished(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainResult | None:

@@ -13,11 +13,12 @@ import torch
 
 from piggyback.errors import CheckpointError, InputError
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.kinds import kind_of
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
 from piggyback.taskfile.file import save
 from piggyback.taskfile.header import check_writable
-from piggyback.taskfile.task import Task, TaskInfo, check_name
+from piggyback.taskfile.task import Task, check_name
 from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 from piggyback.train import checkpoint
 from piggyback.train.checkpoint import CHECKPOINT
@@ -109,7 +110,8 @@ def train(
     if start is not None:
         identity["from"] = _start(start, recipe, data, listener)
     written = {"data": identity["data"], "recipe": recipe.to_json()}
-    check_writable(name, TaskInfo(data.kind, data.classes, provenance=written))
+    info = replace(data.info(), provenance=written)
+    check_writable(name, info)
     saved = None
     if resume and folder is not None:
         if (done := finished(folder, identity)) is not None:
@@ -136,8 +138,10 @@ def train(
         epochs * steps_in_epoch(data.train, recipe.batch_size, state.num_processes),
         state.device,
         speed.channels_last,
-        data.kind,
-        start=start,
+        info.kind,
+        start,
+        info.units,
+        info.scaling,
     )
     with _undisturbed(state.device):
         if folder is not None and saved is None and state.is_main_process:
@@ -154,6 +158,7 @@ def train(
             identity,
             listener,
             folder,
+            kind=kind_of(info),
         )
         try:
             if saved is not None:

@@ -64,7 +64,7 @@ def test_a_damaged_file_is_refused_by_name(task: Task, check: Check) -> None:
         ({"head_kind": "custom"}, "its head of kind 'custom'"),
         ({"kind": "segmentation"}, "use: piggyback predict --out"),
         ({"head_kind": "segmentation"}, "use: piggyback predict --out"),
-        ({"kind": "regression"}, "of kind 'regression'"),
+        ({"kind": "tags"}, "of kind 'tags'"),
     ],
 )
 def test_what_a_server_cannot_answer_is_refused(

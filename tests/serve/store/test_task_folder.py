@@ -22,6 +22,7 @@ from piggyback.errors import (
     UnavailableError,
     UnknownTaskError,
 )
+from piggyback.kinds.classification import Classification
 from piggyback.serve.store import stores
 from piggyback.serve.store.folder import Changes, TaskEntry, TaskFolder, version_of
 from piggyback.serve.store.stores import LocalStore, Stamp
@@ -108,7 +109,7 @@ def test_files_come_change_and_go(place: Path, folder: TaskFolder) -> None:
     assert sorted(entry.name for entry in added) == ["letters", "signs"]
     signs = folder.entry("signs")
     assert signs == TaskEntry(
-        "signs", version_of(made(1)), len(made(1)), "classification", ("stop", "go"), None
+        "signs", version_of(made(1)), len(made(1)), Classification(("stop", "go")), None
     )
     assert folder.scan() == Changes()
     lay(place, "signs", made(3))

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from piggyback.kinds import CARDS, score_name
 from piggyback.taskfile.header import TaskHeader
 from piggyback.texts.preprocessing import TextPreprocessing
 
@@ -32,7 +33,7 @@ def task_card(header: TaskHeader) -> str:
     """
     info = header.info
     source = info.backbone.source
-    measure = "mean IoU" if info.kind == "segmentation" else "accuracy"
+    measure = score_name(info.kind)
     found = {split: info.provenance.get(f"{split}_accuracy") for split in ("test", "val")}
     scores = {split: v for split, v in found.items() if isinstance(v, (int, float))}
     size = "a head alone"
@@ -53,7 +54,10 @@ def task_card(header: TaskHeader) -> str:
     elif seen is not None:
         needs["images"] = f"{seen.image_size} x {seen.image_size}, {seen.interpolation}"
         needs["mean, std"] = f"{seen.mean}, {seen.std}"
-    named = ", ".join(_plain(name) for name in info.classes[:_CLASSES])
+    units = info.units or ("",) * len(info.classes)
+    pairs = zip(info.classes[:_CLASSES], units, strict=False)
+    named = ", ".join(_plain(f"{name} ({unit})" if unit else name) for name, unit in pairs)
+    words = {"multilabel": "Labels", "regression": "Numbers"}.get(info.kind, "Classes")
     more = len(info.classes) - _CLASSES
     parts = [
         f"---\n{_metadata(header, scores, measure).to_yaml()}\n---",
@@ -62,7 +66,7 @@ def task_card(header: TaskHeader) -> str:
         _table("Scores", {f"{split} {measure}": f"{v:.2f}%" for split, v in scores.items()}),
         _table("Needs", needs),
         _table("Made by", _made(info.provenance)),
-        f"## Classes\n\n{len(info.classes)}: {named}" + (f" and {more} more" if more > 0 else ""),
+        f"## {words}\n\n{len(info.classes)}: {named}" + (f" and {more} more" if more > 0 else ""),
         f"""## Use
 
 ```python
@@ -79,7 +83,7 @@ logits = model(images, task={header.name!r})
 def _metadata(header: TaskHeader, scores: Mapping[str, float], measure: str) -> ModelCardData:
     """What the Hub reads: the library, the backbone where it is one of timm's there, the scores."""
     prefix, _, name = header.info.backbone.source.partition(":")
-    kind = "image-segmentation" if header.info.kind == "segmentation" else "image-classification"
+    kind = CARDS.get(header.info.kind, "image-classification")
     results = [
         EvalResult(kind, header.name, header.name, measure, round(value, 2), dataset_split=split)
         for split, value in scores.items()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import cast
 
 import torch
 from matplotlib.figure import Figure
@@ -67,9 +68,8 @@ def compare_segmentation(
         measured[label] = []
         for result in results:
             network = network_of(backbone, result).to(device)
-            measured[label].append(
-                measure(network, data.test, preprocessing, device=device, batch_size=_BATCH)
-            )
+            found = measure(network, data.test, preprocessing, device=device, batch_size=_BATCH)
+            measured[label].append(cast(Measured, found))
             if label not in maps:
                 with torch.inference_mode():
                     logits = network(normalise(pictures.to(device), preprocessing))

@@ -6,7 +6,6 @@ Whatever goes wrong in either is told to those who wait for it, and the thread g
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 
 from piggyback.errors import InputError, PiggybackError, UnavailableError
-from piggyback.model.routing import confidence
-from piggyback.schemas import Answer, RankedClass, Tier, Timing
+from piggyback.schemas import Answer, Tier, Timing
 from piggyback.serve.replicas.network import Network
 from piggyback.serve.replicas.packed import PackedTask
 from piggyback.serve.scheduler.queues import Request
@@ -140,29 +138,28 @@ def _run(lease: Lease, batch: Sequence[Request], began: float) -> list[Answer]:
 def _answers(
     outputs: Tensor, batch: Sequence[Request], tier: Tier, began: float, ended: float
 ) -> list[Answer]:
-    """An answer for each row of ``outputs``, float32 (batch, classes) before the softmax.
+    """An answer for each row of ``outputs``, float32 (batch, classes) as the network gives them.
 
     ``began`` and ``ended`` are when the batch was run. Raises InputError where there is no number.
     """
-    classes, entry = outputs.shape[1], batch[0].entry
-    names = entry.classes or tuple(map(str, range(classes)))
-    values, order = outputs.softmax(1).topk(min(max(r.top_k for r in batch), classes), dim=1)
-    sure = confidence(outputs).tolist() if classes > 1 else [0.0] * len(batch)
+    entry = batch[0].entry
+    if not bool(outputs.sum().isfinite()):
+        raise InputError(
+            f"task {entry.name!r}: the network's outputs for this input are not numbers; "
+            "expected finite values in the input"
+        )
+    said = entry.outputs.answers(outputs, max(r.top_k for r in batch))
     answers = []
-    for request, row, best, one in zip(batch, values.tolist(), order.tolist(), sure, strict=True):
-        if not math.isfinite(row[0]):
-            raise InputError(
-                f"task {entry.name!r}: the network's outputs for this input are not numbers; "
-                "expected finite values in the input"
-            )
-        ranked = list(zip(best, row, strict=True))[: request.top_k]
+    for request, one in zip(batch, said, strict=True):
         load = max(0.0, request.loaded - request.arrived)
         answers.append(
             Answer(
                 task=entry.name,
                 version=entry.version,
-                ranking=tuple([RankedClass(name=names[i], probability=p) for i, p in ranked]),
-                confidence=one,
+                ranking=one.ranking[: request.top_k],
+                labels=one.labels,
+                values=one.values,
+                confidence=one.confidence,
                 tier=tier,
                 timing=Timing(
                     prepare=1e3 * (request.prepared - request.began),

@@ -24,6 +24,8 @@ from piggyback.errors import (
     UnknownTaskError,
     near_misses,
 )
+from piggyback.kinds import kind_of
+from piggyback.kinds.base import Kind
 from piggyback.serve.store.stores import SUFFIX, Stamp, Store
 from piggyback.taskfile.checks import check_fingerprint
 from piggyback.taskfile.header import Shapes, TaskHeader, header_of
@@ -47,9 +49,19 @@ class TaskEntry:
     version: str
     """The first 16 hex digits of the file's SHA-256."""
     file_bytes: int
-    kind: str
-    classes: tuple[str, ...]
+    outputs: Kind
+    """What the network's outputs mean: its classes, units, thresholds."""
     preprocessing: Prepares | None
+
+    @property
+    def kind(self) -> str:
+        """The name of the task's kind."""
+        return self.outputs.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of classes, labels or numbers, in the order of the outputs."""
+        return self.outputs.classes
 
     @property
     def key(self) -> tuple[str, str]:
@@ -244,9 +256,7 @@ class TaskFolder:
 
     def _checked(self, name: str, data: bytes) -> TaskEntry:
         info = self._check(data, name).info
-        return TaskEntry(
-            name, version_of(data), len(data), info.kind, info.classes, info.preprocessing
-        )
+        return TaskEntry(name, version_of(data), len(data), kind_of(info), info.preprocessing)
 
     def _hold(self, entry: TaskEntry) -> None:
         old = self.entries.get(entry.name)
@@ -324,11 +334,7 @@ def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> C
                 f"task {name!r} labels every pixel: a server answers with classes of whole images; "
                 "use: piggyback predict --out DIR"
             )
-        if kind != "classification":
-            raise InputError(
-                f"task {name!r} is of kind {kind[:40]!r}: a server expects 'classification'; "
-                "run it with MultiTaskModel"
-            )
+        kind_of(header.info)  # or InputError
         if head not in ("linear", "conv"):
             raise InputError(
                 f"task {name!r}: its head of kind {head[:40]!r} is a custom module: a server expects "

@@ -3,8 +3,9 @@
     ImageSet    one split: classes, labels, and images (a uint8 tensor) or files
     ImageData   train, val and test
 
-Val, and test where there is none, are cut from train, class by class, by a seed. ``folder.py`` reads sets from
-directories, ``batches.py`` serves them.
+The labels' type says what kind of task it is: a class each, several labels each, or numbers. Val, and test where there
+is none, are cut from train, class by class, by a seed. ``folder.py`` reads sets from directories, ``table.py`` from
+tables, ``batches.py`` serves them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from torch import Tensor
 from piggyback.errors import DataError
 from piggyback.images.decode import as_box, content_keys, crop, fit, load_fitted, stored_size
 from piggyback.images.label_maps import SegmentationSet
+from piggyback.images.paths import PathList
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.taskfile.task import TaskInfo
 from piggyback.texts.preprocessing import Prepares, as_images
 from piggyback.train.data.labelled import LabelledSet, check_tensor
 from piggyback.train.data.text import TextSet
@@ -49,7 +52,7 @@ class ImageSet(LabelledSet):
 
     images: Tensor | None = None
     """uint8, (n, 3, height, width), or (n, 1, height, width) for grey ones."""
-    files: tuple[Path, ...] = ()
+    files: Sequence[Path] = ()
     """One per label, when ``images`` is None."""
     boxes: Tensor | None = None
     """int64, (n, 4): left, top, right, bottom of the part that is used, right and bottom outside; of
@@ -94,7 +97,7 @@ class ImageSet(LabelledSet):
     def subset(self, indices: Tensor) -> ImageSet:
         """Return the set with only the images at ``indices``, in that order."""
         images = None if self.images is None else self.images[indices]
-        files = tuple(self.files[i] for i in indices.tolist()) if self.images is None else ()
+        files = taken(self.files, indices) if self.images is None else ()
         boxes = None if self.boxes is None else self.boxes[indices]
         return replace(self, labels=self.labels[indices], images=images, files=files, boxes=boxes)
 
@@ -106,7 +109,7 @@ class ImageSet(LabelledSet):
         if self.boxes is not None and other.boxes is not None:
             boxes = torch.cat([self.boxes, other.boxes])
         labels = torch.cat([self.labels, other.labels])
-        files = self.files + other.files
+        files = (*self.files, *other.files)
         return replace(self, labels=labels, images=images, files=files, boxes=boxes)
 
     def in_memory(self, prepared: Prepares) -> ImageSet:
@@ -146,6 +149,26 @@ class ImageSet(LabelledSet):
         return digest.hexdigest()
 
 
+def taken(files: Sequence[Path], indices: Tensor) -> Sequence[Path]:
+    """Return the files at ``indices``; of files that know how to, without a Path for each."""
+    if isinstance(files, PathList):
+        return files.at(indices)
+    return tuple([files[i] for i in indices.tolist()])
+
+
+def info_of(samples: Split) -> TaskInfo:
+    """Return what a task on these samples would be: its kind, names, units, and the scaling of numbers."""
+    if not isinstance(samples, LabelledSet):
+        return TaskInfo(samples.kind, samples.classes)
+    scaling: tuple[tuple[float, float], ...] = ()
+    if samples.kind == "regression" and len(samples):
+        means = samples.labels.double().mean(0).tolist()
+        spreads = samples.labels.double().std(0, correction=0).tolist()
+        pairs = zip(means, spreads, strict=True)
+        scaling = tuple([(mean, spread or 1.0) for mean, spread in pairs])
+    return TaskInfo(samples.kind, samples.classes, units=samples.units, scaling=scaling)
+
+
 Split: TypeAlias = "ImageSet | TextSet | SegmentationSet"
 """Images or texts with labels, or images with a label map each."""
 
@@ -183,7 +206,7 @@ class ImageData:
 
     def __post_init__(self) -> None:
         classes = self.train.classes
-        if len(classes) < 2:
+        if len(classes) < 2 and self.kind not in ("multilabel", "regression"):
             raise DataError(
                 f"{self.name}: {len(classes)} class {list(classes)}: expected 2 or more"
             )
@@ -191,6 +214,10 @@ class ImageData:
             if isinstance(images, TextSet) != isinstance(self.train, TextSet):
                 raise DataError(
                     f"{self.name}: texts and images in one task's splits: expected one of them"
+                )
+            if images.kind != self.kind:
+                raise DataError(
+                    f"{self.name}: {split} is of kind {images.kind}: expected {self.kind}, as train"
                 )
             if images.classes != classes:
                 raise DataError(
@@ -202,9 +229,18 @@ class ImageData:
                 raise DataError(f"{self.name}: no {what} in {split}: expected one or more")
         if not isinstance(self.train, LabelledSet):
             return  # what its maps show is known only when all of them were read
+        if self.kind == "regression":
+            spread = self.train.labels.amax(0) - self.train.labels.amin(0)
+            same = [name for name, d in zip(classes, spread.tolist(), strict=True) if not d]
+            if same:
+                raise DataError(
+                    f"{self.name}: {same[0]!r} is the same number for all images of train: expected "
+                    "different ones"
+                )
         empty = [name for name, n in zip(classes, self.train.counts(), strict=True) if not n]
         if empty:
-            raise DataError(f"{self.name}: no {self.train.what} in train for class {empty[0]!r}")
+            word = "label" if self.kind == "multilabel" else "class"
+            raise DataError(f"{self.name}: no {self.train.what} in train for {word} {empty[0]!r}")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -213,8 +249,12 @@ class ImageData:
 
     @property
     def kind(self) -> str:
-        """What the task is: "classification", or "segmentation" where images have label maps."""
+        """What the task is: "segmentation" where images have label maps, else what the labels' type says."""
         return self.train.kind
+
+    def info(self) -> TaskInfo:
+        """Return what a task on this data is: kind, names, units, and the scaling of train's numbers."""
+        return info_of(self.train)
 
     def splits(self) -> dict[str, Split]:
         """Return the three sets by name."""
@@ -323,10 +363,12 @@ def from_tensors(
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     seed: int = 0,
+    units: Sequence[str] = (),
 ) -> ImageData:
-    """Return ImageData from pairs of images, uint8 (n, 3, h, w), and labels, int64 (n,).
+    """Return ImageData from pairs of images, uint8 (n, 3, h, w), and labels: int64 (n,); bool or float32 (n, classes).
 
-    Missing splits are cut from train.
+    ``classes`` names what labels are indices into, or their columns; ``units`` are those of numbers. Missing splits are
+    cut from train.
 
     >>> images = torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(20, 3, 8, 8)
     >>> labels = torch.arange(20) % 2
@@ -336,11 +378,13 @@ def from_tensors(
     """
 
     def as_set(pair: tuple[Tensor, Tensor] | None) -> ImageSet | None:
-        return None if pair is None else ImageSet(tuple(classes), pair[1], pair[0])
+        if pair is None:
+            return None
+        return ImageSet(tuple(classes), pair[1], pair[0], units=tuple(units))
 
     return cut(
         name,
-        ImageSet(tuple(classes), train[1], train[0]),
+        ImageSet(tuple(classes), train[1], train[0], units=tuple(units)),
         as_set(val),
         as_set(test),
         val_fraction=val_fraction,
@@ -360,34 +404,58 @@ def cut(
     seed: int = 0,
     skipped: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
+    groups: NDArray[np.uint64] | None = None,
 ) -> ImageData:
-    """Return ImageData whose missing splits are cut from train by ``seed`` and images' contents, class by class where
-    an image has one class."""
+    """Return ImageData whose missing splits are cut from train, class by class, by ``seed`` and images' contents.
+
+    ``groups``: a number for each training image; images of one number stay together, and go by it in place of their
+    contents.
+    """
+    parts = {"test": test, "val": val}
     taken = []
-    if test is None:
-        train, test = _take(train, test_fraction, seed, _TEST_STREAM, f"{name}: test")
-        taken.append(Cut("test", test_fraction, seed))
-    if val is None:
-        train, val = _take(train, val_fraction, seed, _VAL_STREAM, f"{name}: val")
-        taken.append(Cut("val", val_fraction, seed))
-    return ImageData(name, train, val, test, skipped=skipped, cut=tuple(taken), notes=notes)
+    for split, stream, fraction in (
+        ("test", _TEST_STREAM, test_fraction),
+        ("val", _VAL_STREAM, val_fraction),
+    ):
+        if parts[split] is None:
+            chosen = _chosen(train, fraction, seed, stream, f"{name}: {split}", groups)
+            parts[split] = train.subset(chosen.nonzero()[:, 0])
+            train = train.subset((~chosen).nonzero()[:, 0])
+            groups = None if groups is None else groups[(~chosen).numpy()]
+            taken.append(Cut(split, fraction, seed))
+    whole = {split: part for split, part in parts.items() if part is not None}
+    return ImageData(name, train, **whole, skipped=skipped, cut=tuple(taken), notes=notes)
 
 
-def _take(images: Split, fraction: float, seed: int, stream: int, what: str) -> tuple[Split, Split]:
-    """Return (rest, taken): of each class about the fraction, at least one while one is left.
+def _chosen(
+    images: Split,
+    fraction: float,
+    seed: int,
+    stream: int,
+    what: str,
+    groups: NDArray[np.uint64] | None,
+) -> Tensor:
+    """Return which images are taken, bool (n,): of each class about the fraction, at least one while one is left.
 
     An image goes by its content and the seed, wherever it lies in a list: images that come later move no earlier one,
-    and two copies of an image stay together. Only of a class so small that none would be taken, one is.
+    and two copies of an image stay together. Only of a class so small that none would be taken, one is. Groups go by
+    their number and stay whole, whatever their classes.
     """
     if not 0 < fraction < 1:
         raise DataError(f"{what} fraction {fraction}: expected a number between 0 and 1")
-    key = torch.from_numpy(uniforms(seed, stream, images.content_keys(), 1)[:, 0])
+    numbers = images.content_keys() if groups is None else groups
+    key = torch.from_numpy(uniforms(seed, stream, numbers, 1)[:, 0])
     chosen = key < fraction
-    groups = (
-        images.labels if isinstance(images, ImageSet) else torch.zeros(len(key), dtype=torch.int64)
-    )
-    for group in torch.unique(groups):
-        members = (groups == group).nonzero()[:, 0]
+    if groups is not None or not isinstance(images, ImageSet) or images.kind != "classification":
+        if not chosen.any():
+            chosen = key == key.min()
+        if chosen.all():
+            raise DataError(
+                f"{what} cannot be cut from train: {len(images)} images go together; add others or a split"
+            )
+        return chosen
+    order = images.labels.argsort(stable=True)
+    for members in torch.split(order, images.counts()):
         different = torch.unique(key[members])
         if len(different) < 2:  # of one image, or of copies of one, nothing is taken
             chosen[members] = False
@@ -400,4 +468,4 @@ def _take(images: Split, fraction: float, seed: int, stream: int, what: str) -> 
         raise DataError(
             f"{what} cannot be cut from train: no class has two different images left; add images or a split"
         )
-    return images.subset((~chosen).nonzero()[:, 0]), images.subset(chosen.nonzero()[:, 0])
+    return chosen

@@ -1,0 +1,180 @@
+"""What every kind of task can do: from labels to a loss, from outputs to a score and to answers."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from piggyback.errors import InputError
+from piggyback.schemas import Said
+from piggyback.taskfile.task import TaskInfo
+
+Reduce = Callable[[Tensor], Tensor]
+"""Takes a process's tensor and returns that of all processes: their sum, or their rows one after another."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How a training loss is computed, besides the kind's own definition.
+
+    >>> Loss(smoothing=0.1).name
+    'auto'
+    """
+
+    name: str = "auto"
+    """One of the names in ``Kind.losses_known``; "auto" is the kind's usual one."""
+    smoothing: float = 0.0
+    """Share of the target probability that is spread over all classes, where there is one class for each label."""
+    weights: Tensor | None = None
+    """float32, (classes,): of each class, or of each label's positives; None for 1."""
+    gamma: float = 2.0
+    """Of focal and asymmetric loss: how little examples count that are right already."""
+
+
+class Score(abc.ABC):
+    """How a network did on a set of samples."""
+
+    kind: str
+    classes: tuple[str, ...]
+    loss: float
+    """Mean over the samples, or over pixels, without label smoothing."""
+
+    @property
+    @abc.abstractmethod
+    def count(self) -> int:
+        """Number of samples, or of pixels that are not void."""
+
+    @property
+    @abc.abstractmethod
+    def accuracy(self) -> float:
+        """The kind's score in percent, higher is better: accuracy, mean average precision, R2, mean IoU."""
+
+    @abc.abstractmethod
+    def numbers(self) -> Mapping[str, float]:
+        """Return what ``evaluate`` shows, by name, plain JSON; the score first."""
+
+    @abc.abstractmethod
+    def summary(self, images: int) -> str:
+        """Return the score on so many images in a sentence."""
+
+    @abc.abstractmethod
+    def by_class(self) -> tuple[tuple[str, ...], Mapping[str, Sequence[float | None]]]:
+        """Return titles, and a row of numbers for each class or output; None where a number is not defined."""
+
+
+class Meter(Protocol):
+    """Takes batches of outputs and targets, and ends in a score."""
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take a batch, on the network's device."""
+
+    def end(self, summed: Reduce, gathered: Reduce) -> Score:
+        """Return the score over all processes."""
+
+
+@dataclass(frozen=True)
+class Kind(abc.ABC):
+    """What the outputs of a task mean; made by ``kind_of``. Its methods take and return tensors."""
+
+    classes: tuple[str, ...]
+    """Names of classes, labels or numbers, in the order of the head's outputs."""
+    units: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    scaling: tuple[tuple[float, float], ...] = ()
+
+    name: ClassVar[str]
+    losses_known: ClassVar[tuple[str, ...]] = ("auto",)
+    per_pixel: ClassVar[bool] = False
+    """Whether an output has two more dimensions than the classes."""
+
+    fits: ClassVar[bool] = False
+    """Whether something of the file is fitted on val: see ``fitted``."""
+
+    def fitted(self, info: TaskInfo, val: Score) -> TaskInfo:
+        """Return ``info`` with what follows from how the best epoch did on val."""
+        return info
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Return labels as the loss takes them."""
+        return labels
+
+    def outputs(self, output: Any, targets: Tensor) -> Tensor:
+        """Return a network's output as float32 (n, classes, ...); InputError for anything else."""
+        return logits_of(output, len(self.classes)).float()
+
+    @abc.abstractmethod
+    def losses(self, outputs: Tensor, targets: Tensor, how: Loss) -> Tensor:
+        """Return the sum of the losses of all samples, or of all pixels."""
+
+    def count(self, targets: Tensor) -> Tensor:
+        """Return how many labels the loss is the sum over, int64 ()."""
+        return torch.tensor(len(targets), device=targets.device)
+
+    @abc.abstractmethod
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return how many of ``count`` are right, as a number that training shows; () of any dtype."""
+
+    @abc.abstractmethod
+    def meter(self, device: torch.device) -> Meter:
+        """Return a meter for outputs on ``device``."""
+
+    @abc.abstractmethod
+    def answers(self, outputs: Tensor, top: int) -> list[Said]:
+        """Return what is said of each sample, for outputs float32 (n, classes) of the network, on any device."""
+
+    def confidence(self, outputs: Tensor) -> Tensor:
+        """Return how sure each row of outputs is, float32 (n,) in [0, 1]; 0 for kinds that cannot tell."""
+        return outputs.new_zeros(len(outputs))
+
+    def guess(self, targets: Tensor) -> float:
+        """Return the mean loss of the best answer that is the same for all samples."""
+        raise NotImplementedError  # of kinds that training watches no masks of
+
+    def skill_targets(self, targets: Tensor) -> Tensor | None:
+        """Return the numbers, float (n, k), that a linear regression on features is asked for; None for classes."""
+        return None
+
+    def finished(self, network: nn.Module) -> nn.Module:
+        """Return a baked network whose outputs mean something without this library: what is exported."""
+        return network
+
+
+def logits_of(output: Any, classes: int, size: Sequence[int] = ()) -> Tensor:
+    """Return a network's output as logits (n, classes), or (n, classes, *size) of a segmentation.
+
+    Raises InputError for anything else.
+    """
+    shape = (classes, *size)
+    if not isinstance(output, Tensor) or tuple(output.shape[1:]) != shape:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        wanted = f"(n, {', '.join(map(str, shape))})"
+        advice = "; for label maps take a backbone 'segmentation:NAME'" if size else ""
+        raise InputError(f"the network returned {found}: expected logits of shape {wanted}{advice}")
+    return output
+
+
+class Collected:
+    """A meter that keeps all outputs and targets, float32 on the CPU, for scores that no sum is enough for."""
+
+    def __init__(self, kind: Kind, score: Callable[[Tensor, Tensor, float], Score]) -> None:
+        self.kind, self.score = kind, score
+        self.parts: list[tuple[Tensor, Tensor]] = []
+        self.loss = torch.zeros(1)
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Keep a batch."""
+        self.loss += self.kind.losses(outputs, targets, Loss()).detach().cpu()
+        self.parts.append((outputs.detach().cpu(), targets.detach().cpu()))
+
+    def end(self, summed: Reduce, gathered: Reduce) -> Score:
+        """Return the score of everything that all processes kept."""
+        empty = torch.zeros(0, len(self.kind.classes))
+        outputs = gathered(torch.cat([empty, *[out for out, _ in self.parts]]))
+        targets = gathered(torch.cat([empty, *[true.float() for _, true in self.parts]]))
+        loss = float(summed(self.loss)) / max(len(outputs), 1)
+        return self.score(outputs, targets, loss)

@@ -1,0 +1,221 @@
+"""Multilabel: any number of labels for each image, none included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
+from piggyback.schemas import RankedClass, Said
+from piggyback.taskfile.task import TaskInfo
+
+THRESHOLD = 0.5
+"""Probability from which a label is given, where a task's file says nothing else."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredLabels(Score):
+    """How a network did on images with several labels each."""
+
+    classes: tuple[str, ...]
+    outputs: Tensor
+    """float32, (n, labels): logits."""
+    targets: Tensor
+    """float32, (n, labels): 1 where an image has the label."""
+    loss: float
+    """Mean binary cross-entropy of an image's labels."""
+    thresholds: tuple[float, ...]
+    kind: str = "multilabel"
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.targets)
+
+    @property
+    def accuracy(self) -> float:
+        """Percent: the mean of the labels' average precisions; of labels that some images have."""
+        found = [value for value in self.precisions if value is not None]
+        return sum(found) / max(len(found), 1)
+
+    @cached_property
+    def precisions(self) -> list[float | None]:
+        """Average precision of each label in percent; None for one that no image has."""
+        columns = zip(self.outputs.T, self.targets.T, strict=True)
+        return [average_precision(scores, truth) for scores, truth in columns]
+
+    def numbers(self) -> Mapping[str, float]:
+        """Return mean average precision, F1 over all labels together, images with every label right; in percent."""
+        given = self._given()
+        hits, truth = (given * self.targets).sum(), self.targets.sum()
+        total = float(given.sum() + truth)
+        return {
+            "mean_average_precision": self.accuracy,
+            "f1": 100 * 2 * float(hits) / total if total else 0.0,
+            "all_right": 100 * float((given == self.targets).all(1).float().mean()),
+        }
+
+    def summary(self, images: int) -> str:
+        """Return mean average precision, F1 and images with every label right."""
+        found = self.numbers()
+        return (
+            f"mean average precision {self.accuracy:.2f}%, F1 {found['f1']:.2f}%, "
+            f"every label right in {found['all_right']:.2f}% of {images} images"
+        )
+
+    def by_class(self) -> tuple[tuple[str, ...], Mapping[str, Sequence[float | None]]]:
+        """Return images that have it, average precision, precision, recall and threshold of each label."""
+        given, truth = self._given(), self.targets
+        hits, found, there = (given * truth).sum(0), given.sum(0), truth.sum(0)
+        titles = ("images", "AP (%)", "precision (%)", "recall (%)", "threshold")
+        rows = {}
+        for i, name in enumerate(self.classes):
+            precision = 100 * float(hits[i] / found[i]) if found[i] else None
+            recall = 100 * float(hits[i] / there[i]) if there[i] else None
+            row = (int(there[i]), self.precisions[i], precision, recall, self.thresholds[i])
+            rows[name] = row
+        return titles, rows
+
+    def _given(self) -> Tensor:
+        return (self.outputs.sigmoid() >= torch.tensor(self.thresholds)).float()
+
+
+class Multilabel(Kind):
+    """Any number of labels for each image; outputs are a logit for each label, labels bool (n, labels)."""
+
+    name = "multilabel"
+    losses_known = ("auto", "focal", "asymmetric")
+    fits = True
+
+    def fitted(self, info: TaskInfo, val: Score) -> TaskInfo:
+        """Return ``info`` with the thresholds that are best on val."""
+        if not isinstance(val, MeasuredLabels):
+            return info
+        return replace(info, thresholds=best_thresholds(val.outputs, val.targets))
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Return labels as float32, 1 where an image has one."""
+        return labels.float()
+
+    def losses(self, outputs: Tensor, targets: Tensor, how: Loss) -> Tensor:
+        """Return the sum over images of their labels' mean binary cross-entropy.
+
+        "focal": Lin et al. 2017; "asymmetric": Ridnik et al. 2021, which lets easy negatives go.
+        """
+        each = F.binary_cross_entropy_with_logits(
+            outputs, targets, reduction="none", pos_weight=how.weights
+        )
+        p = outputs.sigmoid()
+        if how.name == "focal":
+            each = each * (p - targets).abs() ** how.gamma
+        elif how.name == "asymmetric":
+            shifted = (p - 0.05).clamp_min(0)
+            positive = (
+                targets * F.logsigmoid(outputs) * (1.0 if how.weights is None else how.weights)
+            )
+            negative = (
+                (1 - targets) * (1 - shifted).clamp_min(1e-8).log() * shifted ** (2 * how.gamma)
+            )
+            each = -(positive + negative)
+        return each.mean(1).sum()
+
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over images of the share of labels called right at a probability of one half."""
+        return ((outputs > 0) == (targets > 0.5)).float().mean(1).sum()
+
+    def meter(self, device: torch.device) -> Meter:
+        """Return a meter that keeps all logits."""
+        held = self.held_thresholds()
+        return Collected(self, lambda o, t, loss: MeasuredLabels(self.classes, o, t, loss, held))
+
+    def held_thresholds(self) -> tuple[float, ...]:
+        """Return the threshold of each label: of the task's file, or one half."""
+        return self.thresholds or (THRESHOLD,) * len(self.classes)
+
+    def answers(self, outputs: Tensor, top: int) -> list[Said]:
+        """Return the labels that pass their threshold, the ``top`` likeliest ones, and how sure the task is."""
+        chances = outputs.sigmoid()
+        passed = (chances >= chances.new_tensor(self.held_thresholds())).tolist()
+        values, order = chances.topk(min(top, len(self.classes)), dim=1)
+        sure = self.confidence(outputs).tolist()
+        return [
+            Said(
+                ranking=tuple(
+                    [
+                        RankedClass(name=self.classes[i], probability=p)
+                        for i, p in zip(best, row, strict=True)
+                    ]
+                ),
+                labels=tuple([n for n, yes in zip(self.classes, given, strict=True) if yes]),
+                confidence=one,
+            )
+            for row, best, given, one in zip(
+                values.tolist(), order.tolist(), passed, sure, strict=True
+            )
+        ]
+
+    def confidence(self, outputs: Tensor) -> Tensor:
+        """Return 1 - the mean entropy of an image's labels in bits."""
+        p = outputs.float().sigmoid()
+        entropy = torch.special.entr(p) + torch.special.entr(1 - p)
+        sure: Tensor = 1 - entropy.mean(1) / math.log(2)
+        return sure.clamp(0, 1)
+
+    def guess(self, targets: Tensor) -> float:
+        """Return the mean entropy of how often each label is there."""
+        p = targets.float().mean(0)
+        return float((torch.special.entr(p) + torch.special.entr(1 - p)).mean())
+
+    def skill_targets(self, targets: Tensor) -> Tensor:
+        """Return 1 where an image has a label, else 0."""
+        return targets.float()
+
+
+def average_precision(scores: Tensor, truth: Tensor) -> float | None:
+    """Return the average precision in percent of ``scores`` (n,) for ``truth`` (n,) of 0 and 1; None without a 1.
+
+    The mean of the precision at each positive, where samples of one score come together: scikit-learn's.
+
+    >>> round(average_precision(torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1.0, 0.0, 1.0])), 3)  # (1 + 2/3) / 2
+    83.333
+    """
+    positives = float(truth.sum())
+    if not positives:
+        return None
+    order = scores.argsort(descending=True, stable=True)
+    held, hits = scores[order], truth[order].double().cumsum(0)
+    last = torch.ones(len(held), dtype=torch.bool)
+    last[:-1] = held[1:] != held[:-1]
+    at = last.nonzero()[:, 0]
+    hits = hits[at]
+    gained = hits.diff(prepend=hits.new_zeros(1))
+    return 100 * float((gained * hits / (at + 1)).sum()) / positives
+
+
+def best_thresholds(outputs: Tensor, targets: Tensor) -> tuple[float, ...]:
+    """Return for each label the probability from which giving it makes the largest F1: midway between two samples'.
+
+    ``outputs``: logits (n, labels), ``targets``: 0 and 1. A label that no sample has, or all have, keeps one half.
+
+    >>> best_thresholds(torch.tensor([[-2.0], [-1.0], [3.0]]), torch.tensor([[0.0], [1.0], [1.0]]))
+    (0.194,)
+    """
+    found = []
+    for scores, truth in zip(outputs.sigmoid().T, targets.T, strict=True):
+        held, order = scores.sort(descending=True)
+        hits, n = truth[order].cumsum(0), len(held)
+        if not 0 < float(hits[-1]) < n:
+            found.append(THRESHOLD)
+            continue
+        f1 = 2 * hits / (torch.arange(1, n + 1) + hits[-1])
+        f1[:-1][held[1:] == held[:-1]] = 0  # one score, one side
+        at = int(f1.argmax())
+        below = float(held[at + 1]) if at + 1 < n else 0.0
+        found.append(round((float(held[at]) + below) / 2, 3))
+    return tuple(found)

@@ -1,0 +1,124 @@
+"""Each kind from images and labels to a file, its measure, answers, a server and ONNX, at toy size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from piggyback.errors import DataError, InputError
+from piggyback.images.label_maps import SegmentationSet
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.serve import Engine, EngineOptions
+from piggyback.taskfile.file import load
+from piggyback.train import ImageData, ImageSet, evaluate, from_tensors, predict, train
+from support.training_toys import Killed, Recorder
+
+
+def colours(kind: str, n: int = 120):
+    """Images of noise in which channels are bright: which ones (multilabel), or how bright (regression)."""
+    generator = torch.Generator().manual_seed(5)
+    images = (torch.rand(n, 3, 16, 16, generator=generator) * 100).byte()
+    if kind == "multilabel":
+        labels = torch.rand(n, 3, generator=generator) < 0.4
+        images += (labels * 120).byte()[:, :, None, None]
+        return from_tensors("c", ["red", "green", "blue"], (images, labels))
+    bright = torch.rand(n, 2, generator=generator) * 150
+    images[:, :2] += bright.byte()[:, :, None, None]
+    numbers = bright * torch.tensor([10.0, 0.01]) + torch.tensor([500.0, 0.0])
+    return from_tensors("c", ["red", "green"], (images, numbers), units=["lm", ""])
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
+def test_a_task_is_learned_measured_and_asked(kind, backbone, recipe, tmp_path):
+    data = colours(kind)
+    assert data.kind == kind
+    result = train(backbone, data, "c", recipe(epochs=12, batch_size=16), tmp_path)
+    assert result.accuracy > 60
+    info = result.task.info
+    assert info.kind == kind
+    assert info.units == (("lm", "") if kind == "regression" else ())
+    assert bool(info.scaling) == (kind == "regression")
+    assert bool(info.thresholds) == (kind == "multilabel")
+
+    model = MultiTaskModel(backbone)
+    model.load_task(tmp_path / "c.safetensors")
+    model.eval()
+    again = evaluate(model, "c", data.test)
+    assert again.accuracy == pytest.approx(result.accuracy, abs=1e-3)
+    assert len(again.by_class()[1]) == len(info.classes)
+
+    place = tmp_path / "one.png"
+    Image.fromarray(data.test.images[0].permute(1, 2, 0).numpy()).save(place)
+    (found,) = predict(model, "c", [place])
+    truth = data.test.labels[0]
+    if kind == "regression":
+        first = found.said.values[0]
+        assert (first.name, first.unit) == ("red", "lm")
+        assert abs(first.value - float(truth[0])) < 400
+    else:
+        assert set(found.said.labels) <= set(found.classes)
+
+    options = EngineOptions(watch_s=0, decode_apart=False)
+    with Engine(model.release(), tmp_path, options=options) as engine:
+        answer = engine.predict(place, "c", top_k=2)
+    assert answer.labels == found.said.labels
+    if kind == "regression":
+        assert answer.ranking == ()
+        assert [v.value for v in answer.values] == pytest.approx(
+            [v.value for v in found.said.values]
+        )
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
+def test_interrupted_runs_of_every_kind_end_in_the_same_bits(kind, backbone, recipe, tmp_path):
+    data, options = colours(kind), recipe(epochs=3, batch_size=16)
+    whole = train(backbone, data, "c", options, tmp_path / "whole")
+
+    with pytest.raises(Killed):
+        train(backbone, data, "c", options, tmp_path / "cut", listener=Recorder(kill_epoch=2))
+    train(backbone, data, "c", options, tmp_path / "cut", resume=True)
+    files = [(tmp_path / run / "c.safetensors").read_bytes() for run in ("whole", "cut")]
+
+    one, other = map(load, files)
+    assert one.info.thresholds == other.info.thresholds
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.head.values(), other.head.values(), strict=True)
+    )
+    assert whole.val_accuracy == one.info.provenance["val_accuracy"]
+
+
+def test_own_loops_start_a_task_of_any_kind(backbone):
+    model = MultiTaskModel(backbone)
+    model.start_task("h", ["height"], kind="regression", units=["m"])
+    y = torch.rand(8, 1)
+    optimizer = model.optimizer(steps=1, batches=[(torch.rand(8, 3, 16, 16), y)])
+    (model(torch.rand(8, 3, 16, 16)) - y).square().mean().backward()
+    optimizer.step()
+    assert model.preprocessing is not None
+    assert model.finish_task().info.units == ("m",)
+    with pytest.raises(InputError, match="units"):
+        model.start_task("i", 2, units=["m", "s"])
+    model.start_task("i", 2, kind="multilabel")
+    with pytest.raises(InputError, match="batches"):
+        model.optimizer(steps=1, batches=[(torch.rand(8, 3, 16, 16), torch.zeros(8).long())])
+
+
+def test_labels_say_the_kind_and_sets_of_two_kinds_are_refused():
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    labels = {
+        "classification": torch.tensor([0, 1, 0, 1]),
+        "multilabel": torch.eye(4, 2) > 0,
+        "regression": torch.rand(4, 2),
+    }
+    sets = {kind: ImageSet(("a", "b"), rows, images) for kind, rows in labels.items()}
+    assert {kind: images.kind for kind, images in sets.items()} == {kind: kind for kind in sets}
+    maps = SegmentationSet(("a", "b"), images, torch.zeros(4, 8, 8, dtype=torch.uint8))
+    assert maps.kind == "segmentation"
+
+    with pytest.raises(DataError, match="labels"):
+        ImageSet(("a", "b"), torch.rand(4, 3), images)
+    with pytest.raises(DataError, match="finite"):
+        ImageSet(("a",), torch.tensor([[1.0], [float("nan")], [0.0], [2.0]]), images)
+    with pytest.raises(DataError, match="multilabel"):
+        ImageData("x", sets["classification"], sets["multilabel"], sets["classification"])
