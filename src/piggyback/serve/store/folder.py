@@ -334,7 +334,10 @@ def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> C
                 f"task {name!r} labels every pixel: a server answers with classes of whole images; "
                 "use: piggyback predict --out DIR"
             )
-        kind_of(header.info)  # or InputError
+        try:
+            kind_of(header.info)
+        except InputError as error:
+            raise InputError(f"task {name!r}: {error}") from error
         if head not in ("linear", "conv"):
             raise InputError(
                 f"task {name!r}: its head of kind {head[:40]!r} is a custom module: a server expects "
