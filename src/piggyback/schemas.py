@@ -80,6 +80,11 @@ class Value(Model):
     unit: str = ""
 
 
+def _absent(value: object) -> bool:
+    """Whether a field stays out of the JSON, so that answers of classes look as they always did."""
+    return value is None
+
+
 class Said(Model):
     """What a task's outputs for one image mean, by its kind.
 
@@ -94,9 +99,18 @@ class Said(Model):
         description="The top_k likeliest, likeliest first; none of a regression.",
     )
     labels: tuple[str, ...] | None = Field(
-        default=None, description="Multilabel: those that pass their threshold."
+        default=None,
+        exclude_if=_absent,
+        description="Multilabel: those that pass their threshold.",
     )
-    values: tuple[Value, ...] | None = Field(default=None, description="Regression: every number.")
+    values: tuple[Value, ...] | None = Field(
+        default=None, exclude_if=_absent, description="Regression: every number."
+    )
+    abstained: bool | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="Whether the confidence is below what the task's file asks for; absent where it asks for none.",
+    )
     confidence: Chance = Field(
         default=0.0,
         description="In [0, 1]: by which a task is inferred; 1 - entropy / log(classes), of a multilabel task the "

@@ -170,7 +170,7 @@ def _metadata(header: TaskHeader) -> dict[str, str]:
         "classes": json.dumps(list(header.info.classes)),
         "backbone": header.info.backbone.source,
     }
-    for key in ("units", "thresholds", "scaling"):
+    for key in ("units", "thresholds", "scaling", "calibration"):
         if found := getattr(header.info, key):
             values[key] = json.dumps(found)
     if header.info.preprocessing is not None:

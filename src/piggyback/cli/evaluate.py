@@ -33,9 +33,9 @@ from piggyback.texts.preprocessing import as_images
 
 if TYPE_CHECKING:
     from piggyback.cli.loading import Loaded
+    from piggyback.kinds.base import Score
     from piggyback.taskfile.header import TaskHeader
     from piggyback.train.data.sets import Split
-    from piggyback.train.report import Outcome
 
 SHEET_SIDE = 128
 """Pixels of a picture on a report's contact sheet."""
@@ -109,8 +109,11 @@ def run(
     other = None
     if compare is not None:
         other = _other(compare, task, loaded.headers[0], (backbone, checkpoint, head))
-    measured = evaluate(loaded.model, name, images, batch_size=batch_size)
-    gap = _report(loaded, other, images, report, batch_size) if report or other else None
+    gap = None
+    if report or other:
+        measured, gap = _report(loaded, other, images, report, batch_size)
+    else:
+        measured = evaluate(loaded.model, name, images, batch_size=batch_size)
     plain = measured.kind == "classification"
     titles, rows = measured.by_class()
     if json:
@@ -156,21 +159,19 @@ def _other(file: Path, first: Path, header: TaskHeader, network: Any) -> Loaded:
 
 def _report(
     loaded: Loaded, other: Loaded | None, images: Split, folder: Path | None, batch_size: int
-) -> dict[str, Any] | None:
-    """Write the report into ``folder``, if given; show and return how the two tasks differ, if there are two."""
+) -> tuple[Score, dict[str, Any] | None]:
+    """Measure; write the report into ``folder``, if given; show how the two tasks differ, if there are two."""
     from piggyback.train.data.text import TextSet
     from piggyback.train.outcome import outcome_of
     from piggyback.train.report import compared, report_on
 
-    def measured(one: Loaded, label: str) -> Outcome:
-        found = outcome_of(one.model, one.headers[0].name, images, batch_size=batch_size)
-        return replace(found, task=label)
-
-    outcome, gap = measured(loaded, loaded.headers[0].name), None
+    name, gap = loaded.headers[0].name, None
+    score, outcome = outcome_of(loaded.model, name, images, batch_size=batch_size)
     if other is not None:
         label = other.headers[0].name
-        label += " (other)" * (label == outcome.task)
-        gap = compared(outcome, measured(other, label))
+        _, second = outcome_of(other.model, label, images, batch_size=batch_size)
+        label += " (other)" * (label == name)
+        gap = compared(outcome, replace(second, task=label))
         between = gap["difference"]
         chance = "" if "mcnemar" not in gap else f"; McNemar's p = {gap['mcnemar']['p']:.3g}"
         notes().print(
@@ -195,7 +196,7 @@ def _report(
 
             write_report(folder, report_on(outcome), names, picture, about, gap)
         notes().print(f"wrote {folder / 'index.html'}", soft_wrap=True)
-    return gap
+    return score, gap
 
 
 def _images(root: Path, split: str, skip_bad: bool, columns: Mapping[str, str]) -> Split:

@@ -57,7 +57,7 @@ def _as_json(header: TaskHeader) -> dict[str, Any]:
         "classes": list(info.classes),
         **{
             key: list(value)
-            for key in ("units", "thresholds", "scaling")
+            for key in ("units", "thresholds", "scaling", "calibration")
             if (value := getattr(info, key))
         },
         "head": info.head_kind,
@@ -141,6 +141,8 @@ def facts(header: TaskHeader) -> dict[str, str]:
         f"head {human_bytes(header.bytes_head)}, "
         f"normalisation {human_bytes(header.bytes_norm)}, rest {human_bytes(header.bytes_header)}"
     )
+    if isinstance(note := info.provenance.get("fitted"), str):
+        found["confidence"] = note
     for key, label in (("val_accuracy", "val"), ("test_accuracy", "test")):
         if isinstance(value := info.provenance.get(key), (int, float)):
             measure = "" if info.kind == "classification" else f" {score_name(info.kind)}"

@@ -67,7 +67,9 @@ class FileAnswer:
             return {self.what: self.file, "error": self.error}
         said = self.said.model_dump(mode="json", exclude_none=True, include=set(Said.model_fields))
         said = {
-            key: said[key] for key in ("confidence", "classes", "labels", "values") if key in said
+            key: said[key]
+            for key in ("confidence", "abstained", "classes", "labels", "values")
+            if key in said
         }
         return {self.what: self.file, "task": self.task, **said}
 
@@ -476,6 +478,7 @@ def _show(answers: Sequence[FileAnswer], how: Format) -> None:
             shown = ", ".join(said.labels) or "none"
             others = [part for part in parts if part[0] not in said.labels]
         percent = f"{first[1]:.1f}" if said.labels is None else ""
+        shown = f"not sure: {shown}" if said.abstained else shown
         rest = ", ".join(f"{name} {p:.1f}" for name, p in others)
         rows.add_row(one.file, one.task, shown, percent, rest)
     results().print(rows)
@@ -486,6 +489,8 @@ def _as_csv(answers: Sequence[FileAnswer]) -> tuple[list[str], list[list[object]
     titles = [answers[0].what if answers else "file", "task", "rank", "class", "probability"]
     labels = any(one.said.labels is not None for one in answers)
     values = any(one.said.values is not None for one in answers)
+    unsure = any(one.said.abstained is not None for one in answers)
+    titles += ["abstained"] * unsure
     titles += ["given"] * labels + ["value", "unit"] * values
     lines: list[list[object]] = []
     for one in answers:
@@ -495,9 +500,10 @@ def _as_csv(answers: Sequence[FileAnswer]) -> tuple[list[str], list[list[object]
         for rank, each in enumerate(said.ranking, 1):
             given = "" if said.labels is None else int(each.name in said.labels)
             line = [one.file, one.task, rank, each.name, f"{each.probability:.6f}"]
+            line += ["" if said.abstained is None else int(said.abstained)] * unsure
             lines.append([*line, *[given] * labels, *["", ""] * values])
         for rank, number in enumerate(said.values or (), 1):
-            line = [one.file, one.task, rank, number.name, "", *[""] * labels]
+            line = [one.file, one.task, rank, number.name, "", *[""] * (unsure + labels)]
             lines.append([*line, f"{number.value:.6g}", number.unit])
     return titles, lines
 

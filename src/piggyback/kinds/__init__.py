@@ -53,7 +53,9 @@ def kind_of(info: TaskInfo) -> Kind:
         )
     module, _, name = KINDS[info.kind].partition(":")
     made = getattr(importlib.import_module(module), name)
-    return cast("Kind", made(info.classes, info.units, info.thresholds, info.scaling))
+    return cast(
+        "Kind", made(info.classes, info.units, info.thresholds, info.scaling, info.calibration)
+    )
 
 
 def score_name(kind: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.errors import InputError
+from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import Said
 from piggyback.taskfile.task import TaskInfo
 
@@ -86,6 +87,7 @@ class Kind(abc.ABC):
     units: tuple[str, ...] = ()
     thresholds: tuple[float, ...] = ()
     scaling: tuple[tuple[float, float], ...] = ()
+    calibration: tuple[float, ...] = ()
 
     name: ClassVar[str]
     losses_known: ClassVar[tuple[str, ...]] = ("auto",)
@@ -95,9 +97,15 @@ class Kind(abc.ABC):
     fits: ClassVar[bool] = False
     """Whether something of the file is fitted on val: see ``fitted``."""
 
-    def fitted(self, info: TaskInfo, val: Score) -> TaskInfo:
-        """Return ``info`` with what follows from how the best epoch did on val."""
-        return info
+    def fit_meter(self, device: torch.device) -> Meter:
+        """Return a meter whose score has what ``fitted`` needs."""
+        return self.meter(device)
+
+    def fitted(
+        self, info: TaskInfo, val: Score, at: AbstainAt | None = None
+    ) -> tuple[TaskInfo, str]:
+        """Return ``info`` with what follows from how the best epoch did on val, and a line on it for people."""
+        return info, ""
 
     def targets(self, labels: Tensor) -> Tensor:
         """Return labels as the loss takes them."""
@@ -122,6 +130,10 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def meter(self, device: torch.device) -> Meter:
         """Return a meter for outputs on ``device``."""
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Return what outputs (n, classes) mean: probabilities, or numbers in their units."""
+        raise NotImplementedError  # of kinds that answer for pixels
 
     @abc.abstractmethod
     def answers(self, outputs: Tensor, top: int) -> list[Said]:
@@ -174,7 +186,8 @@ class Collected:
     def end(self, summed: Reduce, gathered: Reduce) -> Score:
         """Return the score of everything that all processes kept."""
         empty = torch.zeros(0, len(self.kind.classes))
-        outputs = gathered(torch.cat([empty, *[out for out, _ in self.parts]]))
-        targets = gathered(torch.cat([empty, *[true.float() for _, true in self.parts]]))
+        parts = self.parts or [(empty, empty)]
+        outputs = gathered(torch.cat([out for out, _ in parts]))
+        targets = gathered(torch.cat([true for _, true in parts]))
         loss = float(summed(self.loss)) / max(len(outputs), 1)
         return self.score(outputs, targets, loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piggyback.errors import InputError
-from piggyback.kinds.base import Kind, Loss, Meter, Reduce, Score
+from piggyback.kinds.base import Collected, Kind, Loss, Meter, Reduce, Score
+from piggyback.kinds.calibration import FEWEST, AbstainAt, fit_temperature, threshold_for
 from piggyback.schemas import RankedClass, Said
+from piggyback.taskfile.task import TaskInfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,16 @@ class Measured(Score):
         return {name: 100 * hits / total if total else None for name, hits, total in triples}
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KeptLogits(Measured):
+    """A score with all that it was counted from."""
+
+    outputs: Tensor
+    """float32, (n, classes), on the CPU."""
+    targets: Tensor
+    """int64, (n,)."""
+
+
 class ConfusionMeter:
     """Counts which class was called which, and adds up the loss."""
 
@@ -117,6 +129,51 @@ class Classification(Kind):
 
     name = "classification"
     losses_known: ClassVar[tuple[str, ...]] = ("auto", "focal")
+    fits = True
+
+    def tempered(self, outputs: Tensor) -> Tensor:
+        """Return logits whose probabilities are as often right as they say: divided by the temperature."""
+        return outputs / self.calibration[0] if self.calibration else outputs
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each class."""
+        return self.tempered(outputs).softmax(1)
+
+    def fit_meter(self, device: torch.device) -> Meter:
+        """Return a meter that keeps all logits."""
+        return Collected(
+            self,
+            lambda o, t, loss: KeptLogits(
+                self.classes, _counts(o, t.long()), loss, outputs=o, targets=t.long()
+            ),
+        )
+
+    def fitted(
+        self, info: TaskInfo, val: Score, at: AbstainAt | None = None
+    ) -> tuple[TaskInfo, str]:
+        """Return ``info`` with a temperature and, for a target ``at``, the confidence that reaches it on val."""
+        if not isinstance(val, KeptLogits) or len(self.classes) < 2:
+            return info, ""
+        if val.count < FEWEST:
+            asked = f", nor a confidence for {at}" * (at is not None)
+            return (
+                info,
+                f"no temperature was fitted{asked}: {val.count} val images, expected {FEWEST} or more",
+            )
+        temperature, least = fit_temperature(val.outputs, val.targets), 0.0
+        line = f"temperature {temperature:.2f}, fitted on {val.count} val images"
+        if at is not None:
+            sure = confidence(val.outputs / temperature)
+            found = threshold_for(sure, val.outputs.argmax(1) == val.targets, at)
+            least = found or 0.0
+            given = 100 * float((sure >= least).float().mean())
+            line += f"; no confidence reaches {at} on val: no answer will be marked" * (
+                found is None
+            )
+            line += f"; {at} from confidence {least:.3f}: {given:.1f}% of val answered" * (
+                found is not None
+            )
+        return replace(info, calibration=(temperature, least)), line
 
     def losses(self, outputs: Tensor, targets: Tensor, how: Loss) -> Tensor:
         """Return the sum of cross-entropies, or of focal losses (Lin et al. 2017)."""
@@ -126,7 +183,11 @@ class Classification(Kind):
             weight = 1.0 if how.weights is None else how.weights[targets]
             return (-weight * (1 - own.exp()) ** how.gamma * own).sum()
         return F.cross_entropy(
-            outputs, targets, how.weights, reduction="sum", label_smoothing=how.smoothing
+            self.tempered(outputs),
+            targets,
+            how.weights,
+            reduction="sum",
+            label_smoothing=how.smoothing,
         )
 
     def count(self, targets: Tensor) -> Tensor:
@@ -145,8 +206,9 @@ class Classification(Kind):
         """Return the ``top`` likeliest classes of each image, and how sure the task is."""
         n = outputs.shape[1]
         names = self.classes or tuple(map(str, range(n)))
-        values, order = outputs.softmax(1).topk(min(top, n), dim=1)
+        values, order = self.values(outputs).topk(min(top, n), dim=1)
         sure = self.confidence(outputs).tolist()
+        least = self.calibration[1] if self.calibration else 0.0
         return [
             Said(
                 ranking=tuple(
@@ -156,6 +218,7 @@ class Classification(Kind):
                     ]
                 ),
                 confidence=one,
+                abstained=one < least if least else None,
             )
             for row, best, one in zip(values.tolist(), order.tolist(), sure, strict=True)
         ]
@@ -164,11 +227,17 @@ class Classification(Kind):
         """Return 1 - entropy / log(classes) of each row; 0 for a task of one class."""
         if outputs.shape[1] < 2:
             return outputs.new_zeros(len(outputs))
-        return confidence(outputs)
+        return confidence(self.tempered(outputs))
 
     def guess(self, targets: Tensor) -> float:
         """Return the log of the number of classes."""
         return math.log(len(self.classes))
+
+
+def _counts(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The confusion matrix of logits (n, classes), int64 (classes, classes)."""
+    n = outputs.shape[1]
+    return torch.bincount(targets * n + outputs.argmax(1), minlength=n * n).view(n, n)
 
 
 def confidence(logits: Tensor) -> Tensor:

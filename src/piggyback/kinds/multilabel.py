@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
+from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import RankedClass, Said
 from piggyback.taskfile.task import TaskInfo
 
@@ -93,11 +94,13 @@ class Multilabel(Kind):
     losses_known = ("auto", "focal", "asymmetric")
     fits = True
 
-    def fitted(self, info: TaskInfo, val: Score) -> TaskInfo:
+    def fitted(
+        self, info: TaskInfo, val: Score, at: AbstainAt | None = None
+    ) -> tuple[TaskInfo, str]:
         """Return ``info`` with the thresholds that are best on val."""
         if not isinstance(val, MeasuredLabels):
-            return info
-        return replace(info, thresholds=best_thresholds(val.outputs, val.targets))
+            return info, ""
+        return replace(info, thresholds=best_thresholds(val.outputs, val.targets)), ""
 
     def targets(self, labels: Tensor) -> Tensor:
         """Return labels as float32, 1 where an image has one."""
@@ -137,6 +140,10 @@ class Multilabel(Kind):
     def held_thresholds(self) -> tuple[float, ...]:
         """Return the threshold of each label: of the task's file, or one half."""
         return self.thresholds or (THRESHOLD,) * len(self.classes)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each label."""
+        return outputs.sigmoid()
 
     def answers(self, outputs: Tensor, top: int) -> list[Said]:
         """Return the labels that pass their threshold, the ``top`` likeliest ones, and how sure the task is."""

@@ -19,6 +19,7 @@ class Segmentation(Classification):
     name = "segmentation"
     losses_known = ("auto",)
     per_pixel = True
+    fits = False
 
     def targets(self, labels: Tensor) -> Tensor:
         """Return label maps as int64, void as -100."""

@@ -59,7 +59,7 @@ _NUMBER = re.compile("[1-9][0-9]{0,8}")
 _FIELDS = ["name", "kind", "classes", "rule", "head", "preprocessing", "backbone", "provenance", "masks"]  # fmt: skip
 OUTPUTS = "outputs"
 """The field that came with version 4: what is known of the outputs besides their names, of these parts some."""
-_OUTPUTS = ("units", "thresholds", "scaling")
+_OUTPUTS = ("units", "thresholds", "scaling", "calibration")
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the weights that may be masked, by name."""
@@ -288,9 +288,9 @@ def to_metadata(
 ) -> dict[str, str]:
     """Return the container's metadata; ``from_metadata`` reads it back.
 
-    The version is the lowest that can hold the task: 4 for texts, and where outputs have units, thresholds or a
-    scaling; else 3 with tensors in a ``short`` form; else 2 for a mask rule with a form or a head that scores pixels;
-    else 1.
+    The version is the lowest that can hold the task: 4 for texts, and where outputs have units, thresholds, a
+    scaling or a calibration; else 3 with tensors in a ``short`` form; else 2 for a mask rule with a form or a head
+    that scores pixels; else 1.
 
     >>> sorted(to_metadata("signs", TaskInfo(), ()))
     ['format', 'task', 'version']

@@ -46,6 +46,9 @@ class TaskInfo:
     """Of a multilabel task: the probability from which each label is given; empty for one half."""
     scaling: tuple[tuple[float, float], ...] = ()
     """Of a regression, for each output: offset and scale; output * scale + offset is the number. Empty for 0 and 1."""
+    calibration: tuple[float, ...] = ()
+    """Of a classification: the temperature that outputs are divided by, and the confidence below which an answer is
+    marked as abstained, or 0. Empty for 1 and 0."""
 
     def __post_init__(self) -> None:
         n = len(self.classes)
@@ -65,6 +68,17 @@ class TaskInfo:
                     f"{field_name} {values!r} of a {self.kind} task with {n} outputs: expected {expected} for each "
                     f"output of a {kind} task"
                 )
+        two = len(self.calibration) == 2 and all(map(_finite, self.calibration))
+        if self.calibration and not (
+            self.kind == "classification"
+            and two
+            and self.calibration[0] > 0
+            and 0 <= self.calibration[1] <= 1
+        ):
+            raise InputError(
+                f"calibration {self.calibration!r} of a {self.kind} task: expected a temperature above 0 and a "
+                "confidence from 0 to 1, of a classification"
+            )
 
 
 def _finite(value: object) -> bool:

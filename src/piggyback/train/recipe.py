@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from piggyback.errors import InputError
+from piggyback.kinds.calibration import AbstainAt
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, Regularizer, TargetDensity
 from piggyback.masks.rule import HEAD_LR, GradScale, MaskRule, ScoreInit
 from piggyback.taskfile.task import NormPolicy
@@ -25,6 +26,8 @@ SHORTEST, LONG, MOST_EPOCHS = 480, 800, 60
 """Steps of a run of few images, and of one of many: shorter ones lose accuracy, longer ones cost time."""
 HOW = ("workers", "checkpoint_minutes", "tracker")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""
+LATER = ("abstain_at", "max_length")
+"""Fields that came when results were there already: None is what those had, and stays out of a run's identity."""
 READ_ONLY = ("rule.form",)
 """Fields that recipes in files may have set, but nobody can choose any more: they get no option."""
 RETIRED = ("form_lr", "tensorboard")
@@ -83,6 +86,9 @@ class CommonOptions:
     """Choose the rate, and for masks the start, by short trainings on val first: twice the steps in all."""
     patience: int | None = None
     """Stop after this many epochs without a better val accuracy; by default never."""
+    abstain_at: str | None = None
+    """Mark answers that are not sure enough: accuracy=0.98, so that the others are right that often on val, or
+    coverage=0.95, so that so many are given. For classes of whole images."""
     seed: int = 0
     """Decides the head's start, the order of the images, augmentation and dropout."""
 
@@ -214,6 +220,8 @@ class Recipe(
             for name in names.split():
                 _check(name, value := getattr(self, name), good(value), expected)
         _check_choices(self)
+        if self.abstain_at is not None:
+            AbstainAt.of(self.abstain_at)
 
     def epochs_for(self, images: int) -> int:
         """Return the passes over ``images`` training images; for the default see docs/RECIPES.md.
@@ -252,7 +260,8 @@ class Recipe(
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the result, as JSON: what makes two runs different ones."""
-        return {name: value for name, value in self.to_json().items() if name not in HOW}
+        found = {name: value for name, value in self.to_json().items() if name not in HOW}
+        return {k: v for k, v in found.items() if k not in LATER or v is not None}
 
 
 def current(values: Mapping[str, Any]) -> dict[str, Any]:

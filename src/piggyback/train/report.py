@@ -37,6 +37,8 @@ class Outcome:
     classes), how many pixels of class i were called class j."""
     units: tuple[str, ...] = ()
     thresholds: tuple[float, ...] = ()
+    least: float = 0.0
+    """Confidence below which answers of a classification are marked as abstained; 0 where none are."""
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -139,7 +141,14 @@ def _classification(outcome: Outcome) -> Report:
     numbers["confidence"] = _percent(float(sure.mean()))
     numbers["calibration_error"] = _percent(calibration.ece)
     numbers["log_loss"] = Number(_log_loss(outcome.answers, truth), unit="")
-    curve = metrics.coverage(sure, right)
+    certain = metrics.certainty(outcome.answers)
+    curve = metrics.coverage(certain, right)
+    if outcome.least:
+        given = certain >= outcome.least
+        numbers["answered"] = _percent(float(given.mean()))
+        numbers["accuracy_of_answers"] = _percent(
+            float(right[given].mean()) if given.any() else math.nan
+        )
     return Report(
         outcome,
         numbers,
@@ -231,6 +240,7 @@ def _segmentation(outcome: Outcome) -> Report:
     numbers = {renamed.get(name, name): _percent(v, intervals[name]) for name, v in whole.items()}
     right = counts.diagonal(axis1=1, axis2=2).sum(1) / np.maximum(counts.sum((1, 2)), 1)
     rows = _class_rows(outcome, total, "iou", "precision", "recall")
+    rows = {name: {"pixels": row.pop("samples"), **row} for name, row in rows.items()}
     return Report(outcome, numbers, rows, [int(i) for i in np.argsort(right, kind="stable")], total)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from piggyback.errors import CheckpointError, first_line
 from piggyback.kinds import kind_of
+from piggyback.kinds.calibration import AbstainAt
 from piggyback.model.summary import masks_verdict
 from piggyback.taskfile.file import load
 from piggyback.taskfile.task import Task, TaskInfo
@@ -28,7 +29,7 @@ from piggyback.train.events import EpochRow
 from piggyback.train.loop import Run
 
 RESULT = "result.json"
-FITTED = ("thresholds",)
+FITTED = ("thresholds", "calibration")
 """Fields of ``TaskInfo`` that are found on val at the end of a run."""
 _IN_THE_FILE = ("task", "state", "path")
 """Fields that ``result.json`` leaves to the file beside it."""
@@ -71,7 +72,9 @@ def finish(run: Run) -> TrainResult:
     if learned is None or best is None:
         raise CheckpointError(f"{run.name}: no epoch has ended; expected one or more")
     network = learned.deploy()
-    found = fitted(run, network)
+    found, note = fitted(run, network)
+    if note:
+        run.listener.on_notice(note)
     test = measure(
         network,
         run.data.test,
@@ -92,6 +95,8 @@ def finish(run: Run) -> TrainResult:
     if verdict:
         provenance["verdict"] = verdict
         run.listener.on_notice(verdict)
+    if note:
+        provenance["fitted"] = note
     named = {name: getattr(found, name) for name in FITTED if getattr(found, name)}
     file = learned.to_file(provenance, **named)
     path = None if run.folder is None else run.folder / f"{run.name}{file.suffix}.safetensors"
@@ -118,11 +123,12 @@ def finish(run: Run) -> TrainResult:
     return result
 
 
-def fitted(run: Run, network: nn.Module) -> TaskInfo:
-    """Return what is known of the outputs once the best epoch is chosen, with what the kind fits on val."""
+def fitted(run: Run, network: nn.Module) -> tuple[TaskInfo, str]:
+    """Return what is known of the outputs once the best epoch is chosen, with what the kind fits on val, and a line."""
     info = run.data.info()
     if not run.kind.fits:
-        return info
+        return info, ""
+    at = None if run.recipe.abstain_at is None else AbstainAt.of(run.recipe.abstain_at)
     val = measure(
         network,
         run.data.val,
@@ -132,8 +138,9 @@ def fitted(run: Run, network: nn.Module) -> TaskInfo:
         batch_size=run.recipe.batch_size,
         workers=run.recipe.workers,
         speed=Speed(channels_last=run.speed.channels_last),
+        meter=run.kind.fit_meter(run.device),
     )
-    return run.kind.fitted(info, val)
+    return run.kind.fitted(info, val, at)
 
 
 def finished(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainResult | None:

@@ -139,9 +139,9 @@ def train(
         state.device,
         speed.channels_last,
         info.kind,
-        start,
-        info.units,
-        info.scaling,
+        units=info.units,
+        scaling=info.scaling,
+        start=start,
     )
     with _undisturbed(state.device):
         if folder is not None and saved is None and state.is_main_process:
@@ -203,6 +203,10 @@ def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
         raise InputError(
             f"batch_size {recipe.batch_size}: expected a multiple of {processes}, "
             "the number of processes"
+        )
+    if recipe.abstain_at is not None and data.kind != "classification":
+        raise InputError(
+            f"abstain_at {recipe.abstain_at!r} for a {data.kind} task: expected a classification; leave it out"
         )
     if data.kind == "segmentation" and recipe.augment.policy != "none":
         raise InputError(

@@ -245,7 +245,7 @@ def _sheet(report: Report, names: Sequence[str], picture: Picture | None) -> Fig
 def _caption(report: Report, names: Sequence[str], i: int) -> str:
     if report.outcome.kind == "segmentation":
         counts = report.outcome.truth[i]
-        return f"{_cut(names[i])}\n{100 * np.trace(counts) / max(counts.sum(), 1):.1f} % right"
+        return f"{_cut(Path(names[i]).name)}\n{100 * np.trace(counts) / max(counts.sum(), 1):.1f} % right"
     truth, answer, sure = _truth_and_answer(report, i)
     if report.outcome.kind == "classification":
         return f"{_cut(truth)}\ncalled {_cut(answer)}, {100 * float(sure):.1f} %"

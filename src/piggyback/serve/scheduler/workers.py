@@ -160,6 +160,7 @@ def _answers(
                 labels=one.labels,
                 values=one.values,
                 confidence=one.confidence,
+                abstained=one.abstained,
                 tier=tier,
                 timing=Timing(
                     prepare=1e3 * (request.prepared - request.began),

@@ -62,9 +62,9 @@ export class Card {
 }
 
 /** An answer in a sentence, for those who listen. */
-export function spoken({ answers: [{ task, classes: [top] }], sure, roundTrip }) {
+export function spoken({ answers: [{ task, classes: [top], abstained }], sure, roundTrip }) {
   if (!sure) return NONE;
-  return `${top.class}, ${percent(top.probability)}, says ${task}, in ${milliseconds(roundTrip)}.`;
+  return `${abstained ? "Not sure: " : ""}${top.class}, ${percent(top.probability)}, says ${task}, in ${milliseconds(roundTrip)}.`;
 }
 
 function bars({ task, classes }) {
