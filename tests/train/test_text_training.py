@@ -14,8 +14,8 @@ from piggyback.serve import Engine, EngineOptions
 from piggyback.taskfile.file import load
 from piggyback.texts.preprocessing import Text
 from piggyback.train import evaluate, predict, train
+from piggyback.train.data.table import load_table
 from piggyback.train.data.text import TextSet, by_length
-from piggyback.train.data.text_table import load_text_table
 from piggyback.zoo.load import load_backbone
 from piggyback.zoo.pipeline import save_pipeline
 from support.text_toys import WORDS, encoder, reviews, write_encoder  # noqa: F401
@@ -29,7 +29,7 @@ def reader(encoder):  # noqa: F811
 
 @pytest.fixture
 def texts(reviews):  # noqa: F811
-    return load_text_table(reviews, "mood")
+    return load_table(reviews, "mood")
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_a_classifier_of_transformers_stays_one(reviews, recipe, tmp_path):  # n
     folder = write_encoder(tmp_path / "classifier", kind="BertForSequenceClassification")
     network = load_backbone(f"transformers:{folder}")
     assert type(network.module).__name__ == "BertForSequenceClassification"
-    texts = load_text_table(reviews)
+    texts = load_table(reviews)
     train(
         network,
         texts,

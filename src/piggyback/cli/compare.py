@@ -15,7 +15,10 @@ from piggyback.cli.options import (
     ColumnOption,
     HeadOption,
     JsonOption,
+    KindOption,
+    SeparatorOption,
     SkipBadOption,
+    TaskKind,
     columns_of,
     only,
     takes_recipe,
@@ -61,6 +64,8 @@ def run(
     head: HeadOption = None,
     skip_bad: SkipBadOption = False,
     column: ColumnOption = None,
+    kind: KindOption = TaskKind.CLASSIFICATION,
+    separator: SeparatorOption = ",",
     json: JsonOption = False,
 ) -> None:
     """Train several methods on one or more tasks; make one table.
@@ -87,7 +92,7 @@ def run(
     if len(folders) != len(data):
         raise InputError(f"--data {' '.join(data)}: expected a different NAME for each")
     images = {
-        name: load_images(folder, name, skip_bad, columns_of(column))
+        name: load_images(folder, name, skip_bad, columns_of(column), kind, separator)
         for name, folder in folders.items()
     }
     network = load_sized(backbone, images.values(), recipe.image_size, checkpoint, head)

@@ -22,6 +22,7 @@ from piggyback.cli.options import (
     HeadOption,
     JsonOption,
     OtherBackboneOption,
+    SeparatorOption,
     SkipBadOption,
     columns_of,
 )
@@ -76,6 +77,7 @@ def run(
         ),
     ] = None,
     column: ColumnOption = None,
+    separator: SeparatorOption = ",",
     json: JsonOption = False,
 ) -> None:
     """Measure a task file on a folder of labelled images.
@@ -96,7 +98,8 @@ def run(
     from piggyback.train.evaluation import evaluate
 
     with naming_option():
-        given = _images(data, split, skip_bad, columns_of(column))
+        kind = read_header(task).info.kind
+        given = _images(data, split, skip_bad, columns_of(column), kind, separator)
     loaded = load_tasks([task], backbone, checkpoint, head)
     name = loaded.headers[0].name
     images, seen = _unseen(given, loaded.headers[0], split)
@@ -199,12 +202,15 @@ def _report(
     return score, gap
 
 
-def _images(root: Path, split: str, skip_bad: bool, columns: Mapping[str, str]) -> Split:
+def _images(
+    root: Path, split: str, skip_bad: bool, columns: Mapping[str, str], kind: str, separator: str
+) -> Split:
     """The split's images, or those of ``root`` itself where it holds class folders; or a data set's, or a table's."""
-    from piggyback.train.data.text_table import is_table, text_splits
+    from piggyback.train.data.table import is_table, table_splits
 
     if is_table(root):
-        found = text_splits(root, columns)
+        refuse_skip_bad(root, skip_bad)
+        found = table_splits(root, columns, kind, separator=separator)
         if split not in found and len(found) > 1:
             raise DataError(
                 f"table {str(root)!r} has no split {split!r}: it has {', '.join(found)}; choose one with --split"

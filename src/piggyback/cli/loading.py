@@ -84,14 +84,22 @@ def load_tasks(
 
 
 def load_images(
-    root: Path, name: str, skip_bad: bool, columns: Mapping[str, str] | None = None
+    root: Path,
+    name: str,
+    skip_bad: bool,
+    columns: Mapping[str, str] | None = None,
+    kind: str = "classification",
+    separator: str = ",",
 ) -> ImageData:
-    """Return a folder's images, or those of a data set's name, or a table's texts; show what was left out."""
-    from piggyback.train.data.text_table import is_table, load_text_table
+    """Return the images of a folder or of a data set's name, or a table's samples; show what was left out."""
+    from piggyback.train.data.table import is_table, load_table
 
     if is_table(root):
-        return load_text_table(root, name, columns)
+        refuse_skip_bad(root, skip_bad)
+        return load_table(root, name, columns, kind, separator=separator)
     refuse_columns(columns)
+    if kind != "classification":
+        raise DataError(f"--kind {kind}: it is for tables, such as photos.csv; leave it out")
     if is_data_set(root, skip_bad):
         from piggyback.lab.datasets import load
 
@@ -174,11 +182,10 @@ def refuse_columns(columns: Mapping[str, str] | None) -> None:
 
 
 def refuse_skip_bad(root: Path, skip_bad: bool) -> None:
-    """Raise DataError if asked to leave images out of a folder with label maps."""
+    """Raise DataError if asked to leave images out of what is not a folder of class folders."""
     if skip_bad:
         raise DataError(
-            f"segmentation folder {str(root)!r}: --skip-bad is for class folders; "
-            "remove the image and its label map instead"
+            f"{str(root)!r}: --skip-bad is for class folders; remove the image and its label instead"
         )
 
 

@@ -21,6 +21,15 @@ from piggyback.errors import InputError
 from piggyback.train.recipe import READ_ONLY, Recipe, group_of
 from piggyback.zoo import default_backbone
 
+
+class TaskKind(enum.StrEnum):
+    """Kinds of task that a table can hold."""
+
+    CLASSIFICATION = "classification"
+    MULTILABEL = "multilabel"
+    REGRESSION = "regression"
+
+
 DEFAULT_BACKBONE = default_backbone()
 BackboneOption = Annotated[
     str,
@@ -52,7 +61,20 @@ ColumnOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ROLE=NAME",
-        help="Of a table: which column is text, label or split, where it is not called that. May be repeated.",
+        help="Of a table: which column is image or text, label, split or group, where it is not called that. "
+        "May be repeated.",
+    ),
+]
+KindOption = Annotated[
+    TaskKind,
+    typer.Option(
+        "--kind", help="What a table's labels are: a class each, several labels, or numbers."
+    ),
+]
+SeparatorOption = Annotated[
+    str,
+    typer.Option(
+        "--separator", metavar="TEXT", help="What stands between several labels in a cell."
     ),
 ]
 JsonOption = Annotated[

@@ -259,7 +259,7 @@ def _files(images: Sequence[str] | None, column: Sequence[str] | None) -> list[P
 
 def _texts(inputs: Sequence[str], texts: Sequence[str], column: Sequence[str] | None) -> list[Text]:
     """The texts that are given, and those of files; raises InputError for one that is empty."""
-    from piggyback.train.data.text_table import read_texts
+    from piggyback.train.data.table import read_texts
 
     columns = columns_of(column)
     if columns.keys() - {"text"}:

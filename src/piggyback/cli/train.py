@@ -14,7 +14,10 @@ from piggyback.cli.options import (
     ColumnOption,
     HeadOption,
     JsonOption,
+    KindOption,
+    SeparatorOption,
     SkipBadOption,
+    TaskKind,
     columns_of,
     takes_recipe,
 )
@@ -30,7 +33,7 @@ def run(
             metavar="DIR",
             help="Images: DIR/train/CLASS/FILE, with val/ and test/ if you have them; or DIR/CLASS/FILE, "
             "one folder per class; DIR/train/images and labels for segmentation; or a data set's name. "
-            "Texts: a table, FILE.csv, .tsv or .jsonl, with columns text, label and, if you have it, split.",
+            "Or a table, FILE.csv, .tsv or .jsonl, with columns image or text, label and, if you have it, split.",
         ),
     ],
     recipe: Recipe,
@@ -64,6 +67,8 @@ def run(
     head: HeadOption = None,
     skip_bad: SkipBadOption = False,
     column: ColumnOption = None,
+    kind: KindOption = TaskKind.CLASSIFICATION,
+    separator: SeparatorOption = ",",
     json: JsonOption = False,
 ) -> None:
     """Learn one task from a folder of images or a table of texts; write its task file.
@@ -80,6 +85,7 @@ def run(
       piggyback train --data photos/signs --resume
       piggyback train --data photos/more --from signs.safetensors --epochs 20
       piggyback train --data camvid --backbone segmentation:efficientnet_lite0
+      piggyback train --data photos.csv --kind multilabel --column label=tags
       piggyback train --data reviews.csv --column text=review --backbone minilm_l6
     """
     file = out if out is not None and out.suffix == ".safetensors" else None
@@ -97,7 +103,7 @@ def run(
     from piggyback.train.checkpoint import write_file
 
     begun = None if start is None else load_file(start)
-    images = load_images(data, task, skip_bad, columns_of(column))
+    images = load_images(data, task, skip_bad, columns_of(column), kind, separator)
     network = load_sized(backbone, [images], recipe.image_size, checkpoint, head)
     listener = ScreenListener()
     with resumable(folder, "--resume"):

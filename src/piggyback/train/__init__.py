@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from piggyback.train.data.folder import load_folder, load_split
     from piggyback.train.data.segmentation import load_camvid_layout, load_voc
     from piggyback.train.data.sets import ImageData, ImageSet, from_tensors
+    from piggyback.train.data.table import load_table
     from piggyback.train.data.text import TextSet
-    from piggyback.train.data.text_table import load_text_table
     from piggyback.train.evaluation import Measured, Prediction, evaluate, predict, segment
     from piggyback.train.events import EpochRow, Listener, Plan, Step
     from piggyback.train.methods import METHODS
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS", "Augment", "EpochRow", "ImageData", "ImageSet", "Listener", "Measured", "Plan",
     "Prediction", "Recipe", "SegmentationSet", "Step", "TextSet", "TrainResult", "evaluate", "from_tensors",
-    "load_camvid_layout", "load_folder", "load_split", "load_text_table", "load_voc", "predict",
+    "load_camvid_layout", "load_folder", "load_split", "load_table", "load_voc", "predict",
     "segment", "train",
 ]  # fmt: skip
 
@@ -32,7 +32,7 @@ _NAMES = {
     "data.segmentation": "load_camvid_layout load_voc",
     "data.sets": "ImageData ImageSet SegmentationSet from_tensors",
     "data.text": "TextSet",
-    "data.text_table": "load_text_table",
+    "data.table": "load_table",
     "evaluation": "Measured Prediction evaluate predict segment",
     "events": "EpochRow Listener Plan Step",
     "methods": "METHODS",

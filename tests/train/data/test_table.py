@@ -1,0 +1,220 @@
+"""Tables: what is read, and what is wrong with a table, by its row."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from piggyback.errors import DataError
+from piggyback.train.data.table import load_table, read_texts, table_splits
+
+GOOD = "".join(f"text {i} good,good\ntext {i} bad,bad\n" for i in range(20))
+
+
+def write(folder, name, text, encoding="utf-8"):
+    place = folder / name
+    place.write_bytes(text.encode(encoding) if isinstance(text, str) else text)
+    return place
+
+
+def test_csv_tsv_and_json_lines_read_the_same(tmp_path):
+    rows = [('a , "b"', "x"), ("c", "y"), ("d", "x")] * 5
+    quoted = "".join('"{}",{}\n'.format(text.replace('"', '""'), label) for text, label in rows)
+    files = [
+        write(tmp_path, "a.csv", "text,label\n" + quoted),
+        write(tmp_path, "bom.csv", "\ufefftext,label\r\n" + quoted.replace("\n", "\r\n")),
+        write(tmp_path, "a.tsv", "text\tlabel\n" + "".join(f"{t}\t{n}\n" for t, n in rows)),
+        write(tmp_path, "a.jsonl", "".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in rows)),
+    ]  # fmt: skip
+    for file in files:
+        found = table_splits(file)["train"]
+        assert found.classes == ("x", "y")
+        assert list(zip(found.texts, found.labels.tolist(), strict=True)) == [
+            (t, "xy".index(n)) for t, n in rows
+        ]
+
+
+def test_columns_and_splits_go_by_name(tmp_path):
+    lines = "q,mood,fold\n" + "".join(
+        f"t{i},{'ab'[i % 2]},{('Train', 'dev', 'testing')[i % 3]}\n" for i in range(18)
+    )
+    columns = {"text": "q", "label": "mood", "split": "fold"}
+    data = load_table(write(tmp_path, "a.csv", lines), "x", columns)
+    assert {split: len(part) for split, part in data.splits().items()} == {
+        "train": 6,
+        "val": 6,
+        "test": 6,
+    }
+    assert data.cut == ()
+
+
+def test_splits_that_are_missing_are_cut_by_content(tmp_path):
+    data = load_table(write(tmp_path, "a.csv", "text,label\n" + GOOD))
+    assert sum(len(part) for part in data.splits().values()) == 40
+    assert {each.split for each in data.cut} == {"val", "test"}
+    again = load_table(write(tmp_path, "b.csv", "text,label\n" + GOOD))
+    assert data.test.texts == again.test.texts
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("a.csv", "sentence,label\n" + GOOD, "no column 'text'.*'sentence'.*--column"),
+        ("a.csv", "text,class\n" + GOOD, "no column 'label'.*'class'"),
+        ("a.csv", "text,label\na,x\n,y\n", "row 2.*empty"),
+        ("a.csv", "text,label\na,x\n  ,y\n", "row 2.*empty"),
+        ("a.csv", "text,label\na,x\nb,\n", "row 2.*label ''"),
+        ("a.csv", "text,label\na,x\nb,y,z\n", "row 2.*3 cells.*2"),
+        ("a.csv", "text,label\na\n", "row 1.*1 cells"),
+        ("a.csv", "text;label\na;x\n", "no column 'text'.*'text;label'"),
+        ("a.csv", "text,text\na,x\n", "two columns 'text'"),
+        ("a.csv", "text,label\n", "no rows"),
+        ("a.csv", "", "empty"),
+        ("a.csv", 'text,label\n"a,x\n', "whole table"),
+        ("a.csv", "text,label\nä,x\n".encode("latin-1"), "UTF-8"),
+        ("a.csv", "text,label,split\na,x,train\nb,x,val\nc,x,test\n", "1 class"),
+        (
+            "a.csv",
+            "text,label,split\na,x,train\nb,y,sometimes\n",
+            "row 2.*'sometimes'.*train, val or test",
+        ),
+        ("a.csv", "text,label,split\na,x,test\nb,y,test\n", "expected one called train"),
+        (
+            "a.csv",
+            "text,label,split\na,cat,train\nb,dog,train\nc,dgo,val\n",
+            "'dgo' is in val.*did you mean 'dog'",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "x"}\n{"text": 5, "label": "y"}\n',
+            "row 2: text 5: expected a text",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n',
+            "row 2: text None",
+        ),
+        ("a.jsonl", '{"text": "a", "label": ["x"]}\n', "row 1: label"),
+        ("a.jsonl", '{"text": "a", "label": 0.5}\n', "row 1: label 0.5"),
+        ("a.jsonl", '["a", "x"]\n', "row 1.*an object"),
+        ("a.jsonl", '{"text": "a"\n', "row 1: not JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_named(tmp_path, name, text, wanted):
+    with pytest.raises(DataError, match=wanted) as caught:
+        load_table(write(tmp_path, name, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_table_and_an_unknown_role_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        load_table(tmp_path / "none.csv")
+    place = write(tmp_path, "a.csv", "text,label\n" + GOOD)
+    with pytest.raises(DataError, match="did you mean 'label'"):
+        load_table(place, columns={"labels": "label"})
+
+
+def test_texts_alone_are_lines_or_a_column(tmp_path):
+    assert read_texts(write(tmp_path, "a.txt", "one\n\ntwo, three\n")) == ["one", "two, three"]
+    assert read_texts(write(tmp_path, "a.csv", "q,n\none,1\n"), "q") == ["one"]
+    for name in ("none.txt", "empty.txt"):
+        (tmp_path / "empty.txt").write_text("")
+        with pytest.raises(DataError, match=name):
+            read_texts(tmp_path / name)
+
+
+# -- images, several labels, numbers ---------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with 12 images, 00.png to 11.png."""
+    drawn = np.random.default_rng(0)
+    for i in range(12):
+        pixels = drawn.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02d}.png")
+    return tmp_path
+
+
+def test_images_lie_beside_their_table(photos):
+    lines = "".join(f"{i:02d}.png,{'ab'[i % 2]}\n" for i in range(12))
+    data = load_table(write(photos, "a.csv", "image,label\n" + lines))
+    files = {file.name for part in data.splits().values() for file in part.files}
+    assert files == {f"{i:02d}.png" for i in range(12)}
+    assert data.kind == "classification"
+    assert data.classes == ("a", "b")
+
+
+def test_several_labels_in_a_cell_a_list_or_columns_are_the_same(photos):
+    rows = [(f"{i:02d}.png", [n for n in "ab" if i % (2 + "ab".index(n)) == 0]) for i in range(12)]
+    cells = "".join(f"{file},{'|'.join(names)}\n" for file, names in rows)
+    lists = "".join(json.dumps({"image": f, "label": n}) + "\n" for f, n in rows)
+    flags = "".join(f"{f},{int('a' in n)},{int('b' in n)}\n" for f, n in rows)
+    tables = [
+        table_splits(write(photos, "a.csv", "image,label\n" + cells), None, "multilabel", separator="|"),
+        table_splits(write(photos, "b.jsonl", lists), None, "multilabel"),
+        table_splits(write(photos, "c.csv", "image,a,b\n" + flags), {"label": "a,b"}, "multilabel"),
+    ]  # fmt: skip
+    for found in tables:
+        assert found["train"].classes == ("a", "b")
+        assert found["train"].labels.tolist() == [["a" in n, "b" in n] for _, n in rows]
+
+
+def test_numbers_have_the_unit_in_their_columns_name(photos):
+    lines = "".join(f"{i:02d}.png,{i / 2},{-i}\n" for i in range(12))
+    place = write(photos, "a.csv", "image,height (m),depth\n" + lines)
+    found = table_splits(place, {"label": "height (m),depth"}, "regression")["train"]
+    assert (found.classes, found.units) == (("height", "depth"), ("m", ""))
+    assert found.labels.tolist() == [[i / 2, -i] for i in range(12)]
+
+
+def test_a_group_stays_in_one_split(photos):
+    lines = "".join(f"{i:02d}.png,{'ab'[i % 2]},{i // 4}\n" for i in range(12))
+    place = write(photos, "a.csv", "image,label,patient\n" + lines)
+    for seed in range(20):
+        try:
+            data = load_table(place, columns={"group": "patient"}, seed=seed)
+        except DataError:  # three groups may lie badly for three splits
+            continue
+        groups = [{int(f.stem) // 4 for f in part.files} for part in data.splits().values()]
+        assert sum(map(len, groups)) == len(set.union(*groups))
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "header", "row", "wanted"),
+    [
+        ("classification", {}, "image,label", "none.png,a", "row 13: .*none.png"),
+        ("classification", {}, "image,label", "a.csv,a", "row 13: .*a.csv"),
+        ("classification", {}, "image,label", ",a", "row 13: image ''"),
+        ("classification", {"label": "a,b"}, "image,a,b", "00.png,1,0", "2 columns of labels"),
+        ("classification", {"label": "klass"}, "image,label", "00.png,a", "no column 'klass'.*'label'"),
+        ("classification", {"labl": "a"}, "image,label", "00.png,a", "labl=a.*label"),
+        ("tags", {}, "image,label", "00.png,a", "kind 'tags'.*multilabel"),
+        ("regression", {}, "image,label", "00.png,tall", "row 13: 'label' is 'tall'"),
+        ("regression", {}, "image,label", "00.png,nan", "row 13: 'label' is 'nan'"),
+        ("regression", {}, "image,label", "00.png,", "row 13: 'label' is ''"),
+        ("regression", {}, "image,label", "00.png,inf", "row 13: 'label' is 'inf'"),
+        ("multilabel", {"label": "a,b"}, "image,a,b", "00.png,1,2", "row 13: label 'b' is '2'"),
+        ("multilabel", {}, "image,label", '00.png,"a,a"', "row 13: labels 'a,a'.*once"),
+        ("multilabel", {}, "image,label", '00.png,"[a"', "row 13: labels .*JSON"),
+        ("multilabel", {}, "image,label,split", '00.png,c,val', "row 13: label 'c' is in val"),
+        ("classification", {"group": "who"}, "image,label,who", "00.png,a,", "row 13: who is empty"),
+        ("classification", {"group": "who"}, "image,label,split,who", "00.png,a,test,1", "row 13: group .1. is in"),
+        ("classification", {"image": "image", "text": "label"}, "image,label", "00.png,a", "image and for text"),
+    ],
+)  # fmt: skip
+def test_bad_tables_name_the_row_and_what_was_expected(photos, kind, columns, header, row, wanted):
+    cells = {"split": "train", "who": "1", "a": "1", "b": "0"}
+    numbers = {"regression": "1.5"}.get(kind, "a")
+    names = header.split(",")
+    good = "".join(
+        ",".join({**cells, "image": f"{i:02d}.png", "label": numbers}[name] for name in names)
+        + "\n"
+        for i in range(12)
+    )
+    place = write(photos, "a.csv", f"{header}\n{good}{row}\n")
+    with pytest.raises(DataError, match=wanted):
+        load_table(place, None, columns, kind)
