@@ -279,6 +279,16 @@ with socket.create_server(("127.0.0.1", 0)) as taken:
     "command",
     [
         ["piggyback.cli.app", "serve", "TASKS", "--port", "PORT", "--backbone", "timm:resnet50"],
+        [
+            "piggyback.cli.app",
+            "serve",
+            "TASKS",
+            "--port",
+            "PORT",
+            "--backbone",
+            "timm:resnet50",
+            "--ray",
+        ],
         ["uvicorn", "--factory", "piggyback.serve.http:app_from_env", "--port", "PORT"],
     ],
 )
