@@ -286,3 +286,10 @@ def test_the_genuine_files_are_taken(tmp_path):
         task = load_file(tmp_path / "g.safetensors")
         assert load(put_together(header, body)).info == task.info
         tried(model, tmp_path / "g.safetensors", Counter())
+
+
+def test_a_class_that_is_named_twice_is_refused(tmp_path):
+    header, body = taken_apart(genuine(MultiTaskModel(network()), tmp_path)[1])
+    header["__metadata__"]["task"] |= {"classes": ["a", "b", "a"], "kind": "other"}
+    with pytest.raises(TaskFileError, match="classes"):
+        load(put_together(header, body))

@@ -164,7 +164,7 @@ def test_any_task_comes_back(data: st.DataObject) -> None:
     }
     info = TaskInfo(
         kind=data.draw(st.text(max_size=5)),
-        classes=tuple(data.draw(st.lists(st.text(max_size=5), max_size=5))),
+        classes=tuple(data.draw(st.lists(st.text(max_size=5), max_size=5, unique=True))),
         rule=MaskRule("ternary" if ternary else "binary", data.draw(st.floats(0, 1))),
         preprocessing=data.draw(st.sampled_from([None, Preprocessing(7, crop_pct=0.5)])),
         backbone=BackboneInfo("src", "00", dict.fromkeys(names, "ab" * 32)),

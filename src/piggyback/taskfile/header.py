@@ -363,6 +363,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     _expect(
         isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes", "names"
     )
+    _expect(len(set(classes)) == len(classes), "classes", "each name once")
     try:
         prepared = _preprocessing(values["preprocessing"], version)
         texts = isinstance(prepared, TextPreprocessing)
