@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,3 +108,16 @@ def test_version_4_is_for_texts_alone(prepared):
 def test_a_digest_is_a_sha256():
     with pytest.raises(InputError, match="SHA-256"):
         TextPreprocessing("abc")
+
+
+def test_the_golden_file_loads_for_ever():
+    folder = Path(__file__).parent.parent / "golden"
+    data = (folder / "v4-text.safetensors").read_bytes()
+    made = runpy.run_path(str(folder / "make_v4.py"))["task"]()
+    found = load(data)
+    assert found.info.preprocessing == TextPreprocessing("ef" * 32, 96, 1, "roberta")
+    assert {name: mask.kept for name, mask in found.masks.items()} == {
+        "query.weight": 19,
+        "dense.weight": 19,
+    }
+    assert save(found) == data == save(made)

@@ -41,18 +41,23 @@ function describe() {
   const task = known.tasks.find(({ name }) => name === choice);
   write("#task-about", aboutChoice(task));
   $("#curl").hidden = choice === undefined;
-  write("#command", choice === undefined ? "" : curl(choice, token.get() !== null));
+  write("#command", choice === undefined ? "" : curl(choice, token.get() !== null, readsTexts(task)));
   $("#task-classes").hidden = !task;
   if (!task || $("#task-classes").dataset.version === task.version) return;
   $("#task-classes").dataset.version = task.version;
   $("#task-classes ul").replaceChildren(...task.classes.map((name) => element("li", {}, named(name))));
 }
 
+/** Whether a task, or where none is chosen the network, reads texts, which this page does not send. */
+function readsTexts(task) {
+  return Boolean((task ?? known.tasks[0])?.max_tokens);
+}
+
 function aboutChoice(task) {
   if (known.tasks.length === 0) return "There are no tasks yet. Put task files into the server’s folder; they appear here by themselves.";
   if (choice === undefined) return `There are ${count(known.tasks.length, "task")}.`;
   if (choice === null) return "Every task is asked, and the surest answers, if one is sure. That is a guess: it needs tasks that look unlike each other.";
-  return task ? `${count(task.classes.length, "class", "classes")}, a file of ${bytes(task.file_bytes)}, version ${task.version}` : "This task is no longer there.";
+  return task ? `${count(task.classes.length, "class", "classes")}, a file of ${bytes(task.file_bytes)}, version ${task.version}${readsTexts(task) ? ". It reads texts: ask it as the line for curl does" : ""}` : "This task is no longer there.";
 }
 
 // The images

@@ -34,9 +34,10 @@ export function named(text) {
   return element("bdi", {}, text);
 }
 
-/** The shell line that asks ``task`` (null: all of them) about a file. The token itself is never part of it. */
-export function curl(task, withToken) {
+/** The shell line that asks ``task`` (null: all of them) about a file, or a text. The token itself is never part of it. */
+export function curl(task, withToken, texts = false) {
   const path = task === null ? "v1/predict" : `v1/tasks/${encodeURIComponent(task).replaceAll("'", "%27")}/predict`;
   const header = withToken ? '-H "Authorization: Bearer $PIGGYBACK_TOKEN" ' : "";
-  return `curl ${header}-F image=@photo.jpg '${new URL(path, document.baseURI)}?top_k=5'`;
+  const sent = texts ? "-H 'Content-Type: text/plain' --data-binary 'a text'" : "-F image=@photo.jpg";
+  return `curl ${header}${sent} '${new URL(path, document.baseURI)}?top_k=5'`;
 }
