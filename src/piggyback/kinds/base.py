@@ -91,6 +91,8 @@ class Kind(abc.ABC):
 
     name: ClassVar[str]
     losses_known: ClassVar[tuple[str, ...]] = ("auto",)
+    slack: ClassVar[float] = 1.0
+    """Masks have collapsed where the loss is further than this part of the way from the head's to that of guessing."""
     per_pixel: ClassVar[bool] = False
     """Whether an output has two more dimensions than the classes."""
 

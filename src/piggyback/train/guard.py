@@ -4,7 +4,7 @@
                  they tell how far the task is from the backbone, and with that the masks' rate
                  a head is trained on them alone
     marks        twenty in a run: the mean training loss since the last is compared with that head's
-    collapse     two marks in a row nearer to guessing than to the head: the scores of the last good
+    collapse     two marks in a row too far from the head, towards guessing: the scores of the last good
                  mark come back, the rate is halved; at most twice
 
 Masks collapse when many scores cross the threshold within a few steps, so that the network forgets what it knew. A
@@ -38,8 +38,6 @@ MARKS = 20
 FIRST = 3
 """The first mark that counts: before it, nothing has been learned that could be lost."""
 IN_A_ROW = 2
-SLACK = 0.5
-"""Collapsed: a loss that is further than this part of the way from the head's to that of guessing."""
 TRIES = 2
 MOST_IMAGES = 4096
 """Training images whose features are cached for the head; of more, so many drawn by the seed."""
@@ -61,6 +59,8 @@ class Guard:
     """How well the features tell the classes apart, see ``feature_skill``."""
     rate: float = 1.0
     """Factor of the masks' rate that follows from it."""
+    slack: float = 0.5
+    """See ``Kind.slack``."""
     loss: float = 0.0
     """Sum over the labels since the last mark."""
     seen: int = 0
@@ -80,11 +80,11 @@ class Guard:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the last mark was nearer to guessing than to the head alone."""
+        """Whether the last mark was too far from the head alone, towards guessing."""
         if self.mark < FIRST:
             return False
         head = min(self.head_loss[self.mark - 1], self.guess)
-        return self.last > head + SLACK * (self.guess - head)
+        return self.last > head + self.slack * (self.guess - head)
 
     def watch(self, learner: Learner, loss: float, seen: int, done: float) -> str | None:
         """Count steps whose losses add up to ``loss`` over ``seen`` labels; ``done`` is the part of the run.
@@ -164,7 +164,7 @@ def guard_of(
     ends = [-(-made * (mark + 1) // MARKS) for mark in range(MARKS)]
     parts = [losses[max(end - max(made // MARKS, 1), 0) : end] for end in ends]
     means = [float(part.mean()) for part in parts]
-    return Guard(means, kind.guess(labels), float(skill), rate)
+    return Guard(means, kind.guess(labels), float(skill), rate, kind.slack)
 
 
 @torch.no_grad()
