@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,3 +236,29 @@ def test_cached_images_are_cropped_once(make, tmp_path):
     train, view = load_folder(tmp_path).train, Preprocessing(8, crop_pct=0.5)
     ready = train.in_memory(view)
     assert all(torch.equal(ready.load(i, view), train.load(i, view)) for i in range(len(train)))
+
+
+def test_val_and_test_may_lack_a_class_and_it_is_said(make, tmp_path):
+    for name in ("train/cat", "train/dog", "train/owl", "val/cat", "val/owl", "test/dog"):
+        make(name)
+    (tmp_path / "test" / "owl").mkdir()
+    data = load_folder(tmp_path)
+    assert data.val.classes == data.test.classes == ("cat", "dog", "owl")
+    assert (data.val.counts(), data.test.counts()) == ([4, 0, 4], [0, 4, 0])
+    assert any("val" in note and "'dog'" in note for note in data.notes)
+    assert any("test" in note and "'cat'" in note for note in data.notes)
+    make("val/fox")
+    with pytest.raises(DataError, match="'fox'"):
+        load_folder(tmp_path)
+
+
+def test_accents_are_one_class_in_both_spellings(make, tmp_path):
+    for split, form in (("train", "NFC"), ("val", "NFD"), ("test", "NFC")):
+        for name in ("caf\u00e9", "bar"):
+            make(f"{split}/{unicodedata.normalize(form, name)}")
+    data = load_folder(tmp_path)
+    assert data.val.classes == ("bar", "caf\u00e9")
+    assert data.val.counts() == [4, 4]
+    make("train/cafe\u0301")
+    with pytest.raises(DataError, match="accents"):
+        load_folder(tmp_path)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -84,8 +85,11 @@ def load_folder(
     What else was passed over is counted in ``notes``, and images that are in train and in another split, byte for byte.
     Hidden folders and those of file managers are not read; linked ones are, once.
 
-    Raises DataError for a folder that is missing or empty, a class without images, one class only,
-    splits with different classes, a corrupt or truncated image.
+    val and test may lack a class of train, which is said in ``notes``; accents of a class's name may be written in
+    either of Unicode's two ways, and train's is kept.
+
+    Raises DataError for a folder that is missing or empty, a class without images in train, one class only,
+    a class that train does not have, a corrupt or truncated image.
     """
     root = Path(root)
     if not root.is_dir():
@@ -108,9 +112,16 @@ def load_folder(
     skipped: list[str] = []
     for split, folder in (folders or {"train": root}).items():
         most = train_per_class if split == "train" else None
-        sets[split], bad = _read_split(folder, skip_bad, classes, most, left_out)
+        known = sets["train"].classes if "train" in sets else ()
+        sets[split], bad = _read_split(folder, skip_bad, classes, most, left_out, known)
         skipped += bad
-    notes = [f"passed over: {count} {what}" for what, count in left_out.most_common()]
+    lacking = [
+        f"{split} has no images of {len(absent)} of {len(images.classes)} classes, {absent[0]!r} first"
+        for split, images in sets.items()
+        if (absent := [c for c, n in zip(images.classes, images.counts(), strict=True) if not n])
+        and split != "train"
+    ]
+    notes = lacking + [f"passed over: {count} {what}" for what, count in left_out.most_common()]
     for split in sorted(sets.keys() - {"train"}, reverse=True):
         if same := _same_files(sets["train"].files, sets[split].files):
             notes.append(
@@ -160,9 +171,21 @@ def _read_split(
     wanted: Sequence[str] | int | None = None,
     most: int | None = None,
     left_out: Counter[str] | None = None,
+    known: Sequence[str] = (),
 ) -> tuple[ImageSet, list[str]]:
-    found = [inner.name for inner in list_folders(folder)]
-    if not found:
+    inside = list_folders(folder)
+    written = {
+        _composed(name): name for name in (*[f.name for f in inside], *known)
+    }  # train's wins
+    names = {written[_composed(inner.name)]: inner for inner in inside}
+    if len(names) < len(inside):
+        twice = next(f.name for f in inside if f not in names.values())
+        raise DataError(
+            f"image folder {str(folder)!r} holds two folders whose name reads {twice!r}, with accents written "
+            "differently: expected one for each class; merge them"
+        )
+    found = sorted({*names, *known})
+    if not names:
         raise DataError(
             f"image folder {str(folder)!r} holds no class folders: expected <class>/<file> in it"
         )
@@ -174,17 +197,18 @@ def _read_split(
             )
     files: list[Path] = []
     labels: list[int] = []
-    places = _places(folder, classes)
+    places = _places(folder, {name: names[name] for name in classes if name in names})
     for label, class_name in enumerate(classes):
-        elsewhere = {places[name] for name in classes if name != class_name}
-        inside = list_images(folder / class_name, left_out, elsewhere)[:most]
-        if not inside:
+        elsewhere = {place for name, place in places.items() if name != class_name}
+        here = names.get(class_name)
+        images = list_images(here, left_out, elsewhere)[:most] if here else []
+        if not images and not known:
             raise DataError(
-                f"class folder {str(folder / class_name)!r} holds no images: expected one or more "
+                f"class folder {str(here)!r} holds no images: expected one or more "
                 f"of {', '.join(sorted(SUFFIXES))}; remove the folder if the class is not wanted"
             )
-        files += inside
-        labels += [label] * len(inside)
+        files += images
+        labels += [label] * len(images)
     checks = enumerate(problems(partial(_problem, thorough=skip_bad), files))
     bad = {position: problem for position, problem in checks if problem is not None}
     if bad and not skip_bad:
@@ -196,9 +220,14 @@ def _read_split(
     return whole.subset(torch.tensor(good, dtype=torch.int64)), [str(files[i]) for i in sorted(bad)]
 
 
-def _places(folder: Path, classes: Sequence[str]) -> dict[str, str]:
+def _composed(name: str) -> str:
+    """``name`` in one of Unicode's two ways to write accents: macOS's and others' compare equal."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _places(folder: Path, classes: Mapping[str, Path]) -> dict[str, str]:
     """The real path of each class's folder; DataError where one is another's, or holds it."""
-    places = {name: os.path.realpath(folder / name) for name in classes}
+    places = {name: os.path.realpath(place) for name, place in classes.items()}
     inside_out = sorted(places.items(), key=lambda pair: Path(pair[1]).parts)
     for (outer, real), (name, other) in pairwise(inside_out):
         if Path(other).is_relative_to(real):
