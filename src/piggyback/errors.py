@@ -212,7 +212,7 @@ def require(module: str, extra: str) -> ModuleType:
             raise
         raise MissingExtraError(
             f"{module!r} is needed for this and not installed; "
-            f'run: pip install "torch-piggyback[{extra}]"'
+            f'run in a clone of Piggyback: pip install ".[{extra}]"'
         ) from error
 
 

@@ -191,7 +191,7 @@ def test_bake_refuses_other_names_and_names_the_extra(
     for name, told in (
         ("model.pt", "ending in .safetensors or .onnx"),
         (trained, "task file itself"),
-        ("task.onnx", 'pip install "torch-piggyback[onnx]"'),
+        ("task.onnx", 'pip install ".[onnx]"'),
     ):
         piggyback("bake", trained, *backbone, "--to", name).refuses(told)
     assert trained.read_bytes() == before

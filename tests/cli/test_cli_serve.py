@@ -207,7 +207,7 @@ def test_a_missing_extra_is_named(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     ran = piggyback("serve", folder, "--backbone", f"{toy}:build")
-    ran.refuses('pip install "torch-piggyback[serve]"')
+    ran.refuses('pip install ".[serve]"')
 
 
 def test_help_shows_the_limits_own_defaults(piggyback: Command) -> None:

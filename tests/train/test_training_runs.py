@@ -234,7 +234,7 @@ def test_a_tracker_that_cannot_be_had_is_refused_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(MissingExtraError, match=r"torch-piggyback\[mlflow\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[mlflow\]"):
         train(backbone, data, "a", recipe(tracker="mlflow"), tmp_path)
     with pytest.raises(InputError, match="expected out"):
         train(backbone, data, "a", recipe(tracker="tensorboard"))

@@ -219,7 +219,7 @@ def test_the_default_is_the_packaged_network_or_the_same_one_downloaded(
 ) -> None:
     monkeypatch.setattr(zoo, "find_spec", lambda name: None)
     downloaded = zoo.default_backbone()
-    with pytest.raises(BackboneError, match=r"connect once .*torch-piggyback\[quickstart\]"):
+    with pytest.raises(BackboneError, match=r"connect once .*\.\[quickstart\]"):
         load_backbone(downloaded)
     plain = load_backbone(downloaded, pretrained=False)
     monkeypatch.setattr(zoo, "find_spec", lambda name: name)

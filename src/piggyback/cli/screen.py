@@ -86,6 +86,8 @@ def resumable(folder: Path, *options: str) -> Iterator[None]:
         raise
 
 
+LINES = 60
+"""Of epochs, at most, in a run."""
 FIRST_STEPS = 3
 """Steps by whose time that of the whole run is told; one before them warms up."""
 
@@ -169,8 +171,10 @@ class ScreenListener(Listener):
             self.timed = True
 
     def on_epoch(self, row: EpochRow) -> None:
-        """Print the epoch's line."""
+        """Print the epoch's line; of very many epochs, that of some sixty and of the last."""
         epochs = 0 if self.plan is None else self.plan.epochs
+        if row.epoch % -(-max(epochs, 1) // LINES) and row.epoch != epochs:
+            return
         kept = "" if row.density is None else f", kept {100 * row.density:.1f}%"
         self.console.print(
             f"{self.label} {row.epoch}/{epochs}: loss {row.train_loss:.3f}, "

@@ -132,7 +132,7 @@ def run(
 
     With a token every request has to bring it (Authorization: Bearer TOKEN), and tasks
     can be added and removed over HTTP. Needs an extra:
-    pip install "torch-piggyback[serve]", or [ray] for --ray.
+    pip install ".[serve]", or [ray] for --ray.
 
     \b
     Examples:

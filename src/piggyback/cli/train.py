@@ -21,6 +21,7 @@ from piggyback.cli.options import (
     columns_of,
     takes_recipe,
 )
+from piggyback.errors import TaskNameError
 from piggyback.names import check_name
 from piggyback.train.recipe import Recipe
 
@@ -89,9 +90,13 @@ def run(
       piggyback train --data reviews.csv --column text=review --backbone minilm_l6
     """
     file = out if out is not None and out.suffix == ".safetensors" else None
-    task = check_name(
-        name or (file.stem if file else data.resolve().stem if data.suffix else data.resolve().name)
-    )
+    task = name or (file or data.resolve()).name
+    if name is None and (file or data.is_file()):
+        task = Path(task).stem
+    try:
+        check_name(task)
+    except TaskNameError as error:
+        raise TaskNameError(f"{error}{'' if name else '; name it with --name'}") from None
     folder = Path("runs") / task if out is None or file else out
 
     from piggyback.cli.loading import load_images, load_sized

@@ -405,8 +405,7 @@ def check_format(metadata: Mapping[str, str]) -> int:
     version = metadata.get("version", "")
     if _NUMBER.fullmatch(version) and int(version) > VERSION:
         raise TaskFileError(
-            f"format version {version}: this library reads up to {VERSION}; "
-            "upgrade it with: pip install -U torch-piggyback"
+            f"format version {version}: this library reads up to {VERSION}; upgrade Piggyback"
         )
     if not _NUMBER.fullmatch(version) or metadata.keys() != {"format", "version", "task"}:
         raise TaskFileError(

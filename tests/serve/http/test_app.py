@@ -290,5 +290,5 @@ def test_a_wrong_variable_is_named(environ, name, text, named):
 @pytest.mark.parametrize("module", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])
 def test_a_missing_package_names_the_extra(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r"torch-piggyback\[serve\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[serve\]"):
         importlib.reload(piggyback.serve.http)

@@ -21,7 +21,7 @@ import torch
 
 from piggyback.errors import DataError, near_misses
 from piggyback.images.decode import check_image, content_keys
-from piggyback.images.find import SUFFIXES, list_folders, list_images
+from piggyback.images.find import SUFFIXES, is_image_name, list_folders, list_images
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 
 _SPLIT_WORDS = {
@@ -187,7 +187,8 @@ def _read_split(
     found = sorted({*names, *known})
     if not names:
         raise DataError(
-            f"image folder {str(folder)!r} holds no class folders: expected <class>/<file> in it"
+            f"image folder {str(folder)!r} holds no class folders{_flat(folder)}: expected one folder per class in it; "
+            "or name the classes in a table, FILE.csv with columns image and label"
         )
     classes = found[:wanted] if isinstance(wanted, int) else sorted(wanted or found)
     for name in classes:
@@ -223,6 +224,11 @@ def _read_split(
 def _composed(name: str) -> str:
     """``name`` in one of Unicode's two ways to write accents: macOS's and others' compare equal."""
     return unicodedata.normalize("NFC", name)
+
+
+def _flat(folder: Path) -> str:
+    images = sum(is_image_name(file) for file in folder.iterdir())
+    return f" but {images} images" if images else ""
 
 
 def _places(folder: Path, classes: Mapping[str, Path]) -> dict[str, str]:
