@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from piggyback import __version__
 from piggyback.errors import PiggybackError, PiggybackWarning
+from piggyback.names import plain
 
 COMMANDS = {
     "quickstart": "Learn two tasks on one frozen network, in minutes, on the CPU.",
@@ -75,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     warnings.formatwarning = _warning_line
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a console or pipe that cannot show a name shows its code
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     given = [part for part in given if part != "--debug"]
     try:
         if given and given[0] in COMMANDS:  # the options of the root cost more than most help pages
@@ -84,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         message = _one_line(error)
         if message is None or debug:
             raise
-        typer.echo(f"error: {message}", err=True)
+        typer.echo(f"error: {plain(message)}", err=True)
     sys.exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,9 +68,10 @@ def run(
     screen.print(
         f"{time.monotonic() - started:.0f} seconds in all. Next, let it find the task itself:"
     )
-    tasks = " \\\n    ".join(f"--task {file}" for file in compared.files.values())
+    tasks = " \\\n    ".join(f"--task {shlex.quote(str(file))}" for file in compared.files.values())
     screen.print(
-        f"  piggyback predict {out / 'images'} --infer-task \\\n    {tasks}", soft_wrap=True
+        f"  piggyback predict {shlex.quote(str(out / 'images'))} --infer-task \\\n    {tasks}",
+        soft_wrap=True,
     )
     if json:
         write_json([run_record(row) for row in compared.rows])

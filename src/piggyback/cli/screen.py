@@ -20,19 +20,30 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from piggyback.names import plain
 from piggyback.train.events import EpochRow, Listener, Plan, Step
 
 
+class PlainConsole(Console):
+    """A console on which nothing in a text is more than text: no markup, no emoji, no codes for the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        quiet = not _first_process()
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, quiet=quiet)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return ``text`` with codes escaped, line by line."""
+        return super().render_str("\n".join(map(plain, text.split("\n"))), **options)
+
+
 def results() -> Console:
-    """Return the console for results. What is printed is text: nothing in a name is markup or an emoji."""
-    return Console(highlight=False, markup=False, emoji=False, quiet=not _first_process())
+    """Return the console for results."""
+    return PlainConsole()
 
 
 def notes() -> Console:
     """Return the console for everything that is not a result, so that results can be piped."""
-    return Console(
-        stderr=True, highlight=False, markup=False, emoji=False, quiet=not _first_process()
-    )
+    return PlainConsole(stderr=True)
 
 
 def table(*titles: str) -> Table:
@@ -51,7 +62,7 @@ def grid(facts: Mapping[str, str]) -> Table:
     """Return names and what is to say of each, in two columns."""
     made = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        made.add_row(name, Text(value, overflow="fold"))
+        made.add_row(name, Text(plain(value), overflow="fold"))
     return made
 
 
