@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
+import sys
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from piggyback.errors import DataError
+from piggyback.errors import DataError, InputError
+from piggyback.images.decode import check_image, read_image, upright_size
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.model.multitask import MultiTaskModel
 from piggyback.train.data.folder import load_folder, split_of
 from piggyback.train.data.segmentation import is_segmentation_folder
-from piggyback.train.data.sets import seen_in, sketch_of
+from piggyback.train.data.sets import ImageSet, from_tensors, seen_in, sketch_of
 
 Make = Callable[..., list[Path]]
 
@@ -262,3 +269,178 @@ def test_accents_are_one_class_in_both_spellings(make, tmp_path):
     make("train/cafe\u0301")
     with pytest.raises(DataError, match="accents"):
         load_folder(tmp_path)
+
+
+def test_class_names_that_are_not_utf_8_are_refused_and_file_names_are_not(make, tmp_path):
+    (file, *_) = make("cat", 20)
+    make("dog", 20)
+    file.rename(file.with_name(os.fsdecode(b"k\xe4tzchen.png")))
+    data = load_folder(tmp_path)
+    assert sum(len(images) for images in data.splits().values()) == 40
+    assert data.describe()["counts"]
+    (tmp_path / "dog").rename(tmp_path / os.fsdecode(b"h\xfcnd"))
+    with pytest.raises(DataError, match="UTF-8"):
+        load_folder(tmp_path)
+
+
+def test_labels_and_classes_may_come_from_numpy_and_torch():
+    images = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1).expand(40, 3, 8, 8)
+    labels = torch.arange(40) % 2
+    wanted = from_tensors("x", ["0", "1"], (images, labels))
+    for classes in (np.array([0, 1]), torch.tensor([0, 1]), ["0", "1"], range(2), 2):
+        for given in (
+            labels.numpy(),
+            labels.int(),
+            labels.tolist(),
+            labels.numpy().astype("uint8"),
+        ):
+            found = from_tensors("x", classes, (images.numpy(), given))
+            assert found.classes == ("0", "1")
+            assert torch.equal(found.train.labels, wanted.train.labels)
+
+
+@pytest.mark.parametrize(
+    "classes", [np.array([["a"]]), torch.zeros(2), [b"a", "b"], [None, "b"], ["", "b"], {"a": 1}]
+)
+def test_classes_that_are_no_names_are_refused(classes):
+    model = MultiTaskModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2)))
+    with pytest.raises(InputError, match="class"):
+        model.start_task("x", classes)
+    assert model.active_task is None
+
+
+def test_accents_of_a_task_are_read_in_both_spellings():
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    held = ImageSet(("cafe\u0301", "tea"), torch.tensor([0, 1]), images)
+    assert held.relabelled(("tea", "caf\u00e9")).labels.tolist() == [1, 0]
+
+
+def refusal_of(attempt: Callable[[], object]) -> str | None:
+    """What a DataError says, in one line; None where there is none."""
+    try:
+        attempt()
+    except DataError as error:
+        said = str(error)
+        return said if len(said.splitlines()) == 1 else pytest.fail(f"several lines: {said!r}")
+    return None
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """A file with some bytes changed, a piece cut out, or a piece put elsewhere."""
+    found, at = bytearray(data), int(rng.integers(len(data)))
+    match int(rng.integers(4)):
+        case 0:
+            for place in rng.integers(len(found), size=int(rng.integers(1, 20))):
+                found[place] = int(rng.integers(256))
+        case 1:
+            del found[at:]
+        case 2:
+            del found[at : at + int(rng.integers(1, 60))]
+        case _:
+            other = int(rng.integers(len(data)))
+            found[at:at] = found[other : other + int(rng.integers(1, 60))]
+    return bytes(found)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it finds in damaged files
+def test_damaged_images_are_read_or_refused_and_nothing_else(tmp_path):
+    count, rng = int(os.environ.get("PIGGYBACK_FUZZ", "300")), np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (24, 17, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = []
+    for suffix in ("jpeg", "png", "webp", "gif", "bmp", "tiff"):
+        drawn = io.BytesIO()
+        picture.save(drawn, suffix, exif=exif)
+        whole.append((suffix, drawn.getvalue()))
+    read = refused = 0
+    for turn in range(count):
+        suffix, data = whole[turn % len(whole)]
+        bad = mutated(data, rng)
+        path = tmp_path / f"x.{suffix}"
+        path.write_bytes(bad)
+        for attempt in (
+            partial(read_image, path),
+            partial(read_image, bad, max_pixels=10**6),
+            partial(check_image, path),
+            partial(upright_size, path),
+        ):
+            said = refusal_of(attempt)
+            read, refused = read + (said is None), refused + (said is not None)
+    sys.stdout.write(f"{read} read, {refused} refused\n")
+    assert min(read, refused) > 0
+
+
+NAMES = (
+    "a",
+    "B",
+    "train",
+    "Test",
+    "val",
+    "dev",
+    ".x",
+    "@eaDir",
+    "images",
+    "labels",
+    "Thumbs",
+    "é",
+    "e\u0301",
+    "x y",
+    "-",
+    "*",
+)
+
+
+def test_odd_trees_are_read_in_order_or_refused(tmp_path):
+    count, rng = int(os.environ.get("PIGGYBACK_FUZZ", "300")), np.random.default_rng(0)
+    pixels = io.BytesIO()
+    pictures = []
+    for i in range(40):
+        pixels = io.BytesIO()
+        Image.new("L", (4, 4), i).save(pixels, "PNG")
+        pictures.append(pixels.getvalue())
+    read = refused = 0
+    for turn in range(count):
+        root = tmp_path / str(turn)
+        folders = [root]
+        root.mkdir()
+        for _ in range(int(rng.integers(2, 12))):
+            parent, name = (
+                folders[int(rng.integers(len(folders)))],
+                NAMES[int(rng.integers(len(NAMES)))],
+            )
+            place = parent / name
+            if os.path.lexists(place):
+                continue
+            kind = int(rng.integers(12))
+            if kind == 0:
+                place.symlink_to(folders[int(rng.integers(len(folders)))])
+            elif kind == 1:
+                place.symlink_to(root / "nowhere")
+            elif kind == 2:
+                place.write_bytes(b"x")
+            else:
+                place.mkdir()
+                folders.append(place)
+        for folder in folders[1:]:
+            for i in rng.integers(40, size=int(rng.integers(0, 6))):
+                suffix = (".png", ".PNG", ".txt", "")[
+                    int(rng.integers(4)) if rng.random() < 0.2 else 0
+                ]
+                (folder / f"{i}{suffix}").write_bytes(pictures[i])
+        if refusal_of(partial(load_folder, root)) is not None:
+            refused += 1
+            continue
+        data = load_folder(root)
+        read += 1
+        assert list(data.classes) == sorted(data.classes)
+        for images in data.splits().values():
+            assert images.classes == data.classes
+            for file, label in zip(images.files, images.labels.tolist(), strict=True):
+                parts = [
+                    unicodedata.normalize("NFC", part) for part in file.relative_to(root).parts
+                ]
+                assert unicodedata.normalize("NFC", data.classes[label]) in parts
+        shutil.rmtree(root)
+    sys.stdout.write(f"{read} read, {refused} refused\n")
+    assert min(read, refused) > 0

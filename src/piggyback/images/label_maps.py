@@ -163,7 +163,8 @@ class SegmentationSet:
             if tensor is not None:
                 digest.update(tensor.contiguous().numpy().tobytes())
         for file in (*self.files, *self.map_files):
-            digest.update(f"{'/'.join(file.parts[-2:])}\0{file.stat().st_size}\n".encode())
+            name = "/".join(file.parts[-2:]).encode(errors="surrogateescape")
+            digest.update(b"%b\0%d\n" % (name, file.stat().st_size))
         return digest.hexdigest()
 
 

@@ -86,12 +86,16 @@ def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
     >>> class_names(3)
     ('0', '1', '2')
     """
-    number = hasattr(classes, "__index__")
-    if not number and (isinstance(classes, str) or not isinstance(classes, Sequence)):
-        raise InputError(f"classes {classes!r}: expected a number or a list of names")
-    names = tuple(map(str, range(classes) if number else classes))  # type: ignore[arg-type]
+    given: Any = classes.tolist() if hasattr(classes, "tolist") else classes  # of NumPy and torch
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = range(given)
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InputError(f"classes {classes!r:.200}: expected a number or a list of names")
+    if wrong := [name for name in given if not isinstance(name, (str, int)) or not str(name)]:
+        raise InputError(f"class {wrong[0]!r:.200}: expected a name or a whole number")
+    names = tuple(map(str, given))
     if not names or len(set(names)) != len(names):
-        raise InputError(f"classes {classes!r}: expected a number >= 1 or distinct names")
+        raise InputError(f"classes {classes!r:.200}: expected a number >= 1 or distinct names")
     return names
 
 

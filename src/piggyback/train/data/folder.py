@@ -190,6 +190,11 @@ def _read_split(
             f"image folder {str(folder)!r} holds no class folders{_flat(folder)}: expected one folder per class in it; "
             "or name the classes in a table, FILE.csv with columns image and label"
         )
+    for name in found:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise DataError(
+                f"class folder {str(folder / name)!r}: its name is not UTF-8, and no task file can hold it; rename it"
+            )
     classes = found[:wanted] if isinstance(wanted, int) else sorted(wanted or found)
     for name in classes:
         if name not in found:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +36,7 @@ class LabelledSet:
 
     def check_labels(self, n: int) -> None:
         """Raise DataError where labels do not fit ``n`` samples and the names."""
+        object.__setattr__(self, "labels", _as_labels(self.labels, self.what))
         most, one = len(self.classes), self.what[:-1]
         if self.labels.dtype not in _KINDS or self.labels.dtype == torch.int64:
             good = self.labels.shape == (n,)
@@ -77,6 +80,11 @@ class LabelledSet:
 
     def relabelled(self, classes: Sequence[str]) -> Self:
         """Return the set with its labels as indices into ``classes``; DataError where one of its own is not there."""
+        if sorted(self.classes) != sorted(classes):  # accents may be written in two ways
+            theirs = {unicodedata.normalize("NFC", name): name for name in classes}
+            own = [theirs.get(unicodedata.normalize("NFC", name), name) for name in self.classes]
+            if tuple(own) != self.classes:
+                return replace(self, classes=tuple(own)).relabelled(classes)
         if unknown := set(self.classes) - set(classes):
             raise DataError(
                 f"classes of the {self.what} differ from the task's: unexpected {min(unknown)!r}: expected some of "
@@ -100,6 +108,27 @@ class LabelledSet:
         units = dict(zip(self.classes, self.units, strict=bool(self.units)))
         ordered = tuple(units[name] for name in classes) if units else ()
         return replace(self, classes=tuple(classes), labels=labels, units=ordered)
+
+
+def _as_labels(labels: Any, what: str) -> Tensor:
+    """Labels as a tensor, whole numbers as int64; DataError for what are none."""
+    if isinstance(labels, (np.ndarray, list, tuple)):
+        try:
+            labels = torch.from_numpy(np.array(labels))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"labels of the {what}: expected numbers ({error})") from error
+    if not isinstance(labels, Tensor):
+        raise DataError(f"labels of type {type(labels).__name__}: expected a tensor")
+    whole = (
+        not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
+    )
+    return (
+        labels.to(torch.int64)
+        if whole
+        else labels.float()
+        if labels.dtype == torch.float64
+        else labels
+    )
 
 
 def check_tensor(tensor: Tensor, what: str, good: bool, dtype: torch.dtype, shape: str) -> None:

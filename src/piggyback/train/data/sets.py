@@ -28,6 +28,7 @@ from piggyback.images.decode import as_box, content_keys, crop, fit, load_fitted
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.paths import PathList
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.model.heads import class_names
 from piggyback.taskfile.task import TaskInfo
 from piggyback.texts.preprocessing import Prepares, as_images
 from piggyback.train.data.labelled import LabelledSet, check_tensor
@@ -145,7 +146,8 @@ class ImageSet(LabelledSet):
         if self.images is not None:
             digest.update(self.images.contiguous().numpy().tobytes())
         for file in self.files:
-            digest.update(f"{'/'.join(file.parts[-2:])}\0{file.stat().st_size}\n".encode())
+            name = "/".join(file.parts[-2:]).encode(errors="surrogateescape")
+            digest.update(b"%b\0%d\n" % (name, file.stat().st_size))
         return digest.hexdigest()
 
 
@@ -377,16 +379,16 @@ def from_tensors(
     (20, 20)
     """
 
-    def as_set(pair: tuple[Tensor, Tensor] | None) -> ImageSet | None:
-        if pair is None:
-            return None
-        return ImageSet(tuple(classes), pair[1], pair[0], units=tuple(units))
+    def as_set(pair: tuple[Tensor, Tensor]) -> ImageSet:
+        return ImageSet(names, pair[1], torch.as_tensor(pair[0]), units=tuple(units))
+
+    names = class_names(classes)
 
     return cut(
         name,
-        ImageSet(tuple(classes), train[1], train[0], units=tuple(units)),
-        as_set(val),
-        as_set(test),
+        as_set(train),
+        None if val is None else as_set(val),
+        None if test is None else as_set(test),
         val_fraction=val_fraction,
         test_fraction=test_fraction,
         seed=seed,
