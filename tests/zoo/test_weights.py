@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import time
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from huggingface_hub import constants
 from torch import nn
 
-from piggyback.errors import BackboneError
+from piggyback.errors import BackboneError, PiggybackWarning
 from piggyback.zoo import weights
+from piggyback.zoo.load import load_backbone
 from piggyback.zoo.weights import load_strictly, read_state_dict
 
 
@@ -184,3 +188,70 @@ def test_cached_weights_are_found_by_repository_and_revision(hub_cache: Path) ->
     assert weights.cached_weights("timm/tiny@" + "a" * 40) == snapshot / "pytorch_model.bin"
     assert weights.cached_weights("timm/tiny@v2") is None
     assert weights.cached_weights("timm/tiny", "other.bin") is None
+
+
+# -- checkpoints as training scripts leave them ----------------------------------------------------
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(OrderedDict(body=nn.Linear(4, 3), act=nn.ReLU(), fc=nn.Linear(3, 2)))
+
+
+@pytest.fixture
+def factory(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(
+        "from collections import OrderedDict\nfrom torch import nn\ndef build():\n"
+        "    return nn.Sequential(OrderedDict(body=nn.Linear(4, 3), act=nn.ReLU(), fc=nn.Linear(3, 2)))\n"
+    )
+    return f"{tmp_path / 'own.py'}:build"
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, out=Path("x")), "epoch": 3},
+        lambda state: {"state_dict": state, "best": np.float64(0.5), "history": np.arange(3.0)},
+        lambda state: {"model_state_dict": state, "steps": np.int64(7), "ok": np.bool_(True)},
+        lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"net": {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}},
+        lambda state: {f"model.backbone.{name}": tensor for name, tensor in state.items()},
+    ],
+)  # fmt: skip
+def test_checkpoints_of_training_scripts_are_read(tmp_path, factory, wrapped):
+    state = network().state_dict()
+    torch.save(wrapped(state), tmp_path / "a.pth")
+    assert same(load_backbone(factory, checkpoint=tmp_path / "a.pth").module.state_dict(), state)
+
+
+def test_what_lies_beside_the_network_is_said_to_be_left_out(tmp_path, factory):
+    state = network().state_dict()
+    saved = {f"encoder.{name}": tensor for name, tensor in state.items()}
+    torch.save({**saved, "projector.weight": torch.zeros(2, 2)}, tmp_path / "a.pth")
+    with pytest.warns(PiggybackWarning, match=r"projector\.weight"):
+        found = load_backbone(factory, checkpoint=tmp_path / "a.pth")
+    assert same(found.module.state_dict(), state)
+
+
+def test_a_network_without_its_classifier_answers_zeros_and_says_so(tmp_path, factory):
+    state = {name: tensor for name, tensor in network().state_dict().items() if "fc" not in name}
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "a.pth")
+    with pytest.warns(PiggybackWarning, match="no classifier"):
+        found = load_backbone(factory, checkpoint=tmp_path / "a.pth").module
+    assert torch.equal(found.body.weight, state["body.weight"])
+    assert not found(torch.ones(1, 4)).any()
+
+
+def test_two_networks_or_half_of_one_are_refused(tmp_path, factory):
+    state = network().state_dict()
+    both = {f"{part}.{name}": t for part in ("student", "teacher") for name, t in state.items()}
+    torch.save(both, tmp_path / "two.pth")
+    with pytest.raises(BackboneError, match=r"'student\.', 'teacher\.'"):
+        load_backbone(factory, checkpoint=tmp_path / "two.pth")
+    half = {name: t for name, t in state.items() if name != "body.bias"}
+    torch.save(half, tmp_path / "half.pth")
+    with pytest.raises(BackboneError, match=r"body\.bias"):
+        load_backbone(factory, checkpoint=tmp_path / "half.pth")
+    torch.save({**state, "extra": torch.zeros(1)}, tmp_path / "more.pth")
+    with pytest.raises(BackboneError, match="extra"):
+        load_backbone(factory, checkpoint=tmp_path / "more.pth")

@@ -20,7 +20,7 @@ from piggyback.zoo.segmentation import PREFIX, inner_spec, segmentation_of
 from piggyback.zoo.timm import LITE, load_lite, load_timm
 from piggyback.zoo.torchvision import load_torchvision
 from piggyback.zoo.transformers import MINILM, TOKENS, load_minilm, load_transformers
-from piggyback.zoo.weights import load_strictly, read_state_dict
+from piggyback.zoo.weights import load_strictly, read_state_dict, state_for
 from piggyback.zoo.wide_resnet import WIDE, load_wide_resnet
 
 _ZOOS = ("timm", "torchvision", "transformers")
@@ -77,8 +77,10 @@ def load_backbone(
     module, source, preprocessing = _from(spec, wanted, image_size)
     head = find_head(module) if head is None else head
     if state is not None:
+        origin = f"checkpoint {str(checkpoint)!r}"
+        state = state_for(module, head, state, origin)
         _fit_head(module, head, state)
-        load_strictly(module, state, f"checkpoint {str(checkpoint)!r}")
+        load_strictly(module, state, origin)
     module.eval().float()  # images are float32; a checkpoint or a factory may have come in another precision
     if isinstance(preprocessing, TextPreprocessing):
         _check_reads(module, preprocessing, spec, image_size)

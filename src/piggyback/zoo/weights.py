@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import pathlib
 import pickle
 import re
 import socket
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +17,23 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import numpy as np
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from piggyback.errors import BackboneError, first_line
+from piggyback.errors import BackboneError, PiggybackWarning, first_line
 from piggyback.network.fingerprint import IGNORED
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
-_NESTED = ("state_dict", "model_state_dict", "model")
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net")
 """Keys under which training scripts keep the state dict, next to epoch, optimizer and the like."""
+
+_NUMPY_PICKLES = [np.float32(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
+"""What NumPy's own pickles of scalars and arrays call."""
 
 _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put in front of every name."""
@@ -49,7 +56,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     A state dict nested under ``state_dict`` or ``model``, and a common prefix ``module.``, are
     undone, as the Places365 checkpoints have them, and DenseNet's names of 2017 are today's. Only
-    tensors and plain containers are unpickled.
+    tensors, plain containers, and what ``_beside`` lists are unpickled.
     Raises BackboneError for a file that is missing, damaged, or holds anything else.
     """
     path = Path(path)
@@ -57,7 +64,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_beside()):
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise BackboneError(f"checkpoint {str(path)!r}: {error.strerror or error}") from error
     except _UNREADABLE as error:
@@ -110,10 +118,65 @@ def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
             f"checkpoint {str(path)!r}: {_few(others)} are not tensors: expected a state dict, "
             f"alone or under one of {', '.join(_NESTED)}"
         )
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def _beside() -> list[Any]:
+    """What training scripts put beside a state dict, and what does nothing but hold values: options and numbers."""
+    numbers = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
+    return [argparse.Namespace, pathlib.PosixPath, np.dtype, np.ndarray, *numbers, *_NUMPY_PICKLES]
+
+
+def state_for(
+    module: nn.Module, head: str, state: Mapping[str, Tensor], origin: str
+) -> dict[str, Tensor]:
+    """Return what ``state`` holds for ``module``, by the module's names, for ``load_strictly``.
+
+    The network may lie in a larger one, under a prefix such as "backbone."; what lies outside is left out. Its
+    classifier, called ``head``, may be missing, as in networks trained without labels: it becomes zeros. Both are said in
+    a PiggybackWarning. Raises BackboneError where two networks of this kind are there.
+    """
+    own = {name: t for name, t in module.state_dict().items() if not name.endswith(IGNORED)}
+    body = [name for name in own if not name.startswith(f"{head}.")] or [*own]
+    prefixes = {
+        name.removesuffix(body[0])
+        for name in state
+        if name == body[0] or name.endswith(f".{body[0]}")
+    }
+    whole = [prefix for prefix in sorted(prefixes) if all(prefix + name in state for name in body)]
+    if len(whole) > 1 and "" not in whole:
+        raise BackboneError(
+            f"{origin} holds {len(whole)} such networks, under {', '.join(map(repr, whole))}: expected one; save the "
+            "one that is meant as a state dict of its own"
+        )
+    prefix = "" if not whole or "" in whole else whole[0]
+    found = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+    if prefix:
+        known = module.state_dict()
+        others = [name for name in state if name.removeprefix(prefix) not in known]
+        found = {name: tensor for name, tensor in found.items() if name in known}
+        if others:
+            warnings.warn(
+                f"{origin}: {len(others)} tensors beside {prefix!r} are left out ({_few(others)})",
+                PiggybackWarning,
+                stacklevel=2,
+            )
+    lacking = [name for name in own if name not in body and name not in found]
+    if whole and lacking and len(lacking) + len(body) == len(own):
+        warnings.warn(
+            f"{origin} has no classifier ({_few(lacking)}): the backbone's own answers are zeros; tasks have "
+            "their own",
+            PiggybackWarning,
+            stacklevel=2,
+        )
+        found |= {name: torch.zeros_like(own[name]) for name in lacking}
+    return found
 
 
 def _detail(error: Exception) -> str:
