@@ -135,8 +135,8 @@ def state_for(
     """Return what ``state`` holds for ``module``, by the module's names, for ``load_strictly``.
 
     The network may lie in a larger one, under a prefix such as "backbone."; what lies outside is left out. Its
-    classifier, called ``head``, may be missing, as in networks trained without labels: it becomes zeros. Both are said in
-    a PiggybackWarning. Raises BackboneError where two networks of this kind are there.
+    classifier, called ``head``, may be missing, as in networks trained without labels: it becomes zeros. Both are said
+    in a PiggybackWarning. Raises BackboneError where two networks of this kind are there.
     """
     own = {name: t for name, t in module.state_dict().items() if not name.endswith(IGNORED)}
     body = [name for name in own if not name.startswith(f"{head}.")] or [*own]
