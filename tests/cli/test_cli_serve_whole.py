@@ -101,7 +101,9 @@ def test_client_and_url_answer_as_the_command_line_does(
     line = ("predict", *files, "--json")
     wanted = json.loads(piggyback(*line, "--task", trained, "--backbone", f"{toy}:build").out)
     named = json.loads(piggyback(*line, "--task", "colours", "--url", server.url).out)
-    inferred = json.loads(piggyback(*line, "--infer-task", "--url", server.url).out)
+    inferred = json.loads(
+        piggyback(*line, "--infer-task", "--at-least", 0, "--url", server.url).out
+    )
     by_client = client.predict(files, "colours", top_k=3)
     assert len(wanted) == len(named) == len(inferred) == len(by_client) == 18
     for one, *others, answer in zip(wanted, named, inferred, by_client, strict=True):

@@ -89,7 +89,8 @@ def flowers(root: Path) -> None:
     picture(root / "jpg" / "image_00001.jpg")
     same = (root / "jpg" / "image_00001.jpg").read_bytes()
     for number in range(2, 307):
-        (root / "jpg" / f"image_{number:05d}.jpg").write_bytes(same)
+        # What follows a JPEG's end is not read, and makes it another file.
+        (root / "jpg" / f"image_{number:05d}.jpg").write_bytes(same + bytes(f"{number}", "ascii"))
     savemat(root / "imagelabels.mat", {"labels": np.arange(306) % 102 + 1})
     ids = np.arange(1, 307).reshape(3, 102)
     savemat(root / "setid.mat", {"trnid": ids[0], "valid": ids[1], "tstid": ids[2]})
@@ -113,8 +114,8 @@ def places365(root: Path) -> None:
         ("data_256_standard", train, "places365_train_standard.txt"),
         ("val_256", val, "places365_val.txt"),
     ):
-        for file, _ in listed:
-            picture(root / place / file.lstrip("/"))
+        for seed, (file, _) in enumerate(listed):
+            picture(root / place / file.lstrip("/"), seed)
         lines(root / source, [f"{file} {label}" for file, label in listed])
 
 
@@ -166,6 +167,8 @@ def svhn(root: Path) -> None:
         labels = np.arange(count) % 10 + 1
         pixels = np.zeros((32, 32, 3, count), dtype=np.uint8)
         pixels[1, 2, 0] = 100 + labels
+        if split == "train":
+            pixels[3, 3, 1] = np.arange(count)
         savemat(root / f"{split}_32x32.mat", {"X": pixels, "y": labels[:, None]})
 
 
@@ -185,8 +188,8 @@ def voc(root: Path) -> None:
     for split, ids in (("train", range(6)), ("val", range(6, 9))):
         names = [f"2007_{number:06d}" for number in ids]
         lines(place / "ImageSets" / "Segmentation" / f"{split}.txt", names)
-        for name in names:
-            picture(place / "JPEGImages" / f"{name}.jpg")
+        for number, name in zip(ids, names, strict=True):
+            picture(place / "JPEGImages" / f"{name}.jpg", number)
             label_map(place / "SegmentationClass" / f"{name}.png", 21, 255)
 
 

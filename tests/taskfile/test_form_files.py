@@ -83,7 +83,7 @@ def test_a_reader_of_version_1_asks_for_an_upgrade(
     form: Form, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(header, "VERSION", 1)
-    with pytest.raises(TaskFileError, match=r"version 2: this library reads up to 1; upgrade it"):
+    with pytest.raises(TaskFileError, match=r"version 2: this library reads up to 1; upgrade"):
         golden(form)
 
 

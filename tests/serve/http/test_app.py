@@ -173,7 +173,8 @@ def test_openapi_describes_every_route(client):
     assert predict["security"] == [{"token": []}]
     content = predict["requestBody"]["content"]
     assert {"multipart/form-data", "application/json", "image/webp"} <= set(content)
-    assert set(content["application/json"]["schema"]["properties"]) == {"image", "images", "top_k"}
+    asked = {"image", "images", "text", "texts", "top_k"}
+    assert set(content["application/json"]["schema"]["properties"]) == asked
     assert {p["name"] for p in predict["parameters"]} == {"task", "top_k"}
     schema = predict["responses"]["200"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/Answers"}

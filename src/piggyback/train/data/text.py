@@ -128,7 +128,7 @@ def by_length(lengths: Sequence[int], seed: int, epoch: int, batch_size: int) ->
     >>> lengths = [1, 9] * 8
     >>> order = by_length(lengths, seed=0, epoch=0, batch_size=4)
     >>> [sorted({lengths[i] for i in batch.tolist()}) for batch in order.split(4)]
-    [[9], [1], [1], [9]]
+    [[1], [9], [9], [1]]
     """
     order = shuffled(seed, epoch, len(lengths))
     whole = len(lengths) // batch_size * batch_size
