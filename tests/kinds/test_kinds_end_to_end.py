@@ -8,9 +8,11 @@ from PIL import Image
 
 from piggyback.errors import DataError, InputError
 from piggyback.images.label_maps import SegmentationSet
+from piggyback.kinds import kind_of
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.serve import Engine, EngineOptions
 from piggyback.taskfile.file import load
+from piggyback.taskfile.task import TaskInfo
 from piggyback.train import ImageData, ImageSet, evaluate, from_tensors, predict, train
 from support.training_toys import Killed, Recorder
 
@@ -122,3 +124,58 @@ def test_labels_say_the_kind_and_sets_of_two_kinds_are_refused():
         ImageSet(("a",), torch.tensor([[1.0], [float("nan")], [0.0], [2.0]]), images)
     with pytest.raises(DataError, match="multilabel"):
         ImageData("x", sets["classification"], sets["multilabel"], sets["classification"])
+
+
+def skewed() -> ImageData:
+    """Two classes of overlapping brightness, 150 images of one and 10 of the other."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.cat([torch.zeros(150), torch.ones(10)]).long()
+    noise = torch.rand(160, 3, 16, 16, generator=generator) * 60
+    level = 40 + 30 * labels + torch.randn(160, generator=generator) * 14
+    images = (noise + level.clamp(0, 180).view(-1, 1, 1, 1)).byte()
+    return from_tensors("s", ["common", "rare"], (images, labels), test_fraction=0.3)
+
+
+def test_balanced_weights_make_a_rare_class_count(backbone, recipe):
+    found = {}
+    for weights in (None, "balanced"):
+        one = recipe(method="head", epochs=60, batch_size=16, head_lr=3e-2, class_weights=weights)
+        result = train(backbone, skewed(), "s", one)
+        model = MultiTaskModel(backbone)
+        model.add_task(result.task)
+        confusion = evaluate(model.eval(), "s", skewed().test).confusion
+        found[weights] = int(confusion[1, 1]) / int(confusion[1].sum())
+        model.release()
+    assert found["balanced"] > found[None]
+
+
+def test_weights_of_classes_and_of_labels():
+    labels = torch.tensor([0, 0, 0, 1])
+    one = kind_of(TaskInfo(classes=("a", "b")))
+    assert one.balanced(labels).tolist() == pytest.approx([4 / 6, 2.0])
+    several = kind_of(TaskInfo("multilabel", ("a", "b")))
+    rows = torch.tensor([[True, False], [False, False], [False, True], [False, True]])
+    assert several.balanced(rows).tolist() == [3.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "wanted"),
+    [
+        ("regression", {"loss": "focal"}, "focal.*huber or absolute"),
+        ("multilabel", {"loss": "huber"}, "huber.*focal or asymmetric"),
+        ("regression", {"class_weights": "balanced"}, "class_weights.*regression"),
+        ("multilabel", {"class_weights": "even"}, "'even'.*'balanced'"),
+    ],
+)
+def test_losses_of_other_kinds_are_refused_before_training(kind, fields, wanted, backbone, recipe):
+    with pytest.raises(InputError, match=wanted):
+        train(backbone, colours(kind), "c", recipe(epochs=1, **fields))
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [("multilabel", "focal"), ("multilabel", "asymmetric"), ("regression", "huber")],
+)
+def test_other_losses_learn_too(kind, loss, backbone, recipe):
+    result = train(backbone, colours(kind), "c", recipe(epochs=12, batch_size=16, loss=loss))
+    assert result.accuracy > 50

@@ -145,6 +145,10 @@ class Kind(abc.ABC):
         """Return how sure each row of outputs is, float32 (n,) in [0, 1]; 0 for kinds that cannot tell."""
         return outputs.new_zeros(len(outputs))
 
+    def balanced(self, labels: Tensor) -> Tensor | None:
+        """Return the weights by which rare classes or labels count as much as common ones; None without such."""
+        return None
+
     def guess(self, targets: Tensor) -> float:
         """Return the mean loss of the best answer that is the same for all samples."""
         raise NotImplementedError  # of kinds that training watches no masks of

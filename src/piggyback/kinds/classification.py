@@ -176,6 +176,11 @@ class Classification(Kind):
             )
         return replace(info, calibration=(temperature, least)), line
 
+    def balanced(self, labels: Tensor) -> Tensor | None:
+        """Return for each class images / (classes * images of it), so that the mean over all images is 1."""
+        counts = torch.bincount(labels, minlength=len(self.classes)).float()
+        return len(labels) / (len(self.classes) * counts.clamp_min(1))
+
     def losses(self, outputs: Tensor, targets: Tensor, how: Loss) -> Tensor:
         """Return the sum of cross-entropies, or of focal losses (Lin et al. 2017)."""
         if how.name == "focal":

@@ -128,6 +128,11 @@ class Multilabel(Kind):
             each = -(positive + negative)
         return each.mean(1).sum()
 
+    def balanced(self, labels: Tensor) -> Tensor | None:
+        """Return for each label the images without it for each one with it."""
+        there = labels.float().sum(0)
+        return (len(labels) - there).clamp_min(1) / there.clamp_min(1)
+
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over images of the share of labels called right at a probability of one half."""
         return ((outputs > 0) == (targets > 0.5)).float().mean(1).sum()

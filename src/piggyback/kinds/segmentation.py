@@ -29,6 +29,10 @@ class Segmentation(Classification):
         """Return logits of the maps' own size."""
         return logits_of(output, len(self.classes), targets.shape[1:]).float()
 
+    def balanced(self, labels: Tensor) -> Tensor | None:
+        """Return None: pixels of all maps would have to be counted first."""
+        return None
+
     def answers(self, outputs: Tensor, top: int) -> list[Said]:
         """Raise InputError: a label map is of its image's size, which outputs do not tell."""
         raise InputError(

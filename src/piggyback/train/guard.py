@@ -141,6 +141,7 @@ def guard_of(
     steps: int,
     speed: Speed,
     kind: Kind,
+    how: Loss,
 ) -> Guard | None:
     """Return the guard of a run that has not begun; None where there are no masks, or no head to hold them to."""
     masked = any(group.get("masked") for group in learner.optimizer.param_groups)
@@ -155,7 +156,7 @@ def guard_of(
         return None
     features, labels = found[0], kind.targets(found[1])
     made = min(steps, MOST_STEPS)
-    losses = _head_losses(learner.head, features, labels, recipe, made, kind)
+    losses = _head_losses(learner.head, features, labels, recipe, made, kind, how)
     wanted = kind.skill_targets(labels)
     skill = torch.tensor(
         feature_skill(features, labels if wanted is None else wanted), device=losses.device
@@ -197,14 +198,19 @@ def features_of(
 
 
 def _head_losses(
-    head: nn.Module, features: Tensor, labels: Tensor, recipe: Recipe, steps: int, kind: Kind
+    head: nn.Module,
+    features: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    steps: int,
+    kind: Kind,
+    how: Loss,
 ) -> Tensor:
     """The training loss at each step of a copy of ``head``, trained as a run trains its own."""
     size = min(recipe.batch_size, len(labels))
     alone = copy.deepcopy(head).float().train()
     optimizer = torch.optim.AdamW(alone.parameters(), weight_decay=recipe.weight_decay)
     losses = torch.zeros(steps, device=features.device)
-    how = Loss(smoothing=recipe.label_smoothing)
     per_epoch = max(len(labels) // size, 1)
     for step in range(steps):
         epoch, batch = divmod(step, per_epoch)

@@ -123,6 +123,8 @@ class Run:
     """Of masks; None for other methods."""
     kind: Kind = field(kw_only=True)
     """What the outputs mean."""
+    how: Loss = field(kw_only=True)
+    """How the loss is computed."""
     resumed_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     saved_at: float = field(default_factory=time.perf_counter)
@@ -203,6 +205,7 @@ def fit(run: Run) -> None:
             run.epochs * run.steps,
             run.speed,
             run.kind,
+            run.how,
         )
     network = _wrapped(run.learner.network, recipe)
     plan = run.plan()
@@ -284,7 +287,6 @@ def one_step(run: Run, network: Callable[[Tensor], Any], batch: Batch) -> Tensor
     pixels, labels = (part.to(run.device, non_blocking=True) for part in batch)
     labels = kind.targets(labels)
     counted = kind.count(labels)
-    how = Loss(smoothing=recipe.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros(4, device=run.device)
     pieces = zip(pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
@@ -292,7 +294,7 @@ def one_step(run: Run, network: Callable[[Tensor], Any], batch: Batch) -> Tensor
         x = run.speed.laid_out(run.preprocessing.network_input(x_piece))
         with run.speed.autocast(run.device):
             outputs = kind.outputs(network(x), y)
-            losses = kind.losses(outputs, y, how)
+            losses = kind.losses(outputs, y, run.how)
         (losses / counted.clamp_min(1)).backward()  # type: ignore[no-untyped-call]
         right = kind.right(outputs.detach(), y)
         total[:2] += torch.stack([losses.detach(), right])

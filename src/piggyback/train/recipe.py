@@ -26,7 +26,7 @@ SHORTEST, LONG, MOST_EPOCHS = 480, 800, 60
 """Steps of a run of few images, and of one of many: shorter ones lose accuracy, longer ones cost time."""
 HOW = ("workers", "checkpoint_minutes", "tracker")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""
-LATER = ("abstain_at", "max_length")
+LATER = ("abstain_at", "class_weights", "loss", "max_length")
 """Fields that came when results were there already: None is what those had, and stays out of a run's identity."""
 READ_ONLY = ("rule.form",)
 """Fields that recipes in files may have set, but nobody can choose any more: they get no option."""
@@ -170,6 +170,10 @@ class StepOptions:
     """Fraction of the steps in which the learning rate rises to its peak, for the cosine schedule."""
     label_smoothing: float = 0.1
     """Share of the target probability that is spread over all classes."""
+    loss: str | None = None
+    """focal, asymmetric (several labels), huber or absolute (numbers); by default cross-entropy or squared error."""
+    class_weights: str | None = None
+    """balanced: rare classes, or rare labels, count as much as common ones; by default all images count alike."""
     weight_decay: float = 0.0
     """Decoupled weight decay of weights and classifier, as AdamW has it; with sgd, added to the gradient; scores
     never decay."""

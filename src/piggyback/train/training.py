@@ -14,6 +14,7 @@ import torch
 from piggyback.errors import CheckpointError, InputError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import kind_of
+from piggyback.kinds.base import Loss
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
 from piggyback.taskfile.file import save
@@ -91,6 +92,7 @@ def train(
     prepare = method or method_of(recipe.method)
     state = processes()
     _check_batch(recipe, data, state.num_processes)
+    _loss(recipe, data, state.device)  # before the work
     # What follows from the data is written down, so that the recipe says what was done.
     listener.on_stage(f"reading {data.train.what}")
     epochs, own = recipe.epochs_for(len(data.train)), backbone.preprocessing
@@ -159,6 +161,7 @@ def train(
             listener,
             folder,
             kind=kind_of(info),
+            how=_loss(recipe, data, state.device),
         )
         try:
             if saved is not None:
@@ -196,6 +199,30 @@ def _start(start: Task, recipe: Recipe, data: ImageData, listener: Listener) -> 
         "sha256": hashlib.sha256(save(start)).hexdigest(),
         "learned_from": sketch,
     }
+
+
+def _loss(recipe: Recipe, data: ImageData, device: torch.device) -> Loss:
+    """How the loss is computed; InputError for one that the data's kind does not have."""
+    kind, name, weights = kind_of(data.info()), recipe.loss or "auto", None
+    if name not in kind.losses_known:
+        known = [each for each in kind.losses_known if each != "auto"]
+        raise InputError(
+            f"loss {name!r} for a {kind.name} task: expected {' or '.join(known) or 'none'}; leave it "
+            "out for the usual one"
+        )
+    if recipe.class_weights is not None:
+        if recipe.class_weights != "balanced":
+            raise InputError(
+                f"class_weights {recipe.class_weights!r}: expected 'balanced', or none"
+            )
+        if isinstance(data.train, LabelledSet):
+            weights = kind.balanced(data.train.labels)
+        if weights is None:
+            raise InputError(
+                f"class_weights 'balanced' for a {kind.name} task: expected classes or labels of whole images"
+            )
+        weights = weights.to(device)
+    return Loss(name, recipe.label_smoothing, weights)
 
 
 def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
