@@ -27,6 +27,7 @@ from torch import Tensor
 
 from piggyback.errors import DataError, near_misses
 from piggyback.images.decode import check_image
+from piggyback.images.paths import PathList
 from piggyback.train.data.folder import problems, split_of
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 from piggyback.train.data.text import TextSet
@@ -201,10 +202,10 @@ class _Table:
             at = [i for i, other in enumerate(self.parts) if other == part]
             mine = labels[torch.tensor(at)]
             if self.role == "text":
-                texts = tuple([str(samples[i]) for i in at])
+                texts = tuple([samples[i] for i in at])
                 found[part] = TextSet(names, mine, texts, units=units)
             else:
-                files = tuple([Path(samples[i]) for i in at])
+                files = PathList.of(self.path.parent, [samples[i] for i in at])
                 found[part] = ImageSet(names, mine, files=files, units=units)
         return found
 
@@ -222,16 +223,17 @@ class _Table:
     def _split_of(self, at: int, row: Row) -> str:
         return "train" if self.split is None else _split(self.path, at, row[self.split])
 
-    def _samples(self) -> list[str | Path]:
+    def _samples(self) -> list[str]:
+        """The texts, or the images' paths beside the table, all of them checked."""
         if self.role == "text":
             return [_text(self.path, at, row[self.sample]) for at, row in enumerate(self.rows, 1)]
-        files: list[str | Path] = []
+        files: list[str] = []
         for at, row in enumerate(self.rows, 1):
             cell = row[self.sample]
             if not isinstance(cell, str) or not cell.strip() or "\0" in cell:
                 raise self._fail(at, f"image {cell!r:.80}: expected the path of a file")
-            files.append(self.path.parent / cell.strip())
-        checks = enumerate(problems(_problem, [Path(file) for file in files]), 1)
+            files.append(cell.strip())
+        checks = enumerate(problems(_problem, PathList.of(self.path.parent, files)), 1)
         bad = [f"row {at}: {problem}" for at, problem in checks if problem is not None]
         if bad:
             more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
