@@ -45,15 +45,31 @@ def task(
 
 
 def answer(status: dict[str, Any], confidence: float = 0.9) -> dict[str, Any]:
-    """Return a task's answer: its first class has 0.75, each next one a fifth of the one before."""
-    pairs = [
-        {"class": name, "probability": 0.75 * 0.2**i}
-        for i, name in enumerate(status["classes"][:5])
-    ]
+    """Return a task's answer: its first class has 0.75, each next one a fifth of the one before.
+
+    Numbers are 1234.5678 m; of several labels the first is given.
+    """
+    kind = status["kind"]
+    more: dict[str, Any] = {}
+    if kind == "regression":
+        more["values"] = [
+            {"name": name, "value": 1234.5678, "unit": "m"} for name in status["classes"]
+        ]
+    elif kind == "multilabel":
+        more["labels"] = status["classes"][:1]
+    pairs = (
+        []
+        if kind == "regression"
+        else [
+            {"class": name, "probability": 0.75 * 0.2**i}
+            for i, name in enumerate(status["classes"][:5])
+        ]
+    )
     return {
         "task": status["name"],
         "version": status["version"],
         "classes": pairs,
+        **more,
         "confidence": confidence,
         "tier": status["tier"],
         "timing_ms": {

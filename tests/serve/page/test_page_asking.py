@@ -305,3 +305,18 @@ def test_the_command_is_copied_without_the_token(visit: Visit, tmp_path: Path) -
         )
         assert b"oxeye daisy" in ran.stdout
         assert service.images == [sent]
+
+
+def test_numbers_and_labels_are_shown_as_such(visit: Visit) -> None:
+    tasks = [
+        {**task("height", ("tall",)), "kind": "regression"},
+        {**task("tags", ("sea", "sky")), "kind": "multilabel"},
+    ]
+    page = visit(Service(tasks))
+    take(page, "height")
+    page.set_input_files("#files", photo())
+    page.wait_for_selector(".bars")
+    assert page.locator(".bars li").inner_text().split("\n") == ["tall", "1,235 m"]
+    take(page, "tags")
+    page.set_input_files("#files", photo())
+    page.get_by_text("Labels: sea.").wait_for()

@@ -44,7 +44,7 @@ export class Card {
     const [best] = answers;
     const others = answers.length > 1 ? [comparison(answers)] : [];
     if (!sure) return this.#put(element("p", {}, NONE), times(best.timing_ms, roundTrip), ...others);
-    this.#put(bars(best), source(best), times(best.timing_ms, roundTrip), ...others);
+    this.#put(best.values ? numbers(best) : bars(best), source(best), times(best.timing_ms, roundTrip), ...others);
   }
 
   refuse(message) {
@@ -62,19 +62,42 @@ export class Card {
 }
 
 /** An answer in a sentence, for those who listen. */
-export function spoken({ answers: [{ task, classes: [top], abstained }], sure, roundTrip }) {
+export function spoken({ answers: [best], sure, roundTrip }) {
   if (!sure) return NONE;
-  return `${abstained ? "Not sure: " : ""}${top.class}, ${percent(top.probability)}, says ${task}, in ${milliseconds(roundTrip)}.`;
+  return `${best.abstained ? "Not sure: " : ""}${said(best)}, says ${best.task}, in ${milliseconds(roundTrip)}.`;
 }
 
-function bars({ task, classes }) {
+/** What a task of any kind says, in words: its numbers, its labels, or the likeliest class. */
+function said({ values, labels, classes: [top] }) {
+  if (values) return values.map(({ name, value, unit }) => `${name} ${round(value)} ${unit}`.trim()).join(", ");
+  if (labels) return labels.join(", ") || "no label";
+  return `${top.class}, ${percent(top.probability)}`;
+}
+
+function round(value) {
+  return Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 });
+}
+
+function numbers({ task, values }) {
+  const row = ({ name, value, unit }) =>
+    element("li", {}, named(name), element("span", { class: "number" }, `${round(value)} ${unit}`.trim()));
+  return element("ol", { class: "bars", "aria-label": `Numbers of ${task}` }, ...values.map(row));
+}
+
+function bars({ task, classes, labels, abstained }) {
+  const given = labels ? new Set(labels) : null;
   const row = ({ class: name, probability }) => {
     const fill = element("span", {});
     fill.style.width = `${100 * probability}%`;
     const bar = element("div", { class: "bar", "aria-hidden": "true" }, fill);
-    return element("li", {}, named(name), element("span", { class: "number" }, percent(probability)), bar);
+    const number = element("span", { class: "number" }, percent(probability));
+    return element("li", given && !given.has(name) ? { class: "soft" } : {}, named(name), number, bar);
   };
-  return element("ol", { class: "bars", "aria-label": `Likeliest classes of ${task}` }, ...classes.map(row));
+  const list = element("ol", { class: "bars", "aria-label": `Likeliest classes of ${task}` }, ...classes.map(row));
+  const notes = [];
+  if (abstained) notes.push(element("p", { class: "soft" }, "Not sure: below the confidence that this task was given."));
+  if (labels) notes.push(element("p", { class: "soft" }, `Labels: ${labels.join(", ") || "none"}.`));
+  return element("div", {}, ...notes, list);
 }
 
 function source({ task, version, tier }) {
@@ -110,8 +133,8 @@ function times(timing, roundTrip) {
 }
 
 function comparison(answers) {
-  const row = ({ task, classes: [top], confidence }) =>
-    element("li", {}, named(task), named(top.class), element("span", { class: "number" }, percent(confidence)));
+  const row = (one) =>
+    element("li", {}, named(one.task), named(one.values || one.labels ? said(one) : one.classes[0].class), element("span", { class: "number" }, percent(one.confidence)));
   const title = element("summary", {}, `How sure each of ${count(answers.length, "task")} is`);
   return element("details", { class: "others soft" }, title, element("ul", {}, ...answers.map(row)));
 }
