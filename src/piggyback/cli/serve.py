@@ -69,7 +69,10 @@ def run(
         str | None, typer.Option(help="Such as cpu or cuda:1; by default a GPU, if there is one.")
     ] = None,
     precision: Annotated[
-        Precision, typer.Option(help="Precision of the network; auto takes the faster one.")
+        Precision,
+        typer.Option(
+            help="Precision of the network; auto: bfloat16 if the processor is made for it."
+        ),
     ] = Precision.AUTO,
     compile: Annotated[
         bool,

@@ -36,7 +36,7 @@ class EngineOptions:
     device: str | None = None
     """None: the first GPU, else the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the network's arithmetic; auto: bfloat16 where it is measured to be clearly faster."""
+    """Of the network's arithmetic; auto: bfloat16 where the processor has instructions for it."""
     compile: bool = False
     """Whether the network is compiled: the first batches take minutes, later ones are faster."""
     watch_s: float = 1.0

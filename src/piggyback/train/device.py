@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env, reduce
 from torch import Tensor, nn
 
+from piggyback.network.hardware import multiplies_bfloat16
 from piggyback.train.recipe import Recipe
 
 
@@ -86,13 +87,3 @@ def speed_of(recipe: Recipe, network: nn.Module, device: torch.device) -> Speed:
         fast = multiplies_bfloat16(device) and not (device.type == "cpu" and depthwise)
         amp = "bf16" if fast else "no"
     return Speed(amp, bool(convolutions) if order == "auto" else order == "yes")
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Return whether the hardware has instructions for products of bfloat16; False where that is not known."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16"))

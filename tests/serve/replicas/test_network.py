@@ -15,6 +15,7 @@ from piggyback.errors import (
 )
 from piggyback.masks.rule import MaskRule
 from piggyback.masks.switch import MaskWriter
+from piggyback.serve.replicas import network as serving
 from piggyback.serve.replicas.network import Network
 from piggyback.taskfile.file import load, save
 from support.nets import Attention, Tiny, assert_same_state, seeded, state_of
@@ -246,11 +247,18 @@ def test_a_switch_compiles_nothing():
     assert counters["unique_graphs"] == compiled
 
 
-def test_a_network_that_does_not_run_in_bfloat16_stays_in_float32():
+@pytest.mark.parametrize(("fast", "speed"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_follows_from_the_processor_alone(monkeypatch, fast, speed):
+    monkeypatch.setattr(serving, "multiplies_bfloat16", lambda device: fast)
+    assert Network(backbone(Blocks())).speed.startswith(speed)
+
+
+def test_a_network_that_does_not_run_in_bfloat16_stays_in_float32(monkeypatch):
     class Wide(Blocks):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x * torch.ones(1)) if x.dtype == torch.float32 else x @ x.float()
 
     made = backbone(Wide())
+    monkeypatch.setattr(serving, "multiplies_bfloat16", lambda device: True)
     network = Network(made)
     assert network.speed.startswith("float32, channels last, does not run in bfloat16")

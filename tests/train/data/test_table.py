@@ -218,3 +218,26 @@ def test_bad_tables_name_the_row_and_what_was_expected(photos, kind, columns, he
     place = write(photos, "a.csv", f"{header}\n{good}{row}\n")
     with pytest.raises(DataError, match=wanted):
         load_table(place, None, columns, kind)
+
+
+def test_an_image_in_several_rows_is_said_and_with_other_labels_refused(photos):
+    lines = "".join(f"{i:02d}.png,{'ab'[i % 2]},train\n" for i in range(12))
+    again = lines + "./00.png,a,train\n00.png,a,test\n01.png,b,val\n"
+    data = load_table(write(photos, "a.csv", "image,label,split\n" + again))
+    assert len(data.train) == 13
+    assert [note.split()[0] for note in data.notes] == ["3", "2"]
+    with pytest.raises(DataError, match=r"row 13: image '00\.png' has other labels than in row 1"):
+        load_table(write(photos, "b.csv", "image,label,split\n" + lines + "00.png,b,train\n"))
+
+
+def test_characters_that_separate_lines_elsewhere_stay_in_a_cell(tmp_path):
+    text = "one\u2028two\x0bthree\x85"
+    files = [
+        write(tmp_path, "a.csv", f"text,label\n{text},a\nb,b\n"),
+        write(tmp_path, "a.tsv", f"text\tlabel\n{text}\ta\nb\tb\n"),
+        write(tmp_path, "a.jsonl", '{"text": "one\u2028two", "label": "a"}\n{"text": "b", "label": "b"}\n'),
+    ]  # fmt: skip
+    for file in files:
+        found = table_splits(file)["train"]
+        assert len(found) == 2
+        assert "\u2028two" in found.texts[0]

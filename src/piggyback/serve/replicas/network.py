@@ -1,4 +1,4 @@
-"""The backbone made ready for serving: in the faster arithmetic of this machine, and any number of live copies.
+"""The backbone made ready for serving: in the arithmetic that suits the processor, and any number of live copies.
 
 Task  --pack-->  PackedTask  --write-->  ModelCopy  --run-->  outputs
 
@@ -9,8 +9,6 @@ channels_last and bfloat16 they gave 1.05 to 1.3 times the images per second end
 from __future__ import annotations
 
 import copy
-import time
-from math import inf
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -20,25 +18,20 @@ from piggyback.errors import BackboneError, InputError, first_line
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.frozen import FrozenBackbone, plain_copy
+from piggyback.network.hardware import multiplies_bfloat16
 from piggyback.serve.replicas.copies import ModelCopy, Prototype
 from piggyback.serve.replicas.packed import PackedTask, Packer
 from piggyback.taskfile.task import Task
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
-BFLOAT16_GAIN = 1.15
-"""bfloat16 costs accuracy: it is chosen where it is this many times faster, over all batches tried."""
-BATCHES = (1, 8, 32)
-ROUNDS = 7
-BUDGET_S = 2.5
-"""For all measuring; a slow network is measured on smaller batches only, fewer times."""
-
 
 class Network:
     """A backbone ready for serving; it does not change any more, so several threads may use it.
 
-    ``precision="auto"`` is float32, or bfloat16 where that is measured to be clearly faster. The caller's backbone
-    stays as it is.
+    ``precision="auto"`` is bfloat16 where the hardware has instructions for its products, by which eight of nine
+    networks were faster (docs/BENCHMARKS.md), else float32: replicas on machines of a kind give the same numbers.
+    The caller's backbone stays as it is.
 
     >>> network = Network(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10)))
     >>> live = network.new_copy()
@@ -118,7 +111,8 @@ def _in_precision(
             f"the network does not take images of 3 x {side} x {side} ({problem}): expected what its "
             "preprocessing says; give it the right one, or none"
         )
-    if precision == "float32":
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    if precision == "float32" or (precision == "auto" and not multiplies_bfloat16(device)):
         return module, torch.float32, []
     low = copy.deepcopy(module).to(torch.bfloat16)
     problem = _problem(low, _images(module, side, 1).bfloat16())
@@ -126,38 +120,7 @@ def _in_precision(
         raise BackboneError(f"the network does not run in bfloat16 ({problem}): use float32")
     if problem:
         return module, torch.float32, [f"does not run in bfloat16: {problem}"]
-    if precision == "bfloat16" or _gain(module, low, side) > BFLOAT16_GAIN:
-        return low, torch.bfloat16, []
-    return module, torch.float32, []
-
-
-@torch.inference_mode()
-def _gain(module: nn.Module, low: nn.Module, side: int) -> float:
-    """How many times faster ``low`` is, in bfloat16; the product over some sizes of batch."""
-    end, single, gain = time.perf_counter() + BUDGET_S, 0.0, 1.0
-    for batch in BATCHES:
-        left = end - time.perf_counter()
-        if batch > 1 and 2 * batch * single > left:
-            break
-        x = _images(module, side, batch)
-        # One thread's own time leaves out what other programs took meanwhile.
-        alone = torch.get_num_threads() == 1 and not x.is_cuda
-        clock = time.thread_time if alone else time.perf_counter
-        # The best of some rounds in which both take turns; of one where time is short.
-        best = [inf, inf]
-        for turn in range(ROUNDS + 1):
-            for index, (net, dtype) in enumerate(((module, x.dtype), (low, torch.bfloat16))):
-                start = clock()
-                net(x.to(dtype))
-                if x.is_cuda:
-                    torch.cuda.synchronize(x.device)
-                taken = clock() - start
-                best[index] = taken if turn < 2 else min(best[index], taken)  # turn 0 warms up
-            if turn and time.perf_counter() > end - left / 2:
-                break
-        single = single or sum(best)
-        gain *= best[0] / best[1]
-    return gain
+    return low, torch.bfloat16, []
 
 
 def _images(module: nn.Module, side: int, batch: int) -> Tensor:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -251,9 +251,10 @@ def _places(folder: Path, classes: Mapping[str, Path]) -> dict[str, str]:
 
 def problems(check: Callable[..., str | None], *files: Sequence[Path]) -> Iterator[str | None]:
     """Yield what ``check`` says of each file, in order, looking at several at a time."""
-    pool = ThreadPoolExecutor()
+    pool, rows = ThreadPoolExecutor(), zip(*files, strict=True)
     try:
-        yield from pool.map(check, *files)
+        while part := list(islice(rows, 4096)):  # a pool holds all that it was asked for
+            yield from pool.map(check, *zip(*part, strict=True))
     finally:  # also where the caller has seen enough
         pool.shutdown(wait=False, cancel_futures=True)
 
