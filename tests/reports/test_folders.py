@@ -22,7 +22,7 @@ from piggyback.images.decode import check_image, read_image, upright_size
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.train.data.folder import load_folder, split_of
-from piggyback.train.data.segmentation import is_segmentation_folder
+from piggyback.train.data.segmentation import is_segmentation_folder, load_camvid_layout
 from piggyback.train.data.sets import ImageSet, from_tensors, seen_in, sketch_of
 
 Make = Callable[..., list[Path]]
@@ -300,8 +300,12 @@ def test_labels_and_classes_may_come_from_numpy_and_torch():
 
 
 @pytest.mark.parametrize(
-    "classes", [np.array([["a"]]), torch.zeros(2), [b"a", "b"], [None, "b"], ["", "b"], {"a": 1}]
-)
+    "classes",
+    [
+        np.array([["a"]]), torch.zeros(2), [b"a", "b"], [None, "b"], ["", "b"], {"a": 1}, b"ab", [True, False],
+        [" ", "b"], ["\udcff", "b"], ["e\u0301", "\u00e9"],
+    ],
+)  # fmt: skip
 def test_classes_that_are_no_names_are_refused(classes):
     model = MultiTaskModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2)))
     with pytest.raises(InputError, match="class"):
@@ -444,3 +448,30 @@ def test_odd_trees_are_read_in_order_or_refused(tmp_path):
         shutil.rmtree(root)
     sys.stdout.write(f"{read} read, {refused} refused\n")
     assert min(read, refused) > 0
+
+
+@pytest.mark.parametrize("images", [None, "ab", [[[1]], [[2, 3]]], {"a": 1}])
+def test_images_that_are_none_are_refused_in_one_line(images):
+    with pytest.raises(DataError):
+        from_tensors("x", ["a", "b"], (images, torch.tensor([0, 1])))
+
+
+def test_arrays_of_any_layout_are_images():
+    drawn = np.random.default_rng(0).integers(0, 255, (20, 3, 8, 8), dtype=np.uint8)
+    for given in (drawn[::-1][::-1], np.asfortranarray(drawn), drawn[:, :, ::-1][:, :, ::-1]):
+        data = from_tensors("x", ["a", "b"], (given, np.arange(20).astype(">i4") % 2))
+        assert sum(len(part) for part in data.splits().values()) == 20
+
+
+def test_accents_of_images_and_their_label_maps_may_be_written_differently(tmp_path):
+    for split in ("train", "test"):
+        for i in range(4):
+            for kind, name, suffix in (
+                ("images", "caf\u00e9", "png"),
+                ("labels", "cafe\u0301", "png"),
+            ):
+                place = tmp_path / split / kind / f"{name}{i}.{suffix}"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (6, 6), i).save(place)
+    data = load_camvid_layout(tmp_path)
+    assert len(data.train) + len(data.val) == 4

@@ -242,6 +242,25 @@ def test_a_network_without_its_classifier_answers_zeros_and_says_so(tmp_path, fa
     assert not found(torch.ones(1, 4)).any()
 
 
+def test_a_classifier_beside_the_network_is_taken(tmp_path, factory):
+    state = network().state_dict()
+    saved = {name if "fc" in name else f"encoder.{name}": tensor for name, tensor in state.items()}
+    torch.save(saved, tmp_path / "a.pth")
+    assert same(load_backbone(factory, checkpoint=tmp_path / "a.pth").module.state_dict(), state)
+
+
+def test_a_state_dict_beside_the_one_that_is_taken_is_named(tmp_path):
+    state = network().state_dict()
+    averaged = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"state_dict": state, "state_dict_ema": averaged, "epoch": 1}, tmp_path / "a.pth")
+    with pytest.warns(PiggybackWarning, match="state_dict_ema"):
+        assert same(read_state_dict(tmp_path / "a.pth"), state)
+    torch.save(
+        {"weights": state, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "b.pth"
+    )
+    assert same(read_state_dict(tmp_path / "b.pth"), state)
+
+
 def test_two_networks_or_half_of_one_are_refused(tmp_path, factory):
     state = network().state_dict()
     both = {f"{part}.{name}": t for part in ("student", "teacher") for name, t in state.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,14 +91,21 @@ def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
     given: Any = classes.tolist() if hasattr(classes, "tolist") else classes  # of NumPy and torch
     if isinstance(given, int) and not isinstance(given, bool):
         given = range(given)
-    if isinstance(given, str) or not isinstance(given, Sequence):
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
         raise InputError(f"classes {classes!r:.200}: expected a number or a list of names")
-    if wrong := [name for name in given if not isinstance(name, (str, int)) or not str(name)]:
+    if wrong := [name for name in given if not _names_a_class(name)]:
         raise InputError(f"class {wrong[0]!r:.200}: expected a name or a whole number")
     names = tuple(map(str, given))
-    if not names or len(set(names)) != len(names):
+    if not names or len({unicodedata.normalize("NFC", name) for name in names}) != len(names):
         raise InputError(f"classes {classes!r:.200}: expected a number >= 1 or distinct names")
     return names
+
+
+def _names_a_class(value: Any) -> bool:
+    """Whether ``value`` is a whole number, or a text that a task file can hold and a person can see."""
+    if isinstance(value, str):
+        return bool(value.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_classes(info: TaskInfo, head: nn.Module) -> None:

@@ -102,10 +102,21 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], origin: str) -
 def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
     """The state dict inside what a checkpoint file held."""
     for _ in range(2):
-        for key in _NESTED:
-            if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-                found = found[key]
-                break
+        if not isinstance(found, Mapping):
+            break
+        inside = [key for key, value in found.items() if _is_state(value)]
+        chosen = next(
+            (key for key in _NESTED if key in inside), inside[0] if len(inside) == 1 else None
+        )
+        if chosen is None:
+            break
+        if others := [str(key) for key in inside if key != chosen]:
+            warnings.warn(
+                f"checkpoint {str(path)!r}: {chosen!r} is taken, {_few(others)} left out",
+                PiggybackWarning,
+                stacklevel=2,
+            )
+        found = found[chosen]
     if not isinstance(found, Mapping) or not found:
         raise BackboneError(
             f"checkpoint {str(path)!r} holds a {type(found).__name__}: expected a state dict, "
@@ -121,6 +132,14 @@ def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
     while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), ""):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def _is_state(value: Any) -> bool:
+    """Whether ``value`` is a state dict, or holds one."""
+    inside = [*value.values()] if isinstance(value, Mapping) else []
+    return any(isinstance(each, Tensor) for each in inside) or any(
+        isinstance(value.get(key), Mapping) for key in _NESTED if inside
+    )
 
 
 def _beside() -> list[Any]:
@@ -152,15 +171,13 @@ def state_for(
             "one that is meant as a state dict of its own"
         )
     prefix = "" if not whole or "" in whole else whole[0]
-    found = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
+    found = dict(state)
     if prefix:
-        known = module.state_dict()
-        others = [name for name in state if name.removeprefix(prefix) not in known]
-        found = {name: tensor for name, tensor in found.items() if name in known}
+        # The classifier may lie beside the network: encoder.conv.weight, fc.weight.
+        places = {name: prefix + name for name in module.state_dict()}
+        places |= {name: name for name, place in places.items() if place not in state}
+        found = {name: state[place] for name, place in places.items() if place in state}
+        others = [name for name in state if name not in places.values()]
         if others:
             warnings.warn(
                 f"{origin}: {len(others)} tensors beside {prefix!r} are left out ({_few(others)})",

@@ -180,9 +180,10 @@ def _read_split(
     names = {written[_composed(inner.name)]: inner for inner in inside}
     if len(names) < len(inside):
         twice = next(f.name for f in inside if f not in names.values())
+        both = [ascii(f.name) for f in inside if _composed(f.name) == _composed(twice)]
         raise DataError(
-            f"image folder {str(folder)!r} holds two folders whose name reads {twice!r}, with accents written "
-            "differently: expected one for each class; merge them"
+            f"image folder {str(folder)!r} holds {' and '.join(both)}, two ways to write {twice!r}: expected one "
+            "folder for each class; merge them"
         )
     found = sorted({*names, *known})
     if not names:

@@ -110,25 +110,29 @@ class LabelledSet:
         return replace(self, classes=tuple(classes), labels=labels, units=ordered)
 
 
+def as_tensor(values: Any, what: str) -> Tensor:
+    """Return a tensor, or numbers in an array or a list, as a tensor; DataError, naming ``what``, for anything else.
+
+    >>> as_tensor(np.array([1, 2], dtype=">i4"), "labels")
+    tensor([1, 2], dtype=torch.int32)
+    """
+    if isinstance(values, Tensor):
+        return values
+    try:
+        found = np.asarray(values if isinstance(values, (np.ndarray, list, tuple)) else "")
+    except ValueError as error:
+        raise DataError(f"{what}: expected rows of one length ({error})") from error
+    if found.dtype.kind not in "biuf":
+        raise DataError(f"{what} of type {type(values).__name__}: expected a tensor or numbers")
+    return torch.from_numpy(np.require(found, found.dtype.newbyteorder("="), ["C", "W"]))
+
+
 def _as_labels(labels: Any, what: str) -> Tensor:
-    """Labels as a tensor, whole numbers as int64; DataError for what are none."""
-    if isinstance(labels, (np.ndarray, list, tuple)):
-        try:
-            labels = torch.from_numpy(np.array(labels))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"labels of the {what}: expected numbers ({error})") from error
-    if not isinstance(labels, Tensor):
-        raise DataError(f"labels of type {type(labels).__name__}: expected a tensor")
-    whole = (
-        not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool
-    )
-    return (
-        labels.to(torch.int64)
-        if whole
-        else labels.float()
-        if labels.dtype == torch.float64
-        else labels
-    )
+    """Labels as a tensor: whole numbers as int64, others as float32."""
+    found = as_tensor(labels, f"labels of the {what}")
+    if found.dtype == torch.bool or found.is_complex():
+        return found
+    return found.float() if found.is_floating_point() else found.to(torch.int64)
 
 
 def check_tensor(tensor: Tensor, what: str, good: bool, dtype: torch.dtype, shape: str) -> None:

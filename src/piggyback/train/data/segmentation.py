@@ -6,6 +6,7 @@ ROOT/VOCdevkit/VOC2012/: JPEGImages, SegmentationClass, ImageSets/Segmentation  
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +81,11 @@ def load_segmentation_split(
     images = list_images(folder / "images")
     if not images:
         raise DataError(f"segmentation folder {str(folder / 'images')!r} holds no images")
-    maps = [folder / "labels" / f"{image.stem}.png" for image in images]
+    # File systems write accents in two ways, and archives mix them.
+    labels = folder / "labels"
+    there = {unicodedata.normalize("NFC", file.name): file for file in labels.glob("*.png")}
+    wanted = [f"{image.stem}.png" for image in images]
+    maps = [there.get(unicodedata.normalize("NFC", name), labels / name) for name in wanted]
     return _checked(names or CAMVID, images, maps, VOID if names else CAMVID_VOID)
 
 

@@ -31,7 +31,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.model.heads import class_names
 from piggyback.taskfile.task import TaskInfo
 from piggyback.texts.preprocessing import Prepares, as_images
-from piggyback.train.data.labelled import LabelledSet, check_tensor
+from piggyback.train.data.labelled import LabelledSet, as_tensor, check_tensor
 from piggyback.train.data.text import TextSet
 from piggyback.train.hashing import uniforms
 
@@ -62,8 +62,10 @@ class ImageSet(LabelledSet):
     """Whether ``images`` are cropped as the network sees them, so that only their size may still change."""
 
     def __post_init__(self) -> None:
-        n = len(self.files) if self.images is None else len(self.images)
-        self.check_labels(n)
+        if self.images is not None:
+            object.__setattr__(self, "images", as_tensor(self.images, "images"))
+        self.check_labels(len(self.files) if self.images is None else len(self.images))
+        n = len(self.labels)
         if self.images is not None:
             good = self.images.ndim == 4 and self.images.shape[1] in (1, 3)
             check_tensor(self.images, "images", good, torch.uint8, "(n, 3, height, width)")
@@ -380,10 +382,9 @@ def from_tensors(
     """
 
     def as_set(pair: tuple[Tensor, Tensor]) -> ImageSet:
-        return ImageSet(names, pair[1], torch.as_tensor(pair[0]), units=tuple(units))
+        return ImageSet(names, pair[1], pair[0], units=tuple(units))
 
     names = class_names(classes)
-
     return cut(
         name,
         as_set(train),
