@@ -22,8 +22,9 @@ from piggyback import MultiTaskModel, load_backbone
 from piggyback.images.decode import load_fitted, normalise
 from piggyback.images.find import list_images
 from piggyback.kinds.calibration import AbstainAt, fit_temperature, threshold_for
+from piggyback.kinds.classification import confidence
+from piggyback.kinds.metrics import calibration
 from piggyback.taskfile.header import read_header
-from piggyback.train.metrics import calibration, certainty
 
 OWN, FOREIGN, KEPT = 600, 200, 0.95
 
@@ -80,14 +81,14 @@ def tables(logits: Mapping[str, NDArray], names: Sequence[str], alike: set[froze
         first.append(
             f"| {name} | {_of(right.mean())} | {heat:.2f} | {_of(before)} | {_of(after)} |"
         )
-        sure = certainty(_chances(z, heat))
+        sure = confidence(z / heat).numpy()
         own = torch.from_numpy(sure[:half])
         least = threshold_for(own, own > 0, AbstainAt("coverage", KEPT))
         kept, cells = float((sure[half:] >= least).mean()), {}
         for other in names:
             if other != name and frozenset((name, other)) not in alike:
                 foreign = torch.from_numpy(logits[f"{name}/{other}"])
-                cells[other] = float((certainty(_chances(foreign, heat)) < least).mean())
+                cells[other] = float((confidence(foreign / heat).numpy() < least).mean())
         mean = float(np.mean(list(cells.values())))
         refused_all.append((kept, mean))
         row = " | ".join(f"{100 * cells[o]:.0f}" if o in cells else "" for o in names)

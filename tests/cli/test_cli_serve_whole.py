@@ -72,7 +72,9 @@ def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path, toy: str) -> Iterator[Running]:
-    with started(folder, "--backbone", f"{toy}:build", "--memory", "64MiB") as running:
+    # Held against the command line, which computes in float32: bfloat16 would be the default on some processors.
+    options = ("--backbone", f"{toy}:build", "--memory", "64MiB", "--precision", "float32")
+    with started(folder, *options) as running:
         yield running
 
 

@@ -133,9 +133,9 @@ class Kind(abc.ABC):
     def meter(self, device: torch.device) -> Meter:
         """Return a meter for outputs on ``device``."""
 
+    @abc.abstractmethod
     def values(self, outputs: Tensor) -> Tensor:
         """Return what outputs (n, classes) mean: probabilities, or numbers in their units."""
-        raise NotImplementedError  # of kinds that answer for pixels
 
     @abc.abstractmethod
     def answers(self, outputs: Tensor, top: int) -> list[Said]:
@@ -149,9 +149,9 @@ class Kind(abc.ABC):
         """Return the weights by which rare classes or labels count as much as common ones; None without such."""
         return None
 
+    @abc.abstractmethod
     def guess(self, targets: Tensor) -> float:
         """Return the mean loss of the best answer that is the same for all samples."""
-        raise NotImplementedError  # of kinds that training watches no masks of
 
     def skill_targets(self, targets: Tensor) -> Tensor | None:
         """Return the numbers, float (n, k), that a linear regression on features is asked for; None for classes."""

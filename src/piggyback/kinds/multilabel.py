@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from piggyback.kinds import metrics
 from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import RankedClass, Said
@@ -48,8 +49,9 @@ class MeasuredLabels(Score):
     @cached_property
     def precisions(self) -> list[float | None]:
         """Average precision of each label in percent; None for one that no image has."""
-        columns = zip(self.outputs.T, self.targets.T, strict=True)
-        return [average_precision(scores, truth) for scores, truth in columns]
+        columns = zip(self.outputs.T.numpy(), self.targets.T.bool().numpy(), strict=True)
+        found = [metrics.average_precision(scores, truth) for scores, truth in columns]
+        return [None if math.isnan(value) else 100 * value for value in found]
 
     def numbers(self) -> Mapping[str, float]:
         """Return mean average precision, F1 over all labels together, images with every label right; in percent."""
@@ -187,27 +189,6 @@ class Multilabel(Kind):
     def skill_targets(self, targets: Tensor) -> Tensor:
         """Return 1 where an image has a label, else 0."""
         return targets.float()
-
-
-def average_precision(scores: Tensor, truth: Tensor) -> float | None:
-    """Return the average precision in percent of ``scores`` (n,) for ``truth`` (n,) of 0 and 1; None without a 1.
-
-    The mean of the precision at each positive, where samples of one score come together: scikit-learn's.
-
-    >>> round(average_precision(torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1.0, 0.0, 1.0])), 3)  # (1 + 2/3) / 2
-    83.333
-    """
-    positives = float(truth.sum())
-    if not positives:
-        return None
-    order = scores.argsort(descending=True, stable=True)
-    held, hits = scores[order], truth[order].double().cumsum(0)
-    last = torch.ones(len(held), dtype=torch.bool)
-    last[:-1] = held[1:] != held[:-1]
-    at = last.nonzero()[:, 0]
-    hits = hits[at]
-    gained = hits.diff(prepend=hits.new_zeros(1))
-    return 100 * float((gained * hits / (at + 1)).sum()) / positives
 
 
 def best_thresholds(outputs: Tensor, targets: Tensor) -> tuple[float, ...]:

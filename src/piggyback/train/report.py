@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from piggyback.errors import InputError
-from piggyback.train import metrics
-from piggyback.train.metrics import Calibration, Floats, Interval
+from piggyback.kinds import metrics
+from piggyback.kinds.classification import confidence
+from piggyback.kinds.metrics import Calibration, Floats, Interval
 
 SLOW_DRAWS = 200
 """Resamples where each has to sort all scores again."""
@@ -141,7 +143,9 @@ def _classification(outcome: Outcome) -> Report:
     numbers["confidence"] = _percent(float(sure.mean()))
     numbers["calibration_error"] = _percent(calibration.ece)
     numbers["log_loss"] = Number(_log_loss(outcome.answers, truth), unit="")
-    certain = metrics.certainty(outcome.answers)
+    # Probabilities' logarithms are logits.
+    logits = torch.from_numpy(np.log(np.maximum(outcome.answers, 1e-30)))
+    certain = confidence(logits).double().numpy()
     curve = metrics.coverage(certain, right)
     if outcome.least:
         given = certain >= outcome.least

@@ -197,16 +197,6 @@ def errors(found: Floats, truth: Floats) -> dict[str, float]:
 # -- from confidence -------------------------------------------------------------------------------
 
 
-def certainty(chances: Floats) -> Floats:
-    """Return 1 - entropy / log(classes) of probabilities (n, classes): the confidence that answers carry.
-
-    >>> certainty(np.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
-    [1.0, 0.0]
-    """
-    logs = np.log(chances, out=np.zeros_like(chances), where=chances > 0)
-    return np.asarray(1 + (chances * logs).sum(1) / math.log(max(chances.shape[1], 2)))
-
-
 @dataclass(frozen=True)
 class Calibration:
     """How often answers of a confidence are right."""

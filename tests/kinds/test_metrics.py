@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from piggyback.train import metrics
+from piggyback.kinds import metrics
 
 sklearn = pytest.importorskip("sklearn.metrics")
 
