@@ -348,8 +348,8 @@ def test_rebuilt_files_are_right_when_nothing_is_changed() -> None:
 
 
 def test_newer_version_says_upgrade() -> None:
-    newer = rebuilt(save(small()), lambda h, t: h["__metadata__"].update(version="5"))
-    with pytest.raises(TaskFileError, match=r"version 5.*upgrade"):
+    newer = rebuilt(save(small()), lambda h, t: h["__metadata__"].update(version="99"))
+    with pytest.raises(TaskFileError, match=r"version 99.*upgrade"):
         load(newer)
 
 

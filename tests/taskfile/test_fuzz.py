@@ -44,8 +44,9 @@ def formed() -> Task:
 
 
 def short() -> Task:
-    """A file of version 3, with an int8 head and float16 normalisation."""
-    head = {"weight": round_rows(torch.randn(4, 20, generator=torch.Generator().manual_seed(1)))}
+    """A file of version 5, with heads of five bits and of a byte, and float16 normalisation."""
+    torch.manual_seed(1)
+    head = {"weight": round_rows(torch.randn(4, 24)), "odd": round_rows(torch.randn(4, 20))}
     return replace(original(ternary=False), head=head, norm={"bn.weight": torch.ones(5)})
 
 

@@ -1,4 +1,4 @@
-"""Heads of a byte a weight and normalisation of two: rounded once, kept to the bit."""
+"""Heads of five bits or a byte per weight, and normalisation of two bytes: rounded once, kept to the bit."""
 
 from __future__ import annotations
 
@@ -15,43 +15,66 @@ from piggyback.errors import TaskFileError
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.file import load, save
 from piggyback.taskfile.rounding import (
-    int8_to_rows,
+    BYTE,
+    PACKED,
+    codes_to_rows,
+    pack_codes,
     round_half,
     round_rows,
-    rows_to_int8,
+    rows_to_codes,
     to_half,
+    unpack_codes,
 )
 from support.nets import Convolutions, learn, seeded
 from taskfile.test_file import rebuilt
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MAKER = runpy.run_path(str(GOLDEN / "make_v3.py"))
+MAKER5 = runpy.run_path(str(GOLDEN / "make_v5.py"))
 
 
-def twin(row: list[float]) -> list[float]:
+def twin(row: list[float], largest: int) -> list[float]:
     """One row rounded number by number, in float64."""
-    mantissa, exponent = math.frexp(max(map(abs, row), default=0.0) / 127)
-    scale = math.ldexp(math.ceil(mantissa * 2**16) / 2**16, exponent)
-    return [round(value / scale) * scale if scale else 0.0 for value in row]
+    tries = []
+    for clip in (1.0, 0.9, 0.8, 0.7, 0.6) if largest == PACKED else (1.0,):
+        mantissa, exponent = math.frexp(clip * max(map(abs, row), default=0.0) / largest)
+        scale = math.ldexp(math.ceil(mantissa * 2**16) / 2**16, exponent)
+        codes = [max(-largest, min(largest, round(x / scale))) if scale else 0 for x in row]
+        tries.append([code * scale for code in codes])
+    return min(tries, key=lambda made: sum((m - x) ** 2 for m, x in zip(made, row, strict=True)))
 
 
 @pytest.mark.parametrize("shape", [(10, 64), (3, 5, 1, 1), (1, 1), (4, 0)])
 @pytest.mark.parametrize("size", [1.0, 1e-6, 3e8])
-def test_rows_are_rounded_as_their_twin_says_and_come_back_to_the_bit(shape, size):
+@pytest.mark.parametrize("largest", [PACKED, BYTE])
+def test_rows_are_rounded_as_their_twin_says_and_come_back_to_the_bit(shape, size, largest):
     torch.manual_seed(0)
     weight = torch.randn(shape) * size
-    rounded = round_rows(weight)
-    expected = [twin(row.tolist()) for row in weight.flatten(1)]
+    rounded = round_rows(weight, largest)
+    expected = [twin(row.tolist(), largest) for row in weight.flatten(1)]
     assert rounded.flatten(1).tolist() == expected
-    assert torch.equal(round_rows(rounded), rounded)
+    assert torch.equal(round_rows(rounded, largest), rounded)
     if weight.numel():
-        codes, scales = rows_to_int8(rounded)
+        codes, scales = rows_to_codes(rounded)
         assert codes.dtype == torch.int8
         assert codes.shape == shape
-        assert codes.abs().amax() == 127
-        assert torch.equal(int8_to_rows(codes, scales).view(torch.int32), rounded.view(torch.int32))
-        error = (rounded - weight).flatten(1).abs().amax(1)
-        assert bool((error <= 0.5001 * scales).all())
+        assert codes.abs().amax() == largest
+        same = codes_to_rows(codes, scales)
+        assert torch.equal(same.view(torch.int32), rounded.view(torch.int32))
+
+
+def test_codes_of_five_bits_are_packed_as_their_twin_says():
+    codes = torch.randint(-15, 16, (3, 16, 1, 1), generator=torch.Generator().manual_seed(0))
+    packed = pack_codes(codes.to(torch.int8))
+    assert tuple(packed.shape) == (3, 10, 1, 1)
+    for row, octets in zip(codes.flatten(1).tolist(), packed.flatten(1).tolist(), strict=True):
+        bits = "".join(f"{code + 15:05b}"[::-1] for code in row)
+        assert octets == [int(bits[i : i + 8][::-1], 2) for i in range(0, 80, 8)]
+    assert torch.equal(unpack_codes(packed), codes.to(torch.int8))
+    # A byte each: codes beyond five bits, and rows or kernels that would leave bits over.
+    assert pack_codes(torch.full((2, 8), 16, dtype=torch.int8)) is None
+    assert pack_codes(torch.zeros(2, 12, dtype=torch.int8)) is None
+    assert pack_codes(torch.zeros(2, 8, 3, 3, dtype=torch.int8)) is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +93,7 @@ def test_what_cannot_be_rounded_stays(weight):
     same = round_rows(weight)
     assert same.dtype == weight.dtype
     assert torch.equal(same.nan_to_num(), weight.nan_to_num())
-    assert rows_to_int8(same) is None
+    assert rows_to_codes(same) is None
 
 
 def test_values_that_rounding_did_not_make_are_not_taken_for_it():
@@ -83,7 +106,7 @@ def test_values_that_rounding_did_not_make_are_not_taken_for_it():
     ):
         spoiled = rounded.clone()
         spoil(spoiled)
-        assert rows_to_int8(spoiled) is None
+        assert rows_to_codes(spoiled) is None
 
 
 def test_normalisation_is_rounded_where_float16_is_good_enough():
@@ -136,6 +159,53 @@ def test_the_golden_file_loads_for_ever():
     assert stored["head.weight"].dtype == torch.int8
     assert stored["half.bn.running_mean"].dtype == torch.float16
     assert stored["norm.bn.running_var"].dtype == torch.float32
+
+
+def test_the_golden_file_with_a_packed_head_loads_for_ever():
+    data = (GOLDEN / "v5-packed.safetensors").read_bytes()
+    found = load(data)
+    rows = [[s * k for k in c] for s, c in zip(MAKER5["SCALES"], MAKER5["CODES"], strict=True)]
+    assert found.head["weight"].tolist() == rows
+    assert save(found) == data == save(MAKER5["task"]())
+    stored = safetensors_load(data)["head.weight"]
+    assert (stored.dtype, tuple(stored.shape)) == (torch.uint8, (2, 5))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda h, t: h["__metadata__"].update(version="4"), id="in version 4"),
+        pytest.param(
+            lambda h, t: h["head.weight"].update(shape=[1, 10]), id="rows without a scale"
+        ),
+        pytest.param(lambda h, t: h["head.weight"].update(shape=[2, 1, 5]), id="five in a kernel"),
+        pytest.param(lambda h, t: h["head.weight"].update(dtype="F16"), id="no codes"),
+    ],
+)
+def test_packed_heads_that_do_not_fit_are_refused(spoil):
+    with pytest.raises(TaskFileError):
+        load(rebuilt((GOLDEN / "v5-packed.safetensors").read_bytes(), spoil))
+
+
+def test_a_code_that_none_packs_is_refused():
+    golden = (GOLDEN / "v5-packed.safetensors").read_bytes()
+    codes = torch.tensor(MAKER5["CODES"], dtype=torch.int8)
+    packed = pack_codes(codes).numpy().tobytes()
+    assert golden.count(packed) == 1
+    spoiled = bytes([packed[0] | 0b11111]) + packed[1:]
+    with pytest.raises(TaskFileError, match="codes"):
+        load(rebuilt(golden.replace(packed, spoiled), lambda h, t: None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "largest"),
+    [("classification", 16, PACKED), ("classification", 15, BYTE), ("regression", 16, BYTE)],
+)
+def test_many_scores_have_five_bits_and_numbers_a_byte(kind, outputs, largest):
+    model = MultiTaskModel(seeded(Convolutions))
+    model.start_task("a", outputs, kind=kind)
+    codes, _ = rows_to_codes(model.finish_task().head["weight"])
+    assert codes.abs().amax() == largest
 
 
 def changed(name: str, **entry) -> bytes:

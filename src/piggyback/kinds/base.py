@@ -96,6 +96,9 @@ class Kind(abc.ABC):
     per_pixel: ClassVar[bool] = False
     """Whether an output has two more dimensions than the classes."""
 
+    ranked: ClassVar[bool] = False
+    """Whether outputs are only compared with each other: a small error of each changes next to no answer."""
+
     fits: ClassVar[bool] = False
     """Whether something of the file is fitted on val: see ``fitted``."""
 

@@ -128,6 +128,7 @@ class Classification(Kind):
     """One class for each image; outputs are logits."""
 
     name = "classification"
+    ranked = True
     slack = 0.5
     losses_known: ClassVar[tuple[str, ...]] = ("auto", "focal")
     fits = True

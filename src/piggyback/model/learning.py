@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.errors import InputError, PiggybackWarning, TaskStateError, TrainingError
-from piggyback.kinds import KINDS
+from piggyback.kinds import KINDS, kind_of
 from piggyback.model.checks import reaches, tensors_of
 from piggyback.model.processes import average_, calling_ddp, first_other
 from piggyback.network.fingerprint import IGNORED
 from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.norm import norm_modules
-from piggyback.taskfile.rounding import round_half, round_rows
+from piggyback.taskfile.rounding import BYTE, PACKED, round_half, round_rows
 from piggyback.taskfile.task import NormPolicy, Task, TaskInfo
 
 FIRST_RUNS = 5
 """Forward passes that are looked at."""
+MANY = 16
+"""Outputs from which on a head's weights are rounded to five bits."""
 _BUILT_FOR: weakref.WeakKeyDictionary[DistributedDataParallel, Counter[str]]
 _BUILT_FOR = weakref.WeakKeyDictionary()
 """The task, by its ``runs``, that each was first used for: it reduces what was trainable when it was built."""
@@ -284,7 +286,7 @@ class Learning:
         return Task(
             name=self.name,
             masks=live.to_c_order(live.capture(self._names(), self.info.rule)),
-            head=_rounded_head(self.head.state_dict(), self.info.head_kind),
+            head=_rounded_head(self.head.state_dict(), self.info),
             norm={name: round_half(tensor) for name, tensor in _copies(norms).items()},
             info=replace(self.info, provenance=dict(provenance)),
         )
@@ -314,9 +316,16 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _rounded_head(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """Copies with the values that a file keeps; a custom head's are its own affair."""
+def _rounded_head(tensors: Mapping[str, Tensor], info: TaskInfo) -> dict[str, Tensor]:
+    """Copies with the values that a file keeps; a custom head's are its own affair.
+
+    Five bits are for many outputs that are only compared with each other; few outputs cost few bytes anyway.
+    """
     copies = _copies(tensors)
-    if kind not in ("linear", "conv"):
+    if info.head_kind not in ("linear", "conv"):
         return copies
-    return {name: round_rows(tensor) for name, tensor in copies.items()}
+    ranked = info.kind in KINDS and kind_of(info).ranked
+    return {
+        name: round_rows(tensor, PACKED if ranked and len(tensor) >= MANY else BYTE)
+        for name, tensor in copies.items()
+    }

@@ -38,7 +38,14 @@ from piggyback.taskfile.header import (
     read_whole,
     to_metadata,
 )
-from piggyback.taskfile.rounding import int8_to_rows, rows_to_int8, to_half
+from piggyback.taskfile.rounding import (
+    PACKED,
+    codes_to_rows,
+    pack_codes,
+    rows_to_codes,
+    to_half,
+    unpack_codes,
+)
 from piggyback.taskfile.task import Task, check_name
 
 
@@ -64,7 +71,12 @@ def save(task: Task) -> bytes:
     tensors |= {FORM + name: tensor for name, tensor in checked_coefficients(task).items()}
     tensors |= _short_head(task) | _short_norm(task)
     short = any(name.startswith((SCALE, HALF)) for name in tensors)
-    data = container.build(tensors, to_metadata(task.name, task.info, layers, short))
+    packed = any(
+        tensors[HEAD + name.removeprefix(SCALE)].dtype == torch.uint8
+        for name in tensors
+        if name.startswith(SCALE)
+    )
+    data = container.build(tensors, to_metadata(task.name, task.info, layers, short, packed))
     shapes = {name: mask.shape for name, mask in task.masks.items()}
     parse(memoryview(data), shapes)  # what is written here is what a reader accepts
     return data
@@ -91,8 +103,15 @@ def load(data: bytes, name: str | None = None, expect: Shapes | None = None) -> 
         kept = [layer.kept for layer in header.layers]
         decoded = reader.decode(stream, shapes, ternary=ternary, kept=kept)
         masks = {layer.name: m for layer, m in zip(header.layers, decoded, strict=True)}
-    scales = _tensors(view, entries, SCALE)
-    check_scales(scales, _tensors(view, entries, HEAD))
+    scales, head = _tensors(view, entries, SCALE), _tensors(view, entries, HEAD)
+    for key in scales:
+        if head[key].dtype == torch.uint8:
+            head[key] = unpack_codes(head[key])
+            if bool((head[key] > PACKED).any()):
+                raise TaskFileError(
+                    f"the head's {key!r}: expected codes up to {PACKED}; it is damaged"
+                )
+    check_scales(scales, head)
     info = header.info
     if DIGESTS in entries:
         rows = container.read_tensor(view, entries[DIGESTS]).numpy()
@@ -101,7 +120,7 @@ def load(data: bytes, name: str | None = None, expect: Shapes | None = None) -> 
     task = Task(
         name=header.name if name is None else name,
         masks=masks,
-        head=_whole_head(_tensors(view, entries, HEAD), scales),
+        head={n: codes_to_rows(t, scales[n]) if n in scales else t for n, t in head.items()},
         norm={
             **_tensors(view, entries, NORM),
             **{name: half.float() for name, half in _tensors(view, entries, HALF).items()},
@@ -144,19 +163,17 @@ def load_file(
 
 
 def _short_head(task: Task) -> dict[str, Tensor]:
-    """The head's tensors, those that ``round_rows`` made as int8 and scales; a custom head as it is."""
+    """The head's tensors, those that ``round_rows`` made as codes and scales; a custom head as it is."""
     tensors = {}
     for name, tensor in task.head.items():
-        found = None if task.info.head_kind not in ("linear", "conv") else rows_to_int8(tensor)
+        found = None if task.info.head_kind not in ("linear", "conv") else rows_to_codes(tensor)
         if found is None:
             tensors[HEAD + name] = tensor
         else:
-            tensors[HEAD + name], tensors[SCALE + name] = found
+            packed = pack_codes(found[0])
+            tensors[HEAD + name] = found[0] if packed is None else packed
+            tensors[SCALE + name] = found[1]
     return tensors
-
-
-def _whole_head(head: dict[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n: int8_to_rows(t, scales[n]) if n in scales else t for n, t in head.items()}
 
 
 def _short_norm(task: Task) -> dict[str, Tensor]:

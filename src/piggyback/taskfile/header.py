@@ -41,7 +41,7 @@ from piggyback.taskfile.task import TaskInfo, check_name
 from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 
 FORMAT = "piggyback-task"
-VERSION = 4
+VERSION = 5
 """The newest that this library reads; a task is written in the lowest that can hold it."""
 SEGMENTATION = "segmentation"
 """The head kind that came with version 2."""
@@ -49,7 +49,7 @@ CODECS = ("constant", "raw", "coded")
 MASKS, DIGESTS = "masks", "digests"
 HEAD, NORM, FORM = "head.", "norm.", "form."
 SCALE, HALF = "scale.", "half."
-"""Of version 3: the scales of head rows that are int8, and normalisation in float16."""
+"""Of version 3: the scales of head rows in codes of a byte, since version 5 of five bits; and float16 normalisation."""
 FREE_BYTES = 1 << 20
 MAX_EXPANSION = 1024
 """A file may claim FREE_BYTES + MAX_EXPANSION * its size bytes of packed masks, unless the caller knows the shapes."""
@@ -60,6 +60,10 @@ _FIELDS = ["name", "kind", "classes", "rule", "head", "preprocessing", "backbone
 OUTPUTS = "outputs"
 """The field that came with version 4: what is known of the outputs besides their names, of these parts some."""
 _OUTPUTS = ("units", "thresholds", "scaling", "calibration")
+
+_NO = Entry("", (), 0, 0)
+CODE_BITS = 5
+"""Of a head's codes, since version 5."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the weights that may be masked, by name."""
@@ -230,8 +234,11 @@ def _check_form(header: TaskHeader, entries: Mapping[str, Entry]) -> None:
 def _check_short(entries: Mapping[str, Entry], version: int) -> None:
     """Raise TaskFileError where a file's short tensors do not fit what they stand for, or version 3 has none."""
     short = [name for name in entries if name.startswith((SCALE, HALF))]
-    if not short and version == 3:
-        raise TaskFileError("version 3 without a tensor in a short form: expected a lower one")
+    packed = [
+        name for name in short if entries.get(HEAD + name.removeprefix(SCALE), _NO).dtype == "U8"
+    ]
+    if (not short and version == 3) or (not packed and version == 5):
+        raise TaskFileError(f"version {version} without what is new in it: expected a lower one")
     for name in short:
         entry, plain = entries[name], name.removeprefix(SCALE).removeprefix(HALF)
         if name.startswith(HALF):
@@ -240,9 +247,13 @@ def _check_short(entries: Mapping[str, Entry], version: int) -> None:
                     f"tensor {name!r}: {entry.dtype}: expected F16 and no {NORM + plain!r}; it is damaged"
                 )
             continue
-        codes = entries.get(HEAD + plain)
-        if codes is None or codes.dtype != "I8" or len(codes.shape) < 2:
-            raise TaskFileError(f"tensor {name!r} without an I8 {HEAD + plain!r}; it is damaged")
+        codes = entries.get(HEAD + plain, _NO)
+        five_bits = version > 4 and codes.dtype == "U8" and prod(codes.shape[2:]) == 1
+        good = codes.dtype == "I8" or (five_bits and not sum(codes.shape[1:2]) % CODE_BITS)
+        if not good or len(codes.shape) < 2:
+            raise TaskFileError(
+                f"tensor {name!r} without {HEAD + plain!r} in codes of a byte or five bits; it is damaged"
+            )
         if (entry.dtype, entry.shape) != ("F32", codes.shape[:1]):
             raise TaskFileError(
                 f"tensor {name!r}: {entry.dtype} {entry.shape}: expected F32 {codes.shape[:1]}, "
@@ -284,13 +295,17 @@ def first_of(names: Iterable[str]) -> str:
 
 
 def to_metadata(
-    name: str, info: TaskInfo, layers: tuple[LayerHeader, ...], short: bool = False
+    name: str,
+    info: TaskInfo,
+    layers: tuple[LayerHeader, ...],
+    short: bool = False,
+    packed: bool = False,
 ) -> dict[str, str]:
     """Return the container's metadata; ``from_metadata`` reads it back.
 
-    The version is the lowest that can hold the task: 4 for texts, and where outputs have units, thresholds, a
-    scaling or a calibration; else 3 with tensors in a ``short`` form; else 2 for a mask rule with a form or a head
-    that scores pixels; else 1.
+    The version is the lowest that can hold the task: 5 with a head ``packed`` in five bits; else 4 for texts, and where
+    outputs have units, thresholds, a scaling or a calibration; else 3 with tensors in a ``short`` form; else 2 for a
+    mask rule with a form or a head that scores pixels; else 1.
 
     >>> sorted(to_metadata("signs", TaskInfo(), ()))
     ['format', 'task', 'version']
@@ -298,7 +313,7 @@ def to_metadata(
     rule, new = asdict(info.rule), info.rule.form != "plain" or info.head_kind == SEGMENTATION
     outputs = {part: list(found) for part in _OUTPUTS if (found := getattr(info, part))}
     texts = isinstance(info.preprocessing, TextPreprocessing)
-    version = 4 if texts or outputs else 3 if short else 2 if new else 1
+    version = 5 if packed else 4 if texts or outputs else 3 if short else 2 if new else 1
     if version == 1:
         del rule["form"]
     values = {
@@ -367,7 +382,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     try:
         prepared = _preprocessing(values["preprocessing"], version)
         texts = isinstance(prepared, TextPreprocessing)
-        _expect(version < 4 or new or texts, "version", "3 at most")
+        _expect(version != 4 or new or texts, "version", "3 at most")
         info = TaskInfo(
             kind=values["kind"],
             classes=tuple(classes),
