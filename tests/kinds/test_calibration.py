@@ -160,7 +160,7 @@ def test_few_val_images_fit_nothing_and_it_is_said(backbone, recipe, data) -> No
     told = Recorder()
     task = train(backbone, data, "colours", recipe(abstain_at="accuracy=0.9"), listener=told).task
     assert task.info.calibration == ()
-    assert any("val images" in line and "accuracy=0.9" in line for line in told.notices)
+    assert any("val samples" in line and "accuracy=0.9" in line for line in told.notices)
 
 
 def test_a_target_that_no_confidence_reaches_is_said(backbone, recipe) -> None:

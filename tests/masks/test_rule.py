@@ -137,6 +137,9 @@ def test_the_rate_is_the_rule_of_the_formula_for_long_runs() -> None:
         assert mask_lr(steps) == pytest.approx(mask_lr(steps, z=1.0) / Z)
         assert mask_lr(steps, margin=1e-2) == pytest.approx(mask_lr(steps) * 2)
         assert mask_lr(steps, "constant", z=1.0) == pytest.approx(5e-3 / math.sqrt(steps))
+        # A score whose gradient keeps its sign moves by the sum of the rates.
+        way = sum(lr_factor("cosine", t, steps, 0.3) for t in range(steps))
+        assert way * mask_lr(steps, reach=4.0) == pytest.approx(4 * 5e-3)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from torch import nn
 
 from piggyback import MultiTaskModel, ScoreInit, mask_lr, warmup_cosine
 from piggyback.errors import InputError, PiggybackWarning
-from piggyback.masks.rule import HEAD_LR
-from support.nets import Convolutions, seeded
+from piggyback.masks.rule import HEAD_LR, REACH
+from support.nets import Attention, Convolutions, seeded
 
 
 def started(**options) -> MultiTaskModel:
@@ -45,6 +45,16 @@ def test_rates_that_are_given_count() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [mask_lr(100), 0.5]
     optimizer = started().optimizer(lr=0.1)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+def test_transformers_have_a_rate_of_their_own() -> None:
+    model = MultiTaskModel(seeded(Attention))
+    model.start_task("a", 3)
+    tokens, labels = torch.zeros(4, 6, dtype=torch.int64), torch.arange(4) % 3
+    for batches in (None, [(tokens, labels)]):
+        optimizer = model.optimizer(steps=500, batches=batches)
+        assert optimizer.param_groups[0]["lr"] == mask_lr(500, reach=REACH)
+    assert MultiTaskModel(seeded(Convolutions)).reach is None
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def run(
         for label, row in rows.items():
             by_class.add_row(label, *map(_number, row))
         screen.print(by_class)
-    screen.print(f"{name}: {measured.summary(len(images))}")
+    screen.print(f"{name}: {measured.summary(f'{len(images)} {images.what}')}")
 
 
 def _number(value: float | None) -> str:

@@ -60,8 +60,8 @@ class Score(abc.ABC):
         """Return what ``evaluate`` shows, by name, plain JSON; the score first."""
 
     @abc.abstractmethod
-    def summary(self, images: int) -> str:
-        """Return the score on so many images in a sentence."""
+    def summary(self, samples: str) -> str:
+        """Return the score on ``samples``, such as "500 texts", in a sentence."""
 
     @abc.abstractmethod
     def by_class(self) -> tuple[tuple[str, ...], Mapping[str, Sequence[float | None]]]:

@@ -68,13 +68,11 @@ class Measured(Score):
             return {"accuracy": self.right}
         return {"mean_iou": self.mean_iou, "pixel_accuracy": self.right}
 
-    def summary(self, images: int) -> str:
+    def summary(self, samples: str) -> str:
         """Return how many were right, or the mean IoU."""
         if self.kind == "classification":
-            return f"{self.right:.2f}% of {self.count} images right"
-        return (
-            f"mean IoU {self.mean_iou:.2f}%, {self.right:.2f}% of pixels right, in {images} images"
-        )
+            return f"{self.right:.2f}% of {samples} right"
+        return f"mean IoU {self.mean_iou:.2f}%, {self.right:.2f}% of pixels right, in {samples}"
 
     def by_class(self) -> tuple[tuple[str, ...], Mapping[str, Sequence[float | None]]]:
         """Return images and accuracy of each class, or pixels and IoU."""
@@ -160,10 +158,10 @@ class Classification(Kind):
             asked = f", nor a confidence for {at}" * (at is not None)
             return (
                 info,
-                f"no temperature was fitted{asked}: {val.count} val images, expected {FEWEST} or more",
+                f"no temperature was fitted{asked}: {val.count} val samples, expected {FEWEST} or more",
             )
         temperature, least = fit_temperature(val.outputs, val.targets), 0.0
-        line = f"temperature {temperature:.2f}, fitted on {val.count} val images"
+        line = f"temperature {temperature:.2f}, fitted on {val.count} val samples"
         if at is not None:
             sure = confidence(val.outputs / temperature)
             found = threshold_for(sure, val.outputs.argmax(1) == val.targets, at)

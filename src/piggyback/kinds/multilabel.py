@@ -64,12 +64,12 @@ class MeasuredLabels(Score):
             "all_right": 100 * float((given == self.targets).all(1).float().mean()),
         }
 
-    def summary(self, images: int) -> str:
+    def summary(self, samples: str) -> str:
         """Return mean average precision, F1 and images with every label right."""
         found = self.numbers()
         return (
             f"mean average precision {self.accuracy:.2f}%, F1 {found['f1']:.2f}%, "
-            f"every label right in {found['all_right']:.2f}% of {images} images"
+            f"every label right in {found['all_right']:.2f}% of {samples}"
         )
 
     def by_class(self) -> tuple[tuple[str, ...], Mapping[str, Sequence[float | None]]]:

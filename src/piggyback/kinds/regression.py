@@ -48,13 +48,13 @@ class MeasuredNumbers(Score):
             "rmse": float(error.square().mean().sqrt()),
         }
 
-    def summary(self, images: int) -> str:
+    def summary(self, samples: str) -> str:
         """Return R2, and the mean absolute error where there is one number."""
         unit = f" {self.units[0]}" if len(set(self.units)) == 1 and self.units[0] else ""
         alone = f", mean absolute error {self.numbers()['mae']:.4g}{unit}" * (
             len(self.classes) == 1
         )
-        return f"R2 {self.accuracy:.2f}%{alone}, in {images} images"
+        return f"R2 {self.accuracy:.2f}%{alone}, in {samples}"
 
     def by_class(self) -> tuple[tuple[str, ...], Mapping[str, Sequence[float | None]]]:
         """Return mean absolute error, root mean square error and R2 (%) of each number."""

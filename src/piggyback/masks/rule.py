@@ -35,6 +35,9 @@ MARGIN = 5e-3
 Z = 0.7
 """The margin in standard deviations of what noise does to a score, where nothing is known of the task: see
 docs/RECIPES.md."""
+REACH = 5.0
+"""The margins that a score moves in a run while its gradient keeps its sign, in networks with layer normalisation:
+see docs/RECIPES.md."""
 HEAD_LR = 2e-3
 """Peak rate of the classifier, and of normalisation where a task trains it."""
 
@@ -182,6 +185,9 @@ class ScoreInit:
 # lr sqrt(3 T / 8) for a warm-up and a cosine. Scores start at a margin above the threshold, so noise masks out the
 # share Phi(-z) of the weights, z = margin / N. Signal grows with lr T, noise with lr sqrt(T): a short run needs a
 # higher rate.
+#
+# That holds for convolutional networks. In transformers gradients keep their sign for long, and noise alone would mask
+# out nothing at the best rates. There a score's way, lr sum f_t, is what is held: REACH margins.
 
 
 def mask_lr(
@@ -191,29 +197,37 @@ def mask_lr(
     *,
     margin: float = MARGIN,
     z: float = Z,
+    reach: float | None = None,
 ) -> float:
     """Return the peak learning rate of the scores for a run of ``steps`` steps of Adam.
 
     ``margin``: where scores start above the threshold, in the mean. ``z``: that margin in standard deviations of
-    what noise does to a score in the whole run; a smaller one moves more weights. Use the same ``schedule`` and
-    ``warmup`` as in ``warmup_cosine`` or ``lr_factor``; "constant" is for a loop without a scheduler.
+    what noise does to a score in the whole run; a smaller one moves more weights. ``reach``, for transformers, instead
+    of ``z``: the margins that a score moves while its gradient keeps its sign; ``REACH`` is the default there. Use the
+    same ``schedule`` and ``warmup`` as in ``warmup_cosine`` or ``lr_factor``; "constant" is for a loop without a
+    scheduler.
 
-    Raises InputError for steps below 1, a warmup outside 0 to 1, and for a margin or z that is not finite and above 0.
+    Raises InputError for steps below 1, a warmup outside 0 to 1, and for a margin, z or reach that is not finite and
+    above 0.
 
     >>> [round(mask_lr(steps), 6) for steps in (240, 1000, 5000)]
     [0.00075, 0.000367, 0.000164]
     >>> round(mask_lr(240, "constant"), 6)
     0.000461
+    >>> [round(mask_lr(steps, reach=REACH), 7) for steps in (240, 1000)]
+    [0.0002051, 4.94e-05]
     """
     if not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps {steps!r}: expected a whole number from 1")
     if not 0 <= warmup < 1:
         raise InputError(f"warmup {warmup!r}: expected from 0 to below 1")
-    for name, value in (("margin", margin), ("z", z)):
+    for name, value in (("margin", margin), ("z", z), ("reach", 1.0 if reach is None else reach)):
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{name} {value!r}: expected a finite number above 0")
-    squares = math.fsum(lr_factor(schedule, t, steps, warmup) ** 2 for t in range(steps))
-    return margin / (z * math.sqrt(squares))
+    factors = [lr_factor(schedule, t, steps, warmup) for t in range(steps)]
+    if reach is not None:
+        return reach * margin / math.fsum(factors)
+    return margin / (z * math.sqrt(math.fsum(factor**2 for factor in factors)))
 
 
 def z_for(skill: float, steps: int) -> float:

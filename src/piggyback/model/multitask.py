@@ -32,7 +32,16 @@ from piggyback.errors import (
 from piggyback.kinds import KINDS, kind_of
 from piggyback.kinds.classification import confidence
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rule import HEAD_LR, MaskRule, ScoreInit, Z, check_learnable, mask_lr, z_for
+from piggyback.masks.rule import (
+    HEAD_LR,
+    REACH,
+    MaskRule,
+    ScoreInit,
+    Z,
+    check_learnable,
+    mask_lr,
+    z_for,
+)
 from piggyback.model.checks import check_state_dict, tensors_of
 from piggyback.model.choice import Chosen, TaskChoice, Which
 from piggyback.model.distance import skill_of_batches
@@ -43,7 +52,7 @@ from piggyback.model.routing import TaskInference, run_grouped
 from piggyback.model.summary import Summary, masks_verdict, summarize
 from piggyback.network.backbone import Backbone, BackboneInfo
 from piggyback.network.frozen import FrozenBackbone, plain_copy
-from piggyback.network.norm import computing_modules, norm_modules
+from piggyback.network.norm import computing_modules, is_transformer, norm_modules
 from piggyback.network.select import Selection, left_out
 from piggyback.taskfile.checks import check_fits
 from piggyback.taskfile.file import load_file, save_file
@@ -152,6 +161,11 @@ class MultiTaskModel(nn.Module):
     def masked_names(self) -> tuple[str, ...]:
         """The weights that new tasks mask."""
         return self._frozen.masked_names
+
+    @property
+    def reach(self) -> float | None:
+        """What ``mask_lr`` takes for this backbone: ``REACH`` for a transformer, else None."""
+        return REACH if is_transformer(self.backbone, self.head_name) else None
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -478,8 +492,8 @@ class MultiTaskModel(nn.Module):
         ``steps``, the number of steps of the whole run, gives the scores the rate that ``mask_lr`` derives and all
         else ``HEAD_LR``, peaks of ``warmup_cosine(optimizer, steps)``; ``lr`` gives the rate of the scores, and of
         all else unless told. ``batches``, of inputs and class labels as in the loop, are run through once to see how
-        far the task is from the backbone, as ``train`` does: a far one gets a higher rate. ``options`` are those of
-        ``MaskOptimizer`` and of ``inner``.
+        far the task is from the backbone, as ``train`` does: a far one gets a higher rate, except in transformers.
+        ``options`` are those of ``MaskOptimizer`` and of ``inner``.
 
         Raises InputError where neither or both of ``steps`` and ``lr`` are given, or ``batches`` with ``lr``.
         """
@@ -492,12 +506,11 @@ class MultiTaskModel(nn.Module):
         if lr is None:
             start, threshold = options.get("init") or ScoreInit(), learning.info.rule.threshold
             steps = cast(int, steps)
-            z = (
-                Z
-                if batches is None
-                else z_for(skill_of_batches(self, learning.head, batches, learning.info), steps)
-            )
-            lr = mask_lr(steps, margin=start.margin(threshold), z=z)
+            z = Z
+            if batches is not None and self.reach is None:
+                skill = skill_of_batches(self, learning.head, batches, learning.info)
+                z = z_for(skill, steps)
+            lr = mask_lr(steps, margin=start.margin(threshold), z=z, reach=self.reach)
             head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
         return MaskOptimizer(
             learning.groups(lr, head_lr, norm_lr),

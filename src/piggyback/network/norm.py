@@ -54,6 +54,19 @@ def norm_modules(module: nn.Module, head: str) -> dict[str, nn.Module]:
     }
 
 
+def is_transformer(module: nn.Module, head: str) -> bool:
+    """Return whether a network normalises the features of each position, as transformers do, and no whole batch.
+
+    >>> is_transformer(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2)), head="2")
+    True
+    >>> is_transformer(nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 2)), head="2")
+    False
+    """
+    norms = norm_modules(module, head).values()
+    others = (*NORM_TYPES[:7], nn.GroupNorm)
+    return bool(norms) and not any(isinstance(layer, others) for layer in norms)
+
+
 def computing_modules(module: nn.Module, head: str) -> list[nn.Module]:
     """Return the parametrizations outside the head, such as spectral norm's: in eval mode they change nothing."""
     return [

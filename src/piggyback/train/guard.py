@@ -24,6 +24,7 @@ from piggyback.kinds.base import Kind, Loss
 from piggyback.masks.rule import Z, lr_factor, z_for
 from piggyback.model.distance import feature_skill, head_inputs, one_each
 from piggyback.model.summary import masks_verdict
+from piggyback.network.norm import is_transformer
 from piggyback.texts.preprocessing import Prepares
 from piggyback.train.checkpoint import by_part, learner_tensors, load_learner
 from piggyback.train.data.batches import EvalBatches, serve
@@ -162,7 +163,8 @@ def guard_of(
         feature_skill(features, labels if wanted is None else wanted), device=losses.device
     )
     agree_([losses, skill])
-    rate = Z / z_for(float(skill), steps) if recipe.mask_lr is None else 1.0
+    derived = recipe.mask_lr is None and not is_transformer(learner.network, "")
+    rate = Z / z_for(float(skill), steps) if derived else 1.0
     _scale_rate(learner, rate)
     ends = [-(-made * (mark + 1) // MARKS) for mark in range(MARKS)]
     parts = [losses[max(end - max(made // MARKS, 1), 0) : end] for end in ends]

@@ -69,7 +69,7 @@ class TaskLearner:
         recipe = setup.recipe
         optimizer = self.model.optimizer(
             torch.optim.AdamW,
-            lr=recipe.mask_lr or derived_mask_lr(recipe, setup.steps),
+            lr=recipe.mask_lr or derived_mask_lr(recipe, setup.steps, self.model.reach),
             head_lr=recipe.head_lr,
             norm_lr=recipe.norm_lr,
             init=recipe.init,
@@ -258,15 +258,16 @@ def head(backbone: Backbone, setup: Setup) -> TaskLearner:
     return TaskLearner(backbone, setup, masks=False)
 
 
-def derived_mask_lr(recipe: Recipe, steps: int) -> float:
+def derived_mask_lr(recipe: Recipe, steps: int, reach: float | None = None) -> float:
     """Return the peak rate of the scores where the recipe gives none, for a run of ``steps`` steps.
 
-    The guard, which looks at the task's features, brings it from ``Z`` to the z of the task.
+    Without ``reach`` the guard, which looks at the task's features, brings it from ``Z`` to the z of the task.
     """
     # Starts that have no margin above the threshold get the paper's.
     even = recipe.init.kind in ("magnitude", "constant")
     margin = recipe.init.margin(recipe.rule.threshold) if even else MARGIN
-    return recipe.mask_rate * mask_lr(steps, recipe.schedule, recipe.warmup, margin=margin)
+    rate = mask_lr(steps, recipe.schedule, recipe.warmup, margin=margin, reach=reach)
+    return recipe.mask_rate * rate
 
 
 def move(module: nn.Module, setup: Setup) -> None:
