@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import CheckpointOption, HeadOption, OtherBackboneOption
 from piggyback.cli.screen import results
 from piggyback.errors import InputError, PiggybackError, require
@@ -44,6 +45,8 @@ def run(
     backbone: OtherBackboneOption = None,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
 ) -> None:
     """Write a task as a plain model: a state dict, ONNX, or a folder for transformers.
 
@@ -59,6 +62,7 @@ def run(
       piggyback bake tasks/signs.safetensors --to signs.onnx
       piggyback bake tasks/mood.safetensors --to mood-pipeline
     """
+    compute_with(threads, device)
     if to.suffix not in ("", ".safetensors", ".onnx"):
         raise InputError(
             f"--to {str(to)!r}: expected a name ending in .safetensors or .onnx, or a folder's"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.loading import (
     is_data_set,
     load_tasks,
@@ -78,6 +79,8 @@ def run(
     ] = None,
     column: ColumnOption = None,
     separator: SeparatorOption = ",",
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a task file on a folder of labelled images.
@@ -93,6 +96,7 @@ def run(
       piggyback evaluate signs.safetensors --data photos --report found
       piggyback evaluate new.safetensors --data photos --compare old.safetensors
     """
+    compute_with(threads, device)
     if report is not None:
         require("matplotlib", "plots")
     from piggyback.train.evaluation import evaluate

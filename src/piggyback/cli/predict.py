@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import (
     CheckpointOption,
     ColumnOption,
@@ -126,6 +127,8 @@ def run(
         ),
     ] = None,
     token_file: TokenFileOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
 ) -> None:
     """Classify images, or their pixels, with one or more task files.
 
@@ -153,7 +156,8 @@ def run(
     if at_least is not None and not infer_task:
         raise InputError("--at-least: it is for --infer-task; give that too, or leave it out")
     if url is not None:
-        local = {"backbone": backbone, "checkpoint": checkpoint, "head": head, "out": out}
+        local: dict[str, object] = {"backbone": backbone, "checkpoint": checkpoint, "head": head}
+        local |= {"out": out, "threads": threads, "device": device}
         for name, value in local.items():
             if value is not None:
                 raise InputError(
@@ -168,6 +172,7 @@ def run(
         )
         _show(bad.told(found, asked), how)
         return
+    compute_with(threads, device)
     paths = _task_files(task or [], token_file)
     # Before the network is loaded: a wrong path is reported at once.
     headers = [read_header(path) for path in paths]

