@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from piggyback import __version__
+from piggyback.cli.messages import in_options, takes_options
 from piggyback.errors import PiggybackError, PiggybackWarning
 from piggyback.names import plain
 
@@ -56,6 +57,11 @@ class Commands(TyperGroup):
 
 class Command(TyperCommand):
     """Shows its options in sections, by ``rich_help_panel``, in plain text; those without one come first."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; messages speak of its options."""
+        takes_options(self.params)
+        return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options into the help."""
@@ -157,14 +163,14 @@ def _warning_line(
 ) -> str:
     """A warning of ours in one line, without the place in the code; others as Python shows them."""
     if issubclass(category, PiggybackWarning):
-        return f"warning: {message}\n"
+        return f"warning: {plain(in_options(str(message)))}\n"
     return _FORMAT_WARNING(message, category, filename, lineno, line)
 
 
 def _one_line(error: Exception) -> str | None:
     """The message of an error that its reader can mend; None for a defect of this program."""
     if isinstance(error, PiggybackError):
-        return " ".join(str(error).split())
+        return in_options(" ".join(str(error).split()))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return None

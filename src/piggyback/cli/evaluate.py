@@ -13,7 +13,6 @@ from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.loading import (
     is_data_set,
     load_tasks,
-    naming_option,
     refuse_columns,
     refuse_skip_bad,
 )
@@ -101,9 +100,8 @@ def run(
         require("matplotlib", "plots")
     from piggyback.train.evaluation import evaluate
 
-    with naming_option():
-        kind = read_header(task).info.kind
-        given = _images(data, split, skip_bad, columns_of(column), kind, separator)
+    kind = read_header(task).info.kind
+    given = _images(data, split, skip_bad, columns_of(column), kind, separator)
     loaded = load_tasks([task], backbone, checkpoint, head)
     name = loaded.headers[0].name
     images, seen = _unseen(given, loaded.headers[0], split)

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from piggyback.cli.messages import in_options
 from piggyback.names import plain
 from piggyback.train.events import EpochRow, Listener, Plan, Step
 
@@ -194,7 +195,7 @@ class ScreenListener(Listener):
 
     def on_notice(self, text: str) -> None:
         """Print it."""
-        self.console.print(f"{self.label}: {text}", soft_wrap=True)
+        self.console.print(f"{self.label}: {in_options(text)}", soft_wrap=True)
 
     def on_end(self) -> None:
         """Take the bar away."""

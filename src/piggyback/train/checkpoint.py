@@ -97,8 +97,8 @@ def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
         if there.get(field) != here.get(field):
             raise CheckpointError(
                 f"{str(path)!r} belongs to another run: {field} is {reprlib.repr(there.get(field))} there, "
-                f"{reprlib.repr(here.get(field))} now; choose another folder, delete this one, or start anew "
-                "without resume"
+                f"{reprlib.repr(here.get(field))} now; choose another folder, delete this one, or start anew, "
+                "without resume=True"
             )
 
 
