@@ -161,10 +161,11 @@ def _warning_line(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """A warning of ours in one line, without the place in the code; others as Python shows them."""
+    """A warning of ours in one line, without the place in the code; others as Python shows them, codes escaped."""
     if issubclass(category, PiggybackWarning):
         return f"warning: {plain(in_options(str(message)))}\n"
-    return _FORMAT_WARNING(message, category, filename, lineno, line)
+    shown = _FORMAT_WARNING(message, category, filename, lineno, line)
+    return "\n".join(map(plain, shown.split("\n")))
 
 
 def _one_line(error: Exception) -> str | None:

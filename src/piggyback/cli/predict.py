@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import enum
-import io
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -544,6 +544,5 @@ def _show_maps(found: Sequence[tuple[Path, Segmented]], how: Format, top: int) -
 
 
 def _write_csv(titles: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([titles, *lines])
-    typer.echo(text.getvalue(), nl=False)
+    # Not by typer, which leaves codes for a terminal out of a name.
+    csv.writer(sys.stdout, lineterminator="\n").writerows([titles, *lines])

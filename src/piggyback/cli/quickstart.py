@@ -13,7 +13,7 @@ from rich.table import Table
 from piggyback.cli.compare import show_proof
 from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import JsonOption
-from piggyback.cli.screen import ScreenListener, about, notes, results, table, write_json
+from piggyback.cli.screen import ScreenListener, about, notes, program, results, table, write_json
 from piggyback.errors import require
 
 if TYPE_CHECKING:
@@ -72,11 +72,12 @@ def run(
     screen.print(
         f"{time.monotonic() - started:.0f} seconds in all. Next, let it find the task itself:"
     )
-    tasks = " \\\n    ".join(f"--task {shlex.quote(str(file))}" for file in compared.files.values())
-    screen.print(
-        f"  piggyback predict {shlex.quote(str(out / 'images'))} --infer-task \\\n    {tasks}",
-        soft_wrap=True,
-    )
+    tasks = (f"  --task {shlex.quote(str(file))}" for file in compared.files.values())
+    first = f"{program()} predict {shlex.quote(str(out / 'images'))} --infer-task"
+    *lines, last = first, *tasks
+    for part in lines:
+        screen.print(f"  {part} \\", soft_wrap=True)
+    screen.print(f"  {last}", soft_wrap=True)
     if json:
         write_json([run_record(row) for row in compared.rows])
 

@@ -236,7 +236,8 @@ def _announce(line: str, engine: Engine) -> None:
     for file, reason in sorted(engine.refused().items()):
         notes().print(plain(f"left out: {file}: {reason}"), soft_wrap=True)
     count = len(engine.tasks())
-    typer.echo(f"{line} ({count} task{'s' * (count != 1)}; {engine.source}; {engine.speed})")
+    loaded = plain(engine.source)
+    typer.echo(f"{line} ({count} task{'s' * (count != 1)}; {loaded}; {engine.speed})")
 
 
 def _check_for_ray(
