@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from piggyback import __version__
 from piggyback.cli.messages import in_options, takes_options
-from piggyback.errors import PiggybackError, PiggybackWarning
+from piggyback.errors import InputError, PiggybackError, PiggybackWarning
 from piggyback.names import plain
 
 COMMANDS = {
@@ -57,6 +57,14 @@ class Commands(TyperGroup):
 
 class Command(TyperCommand):
     """Shows its options in sections, by ``rich_help_panel``, in plain text; those without one come first."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the arguments; an empty one would be the current folder where a path is expected."""
+        for before, part in zip(["", *args], args, strict=False):
+            if part == "" or (part.startswith("--") and part.endswith("=")):
+                where = f"{before if part == '' else part} ''".lstrip()
+                raise InputError(f"{where}: an empty argument; is a shell variable not set?")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; messages speak of its options."""

@@ -16,6 +16,7 @@ from piggyback.cli.screen import results
 from piggyback.errors import InputError, PiggybackError, require
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import KINDS, kind_of
+from piggyback.taskfile.disk import check_output
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import TextPreprocessing
 
@@ -73,6 +74,7 @@ def run(
         )
     if to.resolve() == task.resolve():
         raise InputError(f"--to {str(to)!r} is the task file itself: choose another name")
+    check_output(to, "--to", folder=not to.suffix)
     if to.suffix == ".onnx":
         for module in ("onnx", "onnxscript", "onnxruntime"):
             require(module, "onnx")

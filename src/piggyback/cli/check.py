@@ -12,6 +12,7 @@ from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import results, table, write_json
 from piggyback.errors import DataError
 from piggyback.names import plain
+from piggyback.taskfile.disk import check_output
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,6 +50,8 @@ def run(
     from piggyback.train.data.segmentation import is_segmentation_folder
     from piggyback.train.data.survey import survey
 
+    if out is not None:
+        check_output(out, "--out", folder=True)
     if is_segmentation_folder(data):
         raise DataError(f"{str(data)!r} holds label maps: check is for class folders")
     found = survey(data)

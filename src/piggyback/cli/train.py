@@ -24,6 +24,7 @@ from piggyback.cli.options import (
 )
 from piggyback.errors import TaskNameError
 from piggyback.names import check_name
+from piggyback.taskfile.disk import check_output
 from piggyback.train.recipe import Recipe
 
 
@@ -102,6 +103,9 @@ def run(
     except TaskNameError as error:
         raise TaskNameError(f"{error}{'' if name else '; name it with --name'}") from None
     folder = Path("runs") / task if out is None or file else out
+    if file is not None:
+        check_output(file, "--out")
+    check_output(folder, "--out" if folder == out else "run folder", folder=True)
 
     from piggyback.cli.loading import load_images, load_sized
     from piggyback.cli.screen import ScreenListener, results, resumable, write_json

@@ -191,7 +191,7 @@ def write_file(path: Path, data: bytes | str) -> None:
         write_whole(path, data.encode() if isinstance(data, str) else data)
     except OSError as error:
         raise CheckpointError(
-            f"{str(path)!r} cannot be written: {error}; free some space or choose another folder"
+            f"{str(path)!r} cannot be written: {error.strerror}; free some space or choose another folder"
         ) from error
 
 
