@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from piggyback.taskfile.disk import write_whole
 from support.cli_toys import FAST, Command
 
 
@@ -112,18 +114,48 @@ def test_a_loss_that_is_not_a_number(piggyback: Command, colours: Path, toy: str
     assert not list(Path("out").glob("*finetuned*"))
 
 
-def test_places_that_cannot_be_written(
-    piggyback: Command, trained: Path, colours: Path, toy: str
-) -> None:
+FOLDERS = {
+    "train": ("train", "--data", "nowhere", "--out"),
+    "compare": ("compare", "--data", "a=nowhere", "--out"),
+    "check": ("check", "nowhere", "--out"),
+    "evaluate": ("evaluate", "no.safetensors", "--data", "nowhere", "--report"),
+    "quickstart": ("quickstart", "--out"),
+    "experiment": ("experiment", "run", "table2", "--toy", "--out"),
+}
+FILES = {
+    "train": ("train", "--data", "nowhere", "--out"),
+    "bake": ("bake", "no.safetensors", "--to"),
+    "export-official": ("export-official", "no.safetensors", "--out"),
+}
+
+
+@pytest.mark.parametrize("command", FOLDERS)
+@pytest.mark.parametrize("place", ["file", "file/below", "x" * 300, "/proc/none", ""])
+def test_folders_that_cannot_be_written(piggyback: Command, command: str, place: str) -> None:
+    """Said before anything that is read, and nothing is left."""
     Path("file").write_text("where a folder is wanted")
-    for arguments in (
-        ("bake", trained, "--to", "file/a.safetensors"),
-        ("train", "--data", colours, *FAST, "--out", "file/run"),
-    ):
-        ran = piggyback(*arguments, "--backbone", f"{toy}:build")
-        assert (ran.code, ran.out) == (1, "")
-        assert "cannot be written" in ran.err.splitlines()[-1]
+    ran = piggyback(*FOLDERS[command], place)
+    ran.refuses(FOLDERS[command][-1], place)
+    assert [path.name for path in Path().iterdir()] == ["file"]
     assert Path("file").read_text() == "where a folder is wanted"
+
+
+@pytest.mark.parametrize("command", FILES)
+@pytest.mark.parametrize("place", ["folder", "file/a", "x" * 300 + "/a", "/proc/a", ""])
+def test_files_that_cannot_be_written(piggyback: Command, command: str, place: str) -> None:
+    Path("file").write_text("where a folder is wanted")
+    Path("folder.safetensors").mkdir()
+    ran = piggyback(*FILES[command], place and f"{place}.safetensors")
+    ran.refuses(FILES[command][-1], place)
+    assert {path.name for path in Path().iterdir()} == {"file", "folder.safetensors"}
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    """As root, a rename would."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="device"):
+        write_whole(tmp_path / "pipe", b"data")
+    assert not (tmp_path / "pipe").is_file()
 
 
 def test_a_checkpoint_of_another_run(piggyback: Command, colours: Path, toy: str) -> None:

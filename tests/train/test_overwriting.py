@@ -40,4 +40,4 @@ def test_an_interrupted_run_that_starts_anew_is_said(
     (tmp_path / "checkpoint.safetensors").write_bytes(b"of a run that was stopped")
     told = Told()
     train(backbone, data, "toy", recipe(epochs=1), tmp_path, listener=told)
-    assert any("--resume" in notice for notice in told.notices)
+    assert any("resume=True" in notice for notice in told.notices)

@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from piggyback import __version__
-from piggyback.errors import PiggybackError, PiggybackWarning
+from piggyback.cli.messages import in_options, takes_options
+from piggyback.errors import InputError, PiggybackError, PiggybackWarning
 from piggyback.names import plain
 
 COMMANDS = {
@@ -56,6 +57,19 @@ class Commands(TyperGroup):
 
 class Command(TyperCommand):
     """Shows its options in sections, by ``rich_help_panel``, in plain text; those without one come first."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the arguments; an empty one would be the current folder where a path is expected."""
+        for before, part in zip(["", *args], args, strict=False):
+            if part == "" or (part.startswith("--") and part.endswith("=")):
+                where = f"{before if part == '' else part} ''".lstrip()
+                raise InputError(f"{where}: an empty argument; is a shell variable not set?")
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; messages speak of its options."""
+        takes_options(self.params)
+        return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options into the help."""
@@ -155,16 +169,17 @@ def _warning_line(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """A warning of ours in one line, without the place in the code; others as Python shows them."""
+    """A warning of ours in one line, without the place in the code; others as Python shows them, codes escaped."""
     if issubclass(category, PiggybackWarning):
-        return f"warning: {message}\n"
-    return _FORMAT_WARNING(message, category, filename, lineno, line)
+        return f"warning: {plain(in_options(str(message)))}\n"
+    shown = _FORMAT_WARNING(message, category, filename, lineno, line)
+    return "\n".join(map(plain, shown.split("\n")))
 
 
 def _one_line(error: Exception) -> str | None:
     """The message of an error that its reader can mend; None for a defect of this program."""
     if isinstance(error, PiggybackError):
-        return " ".join(str(error).split())
+        return in_options(" ".join(str(error).split()))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return None

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import CheckpointOption, HeadOption, OtherBackboneOption
 from piggyback.cli.screen import results
 from piggyback.errors import InputError, PiggybackError, require
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import KINDS, kind_of
+from piggyback.taskfile.disk import check_output
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import TextPreprocessing
 
@@ -44,6 +46,8 @@ def run(
     backbone: OtherBackboneOption = None,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
 ) -> None:
     """Write a task as a plain model: a state dict, ONNX, or a folder for transformers.
 
@@ -59,6 +63,7 @@ def run(
       piggyback bake tasks/signs.safetensors --to signs.onnx
       piggyback bake tasks/mood.safetensors --to mood-pipeline
     """
+    compute_with(threads, device)
     if to.suffix not in ("", ".safetensors", ".onnx"):
         raise InputError(
             f"--to {str(to)!r}: expected a name ending in .safetensors or .onnx, or a folder's"
@@ -69,6 +74,7 @@ def run(
         )
     if to.resolve() == task.resolve():
         raise InputError(f"--to {str(to)!r} is the task file itself: choose another name")
+    check_output(to, "--to", folder=not to.suffix)
     if to.suffix == ".onnx":
         for module in ("onnx", "onnxscript", "onnxruntime"):
             require(module, "onnx")

@@ -11,6 +11,8 @@ import typer
 from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import results, table, write_json
 from piggyback.errors import DataError
+from piggyback.names import plain
+from piggyback.taskfile.disk import check_output
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +50,8 @@ def run(
     from piggyback.train.data.segmentation import is_segmentation_folder
     from piggyback.train.data.survey import survey
 
+    if out is not None:
+        check_output(out, "--out", folder=True)
     if is_segmentation_folder(data):
         raise DataError(f"{str(data)!r} holds label maps: check is for class folders")
     found = survey(data)
@@ -117,7 +121,7 @@ def _sheet(found: Survey) -> Image:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for row, label in enumerate(labels):
         files = [one.file for one in found.samples if one.label == label and not one.problem]
-        draw.text((3, row * height), f"{label} ({len(files)})", fill="black", font=font)
+        draw.text((3, row * height), f"{plain(label)} ({len(files)})", fill="black", font=font)
         for column, file in enumerate(files[:: max(1, -(-len(files) // ACROSS))]):
             pixels = load_fitted(file, Preprocessing(TILE)).permute(1, 2, 0).numpy()
             sheet.paste(Image.fromarray(pixels), (column * TILE, row * height + name_height))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import (
     DEFAULT_BACKBONE,
     BackboneOption,
@@ -26,6 +27,7 @@ from piggyback.cli.options import (
 from piggyback.cli.screen import ScreenListener, notes, results, resumable, write_json
 from piggyback.errors import InputError, require
 from piggyback.names import check_name
+from piggyback.taskfile.disk import check_output
 from piggyback.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ def run(
     column: ColumnOption = None,
     kind: KindOption = TaskKind.CLASSIFICATION,
     separator: SeparatorOption = ",",
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Train several methods on one or more tasks; make one table.
@@ -80,6 +84,8 @@ def run(
       piggyback compare --data a=A --data b=B --methods head,masks --seed 1
       piggyback compare --data signs=photos/signs --json > rows.json
     """
+    compute_with(threads, device)
+    check_output(out, "--out", folder=True)
     require("matplotlib", "plots")
 
     from piggyback.cli.loading import load_images, load_sized

@@ -11,6 +11,7 @@ from rich.text import Text
 from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import grid, notes, results, table, write_json
 from piggyback.errors import InputError
+from piggyback.names import plain
 
 if TYPE_CHECKING:
     from piggyback.lab.datasets import DatasetInfo
@@ -114,7 +115,7 @@ def _list(found: list[tuple[DatasetInfo, Path | None]], json: bool) -> None:
     by_set.columns[0].min_width = max(len(info.name) for info, _ in found)  # to be copied
     for info, place in found:
         counts = (str(info.counts.get(split, "")) for split in SPLITS)
-        where = Text("missing", style="dim") if place is None else Text(str(place))
+        where = Text("missing", style="dim") if place is None else Text(plain(str(place)))
         by_set.add_row(info.name, str(info.classes), *counts, where)
     screen = results()
     screen.print(by_set)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.loading import (
     is_data_set,
     load_tasks,
-    naming_option,
     refuse_columns,
     refuse_skip_bad,
 )
@@ -29,6 +29,7 @@ from piggyback.cli.options import (
 from piggyback.cli.screen import notes, results, table, write_json
 from piggyback.errors import DataError, InputError, require
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.taskfile.disk import check_output
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import as_images
 
@@ -78,6 +79,8 @@ def run(
     ] = None,
     column: ColumnOption = None,
     separator: SeparatorOption = ",",
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a task file on a folder of labelled images.
@@ -93,13 +96,14 @@ def run(
       piggyback evaluate signs.safetensors --data photos --report found
       piggyback evaluate new.safetensors --data photos --compare old.safetensors
     """
+    compute_with(threads, device)
     if report is not None:
         require("matplotlib", "plots")
+        check_output(report, "--report", folder=True)
     from piggyback.train.evaluation import evaluate
 
-    with naming_option():
-        kind = read_header(task).info.kind
-        given = _images(data, split, skip_bad, columns_of(column), kind, separator)
+    kind = read_header(task).info.kind
+    given = _images(data, split, skip_bad, columns_of(column), kind, separator)
     loaded = load_tasks([task], backbone, checkpoint, head)
     name = loaded.headers[0].name
     images, seen = _unseen(given, loaded.headers[0], split)

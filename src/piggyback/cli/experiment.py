@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import JsonOption, only
 from piggyback.cli.screen import ScreenListener, notes, results, resumable, table, write_json
 from piggyback.errors import InputError, TrainingError, require
+from piggyback.taskfile.disk import check_output
 
 if TYPE_CHECKING:  # help pages need none of it
     from piggyback.lab.experiments.manifest import Source
@@ -105,6 +107,8 @@ def run_experiment(
         ),
     ] = False,
     toy_size: ToyOption = False,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Run an experiment: train what is not finished yet, write its table and plots.
@@ -119,6 +123,11 @@ def run_experiment(
       piggyback experiment run table2 --tasks cubs,flowers --dry-run
       piggyback experiment run mine.yaml --toy
     """
+    if workers > 1 and device is not None and ":" in device:
+        raise InputError(
+            f"--device {device}: of several --workers each has its own; leave it out, or set CUDA_VISIBLE_DEVICES"
+        )
+    compute_with(threads, device)
     experiment = _experiment(name, data, out, tasks, methods, seed, toy_size, download)
     if dry_run:
         _show_costs(experiment, json)
@@ -203,6 +212,7 @@ def _experiment(
         seeds,
     )
     folder = out or Path("experiments", whole.name + ("-toy" if toy_size else ""))
+    check_output(folder, "--out", folder=True)
     if toy_size:
         return Experiment(toy(manifest), Toy(), folder)
     sources = _from_disk(data, manifest.sources, download)

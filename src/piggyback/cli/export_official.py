@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from piggyback.cli.screen import results
+from piggyback.taskfile.disk import check_output
 
 
 def run(
@@ -31,6 +32,7 @@ def run(
     from piggyback.lab.official.packs import export_official, save_official
     from piggyback.taskfile.file import load_file
 
+    check_output(out, "--out")
     loaded = [load_file(file) for file in tasks]
     arch, module = architecture_of(loaded[0])
     save_official(export_official(loaded, arch, module), out)

@@ -11,6 +11,8 @@ import typer
 from piggyback.cli.options import CheckpointOption
 from piggyback.cli.screen import results
 from piggyback.lab.official import SPECS
+from piggyback.names import check_name
+from piggyback.taskfile.disk import check_output
 
 Architecture = enum.Enum("Architecture", {name: name for name in SPECS})  # type: ignore[misc]
 
@@ -48,9 +50,10 @@ def run(
     from piggyback.zoo.load import load_backbone
 
     check_pack(pack, dataset)  # before a network is downloaded for it
+    out = out or Path(f"{check_name(dataset)}.safetensors")
+    check_output(out, "--out")
     loaded = load_backbone(backbone or SPECS[arch.value], checkpoint=checkpoint)
     task = import_official(pack, dataset, arch.value, loaded)
-    out = out or Path(f"{task.name}.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(task, out)
     results().print(

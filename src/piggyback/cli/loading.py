@@ -6,8 +6,8 @@ what is wrong with it, before torch is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,8 +111,7 @@ def load_images(
     if is_segmentation_folder(root):
         refuse_skip_bad(root, skip_bad)
         return load_camvid_layout(root, name)
-    with naming_option():
-        data = load_folder(root, name, skip_bad=skip_bad)
+    data = load_folder(root, name, skip_bad=skip_bad)
     for line in (*(f"left out: {problem}" for problem in data.skipped), *data.notes):
         notes().print(f"{name}: {line}", markup=False, highlight=False)
     return data
@@ -187,12 +186,3 @@ def refuse_skip_bad(root: Path, skip_bad: bool) -> None:
         raise DataError(
             f"{str(root)!r}: --skip-bad is for class folders; remove the image and its label instead"
         )
-
-
-@contextmanager
-def naming_option() -> Iterator[None]:
-    """Name the command's option, not Python's, in the advice of a DataError."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(str(error).replace("(skip_bad)", "(--skip-bad)")) from error

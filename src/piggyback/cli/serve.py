@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.loading import backbone_of, spec_of
 from piggyback.cli.options import CheckpointOption, HeadOption, TokenFileOption
 from piggyback.cli.screen import notes
@@ -65,9 +66,8 @@ def run(
         str,
         typer.Option(metavar="SIZE", help="Memory for tasks, besides the network, such as 512MiB."),
     ] = "2GiB",
-    device: Annotated[
-        str | None, typer.Option(help="Such as cpu or cuda:1; by default a GPU, if there is one.")
-    ] = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
     precision: Annotated[
         Precision,
         typer.Option(
@@ -146,6 +146,8 @@ def run(
       piggyback serve tasks/ --ray --replicas 4
       piggyback serve tasks/ --ray --autoscale 1:4
     """
+    if not ray:
+        compute_with(threads, device)
     budget = parse_bytes(memory, "--memory")
     body = parse_bytes(max_body, "--max-body")
     token = read_token(token_file)
@@ -170,7 +172,7 @@ def run(
         decode_apart=True,
     )
     if ray:
-        _check_for_ray(checkpoint, head, port, log_level)
+        _check_for_ray(checkpoint, head, threads, port, log_level)
 
     from piggyback.serve.http import Limits, create_app  # says which extra is missing
 
@@ -234,13 +236,18 @@ def _announce(line: str, engine: Engine) -> None:
     for file, reason in sorted(engine.refused().items()):
         notes().print(plain(f"left out: {file}: {reason}"), soft_wrap=True)
     count = len(engine.tasks())
-    typer.echo(f"{line} ({count} task{'s' * (count != 1)}; {engine.source}; {engine.speed})")
+    loaded = plain(engine.source)
+    typer.echo(f"{line} ({count} task{'s' * (count != 1)}; {loaded}; {engine.speed})")
 
 
 def _check_for_ray(
-    checkpoint: Path | None, head: str | None, port: int, log_level: LogLevel
+    checkpoint: Path | None, head: str | None, threads: int | None, port: int, log_level: LogLevel
 ) -> None:
     """Raises InputError for what replicas cannot be told."""
+    if threads is not None:
+        raise InputError(
+            "--threads: with --ray every replica takes its share of cores; leave it out"
+        )
     for name, given in (("checkpoint", checkpoint), ("head", head)):
         if given is not None:
             raise InputError(

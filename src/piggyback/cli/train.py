@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import (
     DEFAULT_BACKBONE,
     BackboneOption,
@@ -23,6 +24,7 @@ from piggyback.cli.options import (
 )
 from piggyback.errors import TaskNameError
 from piggyback.names import check_name
+from piggyback.taskfile.disk import check_output
 from piggyback.train.recipe import Recipe
 
 
@@ -70,6 +72,8 @@ def run(
     column: ColumnOption = None,
     kind: KindOption = TaskKind.CLASSIFICATION,
     separator: SeparatorOption = ",",
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Learn one task from a folder of images or a table of texts; write its task file.
@@ -89,6 +93,7 @@ def run(
       piggyback train --data photos.csv --kind multilabel --column label=tags
       piggyback train --data reviews.csv --column text=review --backbone minilm_l6
     """
+    compute_with(threads, device)
     file = out if out is not None and out.suffix == ".safetensors" else None
     task = name or (file or data.resolve()).name
     if name is None and (file or data.is_file()):
@@ -98,6 +103,9 @@ def run(
     except TaskNameError as error:
         raise TaskNameError(f"{error}{'' if name else '; name it with --name'}") from None
     folder = Path("runs") / task if out is None or file else out
+    if file is not None:
+        check_output(file, "--out")
+    check_output(folder, "--out" if folder == out else "run folder", folder=True)
 
     from piggyback.cli.loading import load_images, load_sized
     from piggyback.cli.screen import ScreenListener, results, resumable, write_json

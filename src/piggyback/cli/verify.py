@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from piggyback.cli.computing import ThreadsOption, compute_with
 from piggyback.cli.options import CheckpointOption, HeadOption, JsonOption, OtherBackboneOption
 from piggyback.cli.screen import results, write_json
 from piggyback.taskfile.header import read_header
@@ -19,6 +20,7 @@ def run(
     backbone: OtherBackboneOption = None,
     checkpoint: CheckpointOption = None,
     head: HeadOption = None,
+    threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check a backbone's weights against a task file.
@@ -31,6 +33,7 @@ def run(
       piggyback verify tasks/signs.safetensors
       piggyback verify tasks/signs.safetensors --checkpoint mine.safetensors
     """
+    compute_with(threads)
     header = read_header(task)
 
     from piggyback.cli.loading import backbone_of

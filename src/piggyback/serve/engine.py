@@ -22,8 +22,9 @@ from weakref import ref
 import torch
 from torch import nn
 
-from piggyback.errors import InputError, TaskStateError, UnknownTaskError
+from piggyback.errors import TaskStateError, UnknownTaskError
 from piggyback.network.backbone import Backbone
+from piggyback.network.hardware import check_device
 from piggyback.schemas import Answer, TaskStatus
 from piggyback.serve.inputs import samples
 from piggyback.serve.options import EngineOptions, parse_bytes
@@ -76,7 +77,7 @@ class Engine:
         self._process = os.getpid()
         budget = parse_bytes(memory)
         store = open_store(tasks_dir)
-        _check_device(self.options.place)
+        check_device(self.options.place)
         workers, threads = self.options.division()
         if isinstance(backbone, str):
             backbone = load_backbone(backbone)
@@ -372,16 +373,6 @@ def _sizes(prepared: Prepares | None) -> dict[str, int]:
     if isinstance(prepared, TextPreprocessing):
         return {"max_tokens": prepared.max_length}
     return {"image_size": prepared.image_size}
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise InputError(
-            f"device {device!r}: expected cpu, or a device that is there, such as cuda:0; leave it out to choose "
-            "by itself"
-        ) from error
 
 
 def _surest_first(answers: list[Answer]) -> list[Answer]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = Tru
     at ``path`` is untouched and nothing is left beside it.
     """
     target = Path(os.path.realpath(path) if follow else path)
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EEXIST, "a folder or a device of that name is there", str(target))
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -30,6 +34,32 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = Tru
         raise
     if os.name == "posix":
         _sync_folder(target.parent)
+
+
+def check_output(path: Path, what: str, *, folder: bool = False) -> None:
+    """Raise InputError, naming ``what``, where a file, or a folder, cannot be written: to be called before the work.
+
+    Leaves nothing behind. Room on the disk cannot be known before.
+    """
+    try:
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
+            found = "a folder" if path.is_dir() else "a file" if path.is_file() else "a device"
+            wanted = "a folder" if folder else "a file's name"
+            raise InputError(f"{what} {str(path)!r}: expected {wanted}, found {found}")
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # raises for a name that is too long
+        place = path if folder else path.parent
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{what} {str(path)!r}: cannot be written ({why}); choose another"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -97,8 +97,8 @@ def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
         if there.get(field) != here.get(field):
             raise CheckpointError(
                 f"{str(path)!r} belongs to another run: {field} is {reprlib.repr(there.get(field))} there, "
-                f"{reprlib.repr(here.get(field))} now; choose another folder, delete this one, or start anew "
-                "without resume"
+                f"{reprlib.repr(here.get(field))} now; choose another folder, delete this one, or start anew, "
+                "without resume=True"
             )
 
 
@@ -191,7 +191,7 @@ def write_file(path: Path, data: bytes | str) -> None:
         write_whole(path, data.encode() if isinstance(data, str) else data)
     except OSError as error:
         raise CheckpointError(
-            f"{str(path)!r} cannot be written: {error}; free some space or choose another folder"
+            f"{str(path)!r} cannot be written: {error.strerror}; free some space or choose another folder"
         ) from error
 
 

@@ -129,7 +129,7 @@ class Guard:
         if self.mark == MARKS and self.collapsed and 1 - density >= FEW:
             return (
                 f"collapsed: the training loss ended at {self.last:.2f}, the head's alone at "
-                f"{self.head_loss[-1]:.2f}; try a lower --mask-lr, or leave it out"
+                f"{self.head_loss[-1]:.2f}; try a lower rate for the masks, or the derived one"
             )
         return masks_verdict(density)
 

@@ -72,7 +72,7 @@ def train(
         if folder is not None and not resume and not overwrite and (folder / RESULT).exists():
             raise CheckpointError(
                 f"run folder {str(folder)!r} holds a finished run, and this one would choose its settings anew: choose "
-                "another folder (--out), replace it (overwrite=True, --overwrite), or go on from it (--resume)"
+                "another folder (out=), replace it (overwrite=True), or go on from it (resume=True)"
             )
 
         def attempt(part: ImageData, trial: Recipe, place: Path | None) -> TrainResult:
@@ -125,7 +125,7 @@ def train(
         _keep_finished(folder, identity)
         if (folder / CHECKPOINT).exists():
             listener.on_notice(
-                "starting anew, although a run was interrupted here; --resume goes on from it"
+                "starting anew, although a run was interrupted here; resume=True goes on from it"
             )
     preprocessing = preprocessing_of(backbone, recipe)
     cached = data.in_memory(preprocessing, train_view(preprocessing, recipe.augment))
@@ -277,7 +277,7 @@ def _keep_finished(folder: Path, identity: dict[str, Any]) -> None:
     except CheckpointError as error:
         raise CheckpointError(
             f"run folder {str(folder)!r} holds a finished run that would be lost ({error}): choose another folder "
-            "(--out), or replace it (overwrite=True, --overwrite)"
+            "(out=), or replace it (overwrite=True)"
         ) from error
 
 

@@ -7,6 +7,8 @@ brings the lines in ``MODELING`` along, which transformers runs if told to (``tr
 from __future__ import annotations
 
 import copy
+import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,18 @@ def save_pipeline(baked: nn.Module, info: TaskInfo, folder: Path) -> list[Path]:
         }
     else:
         config.architectures = [type(baked).__name__]
-    folder.mkdir(parents=True, exist_ok=True)
+    made = folder.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        _write(made, baked, config, prepared)
+        made.replace(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return sorted(folder.iterdir())
+
+
+def _write(folder: Path, baked: nn.Module, config: Any, prepared: TextPreprocessing) -> None:
+    folder.mkdir(parents=True)
     if isinstance(baked, TextEncoder):
         (folder / "modeling_piggyback.py").write_text(MODELING, encoding="utf-8")
     config.save_pretrained(folder)
@@ -81,4 +94,3 @@ def save_pipeline(baked: nn.Module, info: TaskInfo, folder: Path) -> list[Path]:
     reader = copy.deepcopy(prepared.bound_reader())
     reader.inner.model_max_length = prepared.max_length
     reader.save(str(folder))
-    return sorted(folder.iterdir())

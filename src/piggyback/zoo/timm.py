@@ -100,7 +100,7 @@ def _weights_location(name: str, spec: str) -> dict[str, Any]:
     if cfg is None or not cfg.has_weights:
         raise BackboneError(
             f"backbone {spec!r}: timm has no pretrained weights for it; "
-            "take pretrained=False or give a file with checkpoint="
+            "give a file with checkpoint="
         )
     if cfg.file or cfg.state_dict:
         return {}

@@ -36,7 +36,7 @@ def load_torchvision(name: str, *, pretrained: bool = True) -> tuple[nn.Module, 
         if weights is None:
             raise BackboneError(
                 f"backbone {spec!r}: torchvision has no pretrained weights for it; "
-                "take pretrained=False or give a file with checkpoint="
+                "give a file with checkpoint="
             )
         spec = f"torchvision:{architecture}.{weights.name}"
         if cached_download(weights.url) is None and not reachable(weights.url):

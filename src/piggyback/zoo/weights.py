@@ -265,7 +265,7 @@ def cached_download(url: str) -> Path | None:
 
 def not_cached(spec: str, why: str, what: str = "pretrained weights") -> BackboneError:
     """Return the error for files that cannot be had, with the ways out."""
-    ways = "or give a file with checkpoint=, or take pretrained=False, or"
+    ways = "or give a file with checkpoint=, or take"
     if what != "pretrained weights":
         ways = "or give a local folder, or take"
     return BackboneError(

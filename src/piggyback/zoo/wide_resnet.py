@@ -87,8 +87,7 @@ def load_wide_resnet(*, pretrained: bool = True) -> tuple[nn.Module, str, Prepro
     """
     if pretrained:
         raise BackboneError(
-            f"backbone {WIDE!r}: there are no published weights for it; take pretrained=False and train it, or give "
-            "a file with checkpoint="
+            f"backbone {WIDE!r}: there are no published weights for it; give a file with checkpoint="
         )
     return WideResNet(), WIDE, Preprocessing(64, crop_pct=64 / 72)
 

@@ -158,7 +158,7 @@ def test_a_host_that_others_reach_wants_a_token_and_others_are_local(token, host
         with pytest.raises(BackboneError):
             run(app, host, 0)
     told = [str(one.message) for one in warned if one.category is PiggybackWarning]
-    assert ["--token-file" in one for one in told] == [True] * (host == "0.0.0.0" and not token)
+    assert ["token=" in one for one in told] == [True] * (host == "0.0.0.0" and not token)
     assert app.state.service.local_only is only
 
 

@@ -62,7 +62,7 @@ def test_splits_that_are_missing_are_cut_by_content(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "wanted"),
     [
-        ("a.csv", "sentence,label\n" + GOOD, "no column 'text'.*'sentence'.*--column"),
+        ("a.csv", "sentence,label\n" + GOOD, "no column 'text'.*'sentence'.*columns="),
         ("a.csv", "text,class\n" + GOOD, "no column 'label'.*'class'"),
         ("a.csv", "text,label\na,x\n,y\n", "row 2.*empty"),
         ("a.csv", "text,label\na,x\n  ,y\n", "row 2.*empty"),

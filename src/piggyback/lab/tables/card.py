@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from piggyback.kinds import CARDS, score_name
+from piggyback.names import plain
 from piggyback.taskfile.header import TaskHeader
 from piggyback.texts.preprocessing import TextPreprocessing
 
@@ -43,7 +44,7 @@ def task_card(header: TaskHeader) -> str:
             f"{100 * header.density:.2f}% kept"
         )
     needs = {
-        "backbone": f"`{source or '(not named)'}`",
+        "backbone": f"`{_plain(source) or '(not named)'}`",
         "fingerprint": f"`{info.backbone.fingerprint or 'none'}`",
         "head": info.head_kind,
     }
@@ -121,4 +122,4 @@ def _table(title: str, values: Mapping[str, str]) -> str:
 
 def _plain(text: str) -> str:
     """A value from the file, which must not break the table or become markup."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return plain(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")

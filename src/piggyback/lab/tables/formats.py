@@ -20,6 +20,7 @@ from rich.text import Text
 
 from piggyback.lab.tables.rows import Row, means
 from piggyback.lab.tables.table import Cell, Line, ResultTable
+from piggyback.names import plain
 
 RUN_COLUMNS = (
     "task", "method", "seed", "accuracy", "val_accuracy", "bits_per_weight", "bytes", "seconds", "verdict",
@@ -69,7 +70,7 @@ class Entry:
 
     def rich(self) -> Text:
         """Return it for the terminal, in up to three lines."""
-        text = Text(self.value, style="bold" if self.best else "")
+        text = Text(plain(self.value), style="bold" if self.best else "")
         if self.spread:
             text.append(f"\n{self.spread}", style="dim")
         if self.published:
@@ -102,7 +103,7 @@ class Grid:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table for a terminal, in parts with the same names where it is too wide."""
         if self.heading:
-            yield Text(self.heading, style="bold")
+            yield Text(plain(self.heading), style="bold")
         end = len(self.titles) - self.summary
         part = names = list(range(self.names))
         for group in [
@@ -114,7 +115,7 @@ class Grid:
                 part = names
             part = [*part, *group]
         yield self._part(part)
-        yield from map(Text, self.notes)
+        yield from (Text(plain(line)) for line in self.notes)
 
     def _width(self, columns: Sequence[int]) -> int:
         """As ``_part`` pads them."""

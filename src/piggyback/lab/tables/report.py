@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from piggyback.lab.tables.plots import COLOURS, save_png
+from piggyback.names import plain
 from piggyback.train.checkpoint import write_file
 from piggyback.train.report import Number, Report
 
@@ -123,8 +124,23 @@ def _truth_and_answer(report: Report, i: int) -> tuple[str, str, str]:
 
 def _csv(rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(_cell, row) for row in rows)
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula; report.json has every name as it is.
+
+    >>> _cell("=HYPERLINK(A1)"), _cell("-0.5"), _cell(2)
+    ("'=HYPERLINK(A1)", '-0.5', 2)
+    """
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def _short(value: float) -> str:
@@ -149,8 +165,9 @@ def _confusion(report: Report) -> Figure | None:
     figure.colorbar(shown, ax=axes, label="% of the class", shrink=0.8)
     if len(classes) <= NAMED:
         places, size = range(len(classes)), 8 if len(classes) > 15 else 9
-        axes.set_xticks(places, classes, rotation=90, fontsize=size)
-        axes.set_yticks(places, classes, fontsize=size)
+        drawn = [_drawn(name) for name in classes]
+        axes.set_xticks(places, drawn, rotation=90, fontsize=size)
+        axes.set_yticks(places, drawn, fontsize=size)
     if len(classes) <= ACROSS * 2:
         for (i, j), share in np.ndenumerate(shares):
             if share >= 0.5:
@@ -221,7 +238,7 @@ def _scatter(report: Report) -> Figure | None:
         axes.plot(ends, ends, color="0.6", linewidth=1, linestyle="--")
         axes.plot(truth, found, ".", color=COLOURS[0], alpha=0.5)
         unit = f" ({outcome.units[i]})" if outcome.units and outcome.units[i] else ""
-        axes.set_title(f"{outcome.classes[i]}{unit}", fontsize="medium")
+        axes.set_title(_drawn(f"{outcome.classes[i]}{unit}"), fontsize="medium")
         axes.set_xlabel("truth")
         axes.set_ylabel("found")
     return figure
@@ -253,7 +270,13 @@ def _caption(report: Report, names: Sequence[str], i: int) -> str:
 
 
 def _cut(text: str, most: int = 24) -> str:
+    text = plain(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _drawn(name: str) -> str:
+    """A name for matplotlib, which takes what is between two dollars for a formula."""
+    return plain(name).replace("$", r"\$")
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -280,13 +303,13 @@ def _page(
     other: Mapping[str, Any] | None,
 ) -> str:
     """The page: no scripts, and nothing from elsewhere."""
-    title = html.escape(f"{report.outcome.task}: {len(report.outcome)} samples")
-    facts = " &middot; ".join(f"{html.escape(k)} {html.escape(v)}" for k, v in about.items())
+    title = _shown(f"{report.outcome.task}: {len(report.outcome)} samples")
+    facts = " &middot; ".join(f"{_shown(k)} {_shown(v)}" for k, v in about.items())
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>",
         f"<h1>{title}</h1><p class=quiet>{facts}</p>",
         _table([["", "", "95 % interval"], *map(_number_row, report.numbers.items())]),
-        *(f"<p>{html.escape(sentence)}</p>" for sentence in report.sentences),
+        *(f"<p>{_shown(sentence)}</p>" for sentence in report.sentences),
     ]
     if other is not None:
         parts += ["<h2>Compared</h2>", _comparison(other)]
@@ -331,11 +354,15 @@ def _comparison(other: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[Sequence[object]]) -> str:
     head, *body = [
-        "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
-        for tag, row in _tagged(rows)
+        "".join(f"<{tag}>{_shown(str(cell))}</{tag}>" for cell in row) for tag, row in _tagged(rows)
     ]
     lines = "".join(f"<tr>{line}</tr>" for line in body)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _shown(text: str) -> str:
+    """Text for a page: neither markup, nor characters that reorder the line."""
+    return html.escape(plain(text))
 
 
 def _tagged(rows: Sequence[Sequence[object]]) -> list[tuple[str, Sequence[object]]]:

@@ -77,7 +77,7 @@ def run(
     if options.token is None and not is_loopback(host):
         warnings.warn(
             f"host {host}: everyone who can reach it may ask this server, for it has no token; "
-            "give it one with --token-file",
+            "give it one (token=)",
             PiggybackWarning,
             stacklevel=2,
         )

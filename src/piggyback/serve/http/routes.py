@@ -94,7 +94,7 @@ async def may_change(request: Request) -> None:
     if service_of(request).token is None:
         raise ForbiddenError(
             "tasks can be changed only on a server that was started with a token; "
-            "put files into its folder, or start it with --token-file"
+            "put files into its folder, or start it with one"
         )
 
 

@@ -52,7 +52,7 @@ def run(
     elif service.token is None:
         warnings.warn(
             f"host {host}: everyone who can reach it may ask this server, for it has no token; "
-            "give it one with --token-file",
+            "give it one (token=)",
             PiggybackWarning,
             stacklevel=2,
         )

@@ -221,7 +221,9 @@ def _read_split(
     if bad and not skip_bad:
         listed = [*bad.values()][:10]
         others = f"; and {len(bad) - len(listed)} more" if len(bad) > len(listed) else ""
-        raise DataError(f"{'; '.join(listed)}{others}; remove them or skip such images (skip_bad)")
+        raise DataError(
+            f"{'; '.join(listed)}{others}; remove them or skip such images (skip_bad=True)"
+        )
     good = [i for i in range(len(files)) if i not in bad]
     whole = ImageSet(tuple(classes), torch.tensor(labels), files=tuple(files))
     return whole.subset(torch.tensor(good, dtype=torch.int64)), [str(files[i]) for i in sorted(bad)]

@@ -96,7 +96,7 @@ class Survey:
         first = next((one.split for one in self.samples), "train")
         if self.unreadable:
             found.append(
-                f"{len(self.unreadable)} images cannot be read: remove them, or train with --skip-bad"
+                f"{len(self.unreadable)} images cannot be read: remove them, or leave them out in training"
             )
         for split in next(iter(counts.values()), {}):
             empty = [label for label, row in counts.items() if not row[split]]

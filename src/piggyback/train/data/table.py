@@ -166,7 +166,7 @@ class _Table:
         if len(self.labels) > 1 and kind == "classification":
             raise DataError(
                 f"table {str(path)!r}: {len(self.labels)} columns of labels: expected one for classes; "
-                "several are for --kind multilabel or regression"
+                "several are for another kind= (multilabel or regression)"
             )
         named = {"split": "split", **columns} if "split" in held else columns
         split, self.group = (
@@ -407,7 +407,7 @@ def _column(path: Path, columns: Columns, role: str, name: str | None) -> str:
     if wanted not in columns:
         raise DataError(
             f"table {str(path)!r} has no column {wanted!r} for {role}: it has "
-            f"{', '.join(map(repr, list(columns)[:8]))}; name it with --column {role}=NAME"
+            f"{', '.join(map(repr, list(columns)[:8]))}; name it in columns= ({role}, then its name)"
         )
     return wanted
 
