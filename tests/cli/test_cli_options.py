@@ -70,7 +70,7 @@ def test_regularizers_are_given_by_kind_and_numbers(recipe_of: Any) -> None:
     assert made.regularizers == (EntropyPrice(1e-5), TargetDensity(0.9, 1.0))
 
 
-@pytest.mark.parametrize("text", ["Entropy:price=1", "EntropyPrice", "EntropyPrice:price=x", ""])
+@pytest.mark.parametrize("text", ["Entropy:price=1", "EntropyPrice", "EntropyPrice:price=x", " "])
 def test_a_wrong_regularizer_says_what_is_right(piggyback: Command, text: str) -> None:
     piggyback("train", "--data", "x", "--regularizer", text).refuses("EntropyPrice:price=")
 
