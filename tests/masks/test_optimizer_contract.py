@@ -241,17 +241,27 @@ def test_a_step_is_seen_by_autograd():
         loss.backward()
 
 
-def test_state_of_another_backbone_is_refused_where_the_base_weights_are_known():
-    net, optimizer = built()
+def held_elsewhere(net, **options):
+    """An optimizer that is told of the base weights, as a MultiTaskModel's is."""
+    base = net.body.weight.detach().clone()
+    return built(net, base=lambda _: base, **options)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+def test_state_of_another_backbone_is_refused_where_the_base_weights_are_known(old):
+    net, optimizer = built() if old else held_elsewhere(seeded(Tiny))
     step(net, optimizer)
-    other, _ = built(seeded(Tiny, seed=1))
-    base = other.body.weight.detach().clone()
-    _, loading = built(other, base=lambda p: base)
+    state = optimizer.state_dict()
+    assert ("base" in state["state"][0]) == old
+    other, loading = held_elsewhere(seeded(Tiny, seed=1))
     before = copy.deepcopy(other.state_dict())
     with pytest.raises(CheckpointError, match="not this backbone's"):
-        loading.load_state_dict(optimizer.state_dict())
+        loading.load_state_dict(state)
     assert all(torch.equal(t, before[n]) for n, t in other.state_dict().items())
     assert not loading.state
+    low, loading = held_elsewhere(seeded(Tiny).bfloat16())
+    loading.load_state_dict(state)
+    assert torch.equal(low.body.weight, net.body.weight.bfloat16())
 
 
 @pytest.mark.parametrize(
@@ -279,17 +289,31 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing(change, message)
     assert torch.equal(loading.scores(other.body.weight), before[1]["state"][0]["scores"])
 
 
-def test_base_weights_may_be_left_out_where_they_are_known():
-    net, optimizer = built()
-    step(net, optimizer)
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+def test_base_weights_are_left_out_where_they_are_known_and_training_goes_on_bit_for_bit(
+    old, tmp_path
+):
+    """A state from before, which has them or nothing in their place, is taken as well."""
+    net, optimizer = held_elsewhere(seeded(Tiny))
+    for seed in range(3):
+        step(net, optimizer, seed)
     state = optimizer.state_dict()
-    del state["state"][0]["base"]
-    other = seeded(Tiny)
+    assert sorted(state["state"][0]) == ["base_sum", "exp_avg", "exp_avg_sq", "scores", "step"]
+    if old:
+        del state["state"][0]["base_sum"]
+    torch.save({"net": net.state_dict(), "optimizer": state}, tmp_path / "state.pt")
+    found = torch.load(tmp_path / "state.pt", weights_only=True)
+    other, resumed = held_elsewhere(seeded(Tiny))
     base = other.body.weight.detach().clone()
-    _, resumed = built(other, base=lambda p: base)
-    resumed.load_state_dict(state)
-    assert torch.equal(other.body.weight, net.body.weight)
-    assert resumed.state[other.body.weight]["base"] is base
+    other.load_state_dict(found["net"])
+    resumed.load_state_dict(found["optimizer"])
+    assert torch.equal(resumed.state[other.body.weight]["base"], base)
+    assert "base_sum" not in {**resumed.state[other.body.weight], **resumed.inner.state}
+    for seed in range(3, 6):
+        step(net, optimizer, seed)
+        step(other, resumed, seed)
+    assert_same(net, other)
+    assert not net.body.weight.all()
 
 
 @pytest.mark.parametrize("inner", [torch.optim.AdamW, torch.optim.SGD])

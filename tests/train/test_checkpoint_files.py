@@ -107,7 +107,10 @@ def test_optimizer_state_comes_back_in_the_parameters_layout(layout: torch.memor
             {"params": [net[0].weight], "masked": True, "lr": 1e-2},
             {"params": list(net[2].parameters())},
         ]
-        optimizer = MaskOptimizer(groups, torch.optim.AdamW, lr=1e-2, fused=True)
+        base = net[0].weight.detach().clone()  # as a MultiTaskModel holds it
+        optimizer = MaskOptimizer(
+            groups, torch.optim.AdamW, base=lambda _: base, lr=1e-2, fused=True
+        )
         optimizer.initialize()
         return net, optimizer
 

@@ -38,8 +38,8 @@ from piggyback.masks.rule import (
 
 NonFinite = Literal["raise", "skip"]
 Group = dict[str, Any]
-_OWN = ("scores", "base")
-"""What ``state`` has of a masked weight besides the inner optimizer's state of its scores."""
+_OWN = ("scores", "base", "base_sum")
+"""What a state dict has of a masked weight besides the inner optimizer's state of its scores."""
 NEVER = 1.0
 """Margin of weights that are always kept: no rate that learns anything carries a score so far."""
 
@@ -52,7 +52,8 @@ class MaskOptimizer(torch.optim.Optimizer):
     whatever the weights' dtype. State is made at the first step, or by ``initialize``: until then the live weights
     are the base weights. ``step`` uses up the gradients of float32 masked weights: afterwards ``p.grad`` is dL/ds.
     Masked groups get no weight decay unless they set it themselves: decay would pull scores below the threshold.
-    ``state`` has a masked weight's ``scores`` and ``base``; ``state_dict`` adds the inner state of its scores.
+    ``state`` has a masked weight's ``scores`` and ``base``; ``state_dict`` adds the inner state of its scores, and
+    leaves base weights out that the caller holds.
 
     ``grad_scale`` divides dL/ds by the layer's mean |W| (``"mean"``) or by each |W| (``"weight"``: dL/dW' * sign W).
     ``base`` gives a parameter's base weight where the caller holds it already; by default it is cloned.
@@ -200,11 +201,17 @@ class MaskOptimizer(torch.optim.Optimizer):
             yield from zip(group.get("names", shapes), group["params"], strict=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's layout; a masked weight's entry has ``scores``, ``base`` and its scores' inner state."""
+        """Return torch's layout; a masked weight's entry has ``scores``, their inner state, and ``base``.
+
+        With ``base=`` it has ``base_sum`` instead, by which ``load_state_dict`` knows the base weights again: they are
+        the caller's, and a checkpoint need not hold them twice.
+        """
         own = self.state
         self.state = defaultdict(dict)
-        for slots, index, param, _ in self._places():
+        for slots, index, param, masked in self._places():
             if entry := {**own.get(param, {}), **self.inner.state.get(slots[index], {})}:
+                if masked and self._base_of and "base" in entry:
+                    entry["base_sum"] = sum_of_bits(entry.pop("base"))
                 self.state[param] = entry
         try:
             return super().state_dict()
@@ -316,7 +323,12 @@ class MaskOptimizer(torch.optim.Optimizer):
         if self._base_of is None:
             return cast(Tensor, saved).to(param.device, param.dtype, copy=True)
         base = self._base_of(param)
-        if saved is not None and not torch.equal(saved.to(base), base):
+        number = entry.get("base_sum")
+        if number is not None:
+            other = int(number) != int(sum_of_bits(base))
+        else:
+            other = saved is not None and not torch.equal(saved.to(base), base)
+        if other:
             raise CheckpointError(
                 f"{what}: its base weights are not this backbone's; load the backbone it was saved with"
             )
@@ -388,6 +400,17 @@ def initial_scores(
         like = cast(Any, scores)
         drawn = distribute_tensor(drawn.to(like.device), like.device_mesh, like.placements)
     return scores.copy_(drawn)
+
+
+def sum_of_bits(weight: Tensor) -> Tensor:
+    """Return the sum, int64 (), of ``weight``'s values as bfloat16, their bits read as integers.
+
+    It is exact, so the same on every device, and for float32 weights and what ``bfloat16()`` makes of them.
+
+    >>> sum_of_bits(torch.tensor([1.0, 0.0])) == sum_of_bits(torch.tensor([0.0, 2.0]))
+    tensor(False)
+    """
+    return weight.detach().bfloat16().view(torch.int16).sum(dtype=torch.int64)
 
 
 def resume_from_(scores: Tensor, live: Tensor, base: Tensor, rule: MaskRule) -> None:

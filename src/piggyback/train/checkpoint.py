@@ -125,13 +125,13 @@ def load_learner(learner: Learner, parts: Mapping[str, Mapping[str, Tensor]]) ->
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return an optimizer's state as ``I/KEY`` tensors, without the base weights in it."""
+    """Return an optimizer's state as ``I/KEY`` tensors."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
         for index, entry in state.items()
         for key, value in entry.items()
-        if key != "base" and value is not None
+        if value is not None
     }
 
 
@@ -150,9 +150,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
             # As the parameter lies in memory: another layout would change rounding and cost time.
             tensor = torch.empty_like(param, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
-    for index, entry in now["state"].items():
-        if "base" in entry and index in state:
-            state[index]["base"] = entry["base"]
     optimizer.load_state_dict({"state": state, "param_groups": now["param_groups"]})
 
 
