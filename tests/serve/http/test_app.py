@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib
+import re
 import sys
 
 import httpx
@@ -13,7 +14,7 @@ from starlette.testclient import TestClient
 
 import piggyback.serve.http
 from piggyback import schemas
-from piggyback.errors import InputError, MissingExtraError
+from piggyback.errors import MissingExtraError
 from piggyback.serve.http import Limits, app_from_env, create_app
 from piggyback.serve.http.routes import get_engine
 from piggyback.serve.options import EngineOptions
@@ -266,7 +267,7 @@ def test_a_factory_for_other_servers(monkeypatch, environ, tmp_path):
         assert client.get("/v1/tasks").status_code == 401
         done = client.get("/health", headers={"Origin": "https://b.example"})
         assert done.headers["access-control-allow-origin"] == "https://b.example"
-    assert made == [("resnet18", "tasks", "1GiB", EngineOptions(max_batch=8, decode_apart=True))]
+    assert made == [("resnet18", "tasks", 2**30, EngineOptions(max_batch=8, decode_apart=True))]
     assert app.state.service.limits == Limits(timeout_s=2.5)
     assert app.state.service.token == "s3cret"
 
@@ -280,12 +281,15 @@ def test_a_factory_for_other_servers(monkeypatch, environ, tmp_path):
         ("ENGINE_MAX_BATCH", "many", "PIGGYBACK_ENGINE_MAX_BATCH"),
         ("LIMITS_IMAGES", "0", "PIGGYBACK_LIMITS_.*images"),
         ("TOKEN", "two words", "PIGGYBACK_TOKEN"),
+        ("MEMORY", "lots", "PIGGYBACK_MEMORY"),
     ],
 )
-def test_a_wrong_variable_is_named(environ, name, text, named):
+def test_a_wrong_variable_is_named_in_one_line(environ, name, text, named, capsys):
     environ(**{name: text})
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(SystemExit) as ended:
         app_from_env()
+    assert ended.value.code == 4  # at which gunicorn does not start another worker
+    assert re.fullmatch(f"error: .*{named}.*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("module", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,21 +18,23 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 import piggyback
-from piggyback.errors import InputError, near_misses
-from piggyback.names import is_token, read_token
+from piggyback.errors import InputError, PiggybackError, near_misses
+from piggyback.names import is_token, plain, read_token
 from piggyback.serve.http import metrics
 from piggyback.serve.http.errors import answer_errors
 from piggyback.serve.http.limits import Limits
 from piggyback.serve.http.middleware import AccessMiddleware, BodyLimitMiddleware
 from piggyback.serve.http.routes import api, open_routes
 from piggyback.serve.http.service import Service
-from piggyback.serve.options import EngineOptions
+from piggyback.serve.options import EngineOptions, parse_bytes
 
 if TYPE_CHECKING:
     from piggyback.serve.engine import Engine
 
 T = TypeVar("T")
 
+APP_LOAD_ERROR = 4
+"""The exit code by which a worker tells gunicorn that another one would fail, too."""
 PORT_S = 0.05
 """Until the engine is started."""
 
@@ -118,9 +121,17 @@ def app_from_env() -> FastAPI:
     PIGGYBACK_TOKEN or PIGGYBACK_TOKEN_FILE the token; PIGGYBACK_CORS_ORIGINS origins, with commas between them;
     PIGGYBACK_LOCAL_ONLY=0 lets a server without a token answer under every name. PIGGYBACK_ENGINE_... and
     PIGGYBACK_LIMITS_... set the fields of ``EngineOptions`` and ``Limits``, such as PIGGYBACK_ENGINE_MAX_BATCH=8.
-    Raises InputError, which names the variable.
+    What is wrong with them is one line on standard error, and exit code 4, after which gunicorn does not try again.
     """
-    environ = os.environ
+    try:
+        return _app_from_env(os.environ)
+    except PiggybackError as error:
+        sys.stderr.write(f"error: {plain(str(error))}\n")
+        raise SystemExit(APP_LOAD_ERROR) from None
+
+
+def _app_from_env(environ: Mapping[str, str]) -> FastAPI:
+    """Raises InputError, which names the variable."""
     missing = [name for name in ("PIGGYBACK_TASKS", "PIGGYBACK_BACKBONE") if not environ.get(name)]
     if missing:
         raise InputError(f"environment variable {missing[0]}: expected it to be set")
@@ -128,12 +139,13 @@ def app_from_env() -> FastAPI:
     limits = _from_env(Limits, "PIGGYBACK_LIMITS_")
     token = read_token(environ.get("PIGGYBACK_TOKEN_FILE"))
     origins = environ.get("PIGGYBACK_CORS_ORIGINS", "")
+    size = environ.get("PIGGYBACK_MEMORY", "2GiB")
+    memory = parse_bytes(size, "environment variable PIGGYBACK_MEMORY")
 
     def start() -> Engine:
         # torch takes seconds, in which a port that is taken has been told long since.
         from piggyback.serve.engine import Engine
 
-        memory = environ.get("PIGGYBACK_MEMORY", "2GiB")
         return Engine(environ["PIGGYBACK_BACKBONE"], environ["PIGGYBACK_TASKS"], memory, options)
 
     return create_app(
