@@ -49,7 +49,7 @@ def run(
         typer.Option(
             metavar="DIR",
             help="Images: DIR/SPLIT/CLASS/FILE, or DIR/CLASS/FILE; DIR/SPLIT/images and labels for "
-            "segmentation; or a data set's name. Texts: a table, FILE.csv, .tsv or .jsonl.",
+            "segmentation; or a data set's name. A table: FILE.csv, .tsv, .jsonl or .parquet, or hf:NAME.",
         ),
     ],
     split: Annotated[str, typer.Option(help="Which split, if DIR holds several.")] = "test",
@@ -183,9 +183,11 @@ def _report(
             soft_wrap=True,
         )
     if folder is not None:
+        from piggyback.images.pictures import Pictures
         from piggyback.lab.tables.report import write_report
 
         header, files = loaded.headers[0], getattr(images, "files", ())
+        files = () if isinstance(files, Pictures) else files
         names = [str(file) for file in files] or [str(i) for i in range(len(images))]
         about = {"backbone": header.info.backbone.source, images.what: str(len(images))}
         if isinstance(images, TextSet):

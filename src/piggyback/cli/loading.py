@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from piggyback.train.data.sets import ImageData
 
 
+SETS = ("hf",)
+"""What stands before a set's name, and a colon, where it is a library that knows the set."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model with tasks, and what their files say."""
@@ -81,6 +85,19 @@ def load_tasks(
 
 
 # -- images to train on ----------------------------------------------------------------------------
+
+
+def called(data: Path) -> str:
+    """Return the name of a folder, of a table, or of a set such as hf:NAME.
+
+    >>> called(Path("photos/signs")), called(Path("hf:nyu-mll/glue:sst2"))
+    ('signs', 'glue')
+    """
+    source, _, rest = str(data).partition(":")
+    if source in SETS:
+        return Path(rest.partition(":")[0]).name
+    place = data.resolve()
+    return place.stem if place.is_file() else place.name
 
 
 def load_images(

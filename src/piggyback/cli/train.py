@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from piggyback.cli.loading import called
 from piggyback.cli.options import (
     DEFAULT_BACKBONE,
     BackboneOption,
@@ -34,7 +35,8 @@ def run(
             metavar="DIR",
             help="Images: DIR/train/CLASS/FILE, with val/ and test/ if you have them; or DIR/CLASS/FILE, "
             "one folder per class; DIR/train/images and labels for segmentation; or a data set's name. "
-            "Or a table, FILE.csv, .tsv or .jsonl, with columns image or text, label and, if you have it, split.",
+            "Or a table, FILE.csv, .tsv, .jsonl or .parquet, with columns image or text, label and, if you have it, "
+            "split; or hf:NAME, a set of Hugging Face's.",
         ),
     ],
     recipe: Recipe,
@@ -90,9 +92,7 @@ def run(
       piggyback train --data reviews.csv --column text=review --backbone minilm_l6
     """
     file = out if out is not None and out.suffix == ".safetensors" else None
-    task = name or (file or data.resolve()).name
-    if name is None and (file or data.is_file()):
-        task = Path(task).stem
+    task = name or (file.stem if file else called(data))
     try:
         check_name(task)
     except TaskNameError as error:
