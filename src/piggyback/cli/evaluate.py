@@ -11,6 +11,7 @@ import typer
 
 from piggyback.cli.loading import (
     is_data_set,
+    load_set,
     load_tasks,
     naming_option,
     refuse_columns,
@@ -49,7 +50,8 @@ def run(
         typer.Option(
             metavar="DIR",
             help="Images: DIR/SPLIT/CLASS/FILE, or DIR/CLASS/FILE; DIR/SPLIT/images and labels for "
-            "segmentation; or a data set's name. A table: FILE.csv, .tsv, .jsonl or .parquet, or hf:NAME.",
+            "segmentation; or a data set's name. A table: FILE.csv, .tsv, .jsonl or .parquet, or hf:NAME. Or "
+            "torchvision:CLASS:ROOT.",
         ),
     ],
     split: Annotated[str, typer.Option(help="Which split, if DIR holds several.")] = "test",
@@ -222,9 +224,7 @@ def _images(
     from piggyback.train.data.folder import split_folders
 
     if is_data_set(root, skip_bad):
-        from piggyback.lab.datasets import load
-
-        parts = load(str(root)).splits()
+        parts = load_set(str(root)).splits()
         if split not in parts:
             raise DataError(
                 f"data set {str(root)!r} has no split {split!r}: it has {', '.join(parts)}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from piggyback.train.data.sets import ImageData
 
 
-SETS = ("hf",)
+SETS = ("hf", "torchvision")
 """What stands before a set's name, and a colon, where it is a library that knows the set."""
 
 
@@ -109,6 +109,20 @@ def load_images(
     separator: str = ",",
 ) -> ImageData:
     """Return the images of a folder or of a data set's name, or a table's samples; show what was left out."""
+    data = _images(root, name, skip_bad, columns, kind, separator)
+    for line in (*(f"left out: {problem}" for problem in data.skipped), *data.notes):
+        notes().print(f"{name}: {line}", markup=False, highlight=False)
+    return data
+
+
+def _images(
+    root: Path,
+    name: str,
+    skip_bad: bool,
+    columns: Mapping[str, str] | None,
+    kind: str,
+    separator: str,
+) -> ImageData:
     from piggyback.train.data.table import is_table, load_table
 
     if is_table(root):
@@ -118,9 +132,7 @@ def load_images(
     if kind != "classification":
         raise DataError(f"--kind {kind}: it is for tables, such as photos.csv; leave it out")
     if is_data_set(root, skip_bad):
-        from piggyback.lab.datasets import load
-
-        return replace(load(str(root)), name=name)
+        return replace(load_set(str(root)), name=name)
 
     from piggyback.train.data.folder import load_folder
     from piggyback.train.data.segmentation import is_segmentation_folder, load_camvid_layout
@@ -129,10 +141,7 @@ def load_images(
         refuse_skip_bad(root, skip_bad)
         return load_camvid_layout(root, name)
     with naming_option():
-        data = load_folder(root, name, skip_bad=skip_bad)
-    for line in (*(f"left out: {problem}" for problem in data.skipped), *data.notes):
-        notes().print(f"{name}: {line}", markup=False, highlight=False)
-    return data
+        return load_folder(root, name, skip_bad=skip_bad)
 
 
 def load_sized(
@@ -179,8 +188,9 @@ def is_data_set(root: Path, skip_bad: bool) -> bool:
         return False
 
     from piggyback.lab.datasets import DATASETS
+    from piggyback.train.data.dataset import TORCHVISION
 
-    if str(root) not in DATASETS:
+    if str(root) not in DATASETS and not str(root).startswith(TORCHVISION):
         raise DataError(
             f"image folder {str(root)!r}: no such directory, and no data set of that name"
             f"{near_misses(str(root), DATASETS)}; `piggyback data` lists them"
@@ -190,6 +200,14 @@ def is_data_set(root: Path, skip_bad: bool) -> bool:
             f"data set {str(root)!r}: --skip-bad is for folders; a published set is read whole"
         )
     return True
+
+
+def load_set(name: str) -> ImageData:
+    """Return the data set that ``is_data_set`` knows by name."""
+    from piggyback.lab.datasets import load
+    from piggyback.train.data.dataset import TORCHVISION, torchvision_data
+
+    return torchvision_data(name) if name.startswith(TORCHVISION) else load(name)
 
 
 def refuse_columns(columns: Mapping[str, str] | None) -> None:
