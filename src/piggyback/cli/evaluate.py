@@ -12,6 +12,7 @@ import typer
 from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.loading import (
     is_data_set,
+    load_set,
     load_tasks,
     refuse_columns,
     refuse_skip_bad,
@@ -50,7 +51,8 @@ def run(
         typer.Option(
             metavar="DIR",
             help="Images: DIR/SPLIT/CLASS/FILE, or DIR/CLASS/FILE; DIR/SPLIT/images and labels for "
-            "segmentation; or a data set's name. Texts: a table, FILE.csv, .tsv or .jsonl.",
+            "segmentation; or a data set's name. A table: FILE.csv, .tsv, .jsonl or .parquet, or hf:NAME. Or "
+            "torchvision:CLASS:ROOT.",
         ),
     ],
     split: Annotated[str, typer.Option(help="Which split, if DIR holds several.")] = "test",
@@ -187,9 +189,11 @@ def _report(
             soft_wrap=True,
         )
     if folder is not None:
+        from piggyback.images.pictures import Pictures
         from piggyback.lab.tables.report import write_report
 
         header, files = loaded.headers[0], getattr(images, "files", ())
+        files = () if isinstance(files, Pictures) else files
         names = [str(file) for file in files] or [str(i) for i in range(len(images))]
         about = {"backbone": header.info.backbone.source, images.what: str(len(images))}
         if isinstance(images, TextSet):
@@ -224,9 +228,7 @@ def _images(
     from piggyback.train.data.folder import split_folders
 
     if is_data_set(root, skip_bad):
-        from piggyback.lab.datasets import load
-
-        parts = load(str(root)).splits()
+        parts = load_set(str(root)).splits()
         if split not in parts:
             raise DataError(
                 f"data set {str(root)!r} has no split {split!r}: it has {', '.join(parts)}"

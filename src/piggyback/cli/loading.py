@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from piggyback.train.data.sets import ImageData
 
 
+SETS = ("hf", "torchvision")
+"""What stands before a set's name, and a colon, where it is a library that knows the set."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model with tasks, and what their files say."""
@@ -83,6 +87,19 @@ def load_tasks(
 # -- images to train on ----------------------------------------------------------------------------
 
 
+def called(data: Path) -> str:
+    """Return the name of a folder, of a table, or of a set such as hf:NAME.
+
+    >>> called(Path("photos/signs")), called(Path("hf:nyu-mll/glue:sst2"))
+    ('signs', 'glue')
+    """
+    source, _, rest = str(data).partition(":")
+    if source in SETS:
+        return Path(rest.partition(":")[0]).name
+    place = data.resolve()
+    return place.stem if place.is_file() else place.name
+
+
 def load_images(
     root: Path,
     name: str,
@@ -92,6 +109,20 @@ def load_images(
     separator: str = ",",
 ) -> ImageData:
     """Return the images of a folder or of a data set's name, or a table's samples; show what was left out."""
+    data = _images(root, name, skip_bad, columns, kind, separator)
+    for line in (*(f"left out: {problem}" for problem in data.skipped), *data.notes):
+        notes().print(f"{name}: {line}", markup=False, highlight=False)
+    return data
+
+
+def _images(
+    root: Path,
+    name: str,
+    skip_bad: bool,
+    columns: Mapping[str, str] | None,
+    kind: str,
+    separator: str,
+) -> ImageData:
     from piggyback.train.data.table import is_table, load_table
 
     if is_table(root):
@@ -101,9 +132,7 @@ def load_images(
     if kind != "classification":
         raise DataError(f"--kind {kind}: it is for tables, such as photos.csv; leave it out")
     if is_data_set(root, skip_bad):
-        from piggyback.lab.datasets import load
-
-        return replace(load(str(root)), name=name)
+        return replace(load_set(str(root)), name=name)
 
     from piggyback.train.data.folder import load_folder
     from piggyback.train.data.segmentation import is_segmentation_folder, load_camvid_layout
@@ -111,10 +140,7 @@ def load_images(
     if is_segmentation_folder(root):
         refuse_skip_bad(root, skip_bad)
         return load_camvid_layout(root, name)
-    data = load_folder(root, name, skip_bad=skip_bad)
-    for line in (*(f"left out: {problem}" for problem in data.skipped), *data.notes):
-        notes().print(f"{name}: {line}", markup=False, highlight=False)
-    return data
+    return load_folder(root, name, skip_bad=skip_bad)
 
 
 def load_sized(
@@ -161,8 +187,9 @@ def is_data_set(root: Path, skip_bad: bool) -> bool:
         return False
 
     from piggyback.lab.datasets import DATASETS
+    from piggyback.train.data.dataset import TORCHVISION
 
-    if str(root) not in DATASETS:
+    if str(root) not in DATASETS and not str(root).startswith(TORCHVISION):
         raise DataError(
             f"image folder {str(root)!r}: no such directory, and no data set of that name"
             f"{near_misses(str(root), DATASETS)}; `piggyback data` lists them"
@@ -172,6 +199,14 @@ def is_data_set(root: Path, skip_bad: bool) -> bool:
             f"data set {str(root)!r}: --skip-bad is for folders; a published set is read whole"
         )
     return True
+
+
+def load_set(name: str) -> ImageData:
+    """Return the data set that ``is_data_set`` knows by name."""
+    from piggyback.lab.datasets import load
+    from piggyback.train.data.dataset import TORCHVISION, torchvision_data
+
+    return torchvision_data(name) if name.startswith(TORCHVISION) else load(name)
 
 
 def refuse_columns(columns: Mapping[str, str] | None) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
+from piggyback.cli.loading import called
 from piggyback.cli.options import (
     DEFAULT_BACKBONE,
     BackboneOption,
@@ -36,7 +37,8 @@ def run(
             metavar="DIR",
             help="Images: DIR/train/CLASS/FILE, with val/ and test/ if you have them; or DIR/CLASS/FILE, "
             "one folder per class; DIR/train/images and labels for segmentation; or a data set's name. "
-            "Or a table, FILE.csv, .tsv or .jsonl, with columns image or text, label and, if you have it, split.",
+            "Or a table, FILE.csv, .tsv, .jsonl or .parquet, with columns image or text, label and, if you have it, "
+            "split; or hf:NAME or torchvision:CLASS:ROOT, a set of Hugging Face's or torchvision's.",
         ),
     ],
     recipe: Recipe,
@@ -95,9 +97,7 @@ def run(
     """
     compute_with(threads, device)
     file = out if out is not None and out.suffix == ".safetensors" else None
-    task = name or (file or data.resolve()).name
-    if name is None and (file or data.is_file()):
-        task = Path(task).stem
+    task = name or (file.stem if file else called(data))
     try:
         check_name(task)
     except TaskNameError as error:

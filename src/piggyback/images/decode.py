@@ -94,17 +94,17 @@ _INTERPOLATION = {
 
 def content_keys(images: Sequence[Path] | Tensor) -> NDArray[np.uint64]:
     """Return a number for each file, or each row of a tensor, that follows from its bytes alone: uint64 (n,)."""
-
-    def key(source: Path | Tensor) -> int:
-        if isinstance(source, Path):
-            status = source.stat()
-            return _file_key(source, status.st_size, status.st_mtime_ns)
-        return int.from_bytes(
-            hashlib.sha256(source.contiguous().numpy().data).digest()[:8], "little"
-        )
-
     with ThreadPoolExecutor() as pool:
-        return np.fromiter(pool.map(key, images), np.uint64, len(images))
+        return np.fromiter(pool.map(content_key, images), np.uint64, len(images))
+
+
+def content_key(source: Path | bytes | Tensor) -> int:
+    """Return a number below 2**64 that follows from the bytes of a file, of an encoded image or of a tensor alone."""
+    if isinstance(source, Path):
+        status = source.stat()
+        return _file_key(source, status.st_size, status.st_mtime_ns)
+    data = source if isinstance(source, bytes) else source.contiguous().numpy().data
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 
 
 @lru_cache(maxsize=1 << 18)  # one training asks for the keys of its files several times
@@ -113,28 +113,33 @@ def _file_key(path: Path, size: int, modified: int) -> int:
         return int.from_bytes(hashlib.file_digest(file, "sha256").digest()[:8], "little")
 
 
-def check_image(path: Path, *, thorough: bool = False, box: Box | None = None) -> None:
-    """Raise DataError unless ``path`` looks like a whole image that ``box`` meets.
+def check_image(source: Path | bytes, *, thorough: bool = False, box: Box | None = None) -> None:
+    """Raise DataError unless a file, or encoded bytes, look like a whole image that ``box`` meets.
 
     Reads the header and looks for the format's end mark near the end of the file, which finds
     truncated files without decoding; decodes where a format has no such mark, where it is missing,
     or if ``thorough``.
     """
-    with _opened(path) as image:
+    with _opened(source) as image:
         mark = _END_MARKS.get(image.format or "")
         if box is not None:
-            clip_box(box, image.size, path)
-        if mark is not None and not thorough:
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - _TAIL))
-                if mark in file.read():
-                    return
-    read_image(path, at_least=1)
+            clip_box(box, image.size, source)
+        if mark is not None and not thorough and mark in _tail(source):
+            return
+    read_image(source, at_least=1)
 
 
-def stored_size(path: Path) -> tuple[int, int]:
-    """Return (width, height) as ``path`` stores them, from its header; DataError, naming the file."""
-    with _opened(path) as image:
+def _tail(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[-_TAIL:]
+    with source.open("rb") as file:
+        file.seek(max(0, source.stat().st_size - _TAIL))
+        return file.read()
+
+
+def stored_size(source: Path | bytes) -> tuple[int, int]:
+    """Return (width, height) as a file, or encoded bytes, store them, from the header; DataError, naming the file."""
+    with _opened(source) as image:
         return image.size
 
 
@@ -401,26 +406,33 @@ def _scaled(box: Box, size: tuple[int, int], decoded: tuple[int, int]) -> Box:
 
 def prepare(image: object, preprocessing: Preprocessing) -> Tensor:
     """Return a path, encoded bytes, PIL image or uint8 tensor (3, h, w) as the network takes it, float32 (3, s, s)."""
+    pixels = pixels_of(image, at_least=draft_side(preprocessing))
+    return normalise(fit(pixels, preprocessing)[None], preprocessing)[0]
+
+
+def pixels_of(image: object, *, at_least: int | None = None) -> Tensor:
+    """Return a path, encoded bytes, PIL image or uint8 tensor as RGB, uint8 (3, h, w); InputError for anything else.
+
+    ``at_least`` as for ``read_image``, which says what else is raised.
+    """
     if isinstance(image, Image.Image):
         with decoding("image"):
             image.load()  # a PNG's orientation may follow its pixels
-            pixels = to_rgb(image, "image", orientation(image.info.get("exif")))
-    elif isinstance(image, (str, Path, bytes)):
+            return to_rgb(image, "image", orientation(image.info.get("exif")))
+    if isinstance(image, (str, Path, bytes)):
         source = Path(image) if isinstance(image, str) else image
-        pixels = read_image(source, at_least=draft_side(preprocessing))
-    elif (
+        return read_image(source, at_least=at_least)
+    if (
         isinstance(image, Tensor)
         and image.dtype == torch.uint8
         and image.ndim == 3
         and len(image) in (1, 3)
         and image.numel()
     ):
-        pixels = image.expand(3, -1, -1)
-    else:
-        found = type(image).__name__
-        if isinstance(image, Tensor):
-            found = f"tensor {image.dtype} {tuple(image.shape)}"
-        raise InputError(
-            f"image {found}: expected a path, bytes, a PIL image, or a uint8 tensor (3, h, w) or (1, h, w)"
-        )
-    return normalise(fit(pixels, preprocessing)[None], preprocessing)[0]
+        return image.expand(3, -1, -1)
+    found = type(image).__name__
+    if isinstance(image, Tensor):
+        found = f"tensor {image.dtype} {tuple(image.shape)}"
+    raise InputError(
+        f"image {found}: expected a path, bytes, a PIL image, or a uint8 tensor (3, h, w) or (1, h, w)"
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from piggyback.images.label_maps import SegmentationSet
+    from piggyback.train.data.dataset import from_datasets
     from piggyback.train.data.folder import load_folder, load_split
     from piggyback.train.data.segmentation import load_camvid_layout, load_voc
     from piggyback.train.data.sets import ImageData, ImageSet, from_tensors
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS", "Augment", "EpochRow", "ImageData", "ImageSet", "Listener", "Measured", "Plan",
-    "Prediction", "Recipe", "SegmentationSet", "Step", "TextSet", "TrainResult", "evaluate", "from_tensors",
+    "Prediction", "Recipe", "SegmentationSet", "Step", "TextSet", "TrainResult", "evaluate",
+    "from_datasets", "from_tensors",
     "load_camvid_layout", "load_folder", "load_split", "load_table", "load_voc", "predict",
     "segment", "train",
 ]  # fmt: skip
 
 _NAMES = {
+    "data.dataset": "from_datasets",
     "data.folder": "load_folder load_split",
     "data.segmentation": "load_camvid_layout load_voc",
     "data.sets": "ImageData ImageSet SegmentationSet from_tensors",

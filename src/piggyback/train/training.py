@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from piggyback.errors import CheckpointError, InputError
 from piggyback.images.preprocessing import Preprocessing
@@ -24,6 +25,7 @@ from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 from piggyback.train import checkpoint
 from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.data.batches import steps_in_epoch, train_view
+from piggyback.train.data.dataset import as_data
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import ImageData, seen_in
 from piggyback.train.data.size import choose_length, choose_size
@@ -40,7 +42,7 @@ from piggyback.train.tune import tune
 
 def train(
     backbone: Backbone,
-    data: ImageData,
+    data: ImageData | Dataset[Any] | Mapping[str, Dataset[Any]],
     name: str,
     recipe: Recipe | None = None,
     out: Path | str | None = None,
@@ -53,12 +55,13 @@ def train(
 ) -> TrainResult:
     """Return what a run has learned: its best epoch by val accuracy, measured once on test.
 
-    ``out`` is the run's folder: its checkpoint while it goes, then the task file (or the fine-tuned weights), logs and
-    ``result.json``; None keeps nothing. ``resume`` goes on from the checkpoint there, or returns the result where the
-    run has ended; otherwise the run starts anew, and replaces a finished run of other settings only if told to
-    ``overwrite`` it. ``method`` stands in for the one that the recipe names. The backbone's module comes back bit for
-    bit. A recipe with ``tune`` has its settings chosen first, see ``tune.py``. ``start`` is a task to go on from, with
-    more images, steps or classes: see ``MultiTaskModel.start_task``.
+    ``data`` may also be a map-style data set of pairs (image, label), or several by split ("train", "val", "test"), as
+    ``from_datasets`` takes them. ``out`` is the run's folder: its checkpoint while it goes, then the task file (or the
+    fine-tuned weights), logs and ``result.json``; None keeps nothing. ``resume`` goes on from the checkpoint there, or
+    returns the result where the run has ended; otherwise the run starts anew, and replaces a finished run of other
+    settings only if told to ``overwrite`` it. ``method`` stands in for the one that the recipe names. The backbone's
+    module comes back bit for bit. A recipe with ``tune`` has its settings chosen first, see ``tune.py``. ``start`` is a
+    task to go on from, with more images, steps or classes: see ``MultiTaskModel.start_task``.
 
     Raises TrainingError when the loss is no longer a number; CheckpointError for a checkpoint that is damaged or of
     another run, for a finished run that would be lost, or when ``out`` cannot be written; DataError for images that
@@ -66,6 +69,7 @@ def train(
     """
     recipe, listener = recipe or Recipe(), listener or Listener()
     check_name(name)
+    data = as_data(data, name)
     folder = None if out is None else Path(out)
     check_tracker(recipe, folder)
     if recipe.tune:

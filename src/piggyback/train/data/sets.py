@@ -27,6 +27,7 @@ from piggyback.errors import DataError
 from piggyback.images.decode import as_box, content_keys, crop, fit, load_fitted, stored_size
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.paths import PathList
+from piggyback.images.pictures import Pictures
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.model.heads import class_names
 from piggyback.taskfile.task import TaskInfo
@@ -54,7 +55,7 @@ class ImageSet(LabelledSet):
     images: Tensor | None = None
     """uint8, (n, 3, height, width), or (n, 1, height, width) for grey ones."""
     files: Sequence[Path] = ()
-    """One per label, when ``images`` is None."""
+    """One per label, when ``images`` is None; or ``Pictures``, which something else holds."""
     boxes: Tensor | None = None
     """int64, (n, 4): left, top, right, bottom of the part that is used, right and bottom outside; of
     files, in pixels as they are stored."""
@@ -80,6 +81,8 @@ class ImageSet(LabelledSet):
     def load(self, index: int, preprocessing: Preprocessing) -> Tensor:
         """Return image ``index`` as the network sees it, uint8 (3, s, s); raises DataError."""
         box = None if self.boxes is None else as_box(self.boxes[index])
+        if isinstance(self.files, Pictures):
+            return self.files.load(index, preprocessing)
         if self.images is None:
             return load_fitted(self.files[index], preprocessing, box)
         image = self.images[index]
@@ -95,6 +98,8 @@ class ImageSet(LabelledSet):
             return min(right - left, bottom - top)
         if self.images is not None:
             return min(self.images.shape[-2:])
+        if isinstance(self.files, Pictures):
+            return min(self.files.size(index))
         return min(stored_size(self.files[index]))
 
     def subset(self, indices: Tensor) -> ImageSet:
@@ -112,7 +117,11 @@ class ImageSet(LabelledSet):
         if self.boxes is not None and other.boxes is not None:
             boxes = torch.cat([self.boxes, other.boxes])
         labels = torch.cat([self.labels, other.labels])
-        files = (*self.files, *other.files)
+        files: Sequence[Path] = (
+            self.files.joined(other.files)
+            if isinstance(self.files, Pictures) and isinstance(other.files, Pictures)
+            else (*self.files, *other.files)
+        )
         return replace(self, labels=labels, images=images, files=files, boxes=boxes)
 
     def in_memory(self, prepared: Prepares) -> ImageSet:
@@ -134,6 +143,8 @@ class ImageSet(LabelledSet):
 
     def content_keys(self) -> NDArray[np.uint64]:
         """Return a number for each image that follows from its bytes, and its box, alone: uint64 (n,)."""
+        if isinstance(self.files, Pictures):
+            return self.files.keys
         keys = content_keys(self.files if self.images is None else self.images)
         if self.boxes is not None:
             keys ^= content_keys(self.boxes)
@@ -147,6 +158,9 @@ class ImageSet(LabelledSet):
             digest.update(self.boxes.contiguous().numpy().tobytes())
         if self.images is not None:
             digest.update(self.images.contiguous().numpy().tobytes())
+        if isinstance(self.files, Pictures):
+            digest.update(self.files.keys.astype("<u8").tobytes())
+            return digest.hexdigest()
         for file in self.files:
             name = "/".join(file.parts[-2:]).encode(errors="surrogateescape")
             digest.update(b"%b\0%d\n" % (name, file.stat().st_size))
@@ -154,8 +168,8 @@ class ImageSet(LabelledSet):
 
 
 def taken(files: Sequence[Path], indices: Tensor) -> Sequence[Path]:
-    """Return the files at ``indices``; of files that know how to, without a Path for each."""
-    if isinstance(files, PathList):
+    """Return the files at ``indices``; of those that know how to, without a Path for each."""
+    if isinstance(files, (PathList, Pictures)):
         return files.at(indices)
     return tuple([files[i] for i in indices.tolist()])
 

@@ -1,4 +1,4 @@
-"""Tables of images or texts: CSV, TSV (tab separated, no quoting), JSONL, and plain files of a text a line.
+"""Tables of images or texts: CSV, TSV (tab separated, no quoting), JSONL, Parquet, and plain files of a text a line.
 
     classification   a label column with the name of a class
     multilabel       a label column with several names, "a,b" or a JSON list, or a column of 0 and 1 for each label
@@ -18,8 +18,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -27,36 +30,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from piggyback.errors import DataError, near_misses
-from piggyback.images.decode import check_image
+from piggyback.images.decode import check_image, content_key
 from piggyback.images.paths import PathList
+from piggyback.images.pictures import Pictures
+from piggyback.train.data.arrow import (
+    HUB,
+    PARQUET,
+    ArrowColumns,
+    Encoded,
+    hub_columns,
+    parquet_columns,
+)
 from piggyback.train.data.folder import problems, split_of
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 from piggyback.train.data.text import TextSet
 
-SUFFIXES = (".csv", ".tsv", ".jsonl")
+SUFFIXES = (".csv", ".tsv", ".jsonl", PARQUET)
 ROLES = ("image", "text", "label", "split", "group")
 """What a column may be for; each but "group" is by default the column of that name."""
 _KINDS = ("classification", "multilabel", "regression")
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
-_FIELD, _KNOWN = 1 << 20, 10_000
+T = TypeVar("T")
+_FIELD, _KNOWN, _AT_ONCE = 1 << 20, 10_000, 4096
 
 Columns = Mapping[str, Sequence[Any]]
 """Cells by the name of their column; row 1 is at 0."""
 
 
 def is_table(path: Path) -> bool:
-    """Return whether a path is that of a table.
+    """Return whether a path is that of a table, or names a set of Hugging Face's, which is read as one.
 
-    >>> is_table(Path("reviews.tsv")), is_table(Path("photos"))
-    (True, False)
+    >>> [is_table(Path(name)) for name in ("reviews.tsv", "hf:beans", "photos")]
+    [True, True, False]
     """
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in SUFFIXES or str(path).startswith(HUB)
 
 
 def read_columns(path: Path) -> Columns:
     """Return a table's columns by name; DataError, with the row, for one that cannot be read."""
+    if str(path).startswith(HUB):
+        return hub_columns(str(path))
+    if path.suffix.lower() == PARQUET:
+        return parquet_columns(path)
     read = _json_columns if path.suffix.lower() == ".jsonl" else _csv_columns
     try:
         # Lines end as the file says, so that other characters that separate lines stay in a cell.
@@ -80,7 +97,7 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
     if is_table(path):
         columns = read_columns(path)
         cells = columns[_column(path, columns, "text", column)]
-        return [_text(path, at, cell) for at, cell in enumerate(cells, 1)]
+        return _checked(path, cells)
     if column is not None:
         raise DataError(f"{str(path)!r}: a column {column!r} of it: expected a table")
     try:
@@ -173,14 +190,15 @@ class _Table:
             _column(path, held, role, named[role]) if role in named else None
             for role in ("split", "group")
         )
-        if not held[sample]:
+        cells = held[sample]
+        if not len(cells):
             raise DataError(f"table {str(path)!r} has no rows: expected samples with labels")
-        self.notes: tuple[str, ...] = ()
-        self.samples = self._images(held[sample]) if known else self._texts(held[sample])
+        self.notes: tuple[str, ...] = held.notes if isinstance(held, ArrowColumns) else ()
+        self.samples = self._images(cells) if known else self._texts(cells)
         self.parts = (
             ["train"] * len(self.samples)
             if split is None
-            else [_split(path, at, cell) for at, cell in enumerate(held[split], 1)]
+            else _each(held[split], partial(_split, path))
         )
         self.groups = None if self.group is None else self._groups(held[self.group])
 
@@ -188,16 +206,21 @@ class _Table:
         """The samples of each split, everything checked."""
         names, labels, units = getattr(self, f"_{self.kind}")()
         if self.role == "image":
-            self.notes = self._repeated(labels)
+            self.notes += self._repeated(labels)
         found: dict[str, ImageSet | TextSet] = {}
+        parts = np.array(self.parts)
         for part in dict.fromkeys(self.parts):
-            at = [i for i, other in enumerate(self.parts) if other == part]
-            mine, chosen = labels[torch.tensor(at)], [self.samples[i] for i in at]
+            at = torch.from_numpy(np.flatnonzero(parts == part))
+            if isinstance(self.samples, Pictures):
+                pictures = self.samples.at(at)
+                found[part] = ImageSet(names, labels[at], files=pictures, units=units)
+                continue
+            chosen = tuple([self.samples[i] for i in at.tolist()])
             if self.role == "text":
-                found[part] = TextSet(names, mine, tuple(chosen), units=units)
+                found[part] = TextSet(names, labels[at], chosen, units=units)
             else:
                 files = PathList.of(self.path.parent, chosen)
-                found[part] = ImageSet(names, mine, files=files, units=units)
+                found[part] = ImageSet(names, labels[at], files=files, units=units)
         return found
 
     def groups_of(self, part: str) -> NDArray[np.uint64] | None:
@@ -214,33 +237,61 @@ class _Table:
         return DataError(f"table {str(self.path)!r}, row {at}: {what}")
 
     def _texts(self, cells: Sequence[Any]) -> list[str]:
-        return [_text(self.path, at, cell) for at, cell in enumerate(cells, 1)]
+        return _checked(self.path, cells)
 
-    def _images(self, cells: Sequence[Any]) -> list[str]:
+    def _images(self, cells: Sequence[Any]) -> list[str] | Pictures:
         """The images' paths beside the table; each file is looked at once, however often it is named."""
-        first: dict[str, int] = {}
-        for at, cell in enumerate(cells, 1):
-            if not isinstance(cell, str) or not cell.strip() or "\0" in cell:
-                raise self._fail(at, f"image {cell!r:.80}: expected the path of a file")
-            first.setdefault(os.path.normpath(cell.strip()), at)
-        checks = zip(
-            first.values(), problems(_problem, PathList.of(self.path.parent, first)), strict=True
-        )
-        bad = [f"row {at}: {problem}" for at, problem in checks if problem is not None]
+        if isinstance(cells, Encoded):
+            return self._pictures(cells)
+        names = _each(cells, self._file)
+        different = list(dict.fromkeys(names))
+        checks = problems(_problem, PathList.of(self.path.parent, different))
+        bad = {name: why for name, why in zip(different, checks, strict=True) if why is not None}
         if bad:
+            rows = [f"row {names.index(name) + 1}: {why}" for name, why in [*bad.items()][:10]]
             more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
-            raise DataError(f"table {str(self.path)!r}, {'; '.join(bad[:10])}{more}")
-        return [os.path.normpath(cell.strip()) for cell in cells]
+            raise DataError(f"table {str(self.path)!r}, {'; '.join(rows)}{more}")
+        return names
+
+    def _file(self, at: int, cell: Any) -> str:
+        if not isinstance(cell, str) or not cell.strip() or "\0" in cell:
+            raise self._fail(at, f"image {cell!r:.80}: expected the path of a file")
+        return os.path.normpath(cell.strip())
+
+    def _pictures(self, cells: Encoded) -> Pictures:
+        """Images in the table itself; each is looked at as one in a file is."""
+
+        def look(index: int) -> int:
+            source = cells[index]
+            if source is None:
+                raise self._fail(index + 1, "no image: expected its bytes, or the path of a file")
+            try:
+                check_image(source)
+            except DataError as error:
+                raise self._fail(index + 1, str(error)) from error
+            return content_key(source)
+
+        keys = np.empty(len(cells), np.uint64)
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(keys), _AT_ONCE):  # a pool holds all that it was asked for
+                part = range(start, min(start + _AT_ONCE, len(keys)))
+                keys[part.start : part.stop] = list(pool.map(look, part))
+        return Pictures(cells, keys)
 
     def _repeated(self, labels: Tensor) -> tuple[str, ...]:
-        """What is to be said of images in several rows; DataError where their labels differ."""
-        first: dict[str, int] = {}
-        values, again, apart = labels.tolist(), 0, 0
-        for i, name in enumerate(self.samples):
+        """What is to be said of images in several rows; DataError where a file's labels differ."""
+        names: Sequence[Any] = self.samples
+        if isinstance(self.samples, Pictures):
+            names = self.samples.keys.tolist()
+        first: dict[Any, int] = {}
+        if len(set(names)) == len(names):
+            return ()
+        values, again, apart, unlike = labels.tolist(), 0, 0, 0
+        for i, name in enumerate(names):
             j = first.setdefault(name, i)
             if i == j:
                 continue
-            if values[i] != values[j]:
+            if values[i] != values[j] and isinstance(name, str):
                 raise self._fail(
                     i + 1,
                     f"image {name!r} has other labels than in row {j + 1}: expected all labels of an image in "
@@ -248,11 +299,14 @@ class _Table:
                 )
             again += 1
             apart += self.parts[i] != self.parts[j]
+            unlike += values[i] != values[j]
         found = []
         if again:
-            found.append(f"{again} rows name an image that an earlier row names; they were kept")
+            found.append(f"{again} rows have an image that an earlier row has; they were kept")
         if apart:
             found.append(f"{apart} of them are in another split than that row")
+        if unlike:
+            found.append(f"{unlike} of them have other labels than that row")
         return tuple(found)
 
     def _groups(self, cells: Sequence[Any]) -> list[str]:
@@ -268,10 +322,13 @@ class _Table:
                 )
         return found
 
-    def _known(self, given: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    def _known(self, given: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
         """The names that train's samples have, sorted; DataError for one that only another split has."""
-        train = [names for names, part in zip(given, self.parts, strict=True) if part == "train"]
-        known = tuple(sorted({name for names in train or given for name in names}))
+        pairs = set(zip(given, self.parts, strict=True))
+        train = [names for names, part in pairs if part == "train"] or given
+        known = tuple(sorted({name for names in train for name in names}))
+        if {name for names, _ in pairs for name in names} == set(known):
+            return known
         for at, (names, part) in enumerate(zip(given, self.parts, strict=True), 1):
             for name in names:
                 if name not in known:
@@ -284,16 +341,17 @@ class _Table:
 
     def _classification(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells,) = self.labels.values()
-        given = [_label(self.path, at, cell) for at, cell in enumerate(cells, 1)]
-        classes = self._known([(one,) for one in given])
-        places = {name: index for index, name in enumerate(classes)}
-        return classes, torch.tensor([places[one] for one in given]), ()
+        given = _each(cells, partial(_label, self.path))
+        classes = self._known(given)
+        places = {(name,): index for index, name in enumerate(classes)}
+        numbers = np.fromiter(map(places.__getitem__, given), np.int64, len(given))
+        return classes, torch.from_numpy(numbers), ()
 
     def _multilabel(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         if len(self.labels) > 1:
-            return tuple(self.labels), self._each(self._flag, torch.bool), ()
+            return tuple(self.labels), self._numbers(self._flag, torch.bool), ()
         (cells,) = self.labels.values()
-        given = [self._names(at, cell) for at, cell in enumerate(cells, 1)]
+        given = _each(cells, self._names)
         names = self._known(given)
         places = {name: index for index, name in enumerate(names)}
         labels = torch.zeros(len(given), len(names), dtype=torch.bool)
@@ -301,7 +359,7 @@ class _Table:
             labels[row, [places[name] for name in each]] = True
         return names, labels, ()
 
-    def _names(self, at: int, cell: Any) -> list[str]:
+    def _names(self, at: int, cell: Any) -> tuple[str, ...]:
         """The labels in a cell; none of an empty one."""
         if isinstance(cell, str) and cell.lstrip().startswith("["):
             try:
@@ -310,26 +368,26 @@ class _Table:
                 raise self._fail(at, f"labels {cell!r:.80}: not a JSON list ({error})") from error
         parts = cell.split(self.separator) if isinstance(cell, str) else cell
         if parts is None:
-            return []
+            return ()
         if not isinstance(parts, list) or not all(isinstance(one, (str, int)) for one in parts):
             raise self._fail(
                 at, f"labels {cell!r:.80}: expected names with {self.separator!r} between them"
             )
-        found = [str(one).strip() for one in parts if str(one).strip()]
+        found = tuple([str(one).strip() for one in parts if str(one).strip()])
         if len(set(found)) != len(found):
             raise self._fail(at, f"labels {cell!r:.80}: expected each once")
         return found
 
-    def _flag(self, at: int, name: str, cell: Any) -> bool:
+    def _flag(self, name: str, at: int, cell: Any) -> bool:
         found = _FLAGS.get(str(cell).strip().lower())
         if found is None:
             raise self._fail(at, f"label {name!r} is {cell!r:.40}: expected 0 or 1")
         return found
 
-    def _each(self, read: Callable[[int, str, Any], float], dtype: torch.dtype) -> Tensor:
+    def _numbers(self, read: Callable[[str, int, Any], float], dtype: torch.dtype) -> Tensor:
         """Every cell of the label columns as a number, (rows, columns)."""
         columns = [
-            torch.tensor([read(at, name, cell) for at, cell in enumerate(cells, 1)], dtype=dtype)
+            torch.tensor(_each(cells, partial(read, name)), dtype=dtype)
             for name, cells in self.labels.items()
         ]
         return torch.stack(columns, dim=1)
@@ -338,10 +396,10 @@ class _Table:
         parted = [_UNIT.fullmatch(name) for name in self.labels]
         names = [name if m is None else m[1] for name, m in zip(self.labels, parted, strict=True)]
         units = ["" if m is None else m[2] for m in parted]
-        numbers = self._each(self._number, torch.float32)
+        numbers = self._numbers(self._number, torch.float32)
         return tuple(names), numbers, tuple(units) if any(units) else ()
 
-    def _number(self, at: int, name: str, cell: Any) -> float:
+    def _number(self, name: str, at: int, cell: Any) -> float:
         try:
             number = float("" if isinstance(cell, bool) else cell)
         except (TypeError, ValueError):
@@ -349,6 +407,15 @@ class _Table:
         if not math.isfinite(number):
             raise self._fail(at, f"{name!r} is {cell!r:.40}: expected a finite number")
         return number
+
+
+def _each(cells: Sequence[Any], read: Callable[[int, Any], T]) -> list[T]:
+    """What ``read`` makes of each row's cell, given the row; of texts that come again it is asked once."""
+    if set(map(type, cells)) == {str}:
+        with suppress(DataError):  # whose row is found below
+            made = {cell: read(0, cell) for cell in set(cells)}
+            return [made[cell] for cell in cells]
+    return [read(at, cell) for at, cell in enumerate(cells, 1)]
 
 
 def _problem(path: Path) -> str | None:
@@ -412,6 +479,13 @@ def _column(path: Path, columns: Columns, role: str, name: str | None) -> str:
     return wanted
 
 
+def _checked(path: Path, cells: Sequence[Any]) -> list[str]:
+    """Texts, none of them empty."""
+    if set(map(type, cells)) == {str} and all(map(str.strip, cells)):
+        return list(cells)
+    return [_text(path, at, cell) for at, cell in enumerate(cells, 1)]
+
+
 def _text(path: Path, at: int, cell: Any) -> str:
     if not isinstance(cell, str):
         raise DataError(f"table {str(path)!r}, row {at}: text {cell!r:.40}: expected a text")
@@ -420,13 +494,13 @@ def _text(path: Path, at: int, cell: Any) -> str:
     return cell
 
 
-def _label(path: Path, at: int, cell: Any) -> str:
+def _label(path: Path, at: int, cell: Any) -> tuple[str]:
     whole = isinstance(cell, (str, int)) and not isinstance(cell, bool)
     if not whole or not str(cell).strip():
         raise DataError(
             f"table {str(path)!r}, row {at}: label {cell!r:.40}: expected the name of a class"
         )
-    return str(cell).strip()
+    return (str(cell).strip(),)
 
 
 def _split(path: Path, at: int, cell: Any) -> str:

@@ -46,6 +46,8 @@ class TextSet(LabelledSet):
 
     def __post_init__(self) -> None:
         self.check_labels(len(self.texts))
+        if set(map(type, self.texts)) == {str} and all(map(str.strip, self.texts)):
+            return
         for row, text in enumerate(self.texts):
             if not isinstance(text, str) or not text.strip():
                 found = "empty" if isinstance(text, str) else f"of type {type(text).__name__}"
