@@ -110,7 +110,6 @@ def test_the_token_comes_from_a_file_or_the_environment(
         (("--task", "signs.safetensors"), "a task's name on the server, such as signs\n"),
         (("--task", "tasks/signs.safetensors"), "a task's name on the server, such as signs\n"),
         (("--task", "signs", "--backbone", "timm:resnet18"), "--backbone: of no use with --url"),
-        (("--task", "signs", "--out", "maps"), "--out: of no use with --url"),
         (("--task", "signs", "--checkpoint", "x"), "--checkpoint: of no use with --url"),
         (("--task", "signs", "--token-file", "none"), "token file 'none': cannot be read"),
         (("--task", "signs", "--url", "http://127.0.0.1:1"), "cannot be reached"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.errors import InputError
+from piggyback.images.map_pictures import Frame
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import Said
 from piggyback.taskfile.task import TaskInfo
@@ -138,8 +139,11 @@ class Kind(abc.ABC):
         """Return what outputs (n, classes) mean: probabilities, or numbers in their units."""
 
     @abc.abstractmethod
-    def answers(self, outputs: Tensor, top: int) -> list[Said]:
-        """Return what is said of each sample, for outputs float32 (n, classes) of the network, on any device."""
+    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
+        """Return what is said of each sample, for outputs float32 (n, classes, ...) of the network, on any device.
+
+        ``frames`` are the images that they are of, for a kind that is ``per_pixel``.
+        """
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Return how sure each row of outputs is, float32 (n,) in [0, 1]; 0 for kinds that cannot tell."""

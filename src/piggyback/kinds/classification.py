@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piggyback.errors import InputError
+from piggyback.images.map_pictures import Frame
 from piggyback.kinds.base import Collected, Kind, Loss, Meter, Reduce, Score
 from piggyback.kinds.calibration import FEWEST, AbstainAt, fit_temperature, threshold_for
 from piggyback.schemas import RankedClass, Said
@@ -208,7 +209,7 @@ class Classification(Kind):
         """Return a meter that counts a confusion matrix."""
         return ConfusionMeter(self, device)
 
-    def answers(self, outputs: Tensor, top: int) -> list[Said]:
+    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
         """Return the ``top`` likeliest classes of each image, and how sure the task is."""
         n = outputs.shape[1]
         names = self.classes or tuple(map(str, range(n)))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from piggyback.images.map_pictures import Frame
 from piggyback.kinds import metrics
 from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
 from piggyback.kinds.calibration import AbstainAt
@@ -152,7 +153,7 @@ class Multilabel(Kind):
         """Return the probability of each label."""
         return outputs.sigmoid()
 
-    def answers(self, outputs: Tensor, top: int) -> list[Said]:
+    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
         """Return the labels that pass their threshold, the ``top`` likeliest ones, and how sure the task is."""
         chances = outputs.sigmoid()
         passed = (chances >= chances.new_tensor(self.held_thresholds())).tolist()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from piggyback.images.map_pictures import Frame
 from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
 from piggyback.schemas import Said, Value
 
@@ -117,7 +118,7 @@ class Regression(Kind):
 
         return Collected(self, score)
 
-    def answers(self, outputs: Tensor, top: int) -> list[Said]:
+    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
         """Return all numbers of each image with their units."""
         units = self.units or ("",) * len(self.classes)
         return [

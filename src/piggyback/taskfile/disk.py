@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from piggyback.errors import BackboneMismatchError, InputError, TaskFileError
+from piggyback.errors import BackboneMismatchError, CheckpointError, InputError, TaskFileError
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = True) -> None:
@@ -30,6 +30,17 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = Tru
         raise
     if os.name == "posix":
         _sync_folder(target.parent)
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write ``data`` to ``path`` in one step, in a folder made for it; CheckpointError, the old file intact."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data.encode() if isinstance(data, str) else data)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be written: {error}; free some space or choose another folder"
+        ) from error
 
 
 @contextlib.contextmanager
