@@ -28,7 +28,7 @@ from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
 from piggyback.taskfile.file import load, save
 from piggyback.train.evaluation import segment
-from support import map_tasks
+from support import colour_tasks, map_tasks
 from support.fake_engine import served
 from support.map_tasks import CLASSES, build, picture, task_file
 
@@ -186,6 +186,19 @@ def test_what_does_not_suit_the_network_is_one_line(tmp_path: Path) -> None:
     assert "scores every pixel" in refused["signs.safetensors"]
     assert "256 classes: expected at most 255" in refused["many.safetensors"]
     assert not any("\n" in why for why in refused.values())
+
+
+def test_a_network_of_rows_draws_no_map(tmp_path: Path) -> None:
+    rows = load(colour_tasks.task_file("colours"))
+    maps = replace(rows, info=replace(rows.info, kind="segmentation"))
+    (tmp_path / "colours.safetensors").write_bytes(save(rows))
+    (tmp_path / "maps.safetensors").write_bytes(save(maps))
+    with Engine(colour_tasks.Colours(), tmp_path, options=OPTIONS) as engine:
+        red = colour_tasks.picture("red")
+        with pytest.raises(InputError, match="expected 1 label maps"):
+            engine.predict(red, "maps")
+        (answer,) = engine.infer(red)  # passes over the other
+        assert answer.classes[0] == "colours red"
 
 
 def test_a_task_replaced_while_it_waits_is_drawn_at_the_image_s_size(

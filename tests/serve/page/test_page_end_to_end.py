@@ -119,7 +119,8 @@ def test_the_documentation_opens_and_loads_nothing_from_elsewhere(browser: Any) 
 
 
 def test_a_label_map_lies_over_its_picture(visit: Visit, tmp_path: Path) -> None:
-    (tmp_path / "streets.safetensors").write_bytes(map_tasks.task_file("streets", 1))
+    for name, seed in (("streets", 1), ("trees", 2)):
+        (tmp_path / f"{name}.safetensors").write_bytes(map_tasks.task_file(name, seed))
     options = EngineOptions(watch_s=0, device="cpu", precision="float32")
     sent = map_tasks.picture(1, (60, 90), "JPEG", turned=6)
     with Engine(map_tasks.build(), tmp_path, options=options) as engine, served(engine) as server:
@@ -142,5 +143,7 @@ def test_a_label_map_lies_over_its_picture(visit: Visit, tmp_path: Path) -> None
         )
         assert colours == [one.colour for one in found]
         assert f"{found[0].name} {first}" in page.locator("#spoken").inner_text()
+        page.get_by_role("combobox", name="Task").click()
+        assert page.locator("#task-list li").count() == 2  # no letting the tasks decide
         page.get_by_label("Label map").fill("0")
         assert page.evaluate("getComputedStyle(document.querySelector('.map')).opacity") == "0"
