@@ -66,6 +66,14 @@ def test_one_task_answers_for_every_image(
     assert len(server.asked) == 4
 
 
+def test_a_folder_for_maps_is_not_for_classes(
+    piggyback: Command, server: FakeServer, photos: Path, tmp_path: Path
+) -> None:
+    line = ("predict", photos, "--url", server.url, "--task", "signs", "--out", tmp_path / "maps")
+    piggyback(*line).refuses("--out is for the label maps of a segmentation task")
+    assert not (tmp_path / "maps").exists()
+
+
 def test_several_tasks_answer_all_or_the_surest(
     piggyback: Command, server: FakeServer, photos: Path
 ) -> None:

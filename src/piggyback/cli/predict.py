@@ -147,7 +147,7 @@ def run(
       piggyback predict photo.jpg --task signs.safetensors --top 1 --format csv
       piggyback predict streets/ --task camvid.safetensors --out maps
       piggyback predict photo.jpg --task signs --url http://127.0.0.1:8000
-      piggyback predict streets/ --task camvid --out maps --url http://127.0.0.1:8000
+      piggyback predict a.jpg --task camvid --out maps --url http://127.0.0.1:8000
       piggyback predict photo.jpg --infer-task --url http://127.0.0.1:8000
       piggyback predict --text "a great film" --task mood.safetensors
       piggyback predict reviews.csv --column text=review --task mood.safetensors
@@ -172,10 +172,10 @@ def run(
         places = {} if out is None else _map_places([f for f in asked if isinstance(f, Path)], out)
         bad = Bad(skip_bad, len(asked))
         found = _ask_server(
-            url, token, asked, task or [], infer_task, top, batch_size, at_least, bad
+            url, token, asked, task or [], infer_task, top, batch_size, at_least, bad, bool(places)
         )
         told = bad.told(found, asked)
-        if any(one.said.label_map for one in found) or out is not None:
+        if places:
             _show_maps(_save_maps(found, places), how, top)
         else:
             _show(told, how)
@@ -300,9 +300,10 @@ def _ask_server(
     at_once: int,
     at_least: float | None,
     bad: Bad,
+    maps: bool,
 ) -> list[FileAnswer]:
     """Each file's answers of every one of ``tasks``, or if ``infer``, of the surest only; of all the server's tasks,
-    where none is named."""
+    where none is named. Raises InputError unless they are label maps where ``maps`` says so, and only there."""
     from piggyback.client import Client
 
     found: list[FileAnswer] = []
@@ -324,7 +325,7 @@ def _ask_server(
                 if broken is not None:
                     bad(file, _named(broken, file))
                     continue
-                found += [_of_server(file, one) for one in group]
+                found += [_of_server(file, one, maps) for one in group]
     return found
 
 
@@ -338,9 +339,11 @@ def _infer(
     return [best if best.confidence >= at_least else None]
 
 
-def _of_server(file: Path | Text, one: Answer | None) -> FileAnswer:
+def _of_server(file: Path | Text, one: Answer | None, maps: bool) -> FileAnswer:
     if one is None:
         return _no_answer(str(file), _what(file))
+    if maps != (one.label_map is not None):
+        raise InputError(NO_MAPS if maps else f"task {one.task!r} {NO_FOLDER}")
     return FileAnswer(str(file), one.task, one, _what(file))
 
 
@@ -475,19 +478,14 @@ def _map_places(files: Sequence[Path], out: Path) -> dict[Path, Path]:
 
 
 def _save_maps(found: Sequence[FileAnswer], places: Mapping[Path, Path]) -> list[Mapped]:
-    """Write the label maps in a server's answers; InputError without a place for them, and for answers without one."""
+    """Write the label maps in a server's answers; return where, and what was found."""
     made = []
     for one in found:
-        if (label_map := one.said.label_map) is None:
-            if places:
-                raise InputError(NO_MAPS)
-            continue
-        if not places:
-            raise InputError(f"task {one.task!r} {NO_FOLDER}")
-        file = Path(one.file)
-        write_file(places[file], label_map.png)
-        by_class = {share.name: share.percent for share in label_map.shares}
-        made.append(Mapped(file, places[file], by_class))
+        if label_map := one.said.label_map:
+            file = Path(one.file)
+            write_file(places[file], label_map.png)
+            by_class = {share.name: share.percent for share in label_map.shares}
+            made.append(Mapped(file, places[file], by_class))
     return made
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from piggyback.errors import InputError
-from piggyback.images.map_pictures import Frame
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import Said
 from piggyback.taskfile.task import TaskInfo
+
+if TYPE_CHECKING:
+    from piggyback.images.map_pictures import Frame
 
 Reduce = Callable[[Tensor], Tensor]
 """Takes a process's tensor and returns that of all processes: their sum, or their rows one after another."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from piggyback.errors import InputError
-from piggyback.images.map_pictures import Frame
 from piggyback.kinds.base import Collected, Kind, Loss, Meter, Reduce, Score
 from piggyback.kinds.calibration import FEWEST, AbstainAt, fit_temperature, threshold_for
 from piggyback.schemas import RankedClass, Said
 from piggyback.taskfile.task import TaskInfo
+
+if TYPE_CHECKING:
+    from piggyback.images.map_pictures import Frame
 
 
 @dataclass(frozen=True, eq=False)

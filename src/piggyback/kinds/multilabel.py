@@ -6,17 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from piggyback.images.map_pictures import Frame
 from piggyback.kinds import metrics
 from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import RankedClass, Said
 from piggyback.taskfile.task import TaskInfo
+
+if TYPE_CHECKING:
+    from piggyback.images.map_pictures import Frame
 
 THRESHOLD = 0.5
 """Probability from which a label is given, where a task's file says nothing else."""

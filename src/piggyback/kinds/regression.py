@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piggyback.images.map_pictures import Frame
 from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
 from piggyback.schemas import Said, Value
+
+if TYPE_CHECKING:
+    from piggyback.images.map_pictures import Frame
 
 
 @dataclass(frozen=True, eq=False)
