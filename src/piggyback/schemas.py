@@ -6,9 +6,17 @@ A model is made once, by the engine, and read again by the client: ``Answer.mode
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 
 Tier = Literal["dense", "packed", "disk"]
 """Where a task is: a live copy of the network holds it, its bits are in memory, or only its file is there."""
@@ -24,6 +32,16 @@ Chance = Annotated[
     PlainSerializer(lambda chance: round(chance, 6), return_type=float, when_used="json"),
     # Described, not checked: a sum of float32 may come to 1.0000001.
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
+]
+
+Percent = Annotated[
+    float, PlainSerializer(lambda p: round(p, 4), return_type=float, when_used="json")
+]
+Png = Annotated[
+    bytes,
+    BeforeValidator(lambda png: b64decode(png) if isinstance(png, str) else png),
+    PlainSerializer(lambda png: b64encode(png).decode(), return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "byte", "contentMediaType": "image/png"}),
 ]
 
 
@@ -59,7 +77,7 @@ class Timing(Model):
         description="Of the time in the queue, how long its task was being read from disk."
     )
     run: Milliseconds = Field(
-        description="Its batch's: making the task live, and the network's forward pass."
+        description="Its batch's: making the task live, the network's forward pass, and drawing label maps."
     )
     total: Milliseconds
     batch: int = Field(description="Images answered together.")
@@ -80,6 +98,32 @@ class Value(Model):
     unit: str = ""
 
 
+class ClassShare(Model):
+    """How much of a picture a class takes."""
+
+    name: str = Field(validation_alias="class", serialization_alias="class")
+    label: int = Field(
+        description="Value of its pixels: its place among the task's classes, from 0."
+    )
+    percent: Percent = Field(description="Of the pixels that the network sees.")
+    colour: str = Field(description="In the picture, as #rrggbb.")
+
+
+class LabelMap(Model):
+    """The class of each pixel of an image, at the image's own size."""
+
+    width: int
+    height: int
+    shares: tuple[ClassShare, ...] = Field(
+        validation_alias="classes",
+        serialization_alias="classes",
+        description="Every class that occurs, the largest first.",
+    )
+    png: Png = Field(
+        description="Palette PNG, in base64: pixel values are labels, 255 where the network does not look."
+    )
+
+
 def _absent(value: object) -> bool:
     """Whether a field stays out of the JSON, so that answers of classes look as they always did."""
     return value is None
@@ -96,7 +140,7 @@ class Said(Model):
         default=(),
         validation_alias="classes",
         serialization_alias="classes",
-        description="The top_k likeliest, likeliest first; none of a regression.",
+        description="The top_k likeliest, likeliest first; none of a regression or a segmentation.",
     )
     labels: tuple[str, ...] | None = Field(
         default=None,
@@ -106,6 +150,9 @@ class Said(Model):
     values: tuple[Value, ...] | None = Field(
         default=None, exclude_if=_absent, description="Regression: every number."
     )
+    label_map: LabelMap | None = Field(
+        default=None, exclude_if=_absent, description="Segmentation: the class of each pixel."
+    )
     abstained: bool | None = Field(
         default=None,
         exclude_if=_absent,
@@ -114,7 +161,7 @@ class Said(Model):
     confidence: Chance = Field(
         default=0.0,
         description="In [0, 1]: by which a task is inferred; 1 - entropy / log(classes), of a multilabel task the "
-        "mean over its labels, 0 of a regression.",
+        "mean over its labels, 0 of a regression and of a segmentation.",
     )
 
 

@@ -66,6 +66,14 @@ def test_one_task_answers_for_every_image(
     assert len(server.asked) == 4
 
 
+def test_a_folder_for_maps_is_not_for_classes(
+    piggyback: Command, server: FakeServer, photos: Path, tmp_path: Path
+) -> None:
+    line = ("predict", photos, "--url", server.url, "--task", "signs", "--out", tmp_path / "maps")
+    piggyback(*line).refuses("--out is for the label maps of a segmentation task")
+    assert not (tmp_path / "maps").exists()
+
+
 def test_several_tasks_answer_all_or_the_surest(
     piggyback: Command, server: FakeServer, photos: Path
 ) -> None:
@@ -110,7 +118,6 @@ def test_the_token_comes_from_a_file_or_the_environment(
         (("--task", "signs.safetensors"), "a task's name on the server, such as signs\n"),
         (("--task", "tasks/signs.safetensors"), "a task's name on the server, such as signs\n"),
         (("--task", "signs", "--backbone", "timm:resnet18"), "--backbone: of no use with --url"),
-        (("--task", "signs", "--out", "maps"), "--out: of no use with --url"),
         (("--task", "signs", "--checkpoint", "x"), "--checkpoint: of no use with --url"),
         (("--task", "signs", "--token-file", "none"), "token file 'none': cannot be read"),
         (("--task", "signs", "--url", "http://127.0.0.1:1"), "cannot be reached"),

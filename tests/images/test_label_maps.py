@@ -11,9 +11,9 @@ from PIL import Image
 
 from piggyback.errors import DataError
 from piggyback.images.label_maps import VOID, SegmentationSet, read_map
+from piggyback.images.map_pictures import CAMVID
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.train.data.segmentation import (
-    CAMVID,
     VOC,
     is_segmentation_folder,
     load_camvid_layout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from torch import nn
 from piggyback import MultiTaskModel
 from piggyback.errors import DataError, InputError
 from piggyback.images.label_maps import VOID, SegmentationSet
+from piggyback.images.map_pictures import as_png, palette
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import SegmentationNetwork
 from piggyback.train import Augment, ImageData, Measured, Recipe, evaluate, predict, train
 from piggyback.train.data.batches import EvalBatches, TrainBatches, augment, augment_map, draws
-from piggyback.train.evaluation import measure, palette, save_label_map, segment
+from piggyback.train.evaluation import measure, segment
 from piggyback.zoo.segmentation import segmentation_of
 from support.training_toys import Killed, Recorder, assert_same
 
@@ -289,8 +291,7 @@ def test_label_maps_at_the_images_own_size(model, patches, tmp_path):
     counted = truth != VOID
     assert float((found.labels == truth)[counted].float().mean()) > 0.8
     assert sum(found.shares.values()) == pytest.approx(100)
-    save_label_map(found.labels, tmp_path / "map.png", palette(3))
-    written = Image.open(tmp_path / "map.png")
+    written = Image.open(io.BytesIO(as_png(found.labels, palette(3))))
     assert written.mode == "P"
     assert written.getpalette()[3:6] == [128, 0, 0]
     assert np.array_equal(np.array(written), found.labels.numpy())

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -26,7 +26,7 @@ from piggyback.errors import DataError, InputError, TaskNameError
 from piggyback.images.find import find_images
 from piggyback.names import check_name, plain, read_token
 from piggyback.schemas import AT_LEAST, Said
-from piggyback.taskfile.disk import check_output
+from piggyback.taskfile.disk import check_output, write_file
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import Text, TextPreprocessing
 
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from piggyback.client import Client
     from piggyback.schemas import Answer
     from piggyback.taskfile.header import TaskHeader
-    from piggyback.train.evaluation import Segmented
 
 SUFFIX = ".safetensors"
 NONE = "none of these"
+NO_MAPS = "--out is for the label maps of a segmentation task: leave it out"
+NO_FOLDER = "labels every pixel: give --out DIR for its label maps"
 
 
 class Format(enum.StrEnum):
@@ -139,7 +140,7 @@ def run(
     classes' numbers. An image that cannot be read ends everything, unless --skip-bad.
 
     With --url a running server answers, and its tasks go by name. With --infer-task
-    and no name it chooses among all that it has.
+    and no name it chooses among all that it has, but for segmentation tasks.
 
     \b
     Examples:
@@ -149,6 +150,7 @@ def run(
       piggyback predict photo.jpg --task signs.safetensors --top 1 --format csv
       piggyback predict streets/ --task camvid.safetensors --out maps
       piggyback predict photo.jpg --task signs --url http://127.0.0.1:8000
+      piggyback predict a.jpg --task camvid --out maps --url http://127.0.0.1:8000
       piggyback predict photo.jpg --infer-task --url http://127.0.0.1:8000
       piggyback predict --text "a great film" --task mood.safetensors
       piggyback predict reviews.csv --column text=review --task mood.safetensors
@@ -158,20 +160,29 @@ def run(
         raise InputError("--at-least: it is for --infer-task; give that too, or leave it out")
     if url is not None:
         local: dict[str, object] = {"backbone": backbone, "checkpoint": checkpoint, "head": head}
-        local |= {"out": out, "threads": threads, "device": device}
+        local |= {"threads": threads, "device": device}
         for name, value in local.items():
             if value is not None:
                 raise InputError(
                     f"--{name}: of no use with --url, where the server has its own network; leave it out"
                 )
         _check_names(task or [], infer_task)
+        if out is not None and (text or len(task or ()) != 1):
+            raise InputError(
+                "--out is for the label maps of one segmentation task: give one --task, and images"
+            )
         token = read_token(token_file)
         asked = [Text(each) for each in text or ()] or _files(images, column)
+        places = {} if out is None else _map_places([f for f in asked if isinstance(f, Path)], out)
         bad = Bad(skip_bad, len(asked))
         found = _ask_server(
-            url, token, asked, task or [], infer_task, top, batch_size, at_least, bad
+            url, token, asked, task or [], infer_task, top, batch_size, at_least, bad, bool(places)
         )
-        _show(bad.told(found, asked), how)
+        told = bad.told(found, asked)
+        if places:
+            _show_maps(_save_maps(found, places), how, top)
+        else:
+            _show(told, how)
         return
     compute_with(threads, device)
     paths = _task_files(task or [], token_file)
@@ -184,16 +195,17 @@ def run(
     else:
         given = _files(images, column)
     files = [file for file in given if isinstance(file, Path)]
-    places = _map_places(headers, files, out)
+    maps = _gives_maps(headers, infer_task, out)
+    places = _map_places(files, out) if maps and out is not None else {}
 
     from piggyback.cli.loading import load_tasks
 
     loaded = load_tasks(paths, backbone, checkpoint, head)
     bad = Bad(skip_bad, len(given))
     if places:
-        maps = _write_maps(loaded, dict(zip(files, places, strict=True)), batch_size, bad)
+        written = _write_maps(loaded, places, batch_size, bad)
         bad.told([], files)
-        _show_maps(maps, how, top)
+        _show_maps(written, how, top)
         return
     answers = _answer(loaded, given, top, batch_size, bad)
     if infer_task:
@@ -293,9 +305,10 @@ def _ask_server(
     at_once: int,
     at_least: float | None,
     bad: Bad,
+    maps: bool,
 ) -> list[FileAnswer]:
     """Each file's answers of every one of ``tasks``, or if ``infer``, of the surest only; of all the server's tasks,
-    where none is named."""
+    where none is named. Raises InputError unless they are label maps where ``maps`` says so, and only there."""
     from piggyback.client import Client
 
     found: list[FileAnswer] = []
@@ -317,7 +330,7 @@ def _ask_server(
                 if broken is not None:
                     bad(file, _named(broken, file))
                     continue
-                found += [_of_server(file, one) for one in group]
+                found += [_of_server(file, one, maps) for one in group]
     return found
 
 
@@ -331,9 +344,11 @@ def _infer(
     return [best if best.confidence >= at_least else None]
 
 
-def _of_server(file: Path | Text, one: Answer | None) -> FileAnswer:
+def _of_server(file: Path | Text, one: Answer | None, maps: bool) -> FileAnswer:
     if one is None:
         return _no_answer(str(file), _what(file))
+    if maps != (one.label_map is not None):
+        raise InputError(NO_MAPS if maps else f"task {one.task!r} {NO_FOLDER}")
     return FileAnswer(str(file), one.task, one, _what(file))
 
 
@@ -402,26 +417,56 @@ def _answer(
     return [one for group in zip(*by_task, strict=True) for one in group]
 
 
-def _map_places(
-    headers: Sequence[TaskHeader], files: Sequence[Path], out: Path | None
-) -> list[Path]:
-    """Where each image's label map goes; nowhere for tasks that classify.
-
-    Raises InputError for a segmentation beside other tasks, without a folder, or of images whose maps would have one
-    name; and for a folder that nothing goes into.
-    """
+def _gives_maps(headers: Sequence[TaskHeader], infer: bool, out: Path | None) -> bool:
+    """Whether the task labels every pixel; raises InputError for such a task beside others or without a folder, and
+    for a folder that nothing goes into."""
     found = [header.name for header in headers if header.info.kind == "segmentation"]
     if not found:
         if out is not None:
-            raise InputError("--out is for the label maps of a segmentation task: leave it out")
-        return []
-    if len(headers) > 1:
+            raise InputError(NO_MAPS)
+        return False
+    if len(headers) > 1 or infer:
         raise InputError(
-            f"task {found[0]!r} and {len(headers) - 1} more: expected one task where one is a segmentation; "
-            "run predict for each"
+            f"task {found[0]!r} labels every pixel: expected one task, without --infer-task; run predict for each"
         )
     if out is None:
-        raise InputError(f"task {found[0]!r} labels every pixel: give --out DIR for its label maps")
+        raise InputError(f"task {found[0]!r} {NO_FOLDER}")
+    return True
+
+
+def _write_maps(
+    loaded: Loaded, places: Mapping[Path, Path], batch_size: int, bad: Bad
+) -> list[Mapped]:
+    """Write a label map for each image; return where, and what was found, in the files' order."""
+    from piggyback.images.map_pictures import as_png, colours_of
+    from piggyback.train.evaluation import segment
+
+    header = loaded.headers[0]
+    colours = colours_of(header.info.classes)
+    made = []
+    files = list(places)
+    for one in segment(loaded.model, header.name, files, batch_size=batch_size, on_bad=bad):
+        place = places[one.file]
+        write_file(place, as_png(one.labels, colours))
+        made.append(Mapped(one.file, place, one.shares))
+    return made
+
+
+# -- label maps ------------------------------------------------------------------------------------
+
+
+class Mapped(NamedTuple):
+    """A label map that was written."""
+
+    file: Path
+    place: Path
+    shares: Mapping[str, float]
+    """Percent of the image by class, largest first."""
+
+
+def _map_places(files: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Where each image's label map goes; InputError for two of one name, for one in its image's place, and a folder
+    that cannot be written."""
     check_output(out, "--out", folder=True)
     places: dict[Path, Path] = {}
     for file in files:
@@ -436,23 +481,18 @@ def _map_places(
                 f"image {str(file)!r} lies where its label map goes: choose another --out"
             )
         places[place] = file
-    return list(places)
+    return {file: place for place, file in places.items()}
 
 
-def _write_maps(
-    loaded: Loaded, places: Mapping[Path, Path], batch_size: int, bad: Bad
-) -> list[tuple[Path, Segmented]]:
-    """Write a label map for each image; return where, and what was found, in the files' order."""
-    from piggyback.train.evaluation import colours_of, save_label_map, segment
-
-    header = loaded.headers[0]
-    colours = colours_of(header.info.classes)
+def _save_maps(found: Sequence[FileAnswer], places: Mapping[Path, Path]) -> list[Mapped]:
+    """Write the label maps in a server's answers; return where, and what was found."""
     made = []
-    files = list(places)
-    for one in segment(loaded.model, header.name, files, batch_size=batch_size, on_bad=bad):
-        place = places[one.file]
-        save_label_map(one.labels, place, colours)
-        made.append((place, one))
+    for one in found:
+        if label_map := one.said.label_map:
+            file = Path(one.file)
+            write_file(places[file], label_map.png)
+            by_class = {share.name: share.percent for share in label_map.shares}
+            made.append(Mapped(file, places[file], by_class))
     return made
 
 
@@ -515,33 +555,33 @@ def _as_csv(answers: Sequence[FileAnswer]) -> tuple[list[str], list[list[object]
     return titles, lines
 
 
-def _show_maps(found: Sequence[tuple[Path, Segmented]], how: Format, top: int) -> None:
+def _show_maps(found: Sequence[Mapped], how: Format, top: int) -> None:
     """Where each map is, and what share of the image the largest classes take."""
     if how is Format.JSON:
         write_json(
             [
                 {
                     "file": str(one.file),
-                    "labels": str(place),
+                    "labels": str(one.place),
                     "percent": {name: round(share, 4) for name, share in one.shares.items()},
                 }
-                for place, one in found
+                for one in found
             ]
         )
         return
     if how is Format.CSV:
         lines = [
-            [one.file, place, name, f"{share:.4f}"]
-            for place, one in found
+            [one.file, one.place, name, f"{share:.4f}"]
+            for one in found
             for name, share in one.shares.items()
         ]
         _write_csv(["file", "labels", "class", "percent"], lines)
         return
     rows = table("+image", "+label map", "largest (%)")
-    for place, one in found:
+    for one in found:
         largest = list(one.shares.items())[:top]
         shares = ", ".join(f"{name} {share:.1f}" for name, share in largest)
-        rows.add_row(str(one.file), str(place), shares)
+        rows.add_row(str(one.file), str(one.place), shares)
     results().print(rows)
 
 

@@ -143,6 +143,7 @@ def run(
       piggyback serve tasks/ --port 9000 --memory 512MiB
       piggyback serve tasks/ --host 0.0.0.0 --token-file token.txt
       piggyback serve s3://bucket/tasks --backbone efficientnet_lite0
+      piggyback serve streets/ --backbone segmentation:efficientnet_lite0
       piggyback serve tasks/ --ray --replicas 4
       piggyback serve tasks/ --ray --autoscale 1:4
     """

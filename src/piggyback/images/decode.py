@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -143,9 +143,9 @@ def stored_size(source: Path | bytes) -> tuple[int, int]:
         return image.size
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Return (width, height) of the image in ``path``, turned upright; DataError, naming the file."""
-    with _opened(path) as image:
+def upright_size(source: Path | bytes | Image.Image) -> tuple[int, int]:
+    """Return (width, height) of an image, turned upright; DataError, naming the file."""
+    with nullcontext(source) if isinstance(source, Image.Image) else _opened(source) as image:
         width, height = image.size
         if image.format == "PNG" and "exif" not in image.info:
             image.load()  # it may follow the pixels

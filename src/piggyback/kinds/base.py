@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from piggyback.errors import InputError
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import Said
 from piggyback.taskfile.task import TaskInfo
+
+if TYPE_CHECKING:
+    from piggyback.images.map_pictures import Frame
 
 Reduce = Callable[[Tensor], Tensor]
 """Takes a process's tensor and returns that of all processes: their sum, or their rows one after another."""
@@ -141,8 +144,11 @@ class Kind(abc.ABC):
         """Return what outputs (n, classes) mean: probabilities, or numbers in their units."""
 
     @abc.abstractmethod
-    def answers(self, outputs: Tensor, top: int) -> list[Said]:
-        """Return what is said of each sample, for outputs float32 (n, classes) of the network, on any device."""
+    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
+        """Return what is said of each sample, for outputs float32 (n, classes, ...) of the network, on any device.
+
+        ``frames`` are the images that they are of, for a kind that is ``per_pixel``.
+        """
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Return how sure each row of outputs is, float32 (n,) in [0, 1]; 0 for kinds that cannot tell."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from piggyback.errors import InputError
-from piggyback.images.label_maps import class_of_each
+from piggyback.images.label_maps import VOID, class_of_each
+from piggyback.images.map_pictures import Frame, as_png, at_own_size, colours_of, shares
 from piggyback.kinds.base import logits_of
 from piggyback.kinds.classification import Classification
-from piggyback.schemas import Said
+from piggyback.schemas import ClassShare, LabelMap, Said
 
 
+@dataclass(frozen=True)
 class Segmentation(Classification):
     """A class for each pixel; outputs are logits (n, classes, h, w), labels uint8 maps with 255 for void."""
 
@@ -20,6 +24,12 @@ class Segmentation(Classification):
     losses_known = ("auto",)
     per_pixel = True
     fits = False
+
+    def __post_init__(self) -> None:
+        if len(self.classes) > VOID:
+            raise InputError(
+                f"segmentation of {len(self.classes)} classes: expected at most {VOID}, the values of a label map"
+            )
 
     def targets(self, labels: Tensor) -> Tensor:
         """Return label maps as int64, void as -100."""
@@ -33,8 +43,22 @@ class Segmentation(Classification):
         """Return None: pixels of all maps would have to be counted first."""
         return None
 
-    def answers(self, outputs: Tensor, top: int) -> list[Said]:
-        """Raise InputError: a label map is of its image's size, which outputs do not tell."""
-        raise InputError(
-            "a segmentation's answers are label maps: expected segment() in their place"
-        )
+    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
+        """Return each image's label map, at the size of its frame, and the share of every class."""
+        colours = colours_of(self.classes)
+        said = []
+        for scores, frame in zip(outputs, frames, strict=True):
+            labels = at_own_size(scores, frame)
+            found = [
+                ClassShare(
+                    name=self.classes[label],
+                    label=label,
+                    percent=percent,
+                    colour="#{:02x}{:02x}{:02x}".format(*colours[label]),
+                )
+                for label, percent in shares(labels)
+            ]
+            drawn = as_png(labels, colours)
+            one = LabelMap(width=frame.width, height=frame.height, shares=tuple(found), png=drawn)
+            said.append(Said(label_map=one))
+        return said

@@ -360,6 +360,11 @@ class MultiTaskModel(nn.Module):
             raise UnknownTaskError("no tasks to choose from: add_task or load_task first")
         if not 0 <= at_least <= 1:
             raise InputError(f"at_least {at_least!r}: expected a number from 0 to 1")
+        for name, task in self._tasks.items():
+            if task.info.kind in KINDS and kind_of(task.info).per_pixel:
+                raise InputError(
+                    f"task {name!r} labels every pixel: no task is inferred from that; choose one by its name"
+                )
         sure = torch.stack([self._sure(n, self(*args, task=n, **kwargs)) for n in names], dim=1)
         best, which = sure.max(1)
         chosen = [
@@ -372,7 +377,7 @@ class MultiTaskModel(nn.Module):
         """How sure a task is, by its kind; one that no kind knows is taken for a classification."""
         info = self._tasks[name].info
         whole = isinstance(output, Tensor) and output.ndim == 2
-        known = whole and info.kind in KINDS and info.kind != "segmentation" and bool(info.classes)
+        known = whole and info.kind in KINDS and bool(info.classes)
         return kind_of(info).confidence(output) if known else confidence(output)
 
     def bake(self, name: str | None) -> nn.Module:

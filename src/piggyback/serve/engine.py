@@ -22,7 +22,7 @@ from weakref import ref
 import torch
 from torch import nn
 
-from piggyback.errors import TaskStateError, UnknownTaskError
+from piggyback.errors import InputError, TaskStateError, UnknownTaskError
 from piggyback.network.backbone import Backbone
 from piggyback.network.hardware import check_device
 from piggyback.schemas import Answer, TaskStatus
@@ -192,7 +192,8 @@ class Engine:
     ) -> list[Answer]:
         """Return the answer of each of ``tasks`` for one image, the surest first.
 
-        None asks all tasks, and leaves out those that cannot answer now.
+        None asks all tasks, and leaves out those that cannot answer now and those that label every pixel. Raises
+        InputError where one of the latter is named, or no other is there.
         """
         entries = self._entries(tasks)
         images = [image] * len(entries)
@@ -231,7 +232,7 @@ class Engine:
         """Add or replace a task by the bytes of its file; requests from now on get the new one.
 
         Everything is checked before the folder is touched: the file is decoded to its last byte. Raises TaskNameError,
-        TaskFileError, BackboneMismatchError, InputError for a task that does not classify, OtherClassesError for one
+        TaskFileError, BackboneMismatchError, InputError for a task that cannot be served, OtherClassesError for one
         with other classes than the one it replaces, unless ``replace_classes``, UnavailableError where the disk does
         not take it.
         """
@@ -336,7 +337,13 @@ class Engine:
             found = [self._entry(name) for name in dict.fromkeys(tasks)]
         if not found:
             raise UnknownTaskError("no tasks to choose from: put task files into the folder first")
-        return found
+        whole = [entry for entry in found if not entry.outputs.per_pixel]
+        if len(whole) < len(found) and (tasks is not None or not whole):
+            name = next(entry.name for entry in found if entry.outputs.per_pixel)
+            raise InputError(
+                f"task {name!r} labels every pixel: no task is inferred from that; ask it alone, by its name"
+            )
+        return whole
 
     def _status(self, entry: TaskEntry) -> TaskStatus:
         tier, memory = self._scheduler.where(entry)

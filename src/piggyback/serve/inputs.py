@@ -27,7 +27,9 @@ from piggyback.images.decode import (
     orientation,
     read_image,
     to_rgb,
+    upright_size,
 )
+from piggyback.images.map_pictures import Frame
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.texts.preprocessing import Prepares, Text, TextPreprocessing
 
@@ -92,6 +94,23 @@ def prepare(source: Any, preprocessing: Prepares | None, *, max_pixels: int) -> 
             "image, a uint8 tensor (3, h, w) or array (h, w, 3), or a floating tensor"
         )
     return _normalised(fit(pixels, preprocessing), preprocessing)
+
+
+def frame_of(source: Any, preprocessing: Prepares | None) -> Frame:
+    """Return the image that ``prepare`` made the network's input from; of a floating tensor, that input itself.
+
+    >>> frame_of(torch.zeros(3, 20, 30, dtype=torch.uint8), Preprocessing(8))
+    Frame(width=30, height=20, seen=1.0)
+    """
+    seen = preprocessing.crop_pct if isinstance(preprocessing, Preprocessing) else 1.0
+    if isinstance(source, (Tensor, np.ndarray)):
+        floating = "float" in str(source.dtype)
+        rows_first = isinstance(source, np.ndarray) and not floating
+        height, width = source.shape[:2] if rows_first else source.shape[-2:]
+        return Frame(width, height, 1.0 if floating else seen)
+    if not isinstance(source, Image.Image):
+        source = Path(source) if isinstance(source, (str, Path)) else bytes(source)
+    return Frame(*upright_size(source), seen)
 
 
 def _picture(image: Image.Image, max_pixels: int) -> Tensor:

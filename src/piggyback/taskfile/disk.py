@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from piggyback.errors import BackboneMismatchError, InputError, TaskFileError
+from piggyback.errors import BackboneMismatchError, CheckpointError, InputError, TaskFileError
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = True) -> None:
@@ -59,6 +59,17 @@ def check_output(path: Path, what: str, *, folder: bool = False) -> None:
         why = getattr(error, "strerror", None) or error
         raise InputError(
             f"{what} {str(path)!r}: cannot be written ({why}); choose another"
+        ) from error
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write ``data`` to ``path`` in one step, in a folder made for it; CheckpointError, the old file intact."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data.encode() if isinstance(data, str) else data)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be written: {error.strerror}; free some space or choose another folder"
         ) from error
 
 

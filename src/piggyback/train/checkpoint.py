@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from piggyback.errors import CheckpointError
-from piggyback.taskfile.disk import write_whole
+from piggyback.taskfile.disk import write_file as write_file
 from piggyback.train.methods import Learner
 from piggyback.train.recipe import Recipe, current, flat
 
@@ -179,17 +179,6 @@ def load_live(live: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None
             )
     for name, tensor in live.items():
         tensor.copy_(tensors[name])
-
-
-def write_file(path: Path, data: bytes | str) -> None:
-    """Write ``data`` to ``path`` in one step, in a folder made for it; CheckpointError, the old file intact."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data.encode() if isinstance(data, str) else data)
-    except OSError as error:
-        raise CheckpointError(
-            f"{str(path)!r} cannot be written: {error.strerror}; free some space or choose another folder"
-        ) from error
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from piggyback.errors import DataError, InputError
 from piggyback.images.decode import load_fitted, upright_size
 from piggyback.images.find import find_images
-from piggyback.images.label_maps import VOID
-from piggyback.images.preprocessing import Preprocessing
+from piggyback.images.map_pictures import Frame, at_own_size, shares
 from piggyback.kinds import kind_of
 from piggyback.kinds.base import Kind, Meter, Score, logits_of
 from piggyback.kinds.classification import Measured as Measured
@@ -27,21 +22,13 @@ from piggyback.model.multitask import MultiTaskModel
 from piggyback.schemas import Said
 from piggyback.taskfile.task import Task
 from piggyback.texts.preprocessing import Prepares, TextPreprocessing, as_images
-from piggyback.train.checkpoint import write_file
 from piggyback.train.data.batches import EvalBatches, serve
 from piggyback.train.data.labelled import LabelledSet
-from piggyback.train.data.segmentation import CAMVID
 from piggyback.train.data.sets import Split, difference, info_of
 from piggyback.train.device import Speed, gathered, processes, summed
 
-Colour = tuple[int, int, int]
 OnBad = Callable[[Path, DataError], object]
 """What to do about an image that cannot be read."""
-CAMVID_COLOURS: tuple[Colour, ...] = (
-    *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0)),
-    *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
-)
-"""As CamVid's own pictures show its classes."""
 
 
 @dataclass(frozen=True)
@@ -219,12 +206,9 @@ def segment(
         with running(model) as device, torch.inference_mode():
             logits = model(images.to(device), task=task).float()
         for file, scores in zip(part, logits, strict=True):
-            labels = _at_own_size(scores, upright_size(file), preprocessing)
-            counted = torch.bincount(labels.flatten(), minlength=VOID + 1)[: len(classes)]
-            percent = (100 * counted / counted.sum()).tolist()
-            order = counted.argsort(descending=True).tolist()
-            shares = {classes[i]: percent[i] for i in order if counted[i]}
-            yield Segmented(file, labels, shares)
+            labels = at_own_size(scores, Frame(*upright_size(file), preprocessing.crop_pct))
+            found = {classes[label]: percent for label, percent in shares(labels)}
+            yield Segmented(file, labels, found)
 
 
 def _batches(
@@ -246,62 +230,3 @@ def _batches(
                 on_bad(file, error)
         if found:
             yield list(found), preprocessing.network_input(torch.stack(list(found.values())))
-
-
-def palette(classes: int) -> list[Colour]:
-    """Return one colour per class, as Pascal VOC numbers them: a class's bits spread over the channels.
-
-    >>> palette(3)
-    [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
-    """
-    colours = [[0, 0, 0] for _ in range(classes)]
-    for label, bit, channel in itertools.product(range(classes), range(8), range(3)):
-        colours[label][channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
-    return [(red, green, blue) for red, green, blue in colours]
-
-
-def colours_of(classes: Sequence[str]) -> list[Colour]:
-    """Return one colour per class: CamVid's own for its classes, else ``palette``'s.
-
-    >>> colours_of(["sky", "road"])
-    [(0, 0, 0), (128, 0, 0)]
-    """
-    return list(CAMVID_COLOURS) if tuple(classes) == CAMVID else palette(len(classes))
-
-
-def save_label_map(labels: Tensor, path: Path, colours: list[Colour]) -> None:
-    """Write ``labels``, uint8 (h, w), as a palette PNG: pixel values are labels, void is white.
-
-    Raises CheckpointError where it cannot be written.
-    """
-    image = Image.fromarray(labels.cpu().numpy())
-    flat = [value for colour in colours for value in colour]
-    image.putpalette([*flat, *[255] * (3 * 256 - len(flat))])
-    drawn = io.BytesIO()
-    image.save(drawn, format="PNG")
-    write_file(path, drawn.getvalue())
-
-
-def _at_own_size(scores: Tensor, size: tuple[int, int], preprocessing: Preprocessing) -> Tensor:
-    """The likeliest class of each pixel of an image of (width, height), from logits (classes, s, s).
-
-    Class by class, since all logits of a large photograph at once would fill the memory.
-    """
-    width, height = size
-    down, across = height, width
-    if preprocessing.crop_pct < 1:
-        down = across = max(1, round(min(size) * preprocessing.crop_pct))
-    best, labels = None, torch.zeros(down, across, dtype=torch.uint8, device=scores.device)
-    for label, score in enumerate(scores):
-        larger = F.interpolate(score[None, None], (down, across), mode="bilinear")[0, 0]
-        if best is None:
-            best = larger
-            continue
-        labels[larger > best] = label
-        best = torch.maximum(best, larger)
-    if (down, across) == (height, width):
-        return labels.cpu()
-    whole = torch.full((height, width), VOID, dtype=torch.uint8)
-    top, left = round((height - down) / 2), round((width - across) / 2)
-    whole[top : top + down, left : left + across] = labels.cpu()
-    return whole

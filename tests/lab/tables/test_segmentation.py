@@ -12,6 +12,7 @@ from PIL import Image
 
 from piggyback.errors import CheckpointError, InputError
 from piggyback.images.label_maps import VOID
+from piggyback.images.map_pictures import colours_of
 from piggyback.lab.experiments.manifest import load_manifest
 from piggyback.lab.experiments.report import draw, result_in
 from piggyback.lab.experiments.runner import Experiment
@@ -24,7 +25,6 @@ from piggyback.lab.tables.segmentation import (
 )
 from piggyback.network.backbone import Backbone
 from piggyback.train import Measured, TrainResult
-from piggyback.train.evaluation import colours_of
 
 CLASSES = ("dark", "light", "unseen")
 

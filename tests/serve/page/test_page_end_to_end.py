@@ -17,6 +17,7 @@ pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
 
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
+from support import map_tasks
 from support.colour_tasks import Colours, picture, task_file
 from support.fake_engine import FakeEngine, served
 
@@ -115,3 +116,34 @@ def test_the_documentation_opens_and_loads_nothing_from_elsewhere(browser: Any) 
         page.wait_for_selector("[data-path='/v1/predict']")
         page.close()
     assert [one for one in seen if not one.startswith(server.address)] == []
+
+
+def test_a_label_map_lies_over_its_picture(visit: Visit, tmp_path: Path) -> None:
+    for name, seed in (("streets", 1), ("trees", 2)):
+        (tmp_path / f"{name}.safetensors").write_bytes(map_tasks.task_file(name, seed))
+    options = EngineOptions(watch_s=0, device="cpu", precision="float32")
+    sent = map_tasks.picture(1, (60, 90), "JPEG", turned=6)
+    with Engine(map_tasks.build(), tmp_path, options=options) as engine, served(engine) as server:
+        page = visit(f"{server.address}/")
+        page.set_input_files("#files", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": sent})
+        page.wait_for_selector(".shares li")
+        until(page, "document.querySelector('.map').naturalWidth === 90")
+        assert page.evaluate("document.querySelector('.map').naturalHeight") == 60
+        picture, drawn = (
+            page.locator(one).bounding_box() for one in (".view img >> nth=0", ".map")
+        )
+        assert picture == drawn
+
+        found = engine.predict(sent, "streets").label_map.shares
+        assert page.locator(".shares bdi").all_inner_texts() == [one.name for one in found]
+        first = page.locator(".shares .number").first.inner_text()
+        assert first == f"{found[0].percent:.1f}%"
+        colours = page.evaluate(
+            "[...document.querySelectorAll('.shares li')].map((li) => li.style.getPropertyValue('--colour'))"
+        )
+        assert colours == [one.colour for one in found]
+        assert f"{found[0].name} {first}" in page.locator("#spoken").inner_text()
+        page.get_by_role("combobox", name="Task").click()
+        assert page.locator("#task-list li").count() == 2  # no letting the tasks decide
+        page.get_by_label("Label map").fill("0")
+        assert page.evaluate("getComputedStyle(document.querySelector('.map')).opacity") == "0"

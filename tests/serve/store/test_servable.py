@@ -62,8 +62,7 @@ def test_a_damaged_file_is_refused_by_name(task: Task, check: Check) -> None:
     ("changes", "message"),
     [
         ({"head_kind": "custom"}, "its head of kind 'custom'"),
-        ({"kind": "segmentation"}, "use: piggyback predict --out"),
-        ({"head_kind": "segmentation"}, "use: piggyback predict --out"),
+        ({"head_kind": "segmentation"}, "scores every pixel: expected kind 'segmentation'"),
         ({"kind": "tags"}, "of kind 'tags'"),
     ],
 )

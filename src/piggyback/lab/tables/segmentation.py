@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from piggyback.errors import InputError
 from piggyback.images.decode import normalise
 from piggyback.images.label_maps import VOID
+from piggyback.images.map_pictures import colours_of
 from piggyback.lab.tables.plots import save_png
 from piggyback.model.heads import new_head
 from piggyback.model.multitask import MultiTaskModel
@@ -26,7 +27,7 @@ from piggyback.texts.preprocessing import as_images
 from piggyback.train.checkpoint import write_file
 from piggyback.train.data.sets import ImageData
 from piggyback.train.data.text import TextSet
-from piggyback.train.evaluation import Measured, colours_of, measure
+from piggyback.train.evaluation import Measured, measure
 from piggyback.train.recipe import Recipe
 from piggyback.train.result import TrainResult
 from piggyback.train.training import preprocessing_of

@@ -100,6 +100,7 @@ class ModelCopy:
         self._changed: frozenset[str] = frozenset()  # what may differ from the base values
         self._ready = False  # whether a task was written to its end
         self._outputs: int | None = None
+        self._per_pixel = False
         self._as_it_comes = prototype.dtype == torch.float32 and prototype.device.type == "cpu"
 
     @torch.no_grad()
@@ -130,6 +131,7 @@ class ModelCopy:
                     live.copy_(task.norm[place].view(live.shape))
             self._write_head(task)
             self._changed, self._outputs, self._ready = touched, task.outputs, True
+            self._per_pixel = task.per_pixel
 
     @property
     def extra_bytes(self) -> int:
@@ -138,10 +140,10 @@ class ModelCopy:
         return sum(t.numel() * t.element_size() for t in (*self._head, *taken))
 
     def run(self, x: Tensor) -> Tensor:
-        """Return the outputs (n, classes) of the task that was written, float32 on the CPU.
+        """Return the outputs of the task that was written: (n, classes), or of label maps (n, classes, h, w).
 
-        ``x`` is a batch (n, ...) on the CPU. Raises TaskStateError where no task was written to its end,
-        InputError where the outputs are not one for each class and sample.
+        ``x`` is a batch (n, ...); both are on the CPU, outputs float32. Raises TaskStateError where no task was
+        written to its end, InputError where the outputs are not one for each class and sample.
         """
         if not self._ready:
             raise TaskStateError("live copy: expected a whole task in it; write one first")
@@ -153,9 +155,10 @@ class ModelCopy:
             else:
                 dtype = self._prototype.dtype if x.is_floating_point() else x.dtype
                 y = self._module(x.to(self._prototype.device, dtype))
-            if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x):
+            dimensions, what = (4, "label maps") if self._per_pixel else (2, "rows")
+            if not isinstance(y, Tensor) or y.ndim != dimensions or len(y) != len(x):
                 raise InputError(
-                    f"{_described(y)} for {len(x)} inputs: expected {len(x)} rows of outputs, one per class"
+                    f"{_described(y)} for {len(x)} inputs: expected {len(x)} {what} of outputs, one per class"
                 )
             if self._outputs is not None and y.shape[1] != self._outputs:
                 raise InputError(

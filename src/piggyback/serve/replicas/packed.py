@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from piggyback.kinds import kind_of
 from piggyback.masks.bits import FlatMasks, MaskLayout, flat_masks
 from piggyback.masks.rule import Form
 from piggyback.model.heads import load_head
@@ -40,6 +41,8 @@ class PackedTask:
 
     outputs: int | None
     """Of the head, one per class; None where that is not known."""
+    per_pixel: bool
+    """Whether outputs are (n, classes, h, w)."""
     layout: TaskLayout
     masks: FlatMasks
     form: Form
@@ -103,6 +106,7 @@ class Packer:
             outputs = getattr(like, "out_features", getattr(like, "out_channels", None))
             return PackedTask(
                 outputs=len(task.info.classes) or outputs,
+                per_pixel=kind_of(task.info).per_pixel,
                 layout=self._layout(masks.layout, coefficients, norm),
                 masks=masks,
                 form=form,

@@ -24,6 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from piggyback.images.map_pictures import Frame
 from piggyback.schemas import Answer
 from piggyback.serve.store.folder import TaskEntry
 
@@ -45,6 +46,8 @@ class Request:
     """When it was queued."""
     loaded: float = 0.0
     """When its task came into memory, if it had to wait for that."""
+    frame: Frame | None = None
+    """The image that ``input`` shows, for a task that labels every pixel."""
     future: Future[Answer] = field(default_factory=Future)
 
 

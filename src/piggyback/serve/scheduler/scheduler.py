@@ -30,8 +30,9 @@ from piggyback.errors import (
     OverloadError,
     UnavailableError,
 )
+from piggyback.images.map_pictures import Frame
 from piggyback.schemas import Answer, Tier
-from piggyback.serve.inputs import prepare
+from piggyback.serve.inputs import frame_of, prepare
 from piggyback.serve.options import EngineOptions
 from piggyback.serve.replicas.copies import ModelCopy
 from piggyback.serve.replicas.packed import PackedTask
@@ -242,14 +243,16 @@ class Scheduler:
         failed: Failed = "raise",
     ) -> list[Request]:
         """Prepare images for which places were reserved, and queue them; an image that is bad has failed already."""
-        made: dict[tuple[int, Prepares | None], Tensor] = {}  # tasks often want the same
+        # Tasks often want the same.
+        made: dict[tuple[int, Prepares | None, bool], tuple[Tensor, Frame | None]] = {}
         requests = []
         try:
             for image, entry in zip(images, entries, strict=True):
-                began, key = time.perf_counter(), (id(image), entry.preprocessing)
+                began = time.perf_counter()
+                key = (id(image), entry.preprocessing, entry.outputs.per_pixel)
                 if key not in made:
                     try:
-                        made[key] = prepare(image, entry.preprocessing, max_pixels=self._max_pixels)
+                        made[key] = self._input(image, entry)
                     except DataError as error:
                         if failed != "return":
                             raise
@@ -258,7 +261,8 @@ class Scheduler:
                         requests.append(bad)
                         continue
                 now = time.perf_counter()
-                requests.append(Request(entry, image, made[key], top_k, began, now))
+                x, frame = made[key]
+                requests.append(Request(entry, image, x, top_k, began, now, frame=frame))
         except BaseException:
             self._unreserve(len(images))
             raise
@@ -266,6 +270,11 @@ class Scheduler:
         self._unreserve(len(images) - len(good))
         self._queue(good)
         return requests
+
+    def _input(self, image: Any, entry: TaskEntry) -> tuple[Tensor, Frame | None]:
+        """An image as a task's network takes it, and where the task labels every pixel, its own size."""
+        made = prepare(image, entry.preprocessing, max_pixels=self._max_pixels)
+        return made, frame_of(image, entry.preprocessing) if entry.outputs.per_pixel else None
 
     def _queue(self, requests: Sequence[Request]) -> None:
         with self._lock:
@@ -413,9 +422,7 @@ class Scheduler:
             self._reserved += len(requests)
         for request in requests:
             try:
-                request.input = prepare(
-                    request.source, found.preprocessing, max_pixels=self._max_pixels
-                )
+                request.input, request.frame = self._input(request.source, found)
             except Exception as error:  # noqa: BLE001  told to whoever waits for it
                 self._unreserve(1)
                 fail([request], error)

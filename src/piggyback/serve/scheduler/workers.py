@@ -127,20 +127,18 @@ def _run(lease: Lease, batch: Sequence[Request], began: float) -> list[Answer]:
     prepared = batch[0].entry.preprocessing
     if isinstance(prepared, TextPreprocessing):
         outputs = lease.copy.run(prepared.collate(inputs))
-        return _answers(outputs, batch, lease.tier, began, time.perf_counter())
+        return _answers(outputs, batch, lease.tier, began)
     shapes = {tuple(x.shape) for x in inputs}
     if len(shapes) > 1:
         raise InputError(f"inputs of shapes {sorted(shapes)} in one batch: expected the same")
     outputs = lease.copy.run(torch.stack(inputs))
-    return _answers(outputs, batch, lease.tier, began, time.perf_counter())
+    return _answers(outputs, batch, lease.tier, began)
 
 
-def _answers(
-    outputs: Tensor, batch: Sequence[Request], tier: Tier, began: float, ended: float
-) -> list[Answer]:
-    """An answer for each row of ``outputs``, float32 (batch, classes) as the network gives them.
+def _answers(outputs: Tensor, batch: Sequence[Request], tier: Tier, began: float) -> list[Answer]:
+    """An answer for each row of ``outputs``, float32 (batch, classes, ...) as the network gives them.
 
-    ``began`` and ``ended`` are when the batch was run. Raises InputError where there is no number.
+    ``began`` is when the batch was. Raises InputError where there is no number.
     """
     entry = batch[0].entry
     if not bool(outputs.sum().isfinite()):
@@ -148,7 +146,9 @@ def _answers(
             f"task {entry.name!r}: the network's outputs for this input are not numbers; "
             "expected finite values in the input"
         )
-    said = entry.outputs.answers(outputs, max(r.top_k for r in batch))
+    frames = [request.frame for request in batch if request.frame is not None]
+    said = entry.outputs.answers(outputs, max(r.top_k for r in batch), frames)
+    ended = time.perf_counter()
     answers = []
     for request, one in zip(batch, said, strict=True):
         load = max(0.0, request.loaded - request.arrived)
@@ -159,6 +159,7 @@ def _answers(
                 ranking=one.ranking[: request.top_k],
                 labels=one.labels,
                 values=one.values,
+                label_map=one.label_map,
                 confidence=one.confidence,
                 abstained=one.abstained,
                 tier=tier,

@@ -312,7 +312,7 @@ def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> C
 
     It takes a file's bytes and the name to serve it as, and returns the header under that name. It raises
     TaskFileError for a damaged file, BackboneMismatchError for another backbone's, InputError for a task that
-    cannot be served: one that does not classify, or whose head is a module of its own.
+    cannot be served: one of an unknown kind, or whose head is a module of its own.
 
     >>> from piggyback.taskfile.file import Task, save
     >>> servable({}, "")(save(Task("signs", {}, {})), "roads").name
@@ -329,19 +329,18 @@ def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> C
             bound = prepared.bound(own, name, header.info.backbone.source)
             header = replace(header, info=replace(header.info, preprocessing=bound))
         kind, head = header.info.kind, header.info.head_kind
-        if kind == "segmentation" or head == "segmentation":
-            raise InputError(
-                f"task {name!r} labels every pixel: a server answers with classes of whole images; "
-                "use: piggyback predict --out DIR"
-            )
         try:
-            kind_of(header.info)
+            outputs = kind_of(header.info)
         except InputError as error:
             raise InputError(f"task {name!r}: {error}") from error
-        if head not in ("linear", "conv"):
+        if head == "segmentation" and not outputs.per_pixel:
+            raise InputError(
+                f"task {name!r} is of kind {kind!r}, its head scores every pixel: expected kind 'segmentation'"
+            )
+        if head not in ("linear", "conv", "segmentation"):
             raise InputError(
                 f"task {name!r}: its head of kind {head[:40]!r} is a custom module: a server expects "
-                "'linear' or 'conv'; run it with MultiTaskModel and head=<that module>"
+                "'linear', 'conv' or 'segmentation'; run it with MultiTaskModel and head=<that module>"
             )
         return header
 

@@ -14,14 +14,10 @@ from piggyback.errors import DataError
 from piggyback.images.decode import check_image, upright_size
 from piggyback.images.find import list_images
 from piggyback.images.label_maps import VOID, SegmentationSet
+from piggyback.images.map_pictures import CAMVID
 from piggyback.train.data.folder import problems, split_folders
 from piggyback.train.data.sets import ImageData, cut
 
-CAMVID = (
-    "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car",
-    "Pedestrian", "Bicyclist",
-)  # fmt: skip
-"""The eleven classes of CamVid that papers measure, in the order of the label maps' values."""
 CAMVID_VOID = 11
 CLASSES = "classes.txt"
 """Names the classes of a folder, one per line, in the order of the label maps' values."""

@@ -13,13 +13,18 @@ const NONE = "None of these: no task is sure of this image. Choose one to see wh
 export class Card {
   #said = element("div", { class: "said" });
   #preview = element("img", { alt: "" });
+  #view = element("div", { class: "view" }, this.#preview);
+  #map = element("img", { alt: "", class: "map" });
+  #slider = element("input", { type: "range", min: 0, max: 100, value: 60 });
+  #cover = element("label", { class: "soft" }, "Label map over it", this.#slider);
 
   constructor(file) {
     this.file = file;
     this.#preview.src = URL.createObjectURL(file);
     this.#preview.addEventListener("error", () => (this.#preview.hidden = true)); // the server says what is wrong with it
     const caption = element("figcaption", { class: "soft" }, named(file.name), ` · ${bytes(file.size)}`);
-    this.root = element("article", { class: "card" }, element("figure", {}, this.#preview, caption), this.#said);
+    this.root = element("article", { class: "card" }, element("figure", {}, this.#view, caption), this.#said);
+    this.#slider.addEventListener("input", () => (this.#map.style.opacity = this.#slider.value / 100));
   }
 
   /** Why this file is not to be sent, or null. A limit that the server does not tell is left to the server. */
@@ -42,13 +47,26 @@ export class Card {
 
   answer({ answers, sure, roundTrip }) {
     const [best] = answers;
+    this.#lay(sure ? best.label_map : null);
     const others = answers.length > 1 ? [comparison(answers)] : [];
     if (!sure) return this.#put(element("p", {}, NONE), times(best.timing_ms, roundTrip), ...others);
     this.#put(best.values ? numbers(best) : bars(best), source(best), times(best.timing_ms, roundTrip), ...others);
   }
 
   refuse(message) {
+    this.#lay(null);
     this.#put(element("p", { class: "error" }, message));
+  }
+
+  /** Lays a label map over the picture; without one, takes away what lay there. */
+  #lay(map) {
+    URL.revokeObjectURL(this.#map.src);
+    this.root.classList.toggle("mapped", Boolean(map));
+    if (!map) return [this.#map, this.#cover].forEach((part) => part.remove());
+    const png = Uint8Array.from(atob(map.png), (letter) => letter.charCodeAt(0));
+    this.#map.src = URL.createObjectURL(new Blob([png], { type: "image/png" }));
+    this.#preview.after(this.#map);
+    this.#view.after(this.#cover);
   }
 
   #put(...parts) {
@@ -57,6 +75,7 @@ export class Card {
   }
 
   forget() {
+    this.#lay(null);
     URL.revokeObjectURL(this.#preview.src);
   }
 }
@@ -67,8 +86,9 @@ export function spoken({ answers: [best], sure, roundTrip }) {
   return `${best.abstained ? "Not sure: " : ""}${said(best)}, says ${best.task}, in ${milliseconds(roundTrip)}.`;
 }
 
-/** What a task of any kind says, in words: its numbers, its labels, or the likeliest class. */
-function said({ values, labels, classes: [top] }) {
+/** What a task of any kind says, in words: its numbers, its labels, the largest classes of a map, or the likeliest class. */
+function said({ values, labels, label_map: map, classes: [top] }) {
+  if (map) return shares(map).slice(0, 3).map((one) => `${one.class} ${percent(one.probability)}`).join(", ");
   if (values) return values.map(({ name, value, unit }) => `${name} ${round(value)} ${unit}`.trim()).join(", ");
   if (labels) return labels.join(", ") || "no label";
   return `${top.class}, ${percent(top.probability)}`;
@@ -84,16 +104,25 @@ function numbers({ task, values }) {
   return element("ol", { class: "bars", "aria-label": `Numbers of ${task}` }, ...values.map(row));
 }
 
-function bars({ task, classes, labels, abstained }) {
+/** The classes of a label map with their shares as numbers up to 1. */
+function shares({ classes }) {
+  return classes.map((one) => ({ ...one, probability: one.percent / 100 }));
+}
+
+/** Likeliest classes with their bars, or the legend of a label map: its classes, each in its colour. */
+function bars({ task, classes, labels, label_map: map, abstained }) {
   const given = labels ? new Set(labels) : null;
-  const row = ({ class: name, probability }) => {
+  const row = ({ class: name, probability, colour }) => {
     const fill = element("span", {});
     fill.style.width = `${100 * probability}%`;
     const bar = element("div", { class: "bar", "aria-hidden": "true" }, fill);
     const number = element("span", { class: "number" }, percent(probability));
-    return element("li", given && !given.has(name) ? { class: "soft" } : {}, named(name), number, bar);
+    const item = element("li", given && !given.has(name) ? { class: "soft" } : {}, named(name), number, bar);
+    if (colour) item.style.setProperty("--colour", colour);
+    return item;
   };
-  const list = element("ol", { class: "bars", "aria-label": `Likeliest classes of ${task}` }, ...classes.map(row));
+  const what = map ? `Shares of the picture, says ${task}` : `Likeliest classes of ${task}`;
+  const list = element("ol", { class: map ? "bars shares" : "bars", "aria-label": what }, ...(map ? shares(map) : classes).map(row));
   const notes = [];
   if (abstained) notes.push(element("p", { class: "soft" }, "Not sure: below the confidence that this task was given."));
   if (labels) notes.push(element("p", { class: "soft" }, `Labels: ${labels.join(", ") || "none"}.`));

@@ -132,7 +132,8 @@ function tell(state, text) {
 function learn(list) {
   known = list;
   const { tasks, backbone, speed, limits } = list;
-  const mayDecide = tasks.length > 1 && tasks.length <= (limits?.tasks ?? Infinity);
+  const whole = tasks.some(({ kind }) => kind !== "segmentation"); // a label map has no confidence
+  const mayDecide = whole && tasks.length > 1 && tasks.length <= (limits?.tasks ?? Infinity);
   const sum = (key) => bytes(tasks.reduce((total, task) => total + task[key], 0));
   $("#token").hidden = true;
   write("#about", [count(tasks.length, "task"), "one network", backbone.source, speed].filter(Boolean).join(" · "));
