@@ -80,6 +80,16 @@ class Value(Model):
     unit: str = ""
 
 
+class Span(Model):
+    """Words of a text that a task marks."""
+
+    start: int = Field(description="Of the text, counted in letters (Unicode code points) from 0.")
+    end: int = Field(description="The first letter behind it.")
+    text: str
+    label: str
+    probability: Chance = Field(description="The mean of its words' tags.")
+
+
 def _absent(value: object) -> bool:
     """Whether a field stays out of the JSON, so that answers of classes look as they always did."""
     return value is None
@@ -96,7 +106,7 @@ class Said(Model):
         default=(),
         validation_alias="classes",
         serialization_alias="classes",
-        description="The top_k likeliest, likeliest first; none of a regression.",
+        description="The top_k likeliest, likeliest first; none of a regression or of tokens.",
     )
     labels: tuple[str, ...] | None = Field(
         default=None,
@@ -106,6 +116,9 @@ class Said(Model):
     values: tuple[Value, ...] | None = Field(
         default=None, exclude_if=_absent, description="Regression: every number."
     )
+    spans: tuple[Span, ...] | None = Field(
+        default=None, exclude_if=_absent, description="Tokens: what is marked, in its order."
+    )
     abstained: bool | None = Field(
         default=None,
         exclude_if=_absent,
@@ -114,7 +127,7 @@ class Said(Model):
     confidence: Chance = Field(
         default=0.0,
         description="In [0, 1]: by which a task is inferred; 1 - entropy / log(classes), of a multilabel task the "
-        "mean over its labels, 0 of a regression.",
+        "mean over its labels, 0 of a regression or of tokens.",
     )
 
 

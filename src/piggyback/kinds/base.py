@@ -14,6 +14,7 @@ from piggyback.errors import InputError
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import Said
 from piggyback.taskfile.task import TaskInfo
+from piggyback.texts.preprocessing import Prepares
 
 Reduce = Callable[[Tensor], Tensor]
 """Takes a process's tensor and returns that of all processes: their sum, or their rows one after another."""
@@ -88,6 +89,8 @@ class Kind(abc.ABC):
     thresholds: tuple[float, ...] = ()
     scaling: tuple[tuple[float, float], ...] = ()
     calibration: tuple[float, ...] = ()
+    preprocessing: Prepares | None = None
+    """Of the task's inputs, for answers about parts of them."""
 
     name: ClassVar[str]
     losses_known: ClassVar[tuple[str, ...]] = ("auto",)
@@ -95,6 +98,8 @@ class Kind(abc.ABC):
     """Masks have collapsed where the loss is further than this part of the way from the head's to that of guessing."""
     per_pixel: ClassVar[bool] = False
     """Whether an output has two more dimensions than the classes."""
+    per_token: ClassVar[bool] = False
+    """Whether an output has one more dimension than the classes, the tokens of a text."""
 
     fits: ClassVar[bool] = False
     """Whether something of the file is fitted on val: see ``fitted``."""
@@ -113,9 +118,21 @@ class Kind(abc.ABC):
         """Return labels as the loss takes them."""
         return labels
 
+    def checked(self, output: Any) -> Tensor:
+        """Return a network's output as float32, as ``answers`` takes it; InputError for anything else."""
+        return logits_of(output, len(self.classes)).float()
+
     def outputs(self, output: Any, targets: Tensor) -> Tensor:
         """Return a network's output as float32 (n, classes, ...); InputError for anything else."""
-        return logits_of(output, len(self.classes)).float()
+        return self.checked(output)
+
+    def rows(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what reaches the head, (n, ...), and targets, as a row for each label."""
+        return features, targets
+
+    def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what a report needs of each sample, (n, ...): by default its ``values``."""
+        return self.values(outputs).double()
 
     @abc.abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor, how: Loss) -> Tensor:
@@ -138,8 +155,11 @@ class Kind(abc.ABC):
         """Return what outputs (n, classes) mean: probabilities, or numbers in their units."""
 
     @abc.abstractmethod
-    def answers(self, outputs: Tensor, top: int) -> list[Said]:
-        """Return what is said of each sample, for outputs float32 (n, classes) of the network, on any device."""
+    def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
+        """Return what is said of each sample, for outputs float32 (n, classes) of the network, on any device.
+
+        ``inputs`` are the samples, which kinds that answer for parts of a text need.
+        """
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Return how sure each row of outputs is, float32 (n,) in [0, 1]; 0 for kinds that cannot tell."""

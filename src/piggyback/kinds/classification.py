@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -208,7 +208,7 @@ class Classification(Kind):
         """Return a meter that counts a confusion matrix."""
         return ConfusionMeter(self, device)
 
-    def answers(self, outputs: Tensor, top: int) -> list[Said]:
+    def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return the ``top`` likeliest classes of each image, and how sure the task is."""
         n = outputs.shape[1]
         names = self.classes or tuple(map(str, range(n)))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +153,7 @@ class Multilabel(Kind):
         """Return the probability of each label."""
         return outputs.sigmoid()
 
-    def answers(self, outputs: Tensor, top: int) -> list[Said]:
+    def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return the labels that pass their threshold, the ``top`` likeliest ones, and how sure the task is."""
         chances = outputs.sigmoid()
         passed = (chances >= chances.new_tensor(self.held_thresholds())).tolist()

@@ -21,7 +21,7 @@ from piggyback.network.fingerprint import IGNORED
 from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.norm import norm_modules
 from piggyback.taskfile.rounding import round_half, round_rows
-from piggyback.taskfile.task import NormPolicy, Task, TaskInfo
+from piggyback.taskfile.task import ROW_HEADS, NormPolicy, Task, TaskInfo
 
 FIRST_RUNS = 5
 """Forward passes that are looked at."""
@@ -118,7 +118,7 @@ class Learning:
             )
         shapes = [tuple(tensor.shape) for tensor in tensors_of(output)]
         wanted = len(self.info.classes)
-        labelled = self.info.kind in KINDS and self.info.head_kind in ("linear", "conv")
+        labelled = self.info.kind in KINDS and self.info.head_kind in ROW_HEADS
         if labelled and shapes and not any(wanted in shape for shape in shapes):
             raise TaskStateError(
                 f"{where} has {wanted} outputs, but the network's are {', '.join(map(str, shapes[:3]))}: it is not the "
@@ -317,6 +317,6 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _rounded_head(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     """Copies with the values that a file keeps; a custom head's are its own affair."""
     copies = _copies(tensors)
-    if kind not in ("linear", "conv"):
+    if kind not in ROW_HEADS:
         return copies
     return {name: round_rows(tensor) for name, tensor in copies.items()}

@@ -39,7 +39,7 @@ from piggyback.taskfile.header import (
     to_metadata,
 )
 from piggyback.taskfile.rounding import int8_to_rows, rows_to_int8, to_half
-from piggyback.taskfile.task import Task, check_name
+from piggyback.taskfile.task import ROW_HEADS, Task, check_name
 
 
 def save(task: Task) -> bytes:
@@ -147,7 +147,7 @@ def _short_head(task: Task) -> dict[str, Tensor]:
     """The head's tensors, those that ``round_rows`` made as int8 and scales; a custom head as it is."""
     tensors = {}
     for name, tensor in task.head.items():
-        found = None if task.info.head_kind not in ("linear", "conv") else rows_to_int8(tensor)
+        found = None if task.info.head_kind not in ROW_HEADS else rows_to_int8(tensor)
         if found is None:
             tensors[HEAD + name] = tensor
         else:

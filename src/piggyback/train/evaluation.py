@@ -21,7 +21,7 @@ from piggyback.images.find import find_images
 from piggyback.images.label_maps import VOID
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import kind_of
-from piggyback.kinds.base import Kind, Meter, Score, logits_of
+from piggyback.kinds.base import Kind, Meter, Score
 from piggyback.kinds.classification import Measured as Measured
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.schemas import Said
@@ -133,8 +133,7 @@ def predict(
     made: list[Prediction] = []
     with running(model) as device, torch.inference_mode():
         for part, batch in _batches(given, preprocessing, batch_size, on_bad):
-            outputs = logits_of(model(batch.to(device), task=task), len(kind.classes)).float()
-            said = kind.answers(outputs, top)
+            said = kind.answers(kind.checked(model(batch.to(device), task=task)), top, part)
             made += [Prediction(str(each), one) for each, one in zip(part, said, strict=True)]
     return made
 

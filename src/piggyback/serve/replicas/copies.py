@@ -36,6 +36,10 @@ def _head_slot() -> type[nn.Module]:
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return self.head(*args, **kwargs)
 
+        @property
+        def per_token(self) -> bool:
+            return getattr(self.head, "per_token", False)
+
     return HeadSlot
 
 
@@ -100,6 +104,7 @@ class ModelCopy:
         self._changed: frozenset[str] = frozenset()  # what may differ from the base values
         self._ready = False  # whether a task was written to its end
         self._outputs: int | None = None
+        self._dimensions = 2
         self._as_it_comes = prototype.dtype == torch.float32 and prototype.device.type == "cpu"
 
     @torch.no_grad()
@@ -130,6 +135,7 @@ class ModelCopy:
                     live.copy_(task.norm[place].view(live.shape))
             self._write_head(task)
             self._changed, self._outputs, self._ready = touched, task.outputs, True
+            self._dimensions = 3 if task.per_token else 2
 
     @property
     def extra_bytes(self) -> int:
@@ -138,7 +144,7 @@ class ModelCopy:
         return sum(t.numel() * t.element_size() for t in (*self._head, *taken))
 
     def run(self, x: Tensor) -> Tensor:
-        """Return the outputs (n, classes) of the task that was written, float32 on the CPU.
+        """Return the outputs (n, classes), or (n, tokens, tags), of the task that was written, float32 on the CPU.
 
         ``x`` is a batch (n, ...) on the CPU. Raises TaskStateError where no task was written to its end,
         InputError where the outputs are not one for each class and sample.
@@ -153,11 +159,11 @@ class ModelCopy:
             else:
                 dtype = self._prototype.dtype if x.is_floating_point() else x.dtype
                 y = self._module(x.to(self._prototype.device, dtype))
-            if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x):
+            if not isinstance(y, Tensor) or y.ndim != self._dimensions or len(y) != len(x):
                 raise InputError(
                     f"{_described(y)} for {len(x)} inputs: expected {len(x)} rows of outputs, one per class"
                 )
-            if self._outputs is not None and y.shape[1] != self._outputs:
+            if self._outputs is not None and y.shape[-1] != self._outputs:
                 raise InputError(
                     f"{_described(y)}: expected {self._outputs} outputs, one per class"
                 )

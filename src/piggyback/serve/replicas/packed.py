@@ -40,6 +40,8 @@ class PackedTask:
 
     outputs: int | None
     """Of the head, one per class; None where that is not known."""
+    per_token: bool
+    """Whether they are there for every token."""
     layout: TaskLayout
     masks: FlatMasks
     form: Form
@@ -103,6 +105,7 @@ class Packer:
             outputs = getattr(like, "out_features", getattr(like, "out_channels", None))
             return PackedTask(
                 outputs=len(task.info.classes) or outputs,
+                per_token=task.info.head_kind == "tokens",
                 layout=self._layout(masks.layout, coefficients, norm),
                 masks=masks,
                 form=form,

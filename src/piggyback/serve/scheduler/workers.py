@@ -138,7 +138,7 @@ def _run(lease: Lease, batch: Sequence[Request], began: float) -> list[Answer]:
 def _answers(
     outputs: Tensor, batch: Sequence[Request], tier: Tier, began: float, ended: float
 ) -> list[Answer]:
-    """An answer for each row of ``outputs``, float32 (batch, classes) as the network gives them.
+    """An answer for each row of ``outputs``, float32 (batch, ...) as the network gives them.
 
     ``began`` and ``ended`` are when the batch was run. Raises InputError where there is no number.
     """
@@ -148,7 +148,8 @@ def _answers(
             f"task {entry.name!r}: the network's outputs for this input are not numbers; "
             "expected finite values in the input"
         )
-    said = entry.outputs.answers(outputs, max(r.top_k for r in batch))
+    given = [request.source for request in batch]
+    said = entry.outputs.answers(outputs, max(r.top_k for r in batch), given)
     answers = []
     for request, one in zip(batch, said, strict=True):
         load = max(0.0, request.loaded - request.arrived)
@@ -159,6 +160,7 @@ def _answers(
                 ranking=one.ranking[: request.top_k],
                 labels=one.labels,
                 values=one.values,
+                spans=one.spans,
                 confidence=one.confidence,
                 abstained=one.abstained,
                 tier=tier,

@@ -29,7 +29,7 @@ from piggyback.kinds.base import Kind
 from piggyback.serve.store.stores import SUFFIX, Stamp, Store
 from piggyback.taskfile.checks import check_fingerprint
 from piggyback.taskfile.header import Shapes, TaskHeader, header_of
-from piggyback.taskfile.task import check_name
+from piggyback.taskfile.task import ROW_HEADS, check_name
 from piggyback.texts.preprocessing import Prepares
 
 LOGGER = logging.getLogger(__name__)
@@ -338,10 +338,10 @@ def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> C
             kind_of(header.info)
         except InputError as error:
             raise InputError(f"task {name!r}: {error}") from error
-        if head not in ("linear", "conv"):
+        if head not in ROW_HEADS:
             raise InputError(
                 f"task {name!r}: its head of kind {head[:40]!r} is a custom module: a server expects "
-                "'linear' or 'conv'; run it with MultiTaskModel and head=<that module>"
+                f"{' or '.join(map(repr, ROW_HEADS))}; run it with MultiTaskModel and head=<that module>"
             )
         return header
 
