@@ -124,6 +124,16 @@ class LabelMap(Model):
     )
 
 
+class Span(Model):
+    """Words of a text that a task marks."""
+
+    start: int = Field(description="Of the text, counted in letters (Unicode code points) from 0.")
+    end: int = Field(description="The first letter behind it.")
+    text: str
+    label: str
+    probability: Chance = Field(description="The mean of its words' tags.")
+
+
 def _absent(value: object) -> bool:
     """Whether a field stays out of the JSON, so that answers of classes look as they always did."""
     return value is None
@@ -140,7 +150,7 @@ class Said(Model):
         default=(),
         validation_alias="classes",
         serialization_alias="classes",
-        description="The top_k likeliest, likeliest first; none of a regression or a segmentation.",
+        description="The top_k likeliest, likeliest first; none of a regression, of tokens or of a segmentation.",
     )
     labels: tuple[str, ...] | None = Field(
         default=None,
@@ -153,6 +163,9 @@ class Said(Model):
     label_map: LabelMap | None = Field(
         default=None, exclude_if=_absent, description="Segmentation: the class of each pixel."
     )
+    spans: tuple[Span, ...] | None = Field(
+        default=None, exclude_if=_absent, description="Tokens: what is marked, in its order."
+    )
     abstained: bool | None = Field(
         default=None,
         exclude_if=_absent,
@@ -161,7 +174,7 @@ class Said(Model):
     confidence: Chance = Field(
         default=0.0,
         description="In [0, 1]: by which a task is inferred; 1 - entropy / log(classes), of a multilabel task the "
-        "mean over its labels, 0 of a regression and of a segmentation.",
+        "mean over its labels, 0 of a regression, of tokens and of a segmentation.",
     )
 
 

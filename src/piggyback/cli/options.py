@@ -28,6 +28,7 @@ class TaskKind(enum.StrEnum):
     CLASSIFICATION = "classification"
     MULTILABEL = "multilabel"
     REGRESSION = "regression"
+    TOKENS = "tokens"
 
 
 DEFAULT_BACKBONE = default_backbone()
@@ -68,7 +69,8 @@ ColumnOption = Annotated[
 KindOption = Annotated[
     TaskKind,
     typer.Option(
-        "--kind", help="What a table's labels are: a class each, several labels, or numbers."
+        "--kind",
+        help="What a table's labels are: a class each, several labels, numbers, or a tag for each word.",
     ),
 ]
 SeparatorOption = Annotated[

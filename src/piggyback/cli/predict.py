@@ -71,7 +71,7 @@ class FileAnswer:
         said = self.said.model_dump(mode="json", exclude_none=True, include=set(Said.model_fields))
         said = {
             key: said[key]
-            for key in ("confidence", "abstained", "classes", "labels", "values")
+            for key in ("confidence", "abstained", "classes", "labels", "values", "spans")
             if key in said
         }
         return {self.what: self.file, "task": self.task, **said}
@@ -514,6 +514,10 @@ def _show(answers: Sequence[FileAnswer], how: Format) -> None:
         if one.task is None:
             rows.add_row(one.file, "", NONE, "", "")
             continue
+        if said.spans is not None:
+            marked = [f"{s.text} ({s.label} {100 * s.probability:.1f})" for s in said.spans]
+            rows.add_row(one.file, one.task, ", ".join(marked) or "no spans", "", "")
+            continue
         if said.values is not None:
             numbers = [f"{v.name} {v.value:.4g} {v.unit}".rstrip() for v in said.values]
             rows.add_row(one.file, one.task, numbers[0], "", ", ".join(numbers[1:]))
@@ -532,13 +536,14 @@ def _show(answers: Sequence[FileAnswer], how: Format) -> None:
 
 
 def _as_csv(answers: Sequence[FileAnswer]) -> tuple[list[str], list[list[object]]]:
-    """Titles and lines: one line per class, label or number; columns that no answer needs are left out."""
+    """Titles and lines: one line per class, label, number or span; columns that no answer needs are left out."""
     titles = [answers[0].what if answers else "file", "task", "rank", "class", "probability"]
     labels = any(one.said.labels is not None for one in answers)
     values = any(one.said.values is not None for one in answers)
+    spans = any(one.said.spans is not None for one in answers)
     unsure = any(one.said.abstained is not None for one in answers)
     titles += ["abstained"] * unsure
-    titles += ["given"] * labels + ["value", "unit"] * values
+    titles += ["given"] * labels + ["value", "unit"] * values + ["start", "end", "span"] * spans
     lines: list[list[object]] = []
     for one in answers:
         said = one.said
@@ -548,10 +553,14 @@ def _as_csv(answers: Sequence[FileAnswer]) -> tuple[list[str], list[list[object]
             given = "" if said.labels is None else int(each.name in said.labels)
             line = [one.file, one.task, rank, each.name, f"{each.probability:.6f}"]
             line += ["" if said.abstained is None else int(said.abstained)] * unsure
-            lines.append([*line, *[given] * labels, *["", ""] * values])
+            lines.append([*line, *[given] * labels, *[""] * (2 * values + 3 * spans)])
         for rank, number in enumerate(said.values or (), 1):
             line = [one.file, one.task, rank, number.name, "", *[""] * (unsure + labels)]
-            lines.append([*line, f"{number.value:.6g}", number.unit])
+            lines.append([*line, f"{number.value:.6g}", number.unit, *[""] * (3 * spans)])
+        for rank, span in enumerate(said.spans or (), 1):
+            line = [one.file, one.task, rank, span.label, f"{span.probability:.6f}"]
+            line += [""] * (unsure + labels + 2 * values)
+            lines.append([*line, span.start, span.end, span.text])
     return titles, lines
 
 

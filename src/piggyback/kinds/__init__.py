@@ -27,6 +27,7 @@ KINDS = {
     "multilabel": "piggyback.kinds.multilabel:Multilabel",
     "regression": "piggyback.kinds.regression:Regression",
     "segmentation": "piggyback.kinds.segmentation:Segmentation",
+    "tokens": "piggyback.kinds.tokens:Tokens",
 }
 """Kinds by the name that task files have, as ``module:class``, imported when a task of that kind is used."""
 SCORES = {
@@ -34,10 +35,17 @@ SCORES = {
     "multilabel": "mean average precision",
     "regression": "R2",
     "segmentation": "mean IoU",
+    "tokens": "span F1",
 }
 """What the score of a kind is called; always in percent, higher is better."""
-CARDS = {"segmentation": "image-segmentation", "regression": "image-feature-extraction"}
+CARDS = {
+    "segmentation": "image-segmentation",
+    "regression": "image-feature-extraction",
+    "tokens": "token-classification",
+}
 """The pipeline tag by which the Hugging Face Hub lists a kind, where it is not image-classification."""
+PER_TOKEN = ("tokens",)
+"""Kinds whose head answers for every token of a text."""
 
 
 def kind_of(info: TaskInfo) -> Kind:
@@ -54,7 +62,15 @@ def kind_of(info: TaskInfo) -> Kind:
     module, _, name = KINDS[info.kind].partition(":")
     made = getattr(importlib.import_module(module), name)
     return cast(
-        "Kind", made(info.classes, info.units, info.thresholds, info.scaling, info.calibration)
+        "Kind",
+        made(
+            info.classes,
+            info.units,
+            info.thresholds,
+            info.scaling,
+            info.calibration,
+            info.preprocessing,
+        ),
     )
 
 

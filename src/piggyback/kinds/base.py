@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,7 @@ from piggyback.errors import InputError
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import Said
 from piggyback.taskfile.task import TaskInfo
-
-if TYPE_CHECKING:
-    from piggyback.images.map_pictures import Frame
+from piggyback.texts.preprocessing import Prepares
 
 Reduce = Callable[[Tensor], Tensor]
 """Takes a process's tensor and returns that of all processes: their sum, or their rows one after another."""
@@ -91,6 +89,8 @@ class Kind(abc.ABC):
     thresholds: tuple[float, ...] = ()
     scaling: tuple[tuple[float, float], ...] = ()
     calibration: tuple[float, ...] = ()
+    preprocessing: Prepares | None = None
+    """Of the task's inputs, for answers about parts of them."""
 
     name: ClassVar[str]
     losses_known: ClassVar[tuple[str, ...]] = ("auto",)
@@ -98,12 +98,19 @@ class Kind(abc.ABC):
     """Masks have collapsed where the loss is further than this part of the way from the head's to that of guessing."""
     per_pixel: ClassVar[bool] = False
     """Whether an output has two more dimensions than the classes."""
+    per_token: ClassVar[bool] = False
+    """Whether an output has one more dimension than the classes, the tokens of a text."""
 
     ranked: ClassVar[bool] = False
     """Whether outputs are only compared with each other: a small error of each changes next to no answer."""
 
     fits: ClassVar[bool] = False
     """Whether something of the file is fitted on val: see ``fitted``."""
+
+    @property
+    def dimensions(self) -> int:
+        """Of a batch of outputs: (n, classes), (n, tokens, classes) or (n, classes, h, w)."""
+        return 2 + self.per_token + 2 * self.per_pixel
 
     def fit_meter(self, device: torch.device) -> Meter:
         """Return a meter whose score has what ``fitted`` needs."""
@@ -119,9 +126,21 @@ class Kind(abc.ABC):
         """Return labels as the loss takes them."""
         return labels
 
+    def checked(self, output: Any) -> Tensor:
+        """Return a network's output as float32, as ``answers`` takes it; InputError for anything else."""
+        return logits_of(output, len(self.classes)).float()
+
     def outputs(self, output: Any, targets: Tensor) -> Tensor:
         """Return a network's output as float32 (n, classes, ...); InputError for anything else."""
-        return logits_of(output, len(self.classes)).float()
+        return self.checked(output)
+
+    def rows(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what reaches the head, (n, ...), and targets, as a row for each label."""
+        return features, targets
+
+    def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what a report needs of each sample, (n, ...): by default its ``values``."""
+        return self.values(outputs).double()
 
     @abc.abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor, how: Loss) -> Tensor:
@@ -144,10 +163,10 @@ class Kind(abc.ABC):
         """Return what outputs (n, classes) mean: probabilities, or numbers in their units."""
 
     @abc.abstractmethod
-    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
+    def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return what is said of each sample, for outputs float32 (n, classes, ...) of the network, on any device.
 
-        ``frames`` are the images that they are of, for a kind that is ``per_pixel``.
+        ``inputs`` are what kinds need that answer for parts of a sample: the texts, or frames of images.
         """
 
     def confidence(self, outputs: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,6 @@ from piggyback.kinds.base import Collected, Kind, Loss, Meter, Reduce, Score
 from piggyback.kinds.calibration import FEWEST, AbstainAt, fit_temperature, threshold_for
 from piggyback.schemas import RankedClass, Said
 from piggyback.taskfile.task import TaskInfo
-
-if TYPE_CHECKING:
-    from piggyback.images.map_pictures import Frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +207,7 @@ class Classification(Kind):
         """Return a meter that counts a confusion matrix."""
         return ConfusionMeter(self, device)
 
-    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
+    def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return the ``top`` likeliest classes of each image, and how sure the task is."""
         n = outputs.shape[1]
         names = self.classes or tuple(map(str, range(n)))

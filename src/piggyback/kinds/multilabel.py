@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,6 @@ from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import RankedClass, Said
 from piggyback.taskfile.task import TaskInfo
-
-if TYPE_CHECKING:
-    from piggyback.images.map_pictures import Frame
 
 THRESHOLD = 0.5
 """Probability from which a label is given, where a task's file says nothing else."""
@@ -156,7 +153,7 @@ class Multilabel(Kind):
         """Return the probability of each label."""
         return outputs.sigmoid()
 
-    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
+    def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return the labels that pass their threshold, the ``top`` likeliest ones, and how sure the task is."""
         chances = outputs.sigmoid()
         passed = (chances >= chances.new_tensor(self.held_thresholds())).tolist()

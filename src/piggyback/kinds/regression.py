@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
 from piggyback.schemas import Said, Value
-
-if TYPE_CHECKING:
-    from piggyback.images.map_pictures import Frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +118,7 @@ class Regression(Kind):
 
         return Collected(self, score)
 
-    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
+    def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return all numbers of each image with their units."""
         units = self.units or ("",) * len(self.classes)
         return [

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from piggyback.errors import InputError
 from piggyback.images.label_maps import VOID, class_of_each
-from piggyback.images.map_pictures import Frame, as_png, at_own_size, colours_of, shares
+from piggyback.images.map_pictures import as_png, at_own_size, colours_of, shares
 from piggyback.kinds.base import logits_of
 from piggyback.kinds.classification import Classification
 from piggyback.schemas import ClassShare, LabelMap, Said
@@ -39,15 +40,22 @@ class Segmentation(Classification):
         """Return logits of the maps' own size."""
         return logits_of(output, len(self.classes), targets.shape[1:]).float()
 
+    def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return how many pixels of class i were called class j, int64 (n, classes, classes)."""
+        n, k = len(outputs), len(self.classes)
+        images = torch.arange(n, device=targets.device).view(-1, 1, 1)
+        cells = ((images * k + targets) * k + outputs.argmax(1))[targets >= 0]
+        return torch.bincount(cells, minlength=n * k * k).view(n, k, k)
+
     def balanced(self, labels: Tensor) -> Tensor | None:
         """Return None: pixels of all maps would have to be counted first."""
         return None
 
-    def answers(self, outputs: Tensor, top: int, frames: Sequence[Frame] = ()) -> list[Said]:
+    def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return each image's label map, at the size of its frame, and the share of every class."""
         colours = colours_of(self.classes)
         said = []
-        for scores, frame in zip(outputs, frames, strict=True):
+        for scores, frame in zip(outputs, inputs, strict=True):
             labels = at_own_size(scores, frame)
             found = [
                 ClassShare(

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from piggyback.errors import InputError, TaskFileError
-from piggyback.kinds import KINDS
+from piggyback.kinds import KINDS, PER_TOKEN
 from piggyback.network.segmentation import SegmentationHead
-from piggyback.taskfile.task import Task, TaskInfo
+from piggyback.network.text import TokenHead
+from piggyback.taskfile.task import ROW_HEADS, Task, TaskInfo
 
 
 def head_kind(head: nn.Module, original: nn.Module) -> str:
-    """Return how ``load_head`` can build ``head`` again: ``linear``, ``conv`` or ``segmentation`` from its
-    tensors, else ``custom``.
+    """Return how ``load_head`` can build ``head`` again: ``linear``, ``conv``, ``segmentation`` or ``tokens`` from
+    its tensors, else ``custom``.
 
     >>> head_kind(nn.Linear(4, 2), original=nn.Linear(4, 1000))
     'linear'
@@ -29,13 +30,16 @@ def head_kind(head: nn.Module, original: nn.Module) -> str:
         return "conv"
     if type(head) is SegmentationHead:
         return "segmentation"
+    if type(head) is TokenHead:
+        return "tokens"
     return "custom"
 
 
-def new_head(original: nn.Module, classes: int) -> nn.Module:
+def new_head(original: nn.Module, classes: int, kind: str = "classification") -> nn.Module:
     """Return a freshly initialised head of the original's kind, inputs, dtype and device, with ``classes`` outputs.
 
-    Raises InputError where the original is not a linear layer, a convolution or a segmentation head.
+    ``kind`` is the task's, which may want an answer for every token. Raises InputError where the original is not a
+    linear layer, a convolution or a segmentation head.
 
     >>> new_head(nn.Linear(4, 1000, bias=False), 3)
     Linear(in_features=4, out_features=3, bias=False)
@@ -51,7 +55,8 @@ def new_head(original: nn.Module, classes: int) -> nn.Module:
             f"the backbone's head is a {type(original).__name__}: expected Linear, Conv2d "
             "or SegmentationHead to copy its shape from; pass head=<your module> instead"
         )
-    return _build(shape, original.bias is not None, original, _like(original))
+    per_token = kind in PER_TOKEN
+    return _build(shape, original.bias is not None, original, _like(original), per_token)
 
 
 def load_head(task: Task, original: nn.Module, custom: nn.Module | None = None) -> nn.Module:
@@ -61,7 +66,7 @@ def load_head(task: Task, original: nn.Module, custom: nn.Module | None = None) 
     fit each other or the backbone's features.
     """
     kind, tensors = task.info.head_kind, task.head
-    if custom is None and kind not in ("linear", "conv", "segmentation"):
+    if custom is None and kind not in (*ROW_HEADS, "segmentation"):
         raise InputError(
             f"task {task.name!r}: its head is a custom module: pass head=<a module with its state dict>"
         )
@@ -121,10 +126,11 @@ def check_classes(info: TaskInfo, head: nn.Module) -> None:
 def _from_tensors(task: Task, original: nn.Module) -> nn.Module:
     """A linear or convolutional head of the task's shapes, not yet with its values."""
     weight = task.head.get("weight")
-    dimensions = {"linear": 2, "conv": 4}[task.info.head_kind]
+    kind = task.info.head_kind
+    dimensions = 4 if kind == "conv" else 2
     if weight is None or weight.ndim != dimensions or not task.head.keys() <= {"weight", "bias"}:
         raise TaskFileError(
-            f"task {task.name!r}: head of kind {task.info.head_kind!r} with tensors "
+            f"task {task.name!r}: head of kind {kind!r} with tensors "
             f"{ {name: tuple(t.shape) for name, t in task.head.items()} }: expected a weight of "
             f"{dimensions} dimensions and at most a bias"
         )
@@ -135,7 +141,7 @@ def _from_tensors(task: Task, original: nn.Module) -> nn.Module:
             "behind this backbone"
         )
     shape, bias = tuple(weight.shape), "bias" in task.head
-    return _empty(lambda like: _build(shape, bias, original, like), original)
+    return _empty(lambda like: _build(shape, bias, original, like, kind == "tokens"), original)
 
 
 def _segmentation_head(task: Task, original: nn.Module) -> nn.Module:
@@ -163,11 +169,11 @@ def _empty(build: Callable[[dict[str, Any]], nn.Module], original: nn.Module) ->
 
 
 def _build(
-    shape: tuple[int, ...], bias: bool, original: nn.Module, like: dict[str, Any]
+    shape: tuple[int, ...], bias: bool, original: nn.Module, like: dict[str, Any], per_token: bool
 ) -> nn.Module:
     outputs, inputs, *kernel = shape
     if not kernel:
-        return nn.Linear(inputs, outputs, bias=bias, **like)
+        return (TokenHead if per_token else nn.Linear)(inputs, outputs, bias=bias, **like)
     size = (kernel[0], kernel[1])
     return nn.Conv2d(inputs, outputs, size, bias=bias, **_geometry(original), **like)
 

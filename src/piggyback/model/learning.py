@@ -21,7 +21,7 @@ from piggyback.network.fingerprint import IGNORED
 from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.norm import norm_modules
 from piggyback.taskfile.rounding import BYTE, PACKED, round_half, round_rows
-from piggyback.taskfile.task import NormPolicy, Task, TaskInfo
+from piggyback.taskfile.task import ROW_HEADS, NormPolicy, Task, TaskInfo
 
 FIRST_RUNS = 5
 """Forward passes that are looked at."""
@@ -120,7 +120,7 @@ class Learning:
             )
         shapes = [tuple(tensor.shape) for tensor in tensors_of(output)]
         wanted = len(self.info.classes)
-        labelled = self.info.kind in KINDS and self.info.head_kind in ("linear", "conv")
+        labelled = self.info.kind in KINDS and self.info.head_kind in ROW_HEADS
         if labelled and shapes and not any(wanted in shape for shape in shapes):
             raise TaskStateError(
                 f"{where} has {wanted} outputs, but the network's are {', '.join(map(str, shapes[:3]))}: it is not the "
@@ -322,7 +322,7 @@ def _rounded_head(tensors: Mapping[str, Tensor], info: TaskInfo) -> dict[str, Te
     Five bits are for many outputs that are only compared with each other; few outputs cost few bytes anyway.
     """
     copies = _copies(tensors)
-    if info.head_kind not in ("linear", "conv"):
+    if info.head_kind not in ROW_HEADS:
         return copies
     ranked = info.kind in KINDS and kind_of(info).ranked
     return {

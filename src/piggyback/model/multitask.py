@@ -29,7 +29,7 @@ from piggyback.errors import (
     UnknownTaskError,
     near_misses,
 )
-from piggyback.kinds import KINDS, kind_of
+from piggyback.kinds import KINDS, PER_TOKEN, kind_of
 from piggyback.kinds.classification import confidence
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rule import (
@@ -376,7 +376,8 @@ class MultiTaskModel(nn.Module):
     def _sure(self, name: str, output: Any) -> Tensor:
         """How sure a task is, by its kind; one that no kind knows is taken for a classification."""
         info = self._tasks[name].info
-        whole = isinstance(output, Tensor) and output.ndim == 2
+        size = 3 if info.kind in PER_TOKEN else 2
+        whole = isinstance(output, Tensor) and output.ndim == size
         known = whole and info.kind in KINDS and bool(info.classes)
         return kind_of(info).confidence(output) if known else confidence(output)
 
@@ -448,7 +449,7 @@ class MultiTaskModel(nn.Module):
                     f"norm {norm!r}: expected one of {', '.join(get_args(NormPolicy))}"
                 )
             original, names = self._frozen.head, class_names(classes)
-            module = new_head(original, len(names)) if head is None else head
+            module = new_head(original, len(names), kind) if head is None else head
             digests = self._frozen.digests if masks else {}
             info = TaskInfo(
                 kind=kind,

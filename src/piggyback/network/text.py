@@ -7,11 +7,17 @@ from typing import Any
 from torch import Tensor, nn
 
 
+class TokenHead(nn.Linear):
+    """A classifier of every token: behind it a ``TextEncoder`` answers without taking the mean."""
+
+    per_token = True
+
+
 class TextEncoder(nn.Module):
     """A body of transformers, the mean of what it makes of a text's tokens, and a classifier.
 
     ``body`` returns (n, tokens, width); padding, the token ``pad``, is left out of the mean, as sentence encoders have
-    it. The classifier has one class, until a task brings its.
+    it. The classifier has one class, until a task brings its; a ``TokenHead`` gets every token's state.
     """
 
     def __init__(self, body: nn.Module, width: int, pad: int) -> None:
@@ -20,10 +26,11 @@ class TextEncoder(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (n, classes)."""
+        """Return logits (n, classes), or of a ``TokenHead`` (n, tokens, classes)."""
         there = (tokens != self.pad).long()
         states = self.body(input_ids=tokens, attention_mask=there)[0]
-        logits: Tensor = self.head(mean_of(states, there))
+        whole = not getattr(self.head, "per_token", False)
+        logits: Tensor = self.head(mean_of(states, there) if whole else states)
         return logits
 
 

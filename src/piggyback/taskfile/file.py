@@ -46,7 +46,7 @@ from piggyback.taskfile.rounding import (
     to_half,
     unpack_codes,
 )
-from piggyback.taskfile.task import Task, check_name
+from piggyback.taskfile.task import ROW_HEADS, Task, check_name
 
 
 def save(task: Task) -> bytes:
@@ -166,7 +166,7 @@ def _short_head(task: Task) -> dict[str, Tensor]:
     """The head's tensors, those that ``round_rows`` made as codes and scales; a custom head as it is."""
     tensors = {}
     for name, tensor in task.head.items():
-        found = None if task.info.head_kind not in ("linear", "conv") else rows_to_codes(tensor)
+        found = None if task.info.head_kind not in ROW_HEADS else rows_to_codes(tensor)
         if found is None:
             tensors[HEAD + name] = tensor
         else:

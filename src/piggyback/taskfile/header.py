@@ -44,7 +44,8 @@ FORMAT = "piggyback-task"
 VERSION = 5
 """The newest that this library reads; a task is written in the lowest that can hold it."""
 SEGMENTATION = "segmentation"
-"""The head kind that came with version 2."""
+TOKENS = "tokens"
+"""The head kinds that came with versions 2 and 4."""
 CODECS = ("constant", "raw", "coded")
 MASKS, DIGESTS = "masks", "digests"
 HEAD, NORM, FORM = "head.", "norm.", "form."
@@ -303,9 +304,9 @@ def to_metadata(
 ) -> dict[str, str]:
     """Return the container's metadata; ``from_metadata`` reads it back.
 
-    The version is the lowest that can hold the task: 5 with a head ``packed`` in five bits; else 4 for texts, and where
-    outputs have units, thresholds, a scaling or a calibration; else 3 with tensors in a ``short`` form; else 2 for a
-    mask rule with a form or a head that scores pixels; else 1.
+    The version is the lowest that can hold the task: 5 with a head ``packed`` in five bits; else 4 for texts, for a
+    head of every token, and where outputs have units, thresholds, a scaling or a calibration; else 3 with tensors in a
+    ``short`` form; else 2 for a mask rule with a form or a head that scores pixels; else 1.
 
     >>> sorted(to_metadata("signs", TaskInfo(), ()))
     ['format', 'task', 'version']
@@ -313,7 +314,8 @@ def to_metadata(
     rule, new = asdict(info.rule), info.rule.form != "plain" or info.head_kind == SEGMENTATION
     outputs = {part: list(found) for part in _OUTPUTS if (found := getattr(info, part))}
     texts = isinstance(info.preprocessing, TextPreprocessing)
-    version = 5 if packed else 4 if texts or outputs else 3 if short else 2 if new else 1
+    fourth = texts or bool(outputs) or info.head_kind == TOKENS
+    version = 5 if packed else 4 if fourth else 3 if short else 2 if new else 1
     if version == 1:
         del rule["form"]
     values = {
@@ -374,6 +376,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     _expect(isinstance(provenance, dict), "provenance", "an object")
     _expect(_strings(values, "name", "kind", "head", exactly=False), "name, kind, head", "text")
     _expect(version > 1 or values["head"] != SEGMENTATION, "head", "one that version 1 has")
+    _expect(version > 3 or values["head"] != TOKENS, "head", "one that version 4 is for")
     classes = values["classes"]
     _expect(
         isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes", "names"
@@ -382,7 +385,8 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     try:
         prepared = _preprocessing(values["preprocessing"], version)
         texts = isinstance(prepared, TextPreprocessing)
-        _expect(version != 4 or new or texts, "version", "3 at most")
+        tokens = values["head"] == TOKENS
+        _expect(version != 4 or new or texts or tokens, "version", "3 at most")
         info = TaskInfo(
             kind=values["kind"],
             classes=tuple(classes),

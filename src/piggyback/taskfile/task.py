@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # a file's header is read, and a name checked, without torch
 
 NormPolicy: TypeAlias = Literal["frozen", "affine", "trained"]
 """What a task has of its own in normalisation layers: nothing; scale and shift; these and batch statistics."""
+ROW_HEADS = ("linear", "conv", "tokens")
+"""Head kinds whose tensors have a row for each class."""
 
 
 @dataclass(frozen=True)

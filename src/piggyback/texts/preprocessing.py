@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from piggyback.errors import BackboneMismatchError, InputError
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.texts.words import Words
 
 if TYPE_CHECKING:
     from torch import Tensor  # a file's header is read without it
@@ -91,6 +92,12 @@ class TextPreprocessing:
     def batch(self, texts: Sequence[str]) -> Tensor:
         """Return several texts as the network takes them, int64 (n, tokens of the longest), the rest padded."""
         return self.collate([self(text) for text in texts])
+
+    def aligned(
+        self, texts: Sequence[str], words: Sequence[Words]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Return several texts' tokens, and where in these each of their words begins; -1 where it is cut off."""
+        return self.bound_reader().aligned(texts, words, self.max_length)
 
     def collate(self, rows: Sequence[Tensor]) -> Tensor:
         """Return texts' tokens, int64 (tokens,) each, as a batch: (n, tokens of the longest), the rest padded."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from piggyback.errors import BackboneError
+from piggyback.texts.words import Words, places_of
 
 PROBES = (
     "Hello World! It's 12.5% -- isn't it?",
@@ -46,6 +47,25 @@ class Tokenizer:
                 for at, row in zip(long, cut, strict=True):
                     rows[at] = row
         return rows, len(long)
+
+    def aligned(
+        self, texts: Sequence[str], words: Sequence[Words], max_length: int
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Return the tokens of each text as ``encode``, and the place of each word's first token, see ``places_of``.
+
+        Raises BackboneError for a tokenizer that does not say which letters a token is made of.
+        """
+        if not getattr(self.inner, "is_fast", False):
+            raise BackboneError(
+                f"backbone {self.source!r}: its tokenizer does not say where tokens come from: expected a fast one, "
+                "with tokenizer.json, for tags of words"
+            )
+        with self._lock:
+            found = self.inner(
+                list(texts), return_offsets_mapping=True, truncation=True, max_length=max_length
+            )
+        pairs = zip(words, found["offset_mapping"], strict=True)
+        return found["input_ids"], [places_of(own, offsets) for own, offsets in pairs]
 
     def digest(self) -> str:
         """Return a SHA-256, hex, of its vocabulary and of what it makes of ``PROBES``.

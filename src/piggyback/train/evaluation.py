@@ -16,7 +16,7 @@ from piggyback.images.decode import load_fitted, upright_size
 from piggyback.images.find import find_images
 from piggyback.images.map_pictures import Frame, at_own_size, shares
 from piggyback.kinds import kind_of
-from piggyback.kinds.base import Kind, Meter, Score, logits_of
+from piggyback.kinds.base import Kind, Meter, Score
 from piggyback.kinds.classification import Measured as Measured
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.schemas import Said
@@ -120,8 +120,7 @@ def predict(
     made: list[Prediction] = []
     with running(model) as device, torch.inference_mode():
         for part, batch in _batches(given, preprocessing, batch_size, on_bad):
-            outputs = logits_of(model(batch.to(device), task=task), len(kind.classes)).float()
-            said = kind.answers(outputs, top)
+            said = kind.answers(kind.checked(model(batch.to(device), task=task)), top, part)
             made += [Prediction(str(each), one) for each, one in zip(part, said, strict=True)]
     return made
 

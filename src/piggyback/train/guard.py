@@ -42,6 +42,8 @@ IN_A_ROW = 2
 TRIES = 2
 MOST_IMAGES = 4096
 """Training images whose features are cached for the head; of more, so many drawn by the seed."""
+MOST_ROWS = 1 << 16
+"""Labels whose features are cached, where a sample has several."""
 MOST_STEPS = 2000
 """Steps of the head alone; in a longer run they stand for all, since a head gains nothing by more."""
 FEW = 0.01
@@ -152,12 +154,13 @@ def guard_of(
         chosen = shuffled(recipe.seed, 0, len(images))[:MOST_IMAGES]
         images = images.subset(chosen.sort().values)
     learner.mode(training=False)
-    found = features_of(learner.network, learner.head, images, preprocessing, recipe, speed)
+    found = features_of(learner.network, learner.head, images, preprocessing, recipe, speed, kind)
     if found is None:
         return None
-    features, labels = found[0], kind.targets(found[1])
+    features, labels, each = found
     made = min(steps, MOST_STEPS)
-    losses = _head_losses(learner.head, features, labels, recipe, made, kind, how)
+    size = round(recipe.batch_size * each)
+    losses = _head_losses(learner.head, features, labels, recipe, made, kind, how, size)
     wanted = kind.skill_targets(labels)
     skill = torch.tensor(
         feature_skill(features, labels if wanted is None else wanted), device=losses.device
@@ -180,12 +183,14 @@ def features_of(
     preprocessing: Prepares,
     recipe: Recipe,
     speed: Speed,
-) -> tuple[Tensor, Tensor] | None:
-    """Return what reaches ``head`` for all images, float32 (n, ...), and their labels, on the head's device.
+    kind: Kind,
+) -> tuple[Tensor, Tensor, float] | None:
+    """Return what reaches ``head`` for each label, float32 (n, ...), targets, and how many of them a sample has.
 
-    None where the head is not called once a batch with a tensor of that batch.
+    They are on the head's device. None where the head is not called once a batch with a tensor of that batch.
     """
-    labels: list[Tensor] = []
+    rows: list[tuple[Tensor, Tensor]] = []
+    samples = labels = 0
     device = next(network.parameters()).device
     batches = EvalBatches(images, preprocessing, batch_size=recipe.batch_size)
     with head_inputs(head) as seen:
@@ -193,10 +198,14 @@ def features_of(
             x = speed.laid_out(preprocessing.network_input(pixels.to(device)))
             with speed.autocast(device):
                 network(x)
-            labels.append(truth)
-    if not one_each(seen, labels):
-        return None
-    return torch.cat(seen).float(), torch.cat(labels).to(device)
+            if not one_each(seen, [truth]):
+                return None
+            rows.append(kind.rows(seen.pop().float(), kind.targets(truth.to(device))))
+            samples, labels = samples + len(truth), labels + len(rows[-1][1])
+            if labels >= MOST_ROWS:
+                break
+    features, targets = (torch.cat(part) for part in zip(*rows, strict=True))
+    return features, targets, labels / samples
 
 
 def _head_losses(
@@ -207,9 +216,10 @@ def _head_losses(
     steps: int,
     kind: Kind,
     how: Loss,
+    size: int,
 ) -> Tensor:
-    """The training loss at each step of a copy of ``head``, trained as a run trains its own."""
-    size = min(recipe.batch_size, len(labels))
+    """The training loss at each step of a copy of ``head``, trained as a run trains its own, on ``size`` labels."""
+    size = min(size, len(labels))
     alone = copy.deepcopy(head).float().train()
     optimizer = torch.optim.AdamW(alone.parameters(), weight_decay=recipe.weight_decay)
     losses = torch.zeros(steps, device=features.device)

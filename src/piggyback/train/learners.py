@@ -219,7 +219,7 @@ class FinetuneLearner(CopyLearner):
         self._frozen_norm = recipe.finetune_norm == "frozen"
         self.network = copy.deepcopy(backbone.module).requires_grad_(True)
         torch.manual_seed(seed_of(recipe.seed, HEAD_STREAM))
-        head = new_head(self.network.get_submodule(self._head), len(setup.classes))
+        head = new_head(self.network.get_submodule(self._head), len(setup.classes), setup.kind)
         replace_module(self.network, self._head, head)
         for layer in self._norms() if self._frozen_norm else ():
             layer.requires_grad_(False)

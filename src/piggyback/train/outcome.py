@@ -15,7 +15,7 @@ from piggyback.train.report import Outcome
 
 
 class _Kept:
-    """The kind's own meter, and every answer; of label maps, how many pixels of class i were called class j."""
+    """The kind's own meter, and what it keeps of every sample: answers, or counts where they have many parts."""
 
     def __init__(self, kind: Kind, device: torch.device) -> None:
         self.kind, self.own = kind, kind.meter(device)
@@ -24,13 +24,7 @@ class _Kept:
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Keep a batch."""
         self.own.add(outputs, targets)
-        if not self.kind.per_pixel:
-            self.parts.append(self.kind.values(outputs).double().cpu())
-            return
-        n, k = len(outputs), len(self.kind.classes)
-        images = torch.arange(n, device=targets.device).view(-1, 1, 1)
-        cells = ((images * k + targets) * k + outputs.argmax(1))[targets >= 0]
-        self.parts.append(torch.bincount(cells, minlength=n * k * k).view(n, k, k).cpu())
+        self.parts.append(self.kind.kept(outputs, targets).cpu())
 
     def end(self, summed: Reduce, gathered: Reduce) -> Score:
         """Return the kind's score."""
@@ -58,7 +52,7 @@ def outcome_of(
             workers=workers,
         )
     found = torch.cat(kept.parts).numpy()
-    if isinstance(images, LabelledSet):
+    if isinstance(images, LabelledSet) and not kind.per_token:
         truth, answers = images.labels.numpy(), found
     else:
         truth, answers = found, found.reshape(len(found), -1)[:, :0].astype(float)

@@ -18,6 +18,7 @@ from piggyback.errors import InputError
 from piggyback.kinds import metrics
 from piggyback.kinds.classification import confidence
 from piggyback.kinds.metrics import Calibration, Floats, Interval
+from piggyback.kinds.tokens import types_of
 
 SLOW_DRAWS = 200
 """Resamples where each has to sort all scores again."""
@@ -33,10 +34,10 @@ class Outcome:
     kind: str
     classes: tuple[str, ...]
     answers: Floats
-    """(n, classes): probabilities, or numbers in their units; of a segmentation (n, 0)."""
+    """(n, classes): probabilities, or numbers in their units; of a segmentation and of tokens (n, 0)."""
     truth: NDArray[Any]
     """int64 (n,) classes, bool (n, classes) labels, float (n, classes) numbers; of a segmentation int64 (n, classes,
-    classes), how many pixels of class i were called class j."""
+    classes), how many pixels of class i were called class j; of tokens int64 (n, types, 3), see ``Tokens.kept``."""
     units: tuple[str, ...] = ()
     thresholds: tuple[float, ...] = ()
     least: float = 0.0
@@ -248,11 +249,35 @@ def _segmentation(outcome: Outcome) -> Report:
     return Report(outcome, numbers, rows, [int(i) for i in np.argsort(right, kind="stable")], total)
 
 
+def _tokens(outcome: Outcome) -> Report:
+    counts, total = outcome.truth, outcome.truth.sum(0)
+
+    def of(texts: NDArray[np.int64]) -> dict[str, float]:
+        found = metrics.ratios(*counts[texts].sum((0, 1)))
+        return {name: float(found[name]) for name in ("f1", "precision", "recall")}
+
+    intervals = metrics.bootstrap(of, len(outcome))
+    whole = of(np.arange(len(outcome)))
+    by_type = metrics.ratios(*total.T)
+    rows = {
+        name: {
+            "spans": float(total[i, 1]),
+            **{key: 100 * float(by_type[key][i]) for key in ("precision", "recall", "f1")},
+        }
+        for i, name in enumerate(types_of(outcome.classes))
+    }
+    missed = (counts[..., 1] + counts[..., 2] - 2 * counts[..., 0]).sum(1)
+    wrong = [int(i) for i in np.argsort(-missed, kind="stable") if missed[i]]
+    numbers = {name: _percent(value, intervals[name]) for name, value in whole.items()}
+    return Report(outcome, numbers, rows, wrong)
+
+
 _REPORTS: dict[str, Callable[[Outcome], Report]] = {
     "classification": _classification,
     "multilabel": _multilabel,
     "regression": _regression,
     "segmentation": _segmentation,
+    "tokens": _tokens,
 }
 
 
@@ -314,11 +339,16 @@ def _iou_of(outcome: Outcome, rows: NDArray[np.int64]) -> float:
     return 100 * float(metrics.overall(outcome.truth[rows].sum(0))["mean_iou"])
 
 
+def _f1_of(outcome: Outcome, rows: NDArray[np.int64]) -> float:
+    return 100 * float(metrics.ratios(*outcome.truth[rows].sum((0, 1)))["f1"])
+
+
 _SCORES: dict[str, tuple[str, Callable[[Outcome, NDArray[np.int64]], float]]] = {
     "classification": ("accuracy", _accuracy_of),
     "multilabel": ("mean average precision", _precision_of),
     "regression": ("R2", _r2_of),
     "segmentation": ("mean IoU", _iou_of),
+    "tokens": ("span F1", _f1_of),
 }
 """By kind: the name of the score that two tasks are compared by, and the score of some samples in percent."""
 

@@ -126,7 +126,9 @@ def _epoch(data: ImageData, recipe: Recipe) -> int:
 def _folds(data: ImageData, seed: int) -> Sequence[ImageData]:
     """The data to try on: as it is, or two halves of train and val, each judged by the other; test is left out."""
     train, val = data.train, data.val
-    if not isinstance(train, LabelledSet) or not isinstance(val, LabelledSet) or len(val) >= FEWEST:
+    if not isinstance(train, LabelledSet) or not isinstance(val, LabelledSet):
+        return [replace(data, test=val)]
+    if train.kind != "classification" or len(val) >= FEWEST:
         return [replace(data, test=val)]
     labels = torch.cat([train.labels, val.labels])
     first = torch.zeros(len(labels), dtype=torch.bool)

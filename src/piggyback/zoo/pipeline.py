@@ -1,7 +1,8 @@
 """A text task as a folder that ``transformers.pipeline`` reads: configuration, weights, tokenizer.
 
-A classifier of transformers' own stays one. The mean over an encoder's tokens is none of its classes: that folder
-brings the lines in ``MODELING`` along, which transformers runs if told to (``trust_remote_code=True``).
+A classifier of transformers' own stays one, and an encoder that answers for every token becomes one. The mean over an
+encoder's tokens is none of its classes: that folder brings the lines in ``MODELING`` along, which transformers runs if
+told to (``trust_remote_code=True``).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from piggyback.errors import InputError
-from piggyback.network.text import TextEncoder
+from piggyback.errors import BackboneError, InputError, PiggybackError, first_line, require
+from piggyback.network.head import find_head
+from piggyback.network.text import TextEncoder, TokenHead
 from piggyback.taskfile.task import TaskInfo
 from piggyback.texts.preprocessing import TextPreprocessing
 
@@ -51,7 +53,8 @@ _PROBLEMS = {
 def save_pipeline(baked: nn.Module, info: TaskInfo, folder: Path) -> list[Path]:
     """Write a baked text task into a new folder and return its files; ``info`` as the model holds it.
 
-    Raises InputError for a task on images, and where the folder is there already with something in it.
+    Raises InputError for a task on images, and where the folder is there already with something in it; BackboneError
+    for tags of an encoder of which transformers has no token classifier.
     """
     prepared = info.preprocessing
     if not isinstance(prepared, TextPreprocessing):
@@ -60,6 +63,8 @@ def save_pipeline(baked: nn.Module, info: TaskInfo, folder: Path) -> list[Path]:
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"folder {str(folder)!r} is not empty: choose another name")
+    if isinstance(baked, TextEncoder) and isinstance(baked.head, TokenHead):
+        baked = _token_classifier(baked, len(info.classes))
     inner = baked.body if isinstance(baked, TextEncoder) else baked
     config: Any = copy.deepcopy(inner.config)
     config.id2label = dict(enumerate(info.classes))
@@ -94,3 +99,22 @@ def _write(folder: Path, baked: nn.Module, config: Any, prepared: TextPreprocess
     reader = copy.deepcopy(prepared.bound_reader())
     reader.inner.model_max_length = prepared.max_length
     reader.save(str(folder))
+
+
+def _token_classifier(encoder: TextEncoder, tags: int) -> nn.Module:
+    """The same network as transformers' own token classifier of that architecture."""
+    transformers = require("transformers", "text")
+    body: Any = encoder.body
+    config = copy.deepcopy(body.config)
+    config.num_labels = tags
+    try:
+        made: Any = transformers.AutoModelForTokenClassification.from_config(config)
+        made.get_submodule(made.base_model_prefix).load_state_dict(body.state_dict())
+        made.get_submodule(find_head(made)).load_state_dict(encoder.head.state_dict())
+    except (ValueError, RuntimeError, PiggybackError) as error:
+        raise BackboneError(
+            f"an encoder of type {config.model_type!r}: transformers has no token classifier like it "
+            f"({first_line(error)}); bake to NAME.safetensors or NAME.onnx"
+        ) from error
+    done: nn.Module = made.eval()
+    return done

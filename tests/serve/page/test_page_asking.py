@@ -320,3 +320,24 @@ def test_numbers_and_labels_are_shown_as_such(visit: Visit) -> None:
     take(page, "tags")
     page.set_input_files("#files", photo())
     page.get_by_text("Labels: sea.").wait_for()
+
+
+def test_a_text_is_written_and_its_spans_are_marked(visit: Visit) -> None:
+    tasks = [
+        {**task("places", ("O", "B-place", "I-place")), "kind": "tokens", "max_tokens": 512},
+        {**task("mood", ("bad", "good")), "max_tokens": 512},
+    ]
+    service = Service(tasks)
+    page = visit(service)
+    take(page, "places")
+    assert not page.locator("#drop").is_visible()
+    page.get_by_role("textbox", name="Text").fill("😀 <Paris> is far")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.wait_for_selector("mark")
+    assert page.locator("mark").inner_text() == "Paris place"
+    assert page.locator(".marked").inner_text() == "😀 <Paris place> is far"
+    assert page.locator("blockquote").inner_text() == "😀 <Paris> is far"
+    assert service.images == ["😀 <Paris> is far".encode()]
+    take(page, "mood")
+    page.wait_for_selector(".bars")
+    assert bars(page)[0][0] == "bad"

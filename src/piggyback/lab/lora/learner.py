@@ -65,7 +65,7 @@ class LoraLearner(CopyLearner):
         torch.manual_seed(seed_of(recipe.seed, _ADAPTER_STREAM))
         adapt_(self.network, self._ranks)
         torch.manual_seed(seed_of(recipe.seed, HEAD_STREAM))
-        head = new_head(self.network.get_submodule(self._head), len(setup.classes))
+        head = new_head(self.network.get_submodule(self._head), len(setup.classes), setup.kind)
         replace_module(self.network, self._head, head.requires_grad_(True))
         for tensor in self._norms().values():
             tensor.requires_grad_(isinstance(tensor, nn.Parameter))
@@ -111,6 +111,7 @@ class LoraLearner(CopyLearner):
             "rank": rank,
             "targets": {name: {"rank": r, "alpha": r} for name, r in self._ranks.items()},
             "head": self._head,
+            "kind": setup.kind,
             "classes": list(setup.classes),
             "preprocessing": setup.preprocessing.to_json(),
             "fingerprint": self.fingerprint,
@@ -182,7 +183,9 @@ def load_lora(path: str | os.PathLike[str], backbone: Backbone | nn.Module) -> n
                     f"target {name!r} of rank {rank}: expected a layer that can have such an adapter"
                 )
         adapt_(network, ranks, alphas)
-        head = new_head(network.get_submodule(head_name), classes)
+        head = new_head(
+            network.get_submodule(head_name), classes, str(notes.get("kind", "classification"))
+        )
         replace_module(network, head_name, head)
         norms = norm_tensors(network, head_name, counters=True)
         live = _changed(network, ranks, head_name)

@@ -58,7 +58,9 @@ def task_card(header: TaskHeader) -> str:
     units = info.units or ("",) * len(info.classes)
     pairs = zip(info.classes[:_CLASSES], units, strict=False)
     named = ", ".join(_plain(f"{name} ({unit})" if unit else name) for name, unit in pairs)
-    words = {"multilabel": "Labels", "regression": "Numbers"}.get(info.kind, "Classes")
+    words = {"multilabel": "Labels", "regression": "Numbers", "tokens": "Tags"}.get(
+        info.kind, "Classes"
+    )
     more = len(info.classes) - _CLASSES
     parts = [
         f"---\n{_metadata(header, scores, measure).to_yaml()}\n---",

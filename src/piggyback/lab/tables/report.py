@@ -98,6 +98,9 @@ def _answer_table(report: Report, names: Sequence[str]) -> list[list[object]]:
         )
         rows = [[n, f"{r:.6f}"] for n, r in zip(names, right, strict=True)]
         return [["sample", "pixels right"], *rows]
+    if outcome.kind == "tokens":
+        rows = [[n, *each[[1, 2, 0]]] for n, each in zip(names, outcome.truth.sum(1), strict=True)]
+        return [["sample", "spans", "found", "right"], *rows]
     for i, name in enumerate(names):
         rows.append([name, *_truth_and_answer(report, i)])
     return [["sample", "truth", "answer", "confidence"], *rows]

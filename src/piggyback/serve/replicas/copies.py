@@ -36,6 +36,10 @@ def _head_slot() -> type[nn.Module]:
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return self.head(*args, **kwargs)
 
+        @property
+        def per_token(self) -> bool:
+            return getattr(self.head, "per_token", False)
+
     return HeadSlot
 
 
@@ -100,7 +104,7 @@ class ModelCopy:
         self._changed: frozenset[str] = frozenset()  # what may differ from the base values
         self._ready = False  # whether a task was written to its end
         self._outputs: int | None = None
-        self._per_pixel = False
+        self._dimensions = 2
         self._as_it_comes = prototype.dtype == torch.float32 and prototype.device.type == "cpu"
 
     @torch.no_grad()
@@ -131,7 +135,7 @@ class ModelCopy:
                     live.copy_(task.norm[place].view(live.shape))
             self._write_head(task)
             self._changed, self._outputs, self._ready = touched, task.outputs, True
-            self._per_pixel = task.per_pixel
+            self._dimensions = task.dimensions
 
     @property
     def extra_bytes(self) -> int:
@@ -140,7 +144,7 @@ class ModelCopy:
         return sum(t.numel() * t.element_size() for t in (*self._head, *taken))
 
     def run(self, x: Tensor) -> Tensor:
-        """Return the outputs of the task that was written: (n, classes), or of label maps (n, classes, h, w).
+        """Return the outputs of the task that was written: (n, classes), (n, tokens, tags), or (n, classes, h, w).
 
         ``x`` is a batch (n, ...); both are on the CPU, outputs float32. Raises TaskStateError where no task was
         written to its end, InputError where the outputs are not one for each class and sample.
@@ -155,12 +159,12 @@ class ModelCopy:
             else:
                 dtype = self._prototype.dtype if x.is_floating_point() else x.dtype
                 y = self._module(x.to(self._prototype.device, dtype))
-            dimensions, what = (4, "label maps") if self._per_pixel else (2, "rows")
-            if not isinstance(y, Tensor) or y.ndim != dimensions or len(y) != len(x):
+            if not isinstance(y, Tensor) or y.ndim != self._dimensions or len(y) != len(x):
+                what = {2: "rows", 3: "rows for every token", 4: "label maps"}[self._dimensions]
                 raise InputError(
                     f"{_described(y)} for {len(x)} inputs: expected {len(x)} {what} of outputs, one per class"
                 )
-            if self._outputs is not None and y.shape[1] != self._outputs:
+            if self._outputs is not None and y.shape[1 if y.ndim == 4 else -1] != self._outputs:
                 raise InputError(
                     f"{_described(y)}: expected {self._outputs} outputs, one per class"
                 )

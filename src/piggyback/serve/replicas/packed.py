@@ -41,8 +41,8 @@ class PackedTask:
 
     outputs: int | None
     """Of the head, one per class; None where that is not known."""
-    per_pixel: bool
-    """Whether outputs are (n, classes, h, w)."""
+    dimensions: int
+    """Of a batch of outputs: 2, or 3 with tokens, or 4 of label maps."""
     layout: TaskLayout
     masks: FlatMasks
     form: Form
@@ -106,7 +106,7 @@ class Packer:
             outputs = getattr(like, "out_features", getattr(like, "out_channels", None))
             return PackedTask(
                 outputs=len(task.info.classes) or outputs,
-                per_pixel=kind_of(task.info).per_pixel,
+                dimensions=kind_of(task.info).dimensions,
                 layout=self._layout(masks.layout, coefficients, norm),
                 masks=masks,
                 form=form,

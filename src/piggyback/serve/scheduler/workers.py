@@ -146,8 +146,8 @@ def _answers(outputs: Tensor, batch: Sequence[Request], tier: Tier, began: float
             f"task {entry.name!r}: the network's outputs for this input are not numbers; "
             "expected finite values in the input"
         )
-    frames = [request.frame for request in batch if request.frame is not None]
-    said = entry.outputs.answers(outputs, max(r.top_k for r in batch), frames)
+    given = [r.source if r.frame is None else r.frame for r in batch]
+    said = entry.outputs.answers(outputs, max(r.top_k for r in batch), given)
     ended = time.perf_counter()
     answers = []
     for request, one in zip(batch, said, strict=True):
@@ -160,6 +160,7 @@ def _answers(outputs: Tensor, batch: Sequence[Request], tier: Tier, began: float
                 labels=one.labels,
                 values=one.values,
                 label_map=one.label_map,
+                spans=one.spans,
                 confidence=one.confidence,
                 abstained=one.abstained,
                 tier=tier,

@@ -29,7 +29,7 @@ from piggyback.kinds.base import Kind
 from piggyback.serve.store.stores import SUFFIX, Stamp, Store
 from piggyback.taskfile.checks import check_fingerprint
 from piggyback.taskfile.header import Shapes, TaskHeader, header_of
-from piggyback.taskfile.task import check_name
+from piggyback.taskfile.task import ROW_HEADS, check_name
 from piggyback.texts.preprocessing import Prepares
 
 LOGGER = logging.getLogger(__name__)
@@ -337,10 +337,11 @@ def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> C
             raise InputError(
                 f"task {name!r} is of kind {kind!r}, its head scores every pixel: expected kind 'segmentation'"
             )
-        if head not in ("linear", "conv", "segmentation"):
+        known = (*ROW_HEADS, "segmentation")
+        if head not in known:
             raise InputError(
                 f"task {name!r}: its head of kind {head[:40]!r} is a custom module: a server expects "
-                "'linear', 'conv' or 'segmentation'; run it with MultiTaskModel and head=<that module>"
+                f"{' or '.join(map(repr, known))}; run it with MultiTaskModel and head=<that module>"
             )
         return header
 

@@ -74,9 +74,13 @@ class LabelledSet:
         )
         return [int(count) for count in counted]
 
-    def targets(self, indices: Tensor, preprocessing: object) -> Tensor:
-        """Return the labels at ``indices``, of the type and shape that ``labels`` has."""
+    def labels_at(self, indices: Tensor) -> Tensor:
+        """Return the labels of the samples at ``indices``, as ``labels`` has them."""
         return self.labels[indices]
+
+    def targets(self, indices: Tensor, preprocessing: object) -> Tensor:
+        """Return what a batch of the samples at ``indices`` has as labels: by default these themselves."""
+        return self.labels_at(indices)
 
     def relabelled(self, classes: Sequence[str]) -> Self:
         """Return the set with its labels as indices into ``classes``; DataError where one of its own is not there."""
@@ -90,7 +94,7 @@ class LabelledSet:
                 f"classes of the {self.what} differ from the task's: unexpected {min(unknown)!r}: expected some of "
                 f"{', '.join(map(repr, list(classes)[:5]))}{', ...' if len(classes) > 5 else ''}"
             )
-        if self.kind != "classification":
+        if self.labels.ndim == 2:
             return self._columns(classes)
         places = torch.tensor([list(classes).index(name) for name in self.classes])
         return replace(self, classes=tuple(classes), labels=places[self.labels])

@@ -3,6 +3,7 @@
     classification   a label column with the name of a class
     multilabel       a label column with several names, "a,b" or a JSON list, or a column of 0 and 1 for each label
     regression       a column for each number; "height (m)" is a height in metres
+    tokens           of texts: words with spaces between them, and as many tags, O, B-TYPE or I-TYPE; or two JSON lists
 
 Everything that is wrong with a table is found here, before training starts, with its row: 1 is the first below the
 names of the columns.
@@ -33,6 +34,7 @@ from piggyback.errors import DataError, near_misses
 from piggyback.images.decode import check_image, content_key
 from piggyback.images.paths import PathList
 from piggyback.images.pictures import Pictures
+from piggyback.texts.words import spaced_words
 from piggyback.train.data.arrow import (
     HUB,
     PARQUET,
@@ -43,12 +45,14 @@ from piggyback.train.data.arrow import (
 )
 from piggyback.train.data.folder import problems, split_of
 from piggyback.train.data.sets import ImageData, ImageSet, cut
+from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", PARQUET)
 ROLES = ("image", "text", "label", "split", "group")
 """What a column may be for; each but "group" is by default the column of that name."""
-_KINDS = ("classification", "multilabel", "regression")
+_KINDS = ("classification", "multilabel", "regression", "tokens")
+_TAG = re.compile(r"O|[BI]-\S+")
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
@@ -180,10 +184,15 @@ class _Table:
         label = columns.get("label", "label")
         wanted = [label] if label in held else [part.strip() for part in label.split(",")]
         self.labels = {name: held[_column(path, held, "label", name)] for name in wanted}
-        if len(self.labels) > 1 and kind == "classification":
+        if len(self.labels) > 1 and kind in ("classification", "tokens"):
             raise DataError(
-                f"table {str(path)!r}: {len(self.labels)} columns of labels: expected one for classes; "
+                f"table {str(path)!r}: {len(self.labels)} columns of labels: expected one for classes or tags; "
                 "several are for another kind= (multilabel or regression)"
+            )
+        if known and kind == "tokens":
+            raise DataError(
+                f"table {str(path)!r} is one of images: expected texts for --kind tokens; name their column with "
+                "--column text=NAME"
             )
         named = {"split": "split", **columns} if "split" in held else columns
         split, self.group = (
@@ -205,20 +214,23 @@ class _Table:
     def splits(self) -> dict[str, ImageSet | TextSet]:
         """The samples of each split, everything checked."""
         names, labels, units = getattr(self, f"_{self.kind}")()
+        texts: TextSet | None = None
         if self.role == "image":
             self.notes += self._repeated(labels)
+        else:
+            made = TaggedSet if self.kind == "tokens" else TextSet
+            texts = made(names, labels, tuple(self.samples), units=units)
         found: dict[str, ImageSet | TextSet] = {}
         parts = np.array(self.parts)
         for part in dict.fromkeys(self.parts):
             at = torch.from_numpy(np.flatnonzero(parts == part))
-            if isinstance(self.samples, Pictures):
+            if texts is not None:
+                found[part] = texts.subset(at)
+            elif isinstance(self.samples, Pictures):
                 pictures = self.samples.at(at)
                 found[part] = ImageSet(names, labels[at], files=pictures, units=units)
-                continue
-            chosen = tuple([self.samples[i] for i in at.tolist()])
-            if self.role == "text":
-                found[part] = TextSet(names, labels[at], chosen, units=units)
             else:
+                chosen = tuple([self.samples[i] for i in at.tolist()])
                 files = PathList.of(self.path.parent, chosen)
                 found[part] = ImageSet(names, labels[at], files=files, units=units)
         return found
@@ -237,7 +249,9 @@ class _Table:
         return DataError(f"table {str(self.path)!r}, row {at}: {what}")
 
     def _texts(self, cells: Sequence[Any]) -> list[str]:
-        return _checked(self.path, cells)
+        return _checked(
+            self.path, [_joined(cell) for cell in cells] if self.kind == "tokens" else cells
+        )
 
     def _images(self, cells: Sequence[Any]) -> list[str] | Pictures:
         """The images' paths beside the table; each file is looked at once, however often it is named."""
@@ -399,6 +413,25 @@ class _Table:
         numbers = self._numbers(self._number, torch.float32)
         return tuple(names), numbers, tuple(units) if any(units) else ()
 
+    def _tokens(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
+        (cells,) = self.labels.values()
+        rows = [self._tags(at, cell) for at, cell in enumerate(cells, 1)]
+        types = self._known([tuple(tag[2:] for tag in row if tag != "O") for row in rows])
+        tags = ("O", *(f"{place}-{name}" for name in types for place in "BI"))
+        places = {tag: index for index, tag in enumerate(tags)}
+        return tags, torch.tensor([places[tag] for row in rows for tag in row]), ()
+
+    def _tags(self, at: int, cell: Any) -> list[str]:
+        """The tags in a cell, as many as the row's text has words."""
+        given = _joined(cell)
+        found = given.split() if isinstance(given, str) else []
+        words = len(spaced_words(self.samples[at - 1]))
+        if len(found) != words:
+            raise self._fail(at, f"{len(found)} tags for {words} words: expected one for each word")
+        if wrong := [tag for tag in found if not _TAG.fullmatch(tag)]:
+            raise self._fail(at, f"tag {wrong[0]!r:.80}: expected O, B-TYPE or I-TYPE")
+        return found
+
     def _number(self, name: str, at: int, cell: Any) -> float:
         try:
             number = float("" if isinstance(cell, bool) else cell)
@@ -492,6 +525,12 @@ def _text(path: Path, at: int, cell: Any) -> str:
     if not cell.strip():
         raise DataError(f"table {str(path)!r}, row {at}: the text is empty; leave the row out")
     return cell
+
+
+def _joined(cell: Any) -> Any:
+    """A JSON list of words as a text with spaces between them; anything else as it is."""
+    listed = isinstance(cell, list) and all(isinstance(word, str) for word in cell)
+    return " ".join(cell) if listed else cell
 
 
 def _label(path: Path, at: int, cell: Any) -> tuple[str]:

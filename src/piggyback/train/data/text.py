@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -45,18 +45,18 @@ class TextSet(LabelledSet):
     what: ClassVar[str] = "texts"
 
     def __post_init__(self) -> None:
+        # A million good texts are told from bad ones at once; the loop is for the error.
+        if set(map(type, self.texts)) - {str} or not all(map(str.strip, self.texts)):
+            for row, text in enumerate(self.texts):
+                if not isinstance(text, str) or not text.strip():
+                    found = "empty" if isinstance(text, str) else f"of type {type(text).__name__}"
+                    raise DataError(f"text {row} is {found}: expected a text with a letter in it")
         self.check_labels(len(self.texts))
-        if set(map(type, self.texts)) == {str} and all(map(str.strip, self.texts)):
-            return
-        for row, text in enumerate(self.texts):
-            if not isinstance(text, str) or not text.strip():
-                found = "empty" if isinstance(text, str) else f"of type {type(text).__name__}"
-                raise DataError(f"text {row} is {found}: expected a text with a letter in it")
 
     def __repr__(self) -> str:
-        return f"TextSet({len(self)} texts of {len(self.classes)} classes)"
+        return f"{type(self).__name__}({len(self)} texts of {len(self.classes)} classes)"
 
-    def in_memory(self, preprocessing: Prepares) -> TextSet:
+    def in_memory(self, preprocessing: Prepares) -> Self:
         """Return the set with its tokens; InputError for the preprocessing of images."""
         if not isinstance(preprocessing, TextPreprocessing):
             raise InputError(
@@ -94,14 +94,14 @@ class TextSet(LabelledSet):
             raise InputError("texts without tokens: expected a set made by in_memory()")
         return by_length([len(row) for row in self.tokens], seed, epoch, batch_size)
 
-    def subset(self, indices: Tensor) -> TextSet:
+    def subset(self, indices: Tensor) -> Self:
         """Return the set with only the texts at ``indices``, in that order."""
         at = indices.tolist()
         tokens = None if self.tokens is None else tuple([self.tokens[i] for i in at])
         texts = tuple([self.texts[i] for i in at])
-        return replace(self, labels=self.labels[indices], texts=texts, tokens=tokens)
+        return replace(self, labels=self.labels_at(indices), texts=texts, tokens=tokens)
 
-    def joined(self, other: TextSet) -> TextSet:
+    def joined(self, other: TextSet) -> Self:
         """Return the texts of both, this set's first."""
         labels = torch.cat([self.labels, other.labels])
         texts = (*self.texts, *other.texts)

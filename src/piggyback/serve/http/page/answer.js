@@ -1,4 +1,4 @@
-// One card for each image: its preview, and what was said about it.
+// One card for each image or text: what it is, and what was said about it.
 
 import { bytes, count, element, milliseconds, named, percent } from "./words.js";
 
@@ -18,25 +18,31 @@ export class Card {
   #slider = element("input", { type: "range", min: 0, max: 100, value: 60 });
   #cover = element("label", { class: "soft" }, "Label map over it", this.#slider);
 
-  constructor(file) {
-    this.file = file;
+  /** ``source`` is an image file or a text. */
+  constructor(source) {
+    this.source = source;
+    this.root = element("article", { class: "card" }, typeof source === "string" ? element("blockquote", {}, source) : this.#figure(source), this.#said);
+  }
+
+  #figure(file) {
     this.#preview.src = URL.createObjectURL(file);
     this.#preview.addEventListener("error", () => (this.#preview.hidden = true)); // the server says what is wrong with it
     const caption = element("figcaption", { class: "soft" }, named(file.name), ` · ${bytes(file.size)}`);
-    this.root = element("article", { class: "card" }, element("figure", {}, this.#view, caption), this.#said);
     this.#slider.addEventListener("input", () => (this.#map.style.opacity = this.#slider.value / 100));
+    return element("figure", {}, this.#view, caption);
   }
 
-  /** Why this file is not to be sent, or null. A limit that the server does not tell is left to the server. */
+  /** Why an image file is not to be sent, or null. A limit that the server does not tell is left to the server. */
   async tooLarge(limits = {}) {
-    if (this.file.size > limits.body_bytes) return this.#over(bytes(this.file.size), bytes(limits.body_bytes));
+    if (typeof this.source === "string") return null;
+    if (this.source.size > limits.body_bytes) return this.#over(bytes(this.source.size), bytes(limits.body_bytes));
     await this.#preview.decode().catch(() => {});
     const { naturalWidth: width, naturalHeight: height } = this.#preview;
     return width * height > limits.pixels ? this.#over(`${width} x ${height} pixels`, count(limits.pixels, "pixel")) : null;
   }
 
   #over(found, most) {
-    return `${this.file.name}: ${found}; this server takes at most ${most}. It was not sent: choose a smaller one.`;
+    return `${this.source.name}: ${found}; this server takes at most ${most}. It was not sent: choose a smaller one.`;
   }
 
   /** Leaves what was there, paler, until the next answer: nothing jumps. */
@@ -50,7 +56,8 @@ export class Card {
     this.#lay(sure ? best.label_map : null);
     const others = answers.length > 1 ? [comparison(answers)] : [];
     if (!sure) return this.#put(element("p", {}, NONE), times(best.timing_ms, roundTrip), ...others);
-    this.#put(best.values ? numbers(best) : bars(best), source(best), times(best.timing_ms, roundTrip), ...others);
+    const shown = best.spans ? marked(this.source, best.spans) : best.values ? numbers(best) : bars(best);
+    this.#put(shown, source(best), times(best.timing_ms, roundTrip), ...others);
   }
 
   refuse(message) {
@@ -86,8 +93,9 @@ export function spoken({ answers: [best], sure, roundTrip }) {
   return `${best.abstained ? "Not sure: " : ""}${said(best)}, says ${best.task}, in ${milliseconds(roundTrip)}.`;
 }
 
-/** What a task of any kind says, in words: its numbers, its labels, the largest classes of a map, or the likeliest class. */
-function said({ values, labels, label_map: map, classes: [top] }) {
+/** What a task of any kind says, in words: spans, the largest classes of a map, numbers, labels, or the likeliest class. */
+function said({ spans, values, labels, label_map: map, classes: [top] }) {
+  if (spans) return spans.map(({ text, label }) => `${text}: ${label}`).join(", ") || "no spans";
   if (map) return shares(map).slice(0, 3).map((one) => `${one.class} ${percent(one.probability)}`).join(", ");
   if (values) return values.map(({ name, value, unit }) => `${name} ${round(value)} ${unit}`.trim()).join(", ");
   if (labels) return labels.join(", ") || "no label";
@@ -96,6 +104,19 @@ function said({ values, labels, label_map: map, classes: [top] }) {
 
 function round(value) {
   return Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 });
+}
+
+/** A text with its spans marked, each with its label. Their places count letters, not what JavaScript counts. */
+function marked(text, spans) {
+  const letters = Array.from(text);
+  const parts = [];
+  let at = 0;
+  for (const { start, end, label, probability } of spans) {
+    const mark = element("mark", { title: percent(probability) }, letters.slice(start, end).join(""), " ", element("small", {}, named(label)));
+    parts.push(letters.slice(at, start).join(""), mark);
+    at = end;
+  }
+  return element("p", { class: "marked" }, ...parts, letters.slice(at).join(""));
 }
 
 function numbers({ task, values }) {
@@ -163,7 +184,7 @@ function times(timing, roundTrip) {
 
 function comparison(answers) {
   const row = (one) =>
-    element("li", {}, named(one.task), named(one.values || one.labels ? said(one) : one.classes[0].class), element("span", { class: "number" }, percent(one.confidence)));
+    element("li", {}, named(one.task), named(one.spans || one.values || one.labels ? said(one) : one.classes[0].class), element("span", { class: "number" }, percent(one.confidence)));
   const title = element("summary", {}, `How sure each of ${count(answers.length, "task")} is`);
   return element("details", { class: "others soft" }, title, element("ul", {}, ...answers.map(row)));
 }

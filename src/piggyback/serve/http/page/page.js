@@ -48,24 +48,24 @@ function describe() {
   $("#task-classes ul").replaceChildren(...task.classes.map((name) => element("li", {}, named(name))));
 }
 
-/** Whether a task, or where none is chosen the network, reads texts, which this page does not send. */
+/** Whether a task, or where none is chosen the network, reads texts. */
 function readsTexts(task) {
-  return Boolean((task ?? known.tasks[0])?.max_tokens);
+  return Boolean((task ?? known?.tasks[0])?.max_tokens);
 }
 
 function aboutChoice(task) {
   if (known.tasks.length === 0) return "There are no tasks yet. Put task files into the server’s folder; they appear here by themselves.";
   if (choice === undefined) return `There are ${count(known.tasks.length, "task")}.`;
   if (choice === null) return "Every task is asked, and the surest answers, if one is sure. That is a guess: it needs tasks that look unlike each other.";
-  return task ? `${count(task.classes.length, "class", "classes")}, a file of ${bytes(task.file_bytes)}, version ${task.version}${readsTexts(task) ? ". It reads texts: ask it as the line for curl does" : ""}` : "This task is no longer there.";
+  return task ? `${count(task.classes.length, "class", "classes")}, a file of ${bytes(task.file_bytes)}, version ${task.version}` : "This task is no longer there.";
 }
 
-// The images
+// The images, or a text
 
-function give(files) {
-  if (files.length === 0) return;
+function give(sources) {
+  if (sources.length === 0) return;
   cards.forEach((card) => card.forget());
-  cards = [...files].map((file) => new Card(file));
+  cards = [...sources].map((source) => new Card(source));
   $("#cards").replaceChildren(...cards.map((card) => card.root));
   if (matchMedia("(max-width: 52rem)").matches) $("#answer").scrollIntoView(); // it is below the fold there
   askAll();
@@ -78,7 +78,7 @@ async function askAll() {
   const complete = choice !== undefined && cards.length > 0;
   $("#again").hidden = !complete;
   $("#hint").hidden = complete;
-  const missing = [choice === undefined && "choose a task", cards.length === 0 && "give it an image"].filter(Boolean);
+  const missing = [choice === undefined && "choose a task", cards.length === 0 && `give it ${readsTexts() ? "a text" : "an image"}`].filter(Boolean);
   write("#hint", `To see an answer here, ${missing.join(" and ")}.`);
   if (!complete) return;
   cards.forEach((card) => card.wait());
@@ -93,7 +93,7 @@ async function askOne(card, signal) {
   try {
     const problem = await card.tooLarge(known.limits);
     if (problem) return refuse(card, problem);
-    const said = await ask(card.file, choice, signal);
+    const said = await ask(card.source, choice, signal);
     card.answer(said);
     $("#spoken").textContent = spoken(said);
   } catch (error) {
@@ -138,6 +138,9 @@ function learn(list) {
   $("#token").hidden = true;
   write("#about", [count(tasks.length, "task"), "one network", backbone.source, speed].filter(Boolean).join(" · "));
   $("#tasks").hidden = tasks.length === 0;
+  $("#write").hidden = !readsTexts();
+  $("#drop").hidden = readsTexts();
+  write("#image-title", readsTexts() ? "Text" : "Image");
   write("#tasks-about", `${sum("file_bytes")} of files, ${sum("memory_bytes")} in memory. Choose a task by its name.`);
   picker.offer(tasks, mayDecide);
   table.show(tasks);
@@ -202,6 +205,10 @@ for (const [button, input] of [[$("#choose"), $("#files")], [$("#photograph"), $
 }
 for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, drag);
 document.addEventListener("paste", (event) => give(event.clipboardData.files));
+$("#write").addEventListener("submit", (event) => {
+  event.preventDefault();
+  give([$("#text").value]);
+});
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : look()));
 addEventListener("online", look);
 $("#again").addEventListener("click", askAll);

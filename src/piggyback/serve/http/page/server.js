@@ -19,21 +19,26 @@ export function listing() {
   return call("v1/tasks");
 }
 
-/** What ``task`` (null: every task, the surest first, if one is sure) says about one image file, and the ms it took in all. */
-export async function ask(file, task, signal) {
-  const form = new FormData();
-  form.append("image", file, file.name || "image");
+/** What ``task`` (null: every task, the surest first, if one is sure) says about an image file or a text, and the ms it took in all. */
+export async function ask(source, task, signal) {
   const path = task === null ? "v1/predict" : `v1/tasks/${encodeURIComponent(task)}/predict`;
   const start = performance.now();
-  const said = await call(`${path}?top_k=5`, { method: "POST", body: form, signal });
+  const said = await call(`${path}?top_k=5`, { method: "POST", ...sent(source), signal });
   const roundTrip = performance.now() - start;
   if (!said.images) return { answers: said.answers, sure: true, roundTrip };
   const [{ task: surest, answers }] = said.images;
   return { answers, sure: surest !== null, roundTrip };
 }
 
+function sent(source) {
+  if (typeof source === "string") return { body: JSON.stringify({ text: source }), headers: { "Content-Type": "application/json" } };
+  const body = new FormData();
+  body.append("image", source, source.name || "image");
+  return { body };
+}
+
 async function call(path, options = {}) {
-  const headers = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
+  const headers = { ...options.headers, ...(token.get() && { Authorization: `Bearer ${token.get()}` }) };
   const response = await fetch(new URL(path, document.baseURI), { ...options, headers, cache: "no-cache" }).catch(() => {
     const why = navigator.onLine ? "it cannot be reached, or it ended the connection" : "this device is offline";
     throw new Refusal(0, "offline", `no answer from the server: ${why}`);
