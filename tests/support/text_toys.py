@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -61,5 +62,22 @@ def reviews(tmp_path: Path) -> Path:
         lines.append(
             f"{text}\t{'good' if i % 4 < 2 else 'bad'}\t{'test' if i % 6 == 5 else 'train'}"
         )
+    place.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return place
+
+
+@pytest.fixture
+def tagged(tmp_path: Path) -> Path:
+    """A table of 120 texts with tags: films are marked, some with a "very" behind, and books with a "bad"."""
+    place, source = tmp_path / "tagged.tsv", random.Random(7)
+    lines = ["text\tlabel\tsplit"]
+    for i in range(120):
+        words, tags = [], []
+        for _ in range(source.randint(1, 2)):
+            (marked, behind), more = source.choice([("film", "very"), ("book", "bad")]), i % 2
+            before, after = (source.choices(("the", "a", "is", "good."), k=k) for k in (2, 1))
+            words += [*before, marked, *[behind] * more, *after]
+            tags += ["O", "O", f"B-{marked}", *[f"I-{marked}"] * more, "O"]
+        lines.append(f"{' '.join(words)}\t{' '.join(tags)}\t{'test' if i % 6 == 5 else 'train'}")
     place.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return place

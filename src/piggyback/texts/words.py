@@ -35,7 +35,7 @@ def words_of(text: str) -> Words:
     for start, end in spaced_words(text):
         last = start + len(text[start:end].rstrip(_AFTER))
         first = last - len(text[start:last].lstrip(_BEFORE))
-        if first == last:  # of punctuation alone
+        if not any(map(str.isalnum, text[first:last])):  # of punctuation alone
             first, last = start, end
         parts = ((start, first), (first, last), (last, end))
         found += [(a, b) for a, b in parts if a < b]
