@@ -20,6 +20,7 @@ class Segmentation(Classification):
     losses_known = ("auto",)
     per_pixel = True
     fits = False
+    one_each = False
 
     def targets(self, labels: Tensor) -> Tensor:
         """Return label maps as int64, void as -100."""
