@@ -36,6 +36,8 @@ class Loss:
     """float32, (classes,): of each class, or of each label's positives; None for 1."""
     gamma: float = 2.0
     """Of focal and asymmetric loss: how little examples count that are right already."""
+    function: Callable[[Tensor, Tensor], Tensor] | None = None
+    """A loss of the user's own, which training takes in place of the kind's; ``name`` is what it is called."""
 
 
 class Score(abc.ABC):
@@ -104,6 +106,8 @@ class Kind(abc.ABC):
     ranked: ClassVar[bool] = False
     """Whether outputs are only compared with each other: a small error of each changes next to no answer."""
 
+    one_each: ClassVar[bool] = False
+    """Whether a sample has one class: what balanced sampling, mixup and CutMix need."""
     fits: ClassVar[bool] = False
     """Whether something of the file is fitted on val: see ``fitted``."""
 
@@ -146,6 +150,21 @@ class Kind(abc.ABC):
     def losses(self, outputs: Tensor, targets: Tensor, how: Loss) -> Tensor:
         """Return the sum of the losses of all samples, or of all pixels."""
 
+    def training_losses(self, outputs: Tensor, targets: Tensor, how: Loss) -> Tensor:
+        """Return the sum that training lowers: ``losses``, or what the user's own function says.
+
+        Raises InputError unless that returns the mean, or a loss for each sample (n,), or for each pixel of a map.
+        """
+        if how.function is None:
+            return self.losses(outputs, targets, how)
+        found, each = how.function(outputs, targets), targets.shape[: 3 if self.per_pixel else 1]
+        if not isinstance(found, Tensor) or found.shape not in ((), each):
+            said = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(
+                f"loss {how.name} returned {said}: expected a tensor () or {tuple(each)}"
+            )
+        return found.sum() if found.ndim else found * self.count(targets)
+
     def count(self, targets: Tensor) -> Tensor:
         """Return how many labels the loss is the sum over, int64 ()."""
         return torch.tensor(len(targets), device=targets.device)
@@ -176,6 +195,10 @@ class Kind(abc.ABC):
     def balanced(self, labels: Tensor) -> Tensor | None:
         """Return the weights by which rare classes or labels count as much as common ones; None without such."""
         return None
+
+    def scaled(self, weights: Tensor, labels: Tensor) -> Tensor:
+        """Return given weights of classes or labels as the loss takes them."""
+        return weights
 
     @abc.abstractmethod
     def guess(self, targets: Tensor) -> float:

@@ -130,6 +130,7 @@ class Classification(Kind):
     slack = 0.5
     losses_known: ClassVar[tuple[str, ...]] = ("auto", "focal")
     fits = True
+    one_each = True
 
     def tempered(self, outputs: Tensor) -> Tensor:
         """Return logits whose probabilities are as often right as they say: divided by the temperature."""
@@ -179,6 +180,10 @@ class Classification(Kind):
         """Return for each class images / (classes * images of it), so that the mean over all images is 1."""
         counts = torch.bincount(labels, minlength=len(self.classes)).float()
         return len(labels) / (len(self.classes) * counts.clamp_min(1))
+
+    def scaled(self, weights: Tensor, labels: Tensor) -> Tensor:
+        """Return given weights of classes, scaled so that the mean over all images is 1."""
+        return weights / weights[labels].mean()
 
     def losses(self, outputs: Tensor, targets: Tensor, how: Loss) -> Tensor:
         """Return the sum of cross-entropies, or of focal losses (Lin et al. 2017)."""

@@ -25,6 +25,7 @@ class Segmentation(Classification):
     losses_known = ("auto",)
     per_pixel = True
     fits = False
+    one_each = False
 
     def __post_init__(self) -> None:
         if len(self.classes) > VOID:

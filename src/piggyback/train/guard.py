@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ from piggyback.train.data.batches import EvalBatches, serve
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import Split
 from piggyback.train.device import Speed, agree_
-from piggyback.train.hashing import shuffled
+from piggyback.train.hashing import balanced, shuffled
 from piggyback.train.methods import Learner
+from piggyback.train.mixing import mix_of, shared
 from piggyback.train.recipe import Recipe
 
 MARKS = 20
@@ -227,12 +229,18 @@ def _head_losses(
     for step in range(steps):
         epoch, batch = divmod(step, per_epoch)
         if not batch:
-            order = shuffled(recipe.seed, epoch, len(labels)).to(labels.device)
+            order = (
+                shuffled(recipe.seed, epoch, len(labels))
+                if recipe.sampling is None
+                else balanced(recipe.seed, epoch, labels.cpu()) % len(labels)
+            ).to(labels.device)
         chosen = order[batch * size : (batch + 1) * size]
         rate = recipe.head_lr * lr_factor(recipe.schedule, step, steps, recipe.warmup)
         optimizer.param_groups[0]["lr"] = rate
-        logits = alone(features[chosen]).flatten(1)
-        loss = kind.losses(logits, labels[chosen], how) / size
+        mix, y = mix_of(recipe, step), labels[chosen]  # features stand for the images
+        logits = alone(mix.blended(features[chosen])).flatten(1)
+        of = partial(kind.training_losses, logits, how=how)
+        loss = shared(of, y, y.flip(0), mix.share) / size
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_BALANCED = 1 << 34  # keeps the order of classes apart from the samples'
 
 
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -59,6 +60,23 @@ def shuffled(seed: int, epoch: int, n: int) -> Tensor:
     """Return the order of ``n`` samples in an epoch, int64 (n,)."""
     order = np.argsort(uniforms(seed, epoch, np.arange(n), 1)[:, 0], kind="stable")
     return torch.from_numpy(order)
+
+
+def balanced(seed: int, epoch: int, labels: Tensor) -> Tensor:
+    """Return an order of n samples in which all classes of ``labels``, int64 (n,), come equally often, int64 (n,).
+
+    The number v stands for sample v % n; v // n counts how often it came before, in an epoch.
+
+    >>> labels = torch.tensor([0] * 9 + [1])
+    >>> labels[balanced(0, 0, labels) % 10].bincount()
+    tensor([5, 5])
+    """
+    n, order = len(labels), shuffled(seed, epoch, len(labels))
+    counts = [count for count in torch.bincount(labels).tolist() if count]
+    each = torch.arange(-(-n // len(counts)))
+    parts = torch.split(order[labels[order].argsort(stable=True)], counts)
+    pool = torch.cat([part[each % len(part)] + n * (each // len(part)) for part in parts])
+    return pool[shuffled(seed, epoch + _BALANCED, len(pool))][:n]
 
 
 def _state(value: int) -> npt.NDArray[np.uint64]:

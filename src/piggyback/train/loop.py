@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from piggyback.train.guard import Guard, guard_of
 from piggyback.train.hashing import seed_of
 from piggyback.train.logs import Curves, write_history
 from piggyback.train.methods import Learned, Learner
+from piggyback.train.mixing import mix_of, shared
 from piggyback.train.recipe import Recipe
 
 READ_EVERY = 10
@@ -158,6 +160,7 @@ class Run:
             batch_size=self.recipe.batch_size,
             seed=self.recipe.seed,
             epoch=epoch,
+            sampling=self.recipe.sampling,
             rank=state.process_index,
             world=state.num_processes,
         )
@@ -285,18 +288,21 @@ def one_step(run: Run, network: Callable[[Tensor], Any], batch: Batch) -> Tensor
     """
     recipe, optimizer, kind = run.recipe, run.learner.optimizer, run.kind
     pixels, labels = (part.to(run.device, non_blocking=True) for part in batch)
-    labels = kind.targets(labels)
+    mix = mix_of(recipe, run.at, processes().process_index)
+    (pixels, share), labels = mix.images(pixels), kind.targets(labels)
+    others = labels.flip(0) if share < 1 else labels
     counted = kind.count(labels)
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros(4, device=run.device)
-    pieces = zip(pixels.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True)
-    for x_piece, y in pieces:
+    parts = (part.chunk(recipe.accumulate) for part in (pixels, labels, others))
+    for x_piece, y, other in zip(*parts, strict=True):
         x = run.speed.laid_out(run.preprocessing.network_input(x_piece))
         with run.speed.autocast(run.device):
             outputs = kind.outputs(network(x), y)
-            losses = kind.losses(outputs, y, run.how)
+            of = partial(kind.training_losses, outputs, how=run.how)
+            losses = shared(of, y, other, share)
         (losses / counted.clamp_min(1)).backward()  # type: ignore[no-untyped-call]
-        right = kind.right(outputs.detach(), y)
+        right = shared(partial(kind.right, outputs.detach()), y, other, share)
         total[:2] += torch.stack([losses.detach(), right])
     total[2:] = torch.stack([counted, counted.new_tensor(len(labels))])
     if recipe.clip is not None:

@@ -26,7 +26,7 @@ SHORTEST, LONG, MOST_EPOCHS = 480, 800, 60
 """Steps of a run of few images, and of one of many: shorter ones lose accuracy, longer ones cost time."""
 HOW = ("workers", "checkpoint_minutes", "tracker")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""
-LATER = ("abstain_at", "class_weights", "loss", "max_length")
+LATER = ("abstain_at", "class_weights", "cutmix", "loss", "max_length", "mixup", "sampling")
 """Fields that came when results were there already: None is what those had, and stays out of a run's identity."""
 READ_ONLY = ("rule.form",)
 """Fields that recipes in files may have set, but nobody can choose any more: they get no option."""
@@ -82,6 +82,12 @@ class CommonOptions:
     """Tokens that a text keeps; by default as many as the backbone takes. Short ones cost no more by it."""
     augment: Augment = field(default_factory=Augment)
     """What may happen to a training image."""
+    sampling: str | None = None
+    """balanced: all classes come equally often in an epoch, however few their images; by default all images once."""
+    mixup: float | None = None
+    """Blend training images in pairs, by shares from Beta(A, A), such as 0.2; for classes of whole images."""
+    cutmix: float | None = None
+    """Paste a part of another training image in, by shares from Beta(A, A), such as 1; with mixup, every other step."""
     tune: bool = False
     """Choose the rate, and for masks the start, by short trainings on val first: twice the steps in all."""
     patience: int | None = None
@@ -173,7 +179,8 @@ class StepOptions:
     loss: str | None = None
     """focal, asymmetric (several labels), huber or absolute (numbers); by default cross-entropy or squared error."""
     class_weights: str | None = None
-    """balanced: rare classes, or rare labels, count as much as common ones; by default all images count alike."""
+    """balanced: rare classes, or rare labels, count as much as common ones; or what each counts, rare=5,common=1;
+    by default, and where none is given, 1."""
     weight_decay: float = 0.0
     """Decoupled weight decay of weights and classifier, as AdamW has it; with sgd, added to the gradient; scores
     never decay."""
@@ -313,7 +320,12 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ),
     ("an integer from 0 to 2**63 - 1", "seed", lambda v: type(v) is int and 0 <= v < 2**63),
     ("a finite number above 0", "mask_rate head_lr norm_lr finetune_lr lora_lr", _positive),
-    ("a finite number above 0, or none", "mask_lr clip", lambda v: v is None or _positive(v)),
+    (
+        "a finite number above 0, or none",
+        "mask_lr clip mixup cutmix",
+        lambda v: v is None or _positive(v),
+    ),
+    ("'balanced', or none", "sampling", lambda value: value in (None, "balanced")),
     ("a number from 0", "weight_decay checkpoint_minutes workers", lambda v: bool(v >= 0)),
     ("from 0 to below 1", "warmup label_smoothing prune", lambda v: bool(0 <= v < 1)),
     ("above 0, at most 1", "crop_pct", lambda v: bool(0 < v <= 1)),

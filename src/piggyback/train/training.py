@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from piggyback.errors import CheckpointError, InputError
+from piggyback.errors import CheckpointError, InputError, near_misses
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import kind_of
 from piggyback.kinds.base import Loss
@@ -39,6 +41,9 @@ from piggyback.train.recipe import Recipe
 from piggyback.train.result import RESULT, TrainResult, finish, finished
 from piggyback.train.tune import tune
 
+LossFunction: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""From outputs, float32 (n, classes), and targets to their mean loss, or to one for each sample, (n,)."""
+
 
 def train(
     backbone: Backbone,
@@ -52,6 +57,7 @@ def train(
     listener: Listener | None = None,
     method: Method | None = None,
     start: Task | None = None,
+    loss: LossFunction | None = None,
 ) -> TrainResult:
     """Return what a run has learned: its best epoch by val accuracy, measured once on test.
 
@@ -61,7 +67,9 @@ def train(
     returns the result where the run has ended; otherwise the run starts anew, and replaces a finished run of other
     settings only if told to ``overwrite`` it. ``method`` stands in for the one that the recipe names. The backbone's
     module comes back bit for bit. A recipe with ``tune`` has its settings chosen first, see ``tune.py``. ``start`` is a
-    task to go on from, with more images, steps or classes: see ``MultiTaskModel.start_task``.
+    task to go on from, with more images, steps or classes: see ``MultiTaskModel.start_task``. ``loss`` is a function of
+    your own in place of the kind's loss, of outputs (n, classes) and targets as the kind has them; val is still
+    measured by the kind's. It must be the same when a run is resumed, which goes by its name.
 
     Raises TrainingError when the loss is no longer a number; CheckpointError for a checkpoint that is damaged or of
     another run, for a finished run that would be lost, or when ``out`` cannot be written; DataError for images that
@@ -70,6 +78,8 @@ def train(
     recipe, listener = recipe or Recipe(), listener or Listener()
     check_name(name)
     data = as_data(data, name)
+    if loss is not None:
+        recipe = replace(recipe, loss=_called(loss, recipe))
     folder = None if out is None else Path(out)
     check_tracker(recipe, folder)
     if recipe.tune:
@@ -90,13 +100,14 @@ def train(
                 overwrite=True,
                 method=method,
                 start=start,
+                loss=loss,
             )
 
         recipe = tune(recipe, data, attempt, folder, listener)
     prepare = method or method_of(recipe.method)
     state = processes()
     _check_batch(recipe, data, state.num_processes)
-    _loss(recipe, data, state.device)  # before the work
+    how = _loss(recipe, data, state.device, loss)  # before the work
     # What follows from the data is written down, so that the recipe says what was done.
     listener.on_stage(f"reading {data.train.what}")
     epochs, own = recipe.epochs_for(len(data.train)), backbone.preprocessing
@@ -165,7 +176,7 @@ def train(
             listener,
             folder,
             kind=kind_of(info),
-            how=_loss(recipe, data, state.device),
+            how=how,
         )
         try:
             if saved is not None:
@@ -205,20 +216,42 @@ def _start(start: Task, recipe: Recipe, data: ImageData, listener: Listener) -> 
     }
 
 
-def _loss(recipe: Recipe, data: ImageData, device: torch.device) -> Loss:
+def _called(loss: LossFunction, recipe: Recipe) -> str:
+    """What a loss of the user's own is called in recipes and files."""
+    if not callable(loss):
+        raise InputError(f"loss {loss!r:.80}: expected a function of outputs and targets")
+    named = loss if hasattr(loss, "__qualname__") else type(loss)
+    name = f"{named.__module__}:{named.__qualname__}"
+    for field, found in (("loss", recipe.loss), ("class_weights", recipe.class_weights)):
+        if found not in (None, name):
+            raise InputError(f"{field} {found!r} beside a loss of your own, {name}: leave it out")
+    return name
+
+
+def _loss(
+    recipe: Recipe, data: ImageData, device: torch.device, own: LossFunction | None = None
+) -> Loss:
     """How the loss is computed; InputError for one that the data's kind does not have."""
     kind, name, weights = kind_of(data.info()), recipe.loss or "auto", None
+    for field in ("sampling", "mixup", "cutmix"):
+        if (asked := getattr(recipe, field)) is not None and not kind.one_each:
+            raise InputError(
+                f"{field} {asked!r} for a {kind.name} task: expected a classification; leave it out"
+            )
+    if own is not None:
+        return Loss(name, function=own)
     if name not in kind.losses_known:
         known = [each for each in kind.losses_known if each != "auto"]
         raise InputError(
             f"loss {name!r} for a {kind.name} task: expected {' or '.join(known) or 'none'}; leave it "
             "out for the usual one"
         )
-    if recipe.class_weights is not None:
-        if recipe.class_weights != "balanced":
-            raise InputError(
-                f"class_weights {recipe.class_weights!r}: expected 'balanced', or none"
-            )
+    if recipe.class_weights not in (None, "balanced"):
+        weights = _given(str(recipe.class_weights), data.classes)
+        if isinstance(data.train, LabelledSet):
+            weights = kind.scaled(weights, data.train.labels)
+        weights = weights.to(device)
+    elif recipe.class_weights is not None:
         if isinstance(data.train, LabelledSet):
             weights = kind.balanced(data.train.labels)
         if weights is None:
@@ -227,6 +260,28 @@ def _loss(recipe: Recipe, data: ImageData, device: torch.device) -> Loss:
             )
         weights = weights.to(device)
     return Loss(name, recipe.label_smoothing, weights)
+
+
+def _given(text: str, classes: Sequence[str]) -> Tensor:
+    """The weights in NAME=NUMBER,..., float32 (classes,), 1 where none is given; InputError for others."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.rpartition("="))
+        try:
+            found[name] = float(number)
+        except ValueError:
+            found[name] = math.nan
+        if not 0 < found[name] < math.inf:
+            raise InputError(
+                f"class_weights {part!r}: expected 'balanced', or CLASS=NUMBER with commas between, such as "
+                f"{classes[0]}=5"
+            )
+        if name not in classes:
+            raise InputError(
+                f"class_weights: no class {name!r}: expected some of {', '.join(map(repr, classes[:5]))}"
+                f"{near_misses(name, classes)}"
+            )
+    return torch.tensor([found.get(name, 1.0) for name in classes])
 
 
 def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
@@ -254,7 +309,7 @@ def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
 def _check_texts(recipe: Recipe) -> None:
     """Raise InputError for what is asked of images where texts are learned from."""
     plain = Recipe()
-    for name in ("image_size", "crop_pct", "augment"):
+    for name in ("image_size", "crop_pct", "augment", "mixup", "cutmix"):
         if getattr(recipe, name) != getattr(plain, name):
             raise InputError(
                 f"{name} {getattr(recipe, name)!r} for texts: it is for images; leave it out"

@@ -101,6 +101,7 @@ MISTAKES = [
     ("epochs: 2,", "head_lr: null,", "recipe: head_lr: expected a number, found None"),
     ("epochs: 2,", "amp: no,", "recipe: amp: expected a word, in quotes .*, found False"),
     ("flip: true", "flip: maybe", "augment.flip: expected true or false, found 'maybe'"),
+    ("epochs: 2,", "loss: 3,", "recipe: loss: expected a word or null, found 3"),
     ("epochs: 2,", "select: conv1,", "select: expected a number, a list or null"),
     ("order: [cars, cubs]", "order: cars", "order: expected a list, found 'cars'"),
     ("order: [cars, cubs]", "order: [cars, cars]", "methods.both orders: .* each task once"),

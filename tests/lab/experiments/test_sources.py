@@ -84,6 +84,20 @@ def test_a_tar_of_the_folder_is_unpacked(root: Path) -> None:
     assert count(sources(root, "{pets: packed}").data("pets")) == 18
 
 
+def test_a_table_is_a_source_too(root: Path) -> None:
+    files = sorted((root / "pets").rglob("*.png"))
+    rows = [f"{file.relative_to(root)},{file.parent.name},{file.parts[-3]}\n" for file in files]
+    (root / "pets.csv").write_text("image,label,split\n" + "".join(rows))
+    found = sources(root, "{pets: pets.csv}")
+    data = found.data("pets")
+    assert (data.name, data.classes, len(data.test)) == ("pets", ("cat", "dog", "fox"), 6)
+    assert (count(data), found.train_images("pets")) == (18, len(data.train))
+    with pytest.raises(DataError, match=r"'pets': classes .* are for folders"):
+        sources(root, "{pets: {folder: pets.csv, classes: 2}}").data("pets")
+    with pytest.raises(DataError, match=r"no folder or table 'none\.csv'"):
+        sources(root, "{pets: none.csv}").data("pets")
+
+
 def test_what_is_missing_is_told_before_anything_trains(root: Path) -> None:
     manifest = parse_manifest(TEXT.replace("{SOURCES}", "{pets: cats}"), "mine")
     found = FromDisk((root,), folders=manifest.sources)

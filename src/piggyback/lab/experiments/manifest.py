@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import (
@@ -48,8 +48,11 @@ def recipe_fields(options: Any) -> dict[str, Any]:
         raise ValueError(f"expected recipe fields and their values, found {options!r:.80}")
     fields, defaults = current(flat(options)), flat(Recipe().to_json())
     _check_known("recipe field", fields, [key for key in defaults if key not in _DECIDED])
+    hints = get_type_hints(Recipe)
     for key, value in fields.items():
         expected, kinds = _taken(defaults[key])
+        if hints.get(key) == str | None:
+            expected, kinds = "a word or null", (str, type(None))
         if type(value) not in kinds:
             raise ValueError(f"{key}: expected {expected}, found {value!r:.80}")
     return fields
@@ -107,10 +110,10 @@ class BackboneChoice(_Part):
 
 
 class Source(_Part):
-    """A folder of class folders that a task's images come from, as ``load_folder`` reads it."""
+    """A folder of class folders that a task's images come from, as ``load_folder`` reads it; or a table of classes."""
 
     folder: str
-    """Below one of the folders with data sets, or there as FOLDER.tar; or anywhere."""
+    """Below one of the folders with data sets, or there as FOLDER.tar; or anywhere. Of a table, its file."""
     classes: Annotated[tuple[str, ...] | int | None, BeforeValidator(_classes)] = None
     """Only these, or so many of the first."""
     train_per_class: PositiveInt | None = None

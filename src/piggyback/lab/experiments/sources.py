@@ -18,7 +18,8 @@ from piggyback.lab.datasets.unpack import unpacked
 from piggyback.lab.experiments.manifest import BackboneChoice, Manifest, Source
 from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import SegmentationNetwork
-from piggyback.train import ImageData, from_tensors, load_folder
+from piggyback.train import ImageData, from_tensors, load_folder, load_table
+from piggyback.train.data.table import is_table
 from piggyback.zoo.load import load_backbone
 from piggyback.zoo.segmentation import PREFIX
 
@@ -61,13 +62,20 @@ class FromDisk:
         )
 
     def data(self, task: str) -> ImageData:
-        """Return a data set or a folder's images; raises DataError where they are missing or damaged."""
+        """Return the samples of a data set, a folder or a table; raises DataError where they are missing or damaged."""
         source = self.folders.get(task)
         if source is None:
             return load(task, self.roots, download=self.download)
         place = self._folder(source)
         if place is None:
             raise DataError(self._no_folder(task, source))
+        if is_table(place):
+            if source.classes is not None or source.train_per_class is not None:
+                raise DataError(
+                    f"source {task!r}: classes and train_per_class are for folders, and {source.folder!r} is a table: "
+                    "leave its rows out there"
+                )
+            return load_table(place, task)
         if not place.is_dir():
             place = unpacked(place, (source.folder,))
         return load_folder(
@@ -86,12 +94,13 @@ class FromDisk:
         }
 
     def train_images(self, task: str) -> int:
-        """Return the published number; of a folder, that of its files."""
+        """Return the published number; of a folder or a table, that of its images."""
         source = self.folders.get(task)
         if source is None:
             return int(dataset(task).counts["train"])
         place = self._folder(source)
-        return len(self.data(task).train) if place is not None and place.is_dir() else 0
+        there = place is not None and (place.is_dir() or is_table(place))
+        return len(self.data(task).train) if there else 0
 
     def missing(self, manifest: Manifest) -> dict[str, str]:
         """Return a line for each data set and checkpoint that is not there."""
@@ -123,8 +132,8 @@ class FromDisk:
 
     def _no_folder(self, task: str, source: Source) -> str:
         return (
-            f"source {task!r}: no folder {source.folder!r} in {self._searched()}; "
-            "put it there as <split>/<class>/<file>, or give --data"
+            f"source {task!r}: no folder or table {source.folder!r} in {self._searched()}; "
+            "put it there as <split>/<class>/<file> or as a table, or give --data"
         )
 
     def _no_checkpoint(self, name: str, choice: BackboneChoice) -> str:

@@ -22,9 +22,10 @@ from torchvision.transforms.v2 import functional as F
 
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.texts.preprocessing import Prepares, TextPreprocessing, as_images
+from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import Split
 from piggyback.train.data.text import TextSet
-from piggyback.train.hashing import shuffled, uniforms
+from piggyback.train.hashing import balanced, shuffled, uniforms
 from piggyback.train.recipe import Augment
 
 Batch = tuple[Tensor, Tensor]
@@ -47,28 +48,31 @@ class TrainBatches(Dataset[Batch]):
     batch_size: int
     seed: int
     epoch: int
+    sampling: str | None = None
+    """As ``Recipe.sampling``."""
     rank: int = 0
     world: int = 1
 
     def __post_init__(self) -> None:
         self.batch_size = _real_batch(self.images, self.batch_size, self.world)
+        self.order = drawn(self.sampling, self.images, self.seed, self.epoch)
         if isinstance(self.images, TextSet):
-            self.order = self.images.order(self.seed, self.epoch, self.batch_size)
-        else:
-            self.order = shuffled(self.seed, self.epoch, len(self.images))
+            texts = None if self.sampling is None else self.order % len(self.images)
+            self.order = self.images.order(self.seed, self.epoch, self.batch_size, texts)
 
     def __len__(self) -> int:
         return steps_in_epoch(self.images, self.batch_size, self.world)
 
     def __getitem__(self, batch: int) -> Batch:
         start = batch * self.batch_size
-        indices = self.order[start : start + self.batch_size][self.rank :: self.world]
+        chosen = self.order[start : start + self.batch_size][self.rank :: self.world]
+        indices = chosen % len(self.images)
         if isinstance(self.images, TextSet):
             return self.images.batch(indices), self.images.targets(indices, self.preprocessing)
         seen = as_images(self.preprocessing)
         size, source = seen.image_size, source_view(seen, self.options)
         made = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
-        chances = draws(self.seed, self.epoch, indices.numpy())
+        chances = draws(self.seed, self.epoch, chosen.numpy())
         for place, index in enumerate(indices.tolist()):
             image = self.images.load(index, source)
             made[place] = augment(image, self.options, size, chances[place])
@@ -107,6 +111,13 @@ class EvalBatches(Dataset[Batch]):
         for place, index in enumerate(indices.tolist()):
             made[place] = self.images.load(index, seen)
         return made, self.images.targets(indices, seen)
+
+
+def drawn(sampling: str | None, images: Split, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch's samples, int64 (n,), whose rests by n are the samples, see ``balanced``."""
+    if sampling is None or not isinstance(images, LabelledSet):
+        return shuffled(seed, epoch, len(images))
+    return balanced(seed, epoch, images.labels)
 
 
 def steps_in_epoch(images: Split, batch_size: int, world: int = 1) -> int:

@@ -88,11 +88,13 @@ class TextSet(LabelledSet):
             return torch.empty(0, 0, dtype=torch.int64)
         return self.view.collate(rows)
 
-    def order(self, seed: int, epoch: int, batch_size: int) -> Tensor:
-        """Return the order in which an epoch takes its texts, see ``by_length``."""
+    def order(self, seed: int, epoch: int, batch_size: int, drawn: Tensor | None = None) -> Tensor:
+        """Return the order in which an epoch takes its texts, or those ``drawn`` for it, see ``by_length``."""
         if self.tokens is None:
             raise InputError("texts without tokens: expected a set made by in_memory()")
-        return by_length([len(row) for row in self.tokens], seed, epoch, batch_size)
+        chosen = torch.arange(len(self)) if drawn is None else drawn
+        lengths = [len(self.tokens[i]) for i in chosen.tolist()]
+        return chosen[by_length(lengths, seed, epoch, batch_size)]
 
     def subset(self, indices: Tensor) -> Self:
         """Return the set with only the texts at ``indices``, in that order."""
