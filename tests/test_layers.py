@@ -24,6 +24,7 @@ LAYERS = (
     {"taskfile"},
     {"kinds"},
     {"model"},
+    {"callbacks"},
     {"zoo"},
     {"train"},
     {"serve"},
@@ -142,7 +143,7 @@ def test_what_needs_no_network_needs_no_torch(module):
     assert not {"torch", "numpy", "timm"} & set(found)
 
 
-@pytest.mark.parametrize("module", ["piggyback.serve.options"])
+@pytest.mark.parametrize("module", ["piggyback.serve.options", "piggyback.callbacks"])
 def test_importing_a_part_loads_nothing_optional(module):
     found = run_python(
         f"""

@@ -177,6 +177,11 @@ class MultiTaskModel(nn.Module):
         """The task that a call of this thread runs; None is the backbone with its own classifier."""
         return self._choice.get() if self._learning is None else self._learning.name
 
+    @property
+    def training_task(self) -> str | None:
+        """The task in training, between ``start_task`` and ``finish_task``; else None."""
+        return None if self._learning is None else self._learning.name
+
     def get_task(self, name: str) -> Task:
         """Return a task: masks in C order, head, normalisation."""
         with self._lock:
