@@ -13,6 +13,7 @@ from torch import nn
 from piggyback.errors import InputError, TaskFileError
 from piggyback.kinds import KINDS
 from piggyback.network.segmentation import SegmentationHead
+from piggyback.taskfile.container import MAX_HEADER
 from piggyback.taskfile.task import Task, TaskInfo
 
 
@@ -90,6 +91,8 @@ def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
     """
     given: Any = classes.tolist() if hasattr(classes, "tolist") else classes  # of NumPy and torch
     if isinstance(given, int) and not isinstance(given, bool):
+        if given > MAX_HEADER:
+            raise InputError(f"classes {given}: expected fewer, as a task file's header holds")
         given = range(given)
     if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
         raise InputError(f"classes {classes!r:.200}: expected a number or a list of names")
