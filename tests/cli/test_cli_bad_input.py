@@ -165,3 +165,38 @@ def test_a_checkpoint_of_another_run(piggyback: Command, colours: Path, toy: str
     ran = piggyback(*arguments, "--method", "head", "--seed", "9", "--resume")
     ran.refuses("belongs to another run", "seed")
     assert {path: path.read_bytes() for path in Path("out").glob("*.*")} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("train", "--data", "pipe.csv"), "'pipe.csv': it is not a regular file"),
+        (
+            ("train", "--data", "DATA", "--checkpoint", "pipe.csv"),
+            "'pipe.csv': it is not a regular",
+        ),
+        (("train", "--data", "DATA", "--epochs", 10**20), "--epochs"),
+        (
+            ("compare", "--data", "a=DATA", "--seed", 1, "--seed", 1),
+            "--seed 1 1: expected each once",
+        ),
+        (("predict", "DATA", "--task", "TASK", "--task", "TASK"), "both hold a task 'colours'"),
+        (("serve", "tasks", "--workers", 10**5), "--workers 100000"),
+        (("serve", "tasks", "--host", "no host"), "no host cannot be had (Name or service"),
+    ],
+)
+def test_what_would_hang_or_fail_late_is_refused_at_once(
+    piggyback: Command,
+    trained: Path,
+    colours: Path,
+    toy: str,
+    arguments: tuple[object, ...],
+    told: str,
+) -> None:
+    os.mkfifo("pipe.csv")
+    Path("tasks").mkdir()
+    places = {"DATA": str(colours), "TASK": str(trained)}
+    given = [
+        places.get(str(part), str(part).replace("a=DATA", f"a={colours}")) for part in arguments
+    ]
+    piggyback(*given, "--backbone", f"{toy}:build").refuses(told)

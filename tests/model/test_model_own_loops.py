@@ -65,6 +65,14 @@ def test_steps_or_a_rate_are_needed(options) -> None:
         started().optimizer(**options)
 
 
+@pytest.mark.parametrize("rate", ["lr", "head_lr", "norm_lr"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1e-3])
+def test_a_rate_that_is_no_number_is_refused(rate: str, value: float) -> None:
+    """By NaN every score would be one, and every weight be masked out without a word."""
+    with pytest.raises(InputError, match=f"{rate} {value}"):
+        started().optimizer(**{"lr": 0.1, rate: value})
+
+
 def test_batches_tell_how_far_the_task_is() -> None:
     model = started()
     torch.manual_seed(0)

@@ -71,6 +71,9 @@ def test_a_regulariser_that_no_file_can_name() -> None:
     ("field", "value"),
     [
         ("epochs", 0),
+        ("epochs", True),
+        ("epochs", 10**7),
+        ("mask_lr", "1e-3"),  # as YAML reads it
         ("batch_size", 1.5),
         ("accumulate", -1),
         ("mask_lr", 0.0),

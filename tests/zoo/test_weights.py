@@ -113,7 +113,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "a.pth")
     with pytest.raises(BackboneError, match=r"[Nn]o such file"):
         read_state_dict(tmp_path / "a.safetensors")
-    with pytest.raises(BackboneError, match="directory"):
+    with pytest.raises(BackboneError, match="not a regular file"):
         read_state_dict(tmp_path)
 
 

@@ -93,7 +93,10 @@ def run(
     from piggyback.lab.tables.formats import run_record, runs_screen
     from piggyback.train.methods import METHODS
 
-    chosen = only(METHODS, methods, "methods")
+    chosen = only(METHODS, methods, "--methods")
+    seeds = seed or [0]
+    if len(set(seeds)) != len(seeds):
+        raise InputError(f"--seed {' '.join(map(str, seeds))}: expected each once")
     folders = dict(_named(text) for text in data)
     if len(folders) != len(data):
         raise InputError(f"--data {' '.join(data)}: expected a different NAME for each")
@@ -109,7 +112,7 @@ def run(
             chosen,
             recipe,
             out,
-            seeds=seed or [0],
+            seeds=seeds,
             resume=resume,
             overwrite=overwrite,
             listener=ScreenListener,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback.cli.screen import notes
-from piggyback.errors import BackboneError, DataError, near_misses
+from piggyback.errors import BackboneError, DataError, InputError, near_misses
 from piggyback.taskfile.header import TaskHeader, read_header
 from piggyback.texts.preprocessing import TextPreprocessing
 from piggyback.zoo import runs_code
@@ -72,6 +72,12 @@ def load_tasks(
 ) -> Loaded:
     """Return a model that holds the tasks of all ``files``, which must share a backbone."""
     headers = tuple(read_header(file) for file in files)
+    held: dict[str, Path] = {}
+    for header, file in zip(headers, files, strict=True):
+        if (other := held.setdefault(header.name, file)) is not file:
+            raise InputError(
+                f"task files {str(other)!r} and {str(file)!r} both hold a task {header.name!r}: expected each name once"
+            )
     backbone = backbone_of(headers[0], spec, checkpoint, head)
 
     from accelerate import PartialState

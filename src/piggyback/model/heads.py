@@ -14,6 +14,7 @@ from piggyback.errors import InputError, TaskFileError
 from piggyback.kinds import KINDS, PER_TOKEN
 from piggyback.network.segmentation import SegmentationHead
 from piggyback.network.text import TokenHead
+from piggyback.taskfile.container import MAX_HEADER
 from piggyback.taskfile.task import ROW_HEADS, Task, TaskInfo
 
 
@@ -95,6 +96,8 @@ def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
     """
     given: Any = classes.tolist() if hasattr(classes, "tolist") else classes  # of NumPy and torch
     if isinstance(given, int) and not isinstance(given, bool):
+        if given > MAX_HEADER:
+            raise InputError(f"classes {given}: expected fewer, as a task file's header holds")
         given = range(given)
     if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
         raise InputError(f"classes {classes!r:.200}: expected a number or a list of names")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections import Counter
@@ -242,6 +243,9 @@ class Learning:
         self, lr: float, head_lr: float | None = None, norm_lr: float | None = None
     ) -> list[dict[str, Any]]:
         """Return the parameter groups of a ``MaskOptimizer``; learning rates not given are ``lr``."""
+        for name, rate in (("lr", lr), ("head_lr", head_lr), ("norm_lr", norm_lr)):
+            if rate is not None and not 0 <= rate < math.inf:  # a NaN would mask out every weight
+                raise InputError(f"{name} {rate!r}: expected a finite number from 0")
         head = {f"{self.backbone.head_name}.{key}": p for key, p in self.head.named_parameters()}
         norms = {key: t for key, t in self._norms().items() if isinstance(t, nn.Parameter)}
         kinds: list[tuple[dict[str, nn.Parameter], dict[str, Any]]] = [

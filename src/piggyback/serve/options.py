@@ -12,6 +12,8 @@ from piggyback.errors import InputError, near_misses
 
 T = TypeVar("T")
 
+MOST_THREADS = 1024
+"""Of a sort, that may be asked for: a machine that cannot start so many ends the process."""
 MOST_WORKERS = 4
 """Beyond, Python's own lock is in the way: more cores go into each worker's operations."""
 
@@ -50,6 +52,8 @@ class EngineOptions:
             unset = name == "workers" and value is None
             if not unset and (type(value) is not int or value < 1):
                 raise InputError(f"{name} {value!r}: expected a whole number, 1 or more")
+            if name in ("workers", "loaders") and not unset and value > MOST_THREADS:
+                raise InputError(f"{name} {value}: expected at most {MOST_THREADS}")
         for name in ("patience_ms", "watch_s"):
             seconds = getattr(self, name)
             if not 0 <= seconds <= TIMEOUT_MAX:

@@ -229,7 +229,10 @@ class Recipe(
     def __post_init__(self) -> None:
         for expected, names, good in _RANGES:
             for name in names.split():
-                _check(name, value := getattr(self, name), good(value), expected)
+                value = getattr(self, name)
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                unset = value is None and expected.endswith("none")
+                _check(name, value, unset or (number and good(value)), expected)
         _check_choices(self)
         if self.abstain_at is not None:
             AbstainAt.of(self.abstain_at)
@@ -313,18 +316,15 @@ def _positive(value: Any) -> bool:
 
 _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("an integer from 1", "batch_size accumulate", _whole),
+    ("an integer from 1, or none", "patience lora_rank lora_bytes max_length", _whole),
     (
-        "an integer from 1, or none",
-        "epochs patience lora_rank lora_bytes prune_epochs max_length",
-        lambda value: value is None or _whole(value),
+        "an integer from 1 to 1000000, or none",
+        "epochs prune_epochs",
+        lambda v: _whole(v) and v <= 1_000_000,
     ),
     ("an integer from 0 to 2**63 - 1", "seed", lambda v: type(v) is int and 0 <= v < 2**63),
     ("a finite number above 0", "mask_rate head_lr norm_lr finetune_lr lora_lr", _positive),
-    (
-        "a finite number above 0, or none",
-        "mask_lr clip mixup cutmix",
-        lambda v: v is None or _positive(v),
-    ),
+    ("a finite number above 0, or none", "mask_lr clip mixup cutmix", _positive),
     ("'balanced', or none", "sampling", lambda value: value in (None, "balanced")),
     ("a number from 0", "weight_decay checkpoint_minutes workers", lambda v: bool(v >= 0)),
     ("from 0 to below 1", "warmup label_smoothing prune", lambda v: bool(0 <= v < 1)),

@@ -60,6 +60,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises BackboneError for a file that is missing, damaged, or holds anything else.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise BackboneError(f"checkpoint {str(path)!r}: it is not a regular file: expected one")
     try:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)

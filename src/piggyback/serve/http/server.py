@@ -127,7 +127,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        number = getattr(error, "errno", None) or 0
+        said = str(getattr(error, "strerror", None) or error).partition(" (")[0]
+        why = os.strerror(number) if number > 0 else said  # below 0: of a name that is not known
         raise InputError(
             f"port {port} on {host} cannot be had ({why}); choose another, or 0 for a free one"
         ) from error

@@ -396,9 +396,9 @@ def from_tensors(
     """
 
     def as_set(pair: tuple[Tensor, Tensor]) -> ImageSet:
-        return ImageSet(names, pair[1], pair[0], units=tuple(units))
+        return ImageSet(names, pair[1], pair[0], units=named_units)
 
-    names = class_names(classes)
+    names, named_units = class_names(classes), tuple(units)
     return cut(
         name,
         as_set(train),

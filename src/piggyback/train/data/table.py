@@ -79,6 +79,8 @@ def read_columns(path: Path) -> Columns:
     if path.suffix.lower() == PARQUET:
         return parquet_columns(path)
     read = _json_columns if path.suffix.lower() == ".jsonl" else _csv_columns
+    if path.exists() and not path.is_file():
+        raise DataError(f"table {str(path)!r}: it is not a regular file: expected one")
     try:
         # Lines end as the file says, so that other characters that separate lines stay in a cell.
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -507,7 +509,7 @@ def _column(path: Path, columns: Columns, role: str, name: str | None) -> str:
     if wanted not in columns:
         raise DataError(
             f"table {str(path)!r} has no column {wanted!r} for {role}: it has "
-            f"{', '.join(map(repr, list(columns)[:8]))}; name it in columns= ({role}, then its name)"
+            f"{', '.join(map(repr, list(columns)[:8]))}; name it in columns= ({role}=NAME)"
         )
     return wanted
 
