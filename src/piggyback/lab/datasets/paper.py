@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from numbers import Real
 from pathlib import Path
 
-from piggyback.errors import DataError
 from piggyback.images.decode import Box
 from piggyback.lab.datasets.info import DatasetInfo, by_torchvision
 from piggyback.lab.datasets.lists import (
-    by_id,
     folder_splits,
     image_set,
     inside,
     labels_of,
+    read_matlab,
+    reading,
     rows,
-    structs,
-    texts,
-    whole,
     whole_numbers,
 )
 from piggyback.train.data.sets import ImageData, ImageSet, cut
@@ -28,44 +24,33 @@ from piggyback.train.data.sets import ImageData, ImageSet, cut
 
 def read_cubs(root: Path) -> ImageData:
     """Return CUBS-200-2011 in ``root``: images/, images.txt and the lists beside it."""
-    listed, classed = root / "images.txt", root / "image_class_labels.txt"
-    names = by_id(listed)
-    classes = by_id(root / "classes.txt")
-    of_class = by_id(classed, names)
-    labels = labels_of((of_class[image] for image in names), list(classes), classed)
-    parts = by_id(root / "train_test_split.txt", names)
-    boxes = _cubs_boxes(root / "bounding_boxes.txt", names)
-    for image, part in parts.items():
-        if part not in ("0", "1"):
-            raise DataError(
-                f"{root / 'train_test_split.txt'}: image {image}: {part!r}: expected 1 (train) or 0 (test)"
-            )
+    listed = root / "images.txt"
+    names, classes, of_class, parts, boxes = (
+        dict(rows(root / f"{name}.txt", 2))
+        for name in (
+            *("images", "classes", "image_class_labels"),
+            *("train_test_split", "bounding_boxes"),
+        )
+    )
 
     def split(wanted: str) -> ImageSet:
-        chosen = [(at, image) for at, image in enumerate(names) if parts[image] == wanted]
+        chosen = [image for image in names if parts[image] == wanted]
         return image_set(
             list(classes.values()),
-            [inside(root / "images", names[image], listed) for _, image in chosen],
-            [labels[at] for at, _ in chosen],
+            [inside(root / "images", names[image], listed) for image in chosen],
+            labels_of([of_class[image] for image in chosen], list(classes), listed),
             listed,
-            [boxes[image] for _, image in chosen],
+            [_box(boxes[image]) for image in chosen],
         )
 
-    return cut("cubs", split("1"), None, split("0"))
+    with reading(listed):
+        return cut("cubs", split("1"), None, split("0"))
 
 
-def _cubs_boxes(path: Path, names: dict[str, str]) -> dict[str, Box]:
-    """The file has x, y, width, height."""
-    boxes = {}
-    for image, text in by_id(path, names).items():
-        try:
-            x, y, width, height = (round(float(part)) for part in text.split())
-        except (ValueError, OverflowError):
-            raise DataError(
-                f"{path}: image {image}: {text!r}: expected x, y, width, height"
-            ) from None
-        boxes[image] = (x, y, x + width, y + height)
-    return boxes
+def _box(text: str) -> Box:
+    """From x, y, width, height."""
+    x, y, width, height = (round(float(part)) for part in text.split())
+    return x, y, x + width, y + height
 
 
 CUBS = DatasetInfo(
@@ -87,27 +72,24 @@ CUBS = DatasetInfo(
 
 def read_cars(root: Path) -> ImageData:
     """Return Stanford Cars in ``root``: cars_train/, cars_test/, devkit/."""
-    classes = texts(root / "devkit" / "cars_meta.mat", "class_names")
+    classes = [str(name) for name in read_matlab(root / "devkit" / "cars_meta.mat", "class_names")]
     test = root / "cars_test_annos_withlabels.mat"
     if not test.exists():  # it was published beside the devkit, and is often put into it
         test = root / "devkit" / test.name
 
     def split(folder: str, source: Path) -> ImageSet:
-        fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")
         files: list[Path] = []
         labels: list[int] = []
         boxes: list[Box] = []
-        for number, (*values, name) in enumerate(structs(source, "annotations", fields), 1):
-            for value in values:
-                if not isinstance(value, Real) or not float(value).is_integer():
-                    raise DataError(
-                        f"{source}, annotation {number}: {value!r}: expected a whole number"
-                    )
-            left, top, right, bottom, label = map(int, values)
-            # MATLAB counts pixels and classes from 1, and its boxes include their last pixel.
-            boxes.append((left - 1, top - 1, right, bottom))
-            labels.append(label - 1)
-            files.append(inside(root / folder, str(name), source))
+        with reading(source):
+            for row in read_matlab(source, "annotations"):
+                # MATLAB counts pixels and classes from 1, and its boxes include their last pixel.
+                left, top, right, bottom = (
+                    int(row[f"bbox_{edge}"]) for edge in ("x1", "y1", "x2", "y2")
+                )
+                boxes.append((left - 1, top - 1, right, bottom))
+                labels.append(int(row["class"]) - 1)
+                files.append(inside(root / folder, str(row["fname"]), source))
         return image_set(classes, files, labels, source, boxes)
 
     train = split("cars_train", root / "devkit" / "cars_train_annos.mat")
@@ -137,21 +119,17 @@ def read_flowers(root: Path) -> ImageData:
 
     As in the paper, train is what was published as training and validation images together.
     """
-    labelled, source = root / "imagelabels.mat", root / "setid.mat"
-    labels = whole_numbers(labelled, "labels")
+    labels, source = whole_numbers(root / "imagelabels.mat", "labels"), root / "setid.mat"
 
     def split(*keys: str) -> ImageSet:
         ids = [number for key in keys for number in whole_numbers(source, key)]
-        for number in ids:
-            if not 1 <= number <= len(labels):
-                raise DataError(
-                    f"{source}: image {number}: expected 1 to {len(labels)}, as {labelled} has labels"
-                )
+        with reading(source):
+            of_class = [labels[number - 1] - 1 for number in ids]
         return image_set(
             # The files give the classes no names, only numbers.
             [f"{number:03d}" for number in range(1, FLOWERS.classes + 1)],
             [root / "jpg" / f"image_{number:05d}.jpg" for number in ids],
-            [labels[number - 1] - 1 for number in ids],
+            of_class,
             source,
         )
 
@@ -214,15 +192,16 @@ IMAGENET = DatasetInfo(
 def read_places(root: Path) -> ImageData:
     """Return Places365 in ``root``; its val, which is what papers measure, is test."""
     source = root / "categories_places365.txt"
-    numbers = {name.lstrip("/"): whole(label, source) for name, label in rows(source, 2)}
-    if sorted(numbers.values()) != list(range(len(numbers))):
-        raise DataError(f"{source}: expected each number from 0 to {len(numbers) - 1} once")
+    with reading(source):
+        numbers = {name.lstrip("/"): int(label) for name, label in rows(source, 2)}
     classes = sorted(numbers, key=numbers.__getitem__)
 
     def split(folder: Path, source: Path) -> ImageSet:
         listed = rows(source, 2)
         files = [inside(folder, name.lstrip("/"), source) for name, _ in listed]
-        return image_set(classes, files, [whole(label, source) for _, label in listed], source)
+        with reading(source):
+            labels = [int(label) for _, label in listed]
+        return image_set(classes, files, labels, source)
 
     train = root / "data_256_standard"
     if not train.is_dir():  # as its archive has it; torchvision renames it

@@ -18,7 +18,7 @@ def unpacked(packed: Path, names: Sequence[str]) -> Path:
     """Return the folder of the set in ``packed``, unpacked now if it has not been.
 
     The archive holds one of ``names`` at its top, or the set's own files. Raises DataError for an archive that
-    is damaged, holds anything but folders and files, would write outside its folder, or does not fit on the disk.
+    is damaged, holds anything but folders and files, or would write outside its folder.
     """
     target = _target(packed)
     if target.is_dir():
@@ -33,7 +33,9 @@ def unpacked(packed: Path, names: Sequence[str]) -> Path:
         raise DataError(f"{packed}: cannot be unpacked ({error}); get it again") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DataError(f"{packed}: cannot be unpacked to {target.parent} ({reason})") from error
+        raise DataError(
+            f"{packed}: cannot be unpacked to {target.parent} ({reason}); make room there, or set PIGGYBACK_CACHE"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -54,23 +56,12 @@ def _target(packed: Path) -> Path:
 
 
 def _extract(packed: Path, folder: Path) -> None:
-    total = 0
-    with tarfile.open(packed, "r:") as archive:  # "r:": uncompressed, so it cannot grow
-        members = archive.getmembers()
-        for member in members:
+    # "r:": uncompressed, so it cannot grow; a file that claims more than the archive has is an error.
+    with tarfile.open(packed, "r:") as archive:
+        for member in archive.getmembers():
             if not (member.isreg() or member.isdir()) or member.issparse():
                 raise DataError(f"{packed}: {member.name!r} is not a plain file or folder; refused")
-            total += member.size
-        if total > packed.stat().st_size:
-            raise DataError(
-                f"{packed}: claims {total} bytes of files in {packed.stat().st_size}; refused"
-            )
-        free = shutil.disk_usage(folder.parent).free
-        if total > free:
-            raise DataError(
-                f"{packed}: needs {total} bytes in {folder.parent}, which has {free}; free some, or set PIGGYBACK_CACHE"
-            )
-        archive.extractall(folder, members, filter="data")
+        archive.extractall(folder, filter="data")
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -64,9 +64,7 @@ def import_official(
             name: pack_mask(_signed(stored[index], f"module {index} ({name})"))
             for index, name in weights.items()
         }
-    ternary = any(
-        mask.negative is not None and bool(mask.negative.any()) for mask in masks.values()
-    )
+    ternary = any(m.negative is not None and bool(m.negative.any()) for m in masks.values())
     if not ternary:
         masks = {name: replace(mask, negative=None) for name, mask in masks.items()}
     whole, digests = fingerprint(backbone.module, list(masks), backbone.head)
@@ -125,11 +123,8 @@ def _entries(root: Any, dataset: str) -> tuple[dict[int, Tensor], Any]:
     parts = root if isinstance(root, dict) else {}
     masks, classifiers = parts.get(MASKS), parts.get(CLASSIFIERS)
     if not isinstance(masks, dict) or not isinstance(classifiers, dict):
-        what = (
-            f"a dictionary of {', '.join(map(str, root))[:80]!r}" if isinstance(root, dict) else ""
-        )
         raise TaskFileError(
-            f"it holds {what or type(root).__name__}: expected {MASKS!r} and {CLASSIFIERS!r}, as the authors' "
+            f"it holds a {type(root).__name__}: expected one with {MASKS!r} and {CLASSIFIERS!r}, as the authors' "
             "packing script writes them"
         )
     if dataset not in masks or dataset not in classifiers:
@@ -212,16 +207,17 @@ def _unsigned(mask: Tensor) -> Tensor:
 def _check_exportable(task: Task, shapes: Mapping[str, tuple[int, ...]], arch: str) -> None:
     found = {name: mask.shape for name, mask in task.masks.items()}
     if found != shapes:
-        odd = [n for n in {**shapes, **found} if found.get(n) != shapes.get(n)]
+        others = [n for n in {**shapes, **found} if found.get(n) != shapes.get(n)]
         raise InputError(
-            f"task {task.name!r} does not mask what a pack for {arch!r} does: {len(odd)} weights differ, the first "
-            f"{odd[0]!r}; a pack has a mask for each of {len(shapes)} weights"
+            f"task {task.name!r} does not mask what a pack for {arch!r} does: {len(others)} weights differ, the first "
+            f"{others[0]!r}; a pack has a mask for each of {len(shapes)} weights"
         )
-    for has, what in (
-        (bool(task.norm), "normalisation of its own"),
-        (bool(task.coefficients), "coefficients"),
-        (task.info.head_kind != "linear", f"a head of kind {task.info.head_kind!r}"),
-    ):
+    odd = {
+        "normalisation of its own": bool(task.norm),
+        "coefficients": bool(task.coefficients),
+        f"a head of kind {task.info.head_kind!r}": task.info.head_kind != "linear",
+    }
+    for what, has in odd.items():
         if has:
             raise InputError(
                 f"task {task.name!r} has {what}, which the authors' packs cannot hold: leave this task out"

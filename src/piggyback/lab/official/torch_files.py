@@ -1,9 +1,8 @@
 """Files of torch.save, read as data: nothing in them is imported, called or run.
 
-A pickle is a program. ``pickle.Unpickler`` runs it here with a list of instructions, checked before the first one is
-followed, and a list of names, each of which stands for something inert: a module comes as ``Record``, its class's name
-and attributes, a tensor as ``Stored``. ``torch.load`` is not used: with ``weights_only`` it refuses the modules in the
-authors' packs, and it believes whatever sizes a pickle claims for its storages.
+A pickle is a program. ``pickle.Unpickler`` runs it here with a list of names, each of which stands for something inert:
+a module comes as ``Record``, its class's name and attributes, a tensor as ``Stored``. ``torch.load`` is not used: with
+``weights_only`` it refuses the modules in the authors' packs.
 """
 
 from __future__ import annotations
@@ -43,24 +42,10 @@ _DTYPES = {
 """By the name of the storage class, without "Storage"."""
 _STORAGE = re.compile(rf"torch(?:\.cuda)?\.({'|'.join(_DTYPES)})Storage")
 _MODULE = re.compile(r"torch\.nn\.modules\.\w{1,60}\.\w{1,60}")
-_FRESH = {
-    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "BINFLOAT",
-    "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE",
-    "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BINPERSID",
-}  # fmt: skip
-"""Instructions that put something new on the stack, and no tuple of other things."""
-_INSTRUCTIONS = _FRESH | {
-    "PROTO", "FRAME", "STOP", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM",
-    "SETITEMS", "BUILD", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "MEMOIZE",
-}  # fmt: skip
-"""All that torch.save writes."""
-
 _MAX_BYTES = 1 << 34
 """Of a file; the authors' largest has 1 GB."""
-_MAX_WORK = 1 << 20
-"""Instructions, and copied items, of a pickle; the authors' largest packs take some twenty thousand."""
-_MAX_BITS = 128
-"""Of a number."""
+_MAX_STEPS = 1 << 20
+"""Instructions of a pickle; the authors' largest packs take some twenty thousand."""
 
 _DAMAGED = (
     *(pickle.UnpicklingError, AttributeError, EOFError, LookupError, OverflowError),
@@ -123,7 +108,14 @@ modules; nothing of it was run, get the file from where it was published
     """
     start = file.tell()
     try:
-        _check_instructions(file)
+        # Looked through first, so that a few bytes cannot ask for much time or memory.
+        for step, (opcode, arg, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]
+            if step == _MAX_STEPS:
+                raise damaged(f"its pickle takes more than {_MAX_STEPS} steps")
+            if (
+                "PUT" in opcode.name and int(arg or 0) > step
+            ):  # the unpickler makes room for as many
+                raise damaged(f"its pickle sets aside an object as number {arg}")
         end = file.tell()
         file.seek(start)
         return _Unpickler(file.read(end - start), storages).load()
@@ -133,53 +125,23 @@ modules; nothing of it was run, get the file from where it was published
         raise damaged(f"{type(error).__name__} in its pickle") from error
 
 
-def _check_instructions(file: Any) -> None:
-    """Read a pickle's instructions without following any, so that a few bytes cannot ask for much time or memory."""
-    work = notes = 0
-    last, tuples = "", set[int]()
-    for opcode, arg, _ in pickletools.genops(file):
-        work += 1
-        name = opcode.name
-        if name not in _INSTRUCTIONS:
-            raise _refused(f"instruction {name}")
-        if work > _MAX_WORK:
-            raise damaged(f"its pickle takes more than {_MAX_WORK} steps")
-        if isinstance(arg, int) and arg.bit_length() > _MAX_BITS:
-            raise damaged(f"its pickle has a number of {arg.bit_length()} bits")
-        if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            place = notes if arg is None else arg
-            notes += 1
-            if place > work:  # the unpickler would make room for as many
-                raise damaged(f"its pickle sets aside an object as number {place}")
-            if last not in _FRESH:
-                tuples.add(place)
-            continue
-        if name in ("BINGET", "LONG_BINGET") and arg in tuples:
-            # Tuples that hold the one before twice would take 2 ** n steps to become a dictionary's key.
-            raise damaged("its pickle uses a tuple again")
-        last = name
-
-
 class _Unpickler(pickle.Unpickler):
-    """Follows the instructions; whatever a name on the list stands for makes an inert object."""
+    """Whatever a name on the list stands for makes an inert object."""
 
     def __init__(self, data: bytes, storages: Storages) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
         self._storages = storages
-        self._copied = 0
         # Made anew for each pickle, which may set attributes on them.
-        tensor, parameter = self._tensor, self._parameter
-        copied = self._copy
         self._known: dict[str, Callable[..., Any]] = {
-            "torch._utils._rebuild_tensor": lambda *args: tensor(*args),
-            "torch._utils._rebuild_tensor_v2": lambda *args: tensor(*args),
-            "torch._utils._rebuild_parameter": lambda *args: parameter(*args),
-            "torch.nn.parameter.Parameter": lambda *args: parameter(*args),
+            "torch._utils._rebuild_tensor": lambda *args: _tensor(*args),
+            "torch._utils._rebuild_tensor_v2": lambda *args: _tensor(*args),
+            "torch._utils._rebuild_parameter": lambda *args: _parameter(*args),
+            "torch.nn.parameter.Parameter": lambda *args: _parameter(*args),
             # Old modules, those of the authors' packs among them, were saved with this.
             "torch.nn.backends.thnn._get_thnn_function_backend": lambda: None,
-            "collections.OrderedDict": lambda *args: dict(copied(*args)),
-            "__builtin__.set": lambda *args: copied(*args),
-            "builtins.set": lambda *args: copied(*args),
+            "collections.OrderedDict": lambda *args: dict(*args),
+            "__builtin__.set": lambda *args: list(*args),
+            "builtins.set": lambda *args: list(*args),
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -201,38 +163,26 @@ class _Unpickler(pickle.Unpickler):
         if kind != "storage" or type(what) is not torch.dtype:
             raise _refused(f"a reference to {getattr(what, 'name', type(what).__name__)}")
         key, _location, numel, *view = rest
-        if type(key) is not str or not re.fullmatch("[0-9]{1,20}", key):
-            raise ValueError("a key")
-        flat = self._storages(key, what, _natural(numel))
+        if not re.fullmatch("[0-9]{1,20}", key) or not 0 <= numel < _MAX_BYTES:
+            raise ValueError("a storage's key, or its number of elements")
+        flat = self._storages(key, what, numel)
         if view and view[0] is not None:  # a part of a storage; only before torch 0.4
             _, start, part = view[0]
             flat = flat.narrow(0, start, part)
         return flat
 
-    def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stored:
-        # A stride of 0 would make one number as many as one likes; all else as_strided refuses.
-        if math.prod(shape) > len(storage) or not 0 <= offset <= len(storage):
-            raise ValueError("a tensor of more than its storage")
-        return Stored(storage.as_strided(shape, stride, storage.storage_offset() + offset))
 
-    def _parameter(self, data: Any, *_: Any) -> Stored:
-        if type(data) is not Stored:
-            raise TypeError("a parameter without a tensor")
-        return data
-
-    def _copy(self, items: Any = ()) -> list[Any]:
-        """A list's copy; a few bytes could ask for that of the same long one again and again."""
-        self._copied += len(items)
-        if self._copied > _MAX_WORK:
-            raise damaged(f"its pickle takes more than {_MAX_WORK} steps")
-        return list(items)
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stored:
+    # A stride of 0 would make one number as many as one likes; all else as_strided refuses.
+    if math.prod(shape) > len(storage) or not 0 <= offset <= len(storage):
+        raise ValueError("a tensor of more than its storage")
+    return Stored(storage.as_strided(shape, stride, storage.storage_offset() + offset))
 
 
-def _natural(value: Any) -> int:
-    """``value`` if it can be a count of elements."""
-    if type(value) is not int or not 0 <= value < 1 << 48:
-        raise ValueError(f"a count of type {type(value).__name__}")
-    return value
+def _parameter(data: Any, *_: Any) -> Stored:
+    if type(data) is not Stored:
+        raise TypeError("a parameter without a tensor")
+    return data
 
 
 def _refused(what: str) -> TaskFileError:
