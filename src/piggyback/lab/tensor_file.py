@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from piggyback.errors import BackboneMismatchError, TaskFileError
-from piggyback.taskfile.container import strict_json
+from piggyback.errors import PiggybackError, TaskFileError
+
+Notes = TypeVar("Notes", bound=BaseModel)
 
 
 def read_tensors(
-    path: str | os.PathLike[str], key: str, what: str
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors in the file at ``path`` and the JSON object that its metadata has as ``key``.
+    path: str | os.PathLike[str], key: str, notes: type[Notes]
+) -> tuple[dict[str, Tensor], Notes]:
+    """Return the tensors in the file at ``path``, and what its metadata has as ``key``.
 
-    Raises TaskFileError for a file that is damaged, or without ``key``: no file of ``what``.
+    Raises TaskFileError for a file that is damaged, or without such ``notes``.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -27,21 +29,28 @@ def read_tensors(
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise TaskFileError(f"it cannot be read ({error}); get it again") from error
-    values = None if text is None else strict_json(text, f"metadata {key!r}")
-    if not isinstance(values, dict):
+    if text is None:
         raise TaskFileError(
-            f"expected a file of {what}, whose metadata has {key!r}; for a task file, use MultiTaskModel.load_task"
+            f"expected a file of the method {key}, whose metadata has {key!r}; "
+            "for a task file, use MultiTaskModel.load_task"
         )
-    return tensors, values
+    try:
+        return tensors, notes.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise TaskFileError(
+            f"metadata {key!r}: {place}: {problem['msg']}; it is damaged"
+        ) from error
 
 
 def check_tensors(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, *, mismatch: bool
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    what: str,
+    error: type[PiggybackError],
 ) -> None:
-    """Raise unless both have the same names, and by these the same shapes and dtypes.
-
-    TaskFileError, for a damaged file, or BackboneMismatchError with ``mismatch``.
-    """
+    """Raise ``error`` unless both have the same names, and by these the same shapes and dtypes."""
 
     def kind(tensors: Mapping[str, Tensor], name: str) -> str:
         if name not in tensors:
@@ -51,7 +60,7 @@ def check_tensors(
     for name in sorted(expected.keys() | found.keys()):
         there, here = kind(found, name), kind(expected, name)
         if there != here:
-            text = f"{what}: tensor {name!r} is {there} in the file: expected {here}"
-            if mismatch:
-                raise BackboneMismatchError(f"{text}, as in this backbone; load another one")
-            raise TaskFileError(f"{text}; it is damaged")
+            raise error(
+                f"{what}: tensor {name!r} is {there} in the file: expected {here}; "
+                "it is damaged, or of another backbone"
+            )

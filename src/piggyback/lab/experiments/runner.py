@@ -179,10 +179,7 @@ def train_job(
     Raises what ``train`` raises; the next call then goes on from the last checkpoint.
     """
     if job.method.method == PACKNET:
-        done = train_packnet(
-            backbone, data, job.recipes, folder, resume=resume, listener=listener
-        )  # fmt: skip
-        return list(done.results)
+        return train_packnet(backbone, data, job.recipes, folder, listener=listener)
     (task,) = job.tasks
     result = train(
         backbone,

@@ -13,9 +13,10 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
 from piggyback.errors import BackboneMismatchError, InputError, TaskFileError, require
@@ -153,6 +154,21 @@ def choose_rank(recipe: Recipe, layers: Mapping[str, Layer], weights: Mapping[st
     return recipe.lora_rank
 
 
+class _Target(BaseModel):
+    rank: PositiveInt
+    alpha: PositiveInt
+
+
+class _Notes(BaseModel):
+    """What a file's metadata says, as far as reading it goes."""
+
+    targets: dict[str, _Target]
+    head: str
+    classes: Annotated[list[str], Field(min_length=1)]
+    fingerprint: str
+    kind: str = "classification"
+
+
 def load_lora(path: str | os.PathLike[str], backbone: Backbone | nn.Module) -> nn.Module:
     """Return a copy of the backbone, in eval mode, with the adapters, head and normalisation of a ``lora`` run.
 
@@ -160,37 +176,31 @@ def load_lora(path: str | os.PathLike[str], backbone: Backbone | nn.Module) -> n
     other weights, MissingExtraError without PEFT.
     """
     module = backbone.module if isinstance(backbone, Backbone) else backbone
-    with (
-        error_context(path),
-        torch.random.fork_rng(devices=[]),
-    ):  # what is random at first is overwritten
-        tensors, notes = read_tensors(path, "lora", "the method lora")
-        try:
-            targets = dict(notes["targets"])
-            ranks = {name: _positive(target["rank"], "rank") for name, target in targets.items()}
-            alphas = {name: _positive(target["alpha"], "alpha") for name, target in targets.items()}
-            head_name, mark = str(notes["head"]), str(notes["fingerprint"])
-            classes = _positive(len(notes["classes"]), "classes")
-        except (KeyError, TypeError, ValueError) as error:
-            raise TaskFileError(f"metadata 'lora' lacks or mistakes {error}") from error
-        _check_backbone(module, head_name, mark)
+    # What is random at first is overwritten.
+    with error_context(path), torch.random.fork_rng(devices=[]):
+        tensors, notes = read_tensors(path, "lora", _Notes)
+        names = {name for name, _ in module.named_modules() if name}
+        found = fingerprint(module, (), notes.head)[0] if notes.head in names else "none"
+        if found != notes.fingerprint:
+            raise BackboneMismatchError(
+                f"its adapters were learned on weights {notes.fingerprint[:16]}... and the head {notes.head!r}, this "
+                f"backbone's are {found[:16]}...: load the backbone that it was trained on"
+            )
         network = copy.deepcopy(module).requires_grad_(False)
-        modules = {name for name, _ in network.named_modules()}
-        layers = find_layers(network, [f"{name}.weight" for name in ranks if name in modules])
+        ranks = {name: target.rank for name, target in notes.targets.items()}
+        layers = find_layers(network, [f"{name}.weight" for name in ranks if name in names])
         for name, rank in ranks.items():
             if name not in layers or own_ranks(layers, rank)[name] != rank:
                 raise TaskFileError(
                     f"target {name!r} of rank {rank}: expected a layer that can have such an adapter"
                 )
-        adapt_(network, ranks, alphas)
-        head = new_head(
-            network.get_submodule(head_name), classes, str(notes.get("kind", "classification"))
-        )
-        replace_module(network, head_name, head)
-        norms = norm_tensors(network, head_name, counters=True)
-        live = _changed(network, ranks, head_name)
+        adapt_(network, ranks, {name: target.alpha for name, target in notes.targets.items()})
+        head = new_head(network.get_submodule(notes.head), len(notes.classes), notes.kind)
+        replace_module(network, notes.head, head)
+        norms = norm_tensors(network, notes.head, counters=True)
+        live = _changed(network, ranks, notes.head)
         live |= {name: tensor for name, tensor in norms.items() if name in tensors}
-        check_tensors(tensors, live, "adapters and head", mismatch=False)
+        check_tensors(tensors, live, "adapters and head", TaskFileError)
     load_live(live, tensors)
     return network.eval().requires_grad_(False)
 
@@ -202,23 +212,3 @@ def _changed(network: nn.Module, names: Mapping[str, int], head: str) -> dict[st
         **adapter_tensors(network, names),
         **{f"{head}.{name}": tensor for name, tensor in state.items()},
     }
-
-
-def _check_backbone(module: nn.Module, head: str, mark: str) -> None:
-    if head not in {name for name, _ in module.named_modules() if name}:
-        raise BackboneMismatchError(
-            f"its head is {head!r}, of which {type(module).__name__} has none: expected the "
-            "backbone that it was trained on"
-        )
-    found = fingerprint(module, (), head)[0]
-    if found != mark:
-        raise BackboneMismatchError(
-            f"its adapters were learned on weights {mark[:16]}..., this backbone's are "
-            f"{found[:16]}...: load the backbone that it was trained on"
-        )
-
-
-def _positive(value: Any, what: str) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{what} {value!r}")
-    return value

@@ -3,12 +3,6 @@
 Reading order: sequence.py, network.py.
 """
 
-from piggyback.lab.packnet.sequence import (
-    FILE,
-    STAGES,
-    PackNetResult,
-    epochs_after_pruning,
-    train_packnet,
-)
+from piggyback.lab.packnet.sequence import epochs_after_pruning, train_packnet
 
-__all__ = ["FILE", "STAGES", "PackNetResult", "epochs_after_pruning", "train_packnet"]
+__all__ = ["epochs_after_pruning", "train_packnet"]

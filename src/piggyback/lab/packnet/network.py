@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
@@ -32,7 +33,6 @@ from piggyback.errors import (
     InputError,
     SelectionError,
     TaskFileError,
-    TaskNameError,
     TrainingError,
     UnknownTaskError,
     near_misses,
@@ -46,11 +46,8 @@ from piggyback.network.fingerprint import IGNORED, fingerprint
 from piggyback.network.frozen import replace_module
 from piggyback.network.select import Selection, select_weights
 from piggyback.taskfile.disk import error_context
-from piggyback.taskfile.task import check_name
 
 MAX_TASKS = 255
-_KEY = "packnet"
-"""In the file's metadata."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +58,7 @@ class PackedTask:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     head: Mapping[str, Tensor]
-    """The classifier's state dict."""
+    """The classifier's state dict; empty before it is trained."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,28 +92,24 @@ class PackedNetwork:
         free = sum(int((owner == 0).sum()) for owner in self.owners.values())
         return free / sum(owner.numel() for owner in self.owners.values())
 
-    def number(self, task: str) -> int:
-        """Return the number of a task, from 1; raises UnknownTaskError."""
-        names = [known.name for known in self.tasks]
-        if task not in names:
-            raise UnknownTaskError(
-                f"task {task!r}: this network holds {', '.join(names) or 'none'}"
-                f"{near_misses(str(task), names)}"
-            )
-        return 1 + names.index(task)
-
     def network_for(self, task: str) -> nn.Module:
         """Return a plain module, in eval mode, that answers as ``task`` did when it was learned.
 
         Raises UnknownTaskError.
         """
-        number = self.number(task)
+        names = [known.name for known in self.tasks]
+        if task not in names:
+            raise UnknownTaskError(
+                f"task {task!r}: this network holds {', '.join(names) or 'none'}{near_misses(task, names)}"
+            )
+        number = 1 + names.index(task)
         mine = self.tasks[number - 1]
-        live = {
-            name: torch.where((self.owners[name] > 0) & (self.owners[name] <= number), weight, 0)
-            for name, weight in self.weights.items()
-        }
-        module = self.filled(live)
+        module = self.filled(
+            {
+                name: torch.where((self.owners[name] > 0) & (self.owners[name] <= number), w, 0)
+                for name, w in self.weights.items()
+            }
+        )
         head = _head(self, mine)
         head.load_state_dict(dict(mine.head))
         replace_module(module, self.head, head)
@@ -131,51 +124,48 @@ class PackedNetwork:
             target[name].copy_(tensor)
         return module
 
-    def learned(
-        self, task: PackedTask, state: Mapping[str, Tensor], *, first: bool
-    ) -> PackedNetwork:
-        """Return the network after ``task`` has trained all free weights to ``state``; it owns them.
-
-        ``first``: whether the shared part was trained too. Raises TrainingError where something
-        has moved that should not.
-        """
+    def claimed(self, task: PackedTask) -> PackedNetwork:
+        """Return the network with another task, which owns all weights that are free, to train them."""
         number = len(self.tasks) + 1
         owners = {
-            name: torch.where(owner == 0, owner.new_tensor(number), owner)
-            for name, owner in self.owners.items()
+            name: torch.where(owner == 0, number, owner) for name, owner in self.owners.items()
         }
-        return replace(self, owners=owners, tasks=(*self.tasks, task)).trained(state, first=first)
+        return replace(self, owners=owners, tasks=(*self.tasks, task))
 
-    def trained(self, state: Mapping[str, Tensor], *, first: bool) -> PackedNetwork:
-        """Return the network with the last task's weights and head as ``state`` has them."""
+    def trained(self, state: Mapping[str, Tensor]) -> PackedNetwork:
+        """Return the network with the last task's weights and head, and the first's shared part, of ``state``.
+
+        Raises TrainingError where something has moved that earlier tasks need.
+        """
         number, last = len(self.tasks), self.tasks[-1]
-        weights, moved = {}, []
-        for name, old in self.weights.items():
-            own = self.owners[name] == number
-            if bool((~own & (state[name] != old)).any()):
-                moved.append(name)
-            weights[name] = torch.where(own, state[name], old).contiguous()
-        shared = {name: state[name].contiguous() for name in self.shared}
-        if not first:
-            moved += [name for name, t in shared.items() if not torch.equal(t, self.shared[name])]
-        if moved:
-            raise TrainingError(
-                f"task {last.name!r}: {moved[0]} has moved, which earlier tasks need as it was: expected a "
-                "network that changes nothing but normalisation outside its optimizer"
-            )
-        head = {name: tensor.contiguous() for name, tensor in _below(state, self.head).items()}
-        tasks = (*self.tasks[:-1], replace(last, head=head))
-        return replace(self, weights=weights, shared=shared, tasks=tasks)
+        held = {name: owner != number for name, owner in self.owners.items()}
+        before = {**self.weights, **(self.shared if number > 1 else {})}
+        for name, tensor in before.items():
+            moved = state[name] != tensor
+            if bool((moved & held.get(name, moved)).any()):
+                raise TrainingError(
+                    f"task {last.name!r}: {name} has moved, which earlier tasks need as it was: expected a "
+                    "network that changes nothing but normalisation outside its optimizer"
+                )
+        return replace(
+            self,
+            weights={name: state[name].contiguous() for name in self.weights},
+            shared={name: state[name].contiguous() for name in self.shared},
+            tasks=(*self.tasks[:-1], replace(last, head=_below(state, self.head))),
+        )
 
     def pruned(self, share: float) -> PackedNetwork:
         """Return the network after the last task has given back its smallest weights, per layer."""
         number = len(self.tasks)
-        weights, owners = dict(self.weights), dict(self.owners)
-        for name, weight in self.weights.items():
-            given = smallest(weight, self.owners[name] == number, share)
-            weights[name] = torch.where(given, 0, weight)
-            owners[name] = torch.where(given, 0, self.owners[name])
-        return replace(self, weights=weights, owners=owners)
+        given = {
+            name: smallest(weight, self.owners[name] == number, share)
+            for name, weight in self.weights.items()
+        }
+        return replace(
+            self,
+            weights={name: torch.where(given[name], 0, w) for name, w in self.weights.items()},
+            owners={name: torch.where(given[name], 0, o) for name, o in self.owners.items()},
+        )
 
 
 def empty(backbone: Backbone, select: Selection = None) -> PackedNetwork:
@@ -226,6 +216,21 @@ def smallest(weight: Tensor, among: Tensor, share: float) -> Tensor:
 # -- the file ----------------------------------------------------------------------------------------
 
 
+class _TaskNotes(BaseModel):
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: dict[str, Any]
+
+
+class _Notes(BaseModel):
+    """What the file's metadata says."""
+
+    tasks: list[_TaskNotes]
+    head: str
+    source: str
+    fingerprint: str
+
+
 def save(network: PackedNetwork) -> bytes:
     """Return the network as the bytes of its file; the same network always gives the same bytes.
 
@@ -233,22 +238,17 @@ def save(network: PackedNetwork) -> bytes:
     >>> save(packed) == save(packed)
     True
     """
-    bits = len(network.tasks).bit_length()
-    tensors = {f"weights.{name}": tensor for name, tensor in network.weights.items()}
-    tensors |= {f"owners.{n}": _planes(owner, bits) for n, owner in network.owners.items()}
-    tensors |= {f"shared.{name}": tensor for name, tensor in network.shared.items()}
-    tasks: list[dict[str, Any]] = []
-    for number, task in enumerate(network.tasks, 1):
-        tensors |= {f"heads.{number}.{name}": tensor for name, tensor in task.head.items()}
-        look = task.preprocessing.to_json()
-        tasks.append({"name": task.name, "classes": list(task.classes), "preprocessing": look})
+    tasks = [
+        {"name": t.name, "classes": list(t.classes), "preprocessing": t.preprocessing.to_json()}
+        for t in network.tasks
+    ]
     values = {
         "tasks": tasks,
         "head": network.head,
         "source": network.backbone.source,
         "fingerprint": network.backbone.fingerprint,
     }
-    return tensor_bytes(tensors, {_KEY: json.dumps(values, ensure_ascii=False)})
+    return tensor_bytes(_contents(network), {"packnet": json.dumps(values, ensure_ascii=False)})
 
 
 def load_file(path: str | os.PathLike[str], backbone: Backbone) -> PackedNetwork:
@@ -258,46 +258,49 @@ def load_file(path: str | os.PathLike[str], backbone: Backbone) -> PackedNetwork
     another architecture.
     """
     with error_context(path):
-        tensors, values = read_tensors(path, _KEY, "a packed network")
-        heads = _below(tensors, "heads")
-        try:
-            tasks = tuple(
-                _task(value, _below(heads, str(n))) for n, value in enumerate(values["tasks"], 1)
-            )
-            head, source, mark = (str(values[key]) for key in ("head", "source", "fingerprint"))
-        except (KeyError, TypeError, InputError, TaskNameError) as error:
-            raise TaskFileError(f"metadata {_KEY!r}: {error}; it is damaged") from error
-        what = f"a network packed from {source or 'a module built by hand'}"
-        weights, shared = _below(tensors, "weights"), _below(tensors, "shared")
-        if backbone.head != head:
+        tensors, notes = read_tensors(path, "packnet", _Notes)
+        tensors.pop("checksum", None)  # of older files
+        what = f"a network packed from {notes.source or 'a module built by hand'}"
+        weights = _below(tensors, "weights")
+        if backbone.head != notes.head:
             raise BackboneMismatchError(
-                f"{what} has the head {head!r}: this backbone's is {backbone.head!r}"
+                f"{what} has the head {notes.head!r}: this backbone's is {backbone.head!r}"
             )
         try:
             network = empty(backbone, list(weights))
         except SelectionError as error:
             raise BackboneMismatchError(f"{what} packs other weights: {error}") from error
-        check_tensors(weights, network.weights, what, mismatch=True)
-        check_tensors(shared, network.shared, what, mismatch=True)
-        for task in tasks:
-            like = _head(network, task).state_dict()
-            check_tensors(task.head, like, f"task {task.name!r}: head", mismatch=False)
+        tasks = []
+        for number, task in enumerate(notes.tasks, 1):
+            try:
+                look = Preprocessing.from_json(task.preprocessing)
+            except InputError as error:
+                raise TaskFileError(f"task {task.name!r}: {error}; it is damaged") from error
+            head = _below(tensors, f"heads.{number}")
+            tasks.append(PackedTask(task.name, task.classes, look, head))
+        like = [replace(task, head=_head(network, task).state_dict()) for task in tasks]
+        expected = _contents(replace(network, tasks=tuple(like)))
+        check_tensors(tensors, expected, what, BackboneMismatchError)
         planes = _below(tensors, "owners")
-        zeros = {n: _planes(w, len(tasks).bit_length()) for n, w in network.owners.items()}
-        check_tensors(planes, zeros, f"owners, {len(tasks)} tasks", mismatch=False)
-        owners = {n: _owners(n, planes[n], w.shape, len(tasks)) for n, w in weights.items()}
-        info = BackboneInfo(source, mark)
         return replace(
-            network, backbone=info, weights=weights, shared=shared, owners=owners, tasks=tasks
+            network,
+            backbone=BackboneInfo(notes.source, notes.fingerprint),
+            weights=weights,
+            owners={name: _owners(planes[name], w.shape) for name, w in weights.items()},
+            shared=_below(tensors, "shared"),
+            tasks=tuple(tasks),
         )
 
 
-def _task(value: Mapping[str, Any], head: Mapping[str, Tensor]) -> PackedTask:
-    classes = value["classes"]
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise TypeError(f"classes {classes!r}: expected names")
-    preprocessing = Preprocessing.from_json(value["preprocessing"])
-    return PackedTask(check_name(value["name"]), tuple(classes), preprocessing, head)
+def _contents(network: PackedNetwork) -> dict[str, Tensor]:
+    """The tensors of the file."""
+    bits = len(network.tasks).bit_length()
+    tensors = {f"weights.{name}": tensor for name, tensor in network.weights.items()}
+    tensors |= {f"owners.{n}": _planes(owner, bits) for n, owner in network.owners.items()}
+    tensors |= {f"shared.{name}": tensor for name, tensor in network.shared.items()}
+    for number, task in enumerate(network.tasks, 1):
+        tensors |= {f"heads.{number}.{name}": tensor for name, tensor in task.head.items()}
+    return tensors
 
 
 def _head(network: PackedNetwork, task: PackedTask) -> nn.Module:
@@ -308,7 +311,9 @@ def _head(network: PackedNetwork, task: PackedTask) -> nn.Module:
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with ``prefix`` and a dot, by the rest of their names."""
     start = f"{prefix}."
-    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+    return {
+        n.removeprefix(start): t.contiguous() for n, t in tensors.items() if n.startswith(start)
+    }
 
 
 def _planes(owner: Tensor, bits: int) -> Tensor:
@@ -317,13 +322,9 @@ def _planes(owner: Tensor, bits: int) -> Tensor:
     return torch.stack(planes) if planes else torch.zeros(0, -(-owner.numel() // 8)).byte()
 
 
-def _owners(name: str, planes: Tensor, shape: torch.Size, tasks: int) -> Tensor:
+def _owners(planes: Tensor, shape: torch.Size) -> Tensor:
     """What ``_planes`` was given."""
     owner = torch.zeros(shape, dtype=torch.uint8)
     for bit, plane in enumerate(planes):
         owner |= unpack_mask(PackedMask(tuple(shape), plane)).byte() << bit
-    if owner.numel() and int(owner.max()) > tasks:
-        raise TaskFileError(
-            f"owners of {name!r}: task {int(owner.max())}: expected at most {tasks}; it is damaged"
-        )
     return owner
