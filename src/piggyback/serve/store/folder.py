@@ -345,7 +345,7 @@ def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> C
             )
         if (kind in PER_TOKEN) != (head == "tokens"):
             raise InputError(
-                f"task {name!r}: a head of kind {head!r} for a task of kind {kind!r}: expected 'tokens' for both or none"
+                f"task {name!r}: a head of kind {head!r} for a task of kind {kind!r}: expected 'tokens' for both"
             )
         return header
 
