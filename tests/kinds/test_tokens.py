@@ -48,6 +48,7 @@ def test_spans_are_those_of_a_readable_twin():
         found = spans_of(tags)
         assert set(found) == twin(tags)
         assert len(found) == len(twin(tags))
+    assert spans_of(["PERSON", "I-RSON", "B", "I", "O"]) == [(1, 2, "RSON")]
 
 
 def test_the_score_is_counted_over_all_texts_and_ignored_tokens_are_none():

@@ -94,6 +94,7 @@ def run(
       piggyback train --data camvid --backbone segmentation:efficientnet_lite0
       piggyback train --data photos.csv --kind multilabel --column label=tags
       piggyback train --data reviews.csv --column text=review --backbone minilm_l6
+      piggyback train --data ner.tsv --kind tokens --backbone minilm_l6
     """
     compute_with(threads, device)
     file = out if out is not None and out.suffix == ".safetensors" else None

@@ -24,6 +24,7 @@ from piggyback.schemas import Said, Span
 from piggyback.texts.preprocessing import TextPreprocessing
 from piggyback.texts.words import Words, words_of
 
+_MARKS = ("B-", "I-")
 _ADVICE = (
     "; for tags of words take an encoder of texts, such as minilm_l6 or tokens:transformers:NAME"
 )
@@ -36,14 +37,14 @@ def spans_of(tags: Iterable[str]) -> list[tuple[int, int, str]]:
     [(0, 2, 'place'), (3, 4, 'name'), (4, 5, 'name'), (5, 6, 'place')]
     """
     found: list[tuple[int, int, str]] = []
-    before = "O"
+    before = None
     for at, tag in enumerate(tags):
-        place, _, what = tag.partition("-")
-        if place == "I" and before[2:] == what:
+        what = tag[2:] if tag.startswith(_MARKS) else None
+        if what is not None and what == before and tag[0] == "I":
             found[-1] = (found[-1][0], at + 1, what)
-        elif place in ("B", "I"):
+        elif what is not None:
             found.append((at, at + 1, what))
-        before = tag
+        before = what
     return found
 
 
@@ -53,7 +54,7 @@ def types_of(tags: Iterable[str]) -> tuple[str, ...]:
     >>> types_of(["O", "B-name", "I-name", "B-place"])
     ('name', 'place')
     """
-    return tuple(dict.fromkeys([tag[2:] for tag in tags if tag != "O"]))
+    return tuple(dict.fromkeys([tag[2:] for tag in tags if tag.startswith(_MARKS)]))
 
 
 @dataclass(frozen=True, eq=False)

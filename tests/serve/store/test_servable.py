@@ -72,3 +72,12 @@ def test_what_a_server_cannot_answer_is_refused(
     with pytest.raises(InputError, match=message) as raised:
         check(save(replace(task, info=replace(task.info, **changes))), "signs")
     assert "task 'signs'" in str(raised.value)
+
+
+@pytest.mark.parametrize("fields", [{"kind": "tokens"}, {"head_kind": "tokens"}])
+def test_a_head_that_does_not_fit_the_kind_is_refused(
+    task: Task, check: Check, fields: dict[str, str]
+) -> None:
+    mixed = replace(task, info=replace(task.info, **fields))
+    with pytest.raises(InputError, match=r"'signs'.*'tokens' for both"):
+        check(save(mixed), "signs")

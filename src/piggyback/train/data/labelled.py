@@ -29,7 +29,7 @@ class LabelledSet:
     classes: tuple[str, ...]
     """Names of classes, into which a label is an index; or of labels or numbers, of which a sample has a row."""
     labels: Tensor
-    """int64 (n,), classification; bool (n, labels), multilabel; or float32 (n, numbers), regression."""
+    """int64 (n,), classification, or (words,), tokens; bool (n, labels), multilabel; float32 (n, k), regression."""
     _: KW_ONLY
     units: tuple[str, ...] = ()
     """Of each number of a regression; empty where no unit is known."""

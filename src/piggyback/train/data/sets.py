@@ -3,9 +3,9 @@
     ImageSet    one split: classes, labels, and images (a uint8 tensor) or files
     ImageData   train, val and test
 
-The labels' type says what kind of task it is: a class each, several labels each, or numbers. Val, and test where there
-is none, are cut from train, class by class, by a seed. ``folder.py`` reads sets from directories, ``table.py`` from
-tables, ``batches.py`` serves them.
+The labels' type says what kind of task it is: a class each, several labels each, or numbers; a ``TaggedSet`` has tags.
+Val, and test where there is none, are cut from train, class by class, by a seed. ``folder.py`` reads sets from
+directories, ``table.py`` from tables, ``batches.py`` serves them.
 """
 
 from __future__ import annotations
