@@ -175,6 +175,7 @@ def test_other_kinds_are_refused(kind, options, backbone, recipe):
         ("rare=x", "'rare=x': expected 'balanced', or"),
         ("rare=-1", "'rare=-1'"),
         ("rare=nan", "'rare=nan'"),
+        ("rare=2,rare=3", "'rare=3'.*each once"),
         ("rare", "'rare'"),
         ("", "''"),
     ],

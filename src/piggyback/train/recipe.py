@@ -87,7 +87,7 @@ class CommonOptions:
     mixup: float | None = None
     """Blend training images in pairs, by shares from Beta(A, A), such as 0.2; for classes of whole images."""
     cutmix: float | None = None
-    """Paste a part of another training image in, by shares from Beta(A, A), such as 1; with mixup, every other step."""
+    """Paste a part of another training image in, by shares from Beta(A, A), such as 1; with mixup, one by chance."""
     tune: bool = False
     """Choose the rate, and for masks the start, by short trainings on val first: twice the steps in all."""
     patience: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -267,20 +267,19 @@ def _given(text: str, classes: Sequence[str]) -> Tensor:
     found: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = (piece.strip() for piece in part.rpartition("="))
-        try:
-            found[name] = float(number)
-        except ValueError:
-            found[name] = math.nan
-        if not 0 < found[name] < math.inf:
-            raise InputError(
-                f"class_weights {part!r}: expected 'balanced', or CLASS=NUMBER with commas between, such as "
-                f"{classes[0]}=5"
-            )
-        if name not in classes:
-            raise InputError(
-                f"class_weights: no class {name!r}: expected some of {', '.join(map(repr, classes[:5]))}"
-                f"{near_misses(name, classes)}"
-            )
+        with suppress(ValueError):
+            if name not in found and 0 < float(number) < math.inf:
+                found[name] = float(number)
+                continue
+        raise InputError(
+            f"class_weights {part!r}: expected 'balanced', or CLASS=NUMBER, each once, with commas between, such as "
+            f"{classes[0]}=5"
+        )
+    for name in found.keys() - set(classes):
+        raise InputError(
+            f"class_weights: no class {name!r}: expected some of {', '.join(map(repr, classes[:5]))}"
+            f"{near_misses(name, classes)}"
+        )
     return torch.tensor([found.get(name, 1.0) for name in classes])
 
 

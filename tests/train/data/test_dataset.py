@@ -109,6 +109,8 @@ def test_data_sets_without_items_by_number_are_refused():
 
     with pytest.raises(DataError, match="a: train is a Stream"):
         from_datasets("a", Stream())
+    with pytest.raises(DataError, match="a: test is empty"):
+        from_datasets("a", Pairs(), Pairs(0))
 
 
 def test_timms_data_sets_have_their_classes_in_the_reader(tmp_path):
@@ -169,6 +171,8 @@ def test_torchvisions_sets_by_train_or_split(mnist, food):
 def test_sets_that_torchvision_or_the_folder_does_not_have(tmp_path):
     with pytest.raises(DataError, match=r"no 'CIFAR1'.*did you mean.*'CIFAR10'"):
         torchvision_data("torchvision:CIFAR1")
+    with pytest.raises(DataError, match="no 'LSUN'"):  # it would unpickle files
+        torchvision_data(f"torchvision:LSUN:{tmp_path}")
     for name in ("CIFAR10", "Food101", "Flowers102"):
         with pytest.raises(DataError, match=f"{name}.*download=True") as caught:
             torchvision_data(f"torchvision:{name}:{tmp_path}")

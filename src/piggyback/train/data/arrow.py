@@ -95,7 +95,7 @@ def hub_columns(spec: str) -> ArrowColumns:
     known = {split: part for split, part in parts.items() if split_of(split)} or parts
     tables = []
     for split, part in known.items():
-        table = part.flatten_indices().data.table if part._indices is not None else part.data.table
+        table = part.data.table
         named = arrow.array([split] * len(part), arrow.string())
         tables.append(table if SPLIT in table.schema.names else table.append_column(SPLIT, named))
     with _reading(f"set {spec!r}"):
