@@ -73,3 +73,10 @@ def test_what_a_server_cannot_answer_is_refused(
     with pytest.raises(InputError, match=message) as raised:
         check(save(replace(task, info=replace(task.info, **changes))), "signs")
     assert "task 'signs'" in str(raised.value)
+
+
+def test_a_task_that_keeps_the_backbones_head_is_refused_by_name(check: Check) -> None:
+    model = MultiTaskModel(seeded(Tiny))
+    model.start_task("tone", head="keep")
+    with pytest.raises(InputError, match=r"^task 'signs' keeps the backbone's own head"):
+        check(save(model.finish_task()), "signs")
