@@ -100,6 +100,20 @@ def test_verify_accepts_the_same_weights(
     assert "to the bit" in ran.out
 
 
+def test_a_task_that_keeps_the_backbones_head_is_verified_with_it_and_not_exported(
+    piggyback: Command, toy: str, backbone: tuple[str, str], tmp_path: Path
+) -> None:
+    found = load_backbone(f"{toy}:build")
+    model = MultiTaskModel(found.module, head=found.head)
+    model.start_task("tone", head="keep")
+    model.finish_task()
+    model.save_task("tone", tmp_path / "tone.safetensors")
+    ran = piggyback("verify", tmp_path / "tone.safetensors", *backbone)
+    assert (ran.code, "to the bit" in ran.out) == (0, True)
+    ran = piggyback("bake", tmp_path / "tone.safetensors", "--to", tmp_path / "a.onnx", *backbone)
+    ran.refuses("task 'tone'", ".safetensors")
+
+
 @pytest.mark.parametrize(
     ("factory", "told"),
     [

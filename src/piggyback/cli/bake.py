@@ -18,6 +18,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import KINDS, kind_of
 from piggyback.taskfile.disk import check_output
 from piggyback.taskfile.header import read_header
+from piggyback.taskfile.task import OWN
 from piggyback.texts.preprocessing import TextPreprocessing
 
 if TYPE_CHECKING:
@@ -69,7 +70,13 @@ def run(
         raise InputError(
             f"--to {str(to)!r}: expected a name ending in .safetensors or .onnx, or a folder's"
         )
-    if not to.suffix and not isinstance(read_header(task).info.preprocessing, TextPreprocessing):
+    info = read_header(task).info
+    if info.kind == OWN and to.suffix != ".safetensors":
+        raise InputError(
+            f"--to {str(to)!r}: task {task.stem!r} answers as the backbone does, with no classes to export: expected a "
+            "name ending in .safetensors"
+        )
+    if not to.suffix and not isinstance(info.preprocessing, TextPreprocessing):
         raise InputError(
             f"--to {str(to)!r}: a folder is for text tasks; expected a name ending in .safetensors or .onnx"
         )

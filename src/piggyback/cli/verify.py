@@ -39,12 +39,16 @@ def run(
     from piggyback.cli.loading import backbone_of
     from piggyback.network.fingerprint import fingerprint
     from piggyback.taskfile.file import load_file
+    from piggyback.taskfile.task import KEEP
 
     found = backbone_of(header, backbone, checkpoint, head)
-    known = load_file(task).info.backbone
+    info = load_file(task).info
+    known = info.backbone
     held = {name for name, _ in found.module.named_parameters(remove_duplicate=False)}
     whole, weights = fingerprint(
-        found.module, [name for name in known.weights if name in held], found.head
+        found.module,
+        [name for name in known.weights if name in held],
+        None if info.head_kind == KEEP else found.head,
     )
     same = whole == known.fingerprint
     differing = [name for name, digest in known.weights.items() if weights.get(name) != digest]

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from piggyback.errors import InputError, TaskFileError
 from piggyback.kinds import KINDS, PER_TOKEN
 from piggyback.network.segmentation import SegmentationHead
 from piggyback.network.text import TokenHead
 from piggyback.taskfile.container import MAX_HEADER
-from piggyback.taskfile.task import ROW_HEADS, Task, TaskInfo
+from piggyback.taskfile.task import KEEP, ROW_HEADS, Task, TaskInfo
 
 
 def head_kind(head: nn.Module, original: nn.Module) -> str:
@@ -67,6 +67,16 @@ def load_head(task: Task, original: nn.Module, custom: nn.Module | None = None) 
     fit each other or the backbone's features.
     """
     kind, tensors = task.info.head_kind, task.head
+    if kind == KEEP:
+        if custom not in (None, original):
+            raise InputError(
+                f"task {task.name!r} keeps the backbone's own head: expected no other; leave head= out"
+            )
+        if tensors:
+            raise TaskFileError(
+                f"task {task.name!r} keeps the backbone's own head: expected no tensors of one, found {len(tensors)}"
+            )
+        return original
     if custom is None and kind not in (*ROW_HEADS, "segmentation"):
         raise InputError(
             f"task {task.name!r}: its head is a custom module: pass head=<a module with its state dict>"
@@ -86,6 +96,11 @@ def load_head(task: Task, original: nn.Module, custom: nn.Module | None = None) 
     check_classes(task.info, head)
     head.load_state_dict(dict(tensors))
     return head.to(_like(original)["device"]).requires_grad_(False)
+
+
+def head_tensors(info: TaskInfo, head: nn.Module) -> dict[str, Tensor]:
+    """Return what a task with this head has of it: its state dict, nothing of the backbone's own."""
+    return {} if info.head_kind == KEEP else head.state_dict()
 
 
 def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:

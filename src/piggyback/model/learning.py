@@ -17,12 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from piggyback.errors import InputError, PiggybackWarning, TaskStateError, TrainingError
 from piggyback.kinds import KINDS, kind_of
 from piggyback.model.checks import reaches, tensors_of
+from piggyback.model.heads import head_tensors
 from piggyback.model.processes import average_, calling_ddp, first_other
 from piggyback.network.fingerprint import IGNORED
 from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.norm import norm_modules
 from piggyback.taskfile.rounding import BYTE, PACKED, round_half, round_rows
-from piggyback.taskfile.task import ROW_HEADS, NormPolicy, Task, TaskInfo
+from piggyback.taskfile.task import KEEP, ROW_HEADS, NormPolicy, Task, TaskInfo
 
 FIRST_RUNS = 5
 """Forward passes that are looked at."""
@@ -55,6 +56,10 @@ class Learning:
                     f"weight {name!r} was made in inference mode, so nothing can be trained through it: expected a "
                     "network that was loaded outside of torch.inference_mode()"
                 )
+        if not (self._names() or self._own_head() or self._norms()):
+            raise InputError(
+                f"task {self.name!r} has nothing to train: expected masks, a head of its own, or normalisation"
+            )
         if self.norm != "frozen" and not self._norms():
             raise InputError(
                 f"norm {self.norm!r}: {type(self.backbone.module).__name__} has no normalisation layer outside its "
@@ -165,7 +170,7 @@ class Learning:
 
     def trained_names(self) -> frozenset[str]:
         """Return the state dict's names of what is trained besides the masks: head and normalisation."""
-        head = (f"{self.backbone.head_name}.{key}" for key in self.head.state_dict())
+        head = [f"{self.backbone.head_name}.{key}" for key in head_tensors(self.info, self.head)]
         counters = (
             name
             for name in self.backbone.state()
@@ -203,11 +208,12 @@ class Learning:
                 f"{what}: it masks {len(start.masks)} weights: expected {len(self._names())}, those that are trained "
                 "here; train with the method and the select that it had"
             )
-        if not set(own.classes) & set(self.info.classes):
+        if self.info.classes and not set(own.classes) & set(self.info.classes):
             raise InputError(
                 f"{what}: it has none of these classes: expected some that are the same"
             )
-        wanted = {name: tuple(tensor.shape[1:]) for name, tensor in self.head.state_dict().items()}
+        head = head_tensors(self.info, self.head)
+        wanted = {name: tuple(tensor.shape[1:]) for name, tensor in head.items()}
         found = {name: tuple(tensor.shape[1:]) for name, tensor in start.head.items()}
         if wanted != found or (
             self.info.head_kind == "custom" and own.classes != self.info.classes
@@ -222,6 +228,8 @@ class Learning:
         state = self.backbone.base_state
         norm = {name: t.to(state[name].device, state[name].dtype) for name, t in start.norm.items()}
         self.backbone.write_(self.backbone.live.to_memory_order(start.masks), norm, self.head)
+        if self.info.head_kind == KEEP:
+            return
         old, new = start.info.classes, self.info.classes
         pairs = [(new.index(name), old.index(name)) for name in new if name in old]
         here, there = (torch.tensor(rows) for rows in zip(*pairs, strict=True))
@@ -246,7 +254,7 @@ class Learning:
         for name, rate in (("lr", lr), ("head_lr", head_lr), ("norm_lr", norm_lr)):
             if rate is not None and not 0 <= rate < math.inf:  # a NaN would mask out every weight
                 raise InputError(f"{name} {rate!r}: expected a finite number from 0")
-        head = {f"{self.backbone.head_name}.{key}": p for key, p in self.head.named_parameters()}
+        head = self._own_head()
         norms = {key: t for key, t in self._norms().items() if isinstance(t, nn.Parameter)}
         kinds: list[tuple[dict[str, nn.Parameter], dict[str, Any]]] = [
             (
@@ -273,7 +281,8 @@ class Learning:
         Warns where training changed a buffer that the task does not bring, so that it will not run as it did.
         """
         live, norms = self.backbone.live, self._norms()
-        own = {**{f"head {key}": t for key, t in self.head.state_dict().items()}, **norms}
+        head = head_tensors(self.info, self.head)
+        own = {**{f"head {key}": t for key, t in head.items()}, **norms}
         for name, tensor in own.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise TrainingError(
@@ -290,7 +299,7 @@ class Learning:
         return Task(
             name=self.name,
             masks=live.to_c_order(live.capture(self._names(), self.info.rule)),
-            head=_rounded_head(self.head.state_dict(), self.info),
+            head=_rounded_head(head, self.info),
             norm={name: round_half(tensor) for name, tensor in _copies(norms).items()},
             info=replace(self.info, provenance=dict(provenance)),
         )
@@ -303,6 +312,12 @@ class Learning:
     def _names(self) -> tuple[str, ...]:
         """The weights that the task masks."""
         return self.backbone.masked_names if self.masked else ()
+
+    def _own_head(self) -> dict[str, nn.Parameter]:
+        """The parameters of the task's own head by their names in the backbone; none of a head that is kept."""
+        if self.info.head_kind == KEEP:
+            return {}
+        return {f"{self.backbone.head_name}.{key}": p for key, p in self.head.named_parameters()}
 
     def _norms(self) -> dict[str, Tensor]:
         """The normalisation that the task brings; a masked tensor is in the masks already."""

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,14 @@ from piggyback.masks.rule import (
 from piggyback.model.checks import check_state_dict, tensors_of
 from piggyback.model.choice import Chosen, TaskChoice, Which
 from piggyback.model.distance import skill_of_batches
-from piggyback.model.heads import check_classes, class_names, head_kind, load_head, new_head
+from piggyback.model.heads import (
+    check_classes,
+    class_names,
+    head_kind,
+    head_tensors,
+    load_head,
+    new_head,
+)
 from piggyback.model.learning import Learning
 from piggyback.model.look import aliases, look_of, new_of
 from piggyback.model.routing import TaskInference, run_grouped
@@ -57,7 +64,7 @@ from piggyback.network.select import Selection, left_out
 from piggyback.taskfile.checks import check_fits
 from piggyback.taskfile.file import load_file, save_file
 from piggyback.taskfile.header import check_writable
-from piggyback.taskfile.task import NormPolicy, Task, TaskInfo, check_name
+from piggyback.taskfile.task import KEEP, OWN, NormPolicy, Task, TaskInfo, check_name
 from piggyback.texts.preprocessing import Prepares
 
 MUCH = 0.2
@@ -416,11 +423,11 @@ class MultiTaskModel(nn.Module):
     def start_task(
         self,
         name: str,
-        classes: int | Sequence[str],
+        classes: int | Sequence[str] | None = None,
         *,
         rule: MaskRule | None = None,
         norm: NormPolicy = "frozen",
-        head: nn.Module | None = None,
+        head: nn.Module | Literal["keep"] | None = None,
         masks: bool = True,
         kind: str = "classification",
         preprocessing: Prepares | None = None,
@@ -432,7 +439,8 @@ class MultiTaskModel(nn.Module):
 
         ``norm="affine"`` lets the task have its own scale and shift in normalisation layers, ``norm="trained"``
         batch norm's statistics too. ``masks=False`` learns a head only. ``head`` replaces the default one, a new
-        layer like the backbone's own classifier.
+        layer like the backbone's own classifier; ``"keep"`` keeps that one, untrained, for a task that answers as the
+        backbone does, such as a causal language model's: it alone needs no ``classes``, and its kind is then "own".
 
         ``start`` is a task to go on from: its masks, its normalisation, and of its head the rows of classes that are
         here too. Raises InputError where it has another rule, normalisation or head, or masks other weights,
@@ -448,21 +456,27 @@ class MultiTaskModel(nn.Module):
             self._not_learning("start another")
             self._not_running("start one")
             self._new_name(name)
-            self._new_head(head)
+            keep = isinstance(head, str) and head == KEEP
+            module = self._frozen.head if keep else self._new_head(head)
             if norm not in get_args(NormPolicy):
                 raise InputError(
                     f"norm {norm!r}: expected one of {', '.join(get_args(NormPolicy))}"
                 )
-            original, names = self._frozen.head, class_names(classes)
-            module = new_head(original, len(names), kind) if head is None else head
+            if classes is None and not keep:
+                raise InputError(
+                    f"task {name!r}: no classes: expected a number or a list of names, or head='keep'"
+                )
+            original, names = self._frozen.head, () if classes is None else class_names(classes)
+            module = new_head(original, len(names), kind) if module is None else module
+            whole = self._frozen.with_head if keep else self.fingerprint
             digests = self._frozen.digests if masks else {}
             info = TaskInfo(
-                kind=kind,
+                kind=OWN if classes is None else kind,
                 classes=names,
                 rule=rule,
-                head_kind=head_kind(module, original),
+                head_kind=KEEP if keep else head_kind(module, original),
                 preprocessing=preprocessing or self._preprocessing,
-                backbone=BackboneInfo(self.source, self.fingerprint, digests),
+                backbone=BackboneInfo(self.source, whole, digests),
                 units=tuple(units),
                 scaling=tuple(scaling),
             )
@@ -622,7 +636,7 @@ class MultiTaskModel(nn.Module):
                     task,
                     masks=live.to_memory_order(logical[name]),
                     norm={key: fn(tensor) for key, tensor in task.norm.items()},
-                    head=self._heads[name].state_dict(),
+                    head=head_tensors(task.info, self._heads[name]),
                     coefficients={
                         k: v.to(live.base[k].device)  # float32 in whatever dtype
                         for k, v in task.coefficients.items()
@@ -713,12 +727,13 @@ class MultiTaskModel(nn.Module):
             info=replace(task.info, preprocessing=self._bound(task)),
             masks=live.to_memory_order(task.masks),
             norm={k: v.to(state[k].device, state[k].dtype) for k, v in task.norm.items()},
-            head=head.state_dict(),
+            head=head_tensors(task.info, head),
             coefficients={k: v.to(live.base[k].device) for k, v in task.coefficients.items()},
         )
 
     def _check_fits(self, task: Task) -> None:
-        check_fits(task, self._frozen.shapes(), self._frozen.base_state, self.fingerprint)
+        whole = self._frozen.with_head if task.info.head_kind == KEEP else self.fingerprint
+        check_fits(task, self._frozen.shapes(), self._frozen.base_state, whole)
         self._bound(task)
 
     def _bound(self, task: Task) -> Prepares | None:
@@ -742,11 +757,14 @@ class MultiTaskModel(nn.Module):
                 f"task {name!r} already exists: delete_task it first or choose another name"
             )
 
-    def _new_head(self, head: nn.Module | None) -> None:
+    def _new_head(self, head: object) -> nn.Module | None:
         if head is not None and not isinstance(head, nn.Module):
-            raise InputError(f"head {head!r}: expected a module")
+            raise InputError(f"head {head!r}: expected a module, or 'keep' for the backbone's own")
         if any(head is held for held in self._heads.values()):
-            raise InputError("head: this very module is a head already; pass a new one")
+            raise InputError(
+                "head: this very module is a head already; pass a new one, or head='keep' for the backbone's own"
+            )
+        return head
 
     def _not_released(self) -> None:
         if self._released:

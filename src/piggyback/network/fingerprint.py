@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,13 @@ def fingerprint(
     Parameter...
     True
     """
-    whole = hashlib.sha256()
-    weights = {}
-    prefix = None if head is None else f"{head}."
+    digests = digests_of(module)
+    return whole_of(digests, head), {name: digests[name] for name in names}
+
+
+def digests_of(module: nn.Module) -> dict[str, str]:
+    """Return the digest of each entry of the state dict but batch norm's counters, by name, in order of the names."""
+    digests = {}
     for name, tensor in sorted(module.state_dict().items()):
         if name.endswith(IGNORED) or not isinstance(tensor, Tensor):
             continue
@@ -52,10 +56,18 @@ def fingerprint(
                 f"tensor {name!r} has no values yet: expected a backbone whose weights are all there; "
                 "run it once on a batch, or load its weights, before it is frozen"
             )
-        if prefix is not None and name.startswith(prefix):
-            continue
-        digest = tensor_digest(tensor)
-        whole.update(f"{name}\0{digest}\n".encode())
-        if name in names:
-            weights[name] = digest
-    return whole.hexdigest(), {name: weights[name] for name in names}
+        digests[name] = tensor_digest(tensor)
+    return digests
+
+
+def whole_of(digests: Mapping[str, str], head: str | None = None) -> str:
+    """Return the fingerprint of a backbone with these ``digests_of`` it, those under ``head`` left out.
+
+    >>> whole_of({"0.weight": "ab", "1.weight": "cd"}, head="1") == whole_of({"0.weight": "ab"})
+    True
+    """
+    whole = hashlib.sha256()
+    for name, digest in digests.items():
+        if head is None or not name.startswith(f"{head}."):
+            whole.update(f"{name}\0{digest}\n".encode())
+    return whole.hexdigest()

@@ -14,7 +14,7 @@ from piggyback.errors import SelectionError, TaskStateError, near_misses
 from piggyback.masks.bits import PackedMask
 from piggyback.masks.rule import Form
 from piggyback.masks.switch import LiveWeights
-from piggyback.network.fingerprint import IGNORED, fingerprint, tensor_digest
+from piggyback.network.fingerprint import IGNORED, digests_of, fingerprint, tensor_digest, whole_of
 from piggyback.network.head import find_head
 from piggyback.network.norm import norm_tensors
 from piggyback.network.select import Selection, select_weights
@@ -41,7 +41,11 @@ class FrozenBackbone:
     ) -> None:
         self.head_name = find_head(module) if head is None else _known_module(module, head)
         self.masked_names = tuple(select_weights(module, select, head=self.head_name))
-        self.fingerprint, self.digests = fingerprint(module, self.masked_names, self.head_name)
+        digests = digests_of(module)
+        self.digests = {name: digests[name] for name in self.masked_names}
+        self.fingerprint = whole_of(digests, self.head_name)
+        self.with_head = whole_of(digests)
+        """The fingerprint for tasks that keep the classifier."""
         _refuse_held(module)
         # All that can fail has been done: from here on the module changes.
         self.module = module

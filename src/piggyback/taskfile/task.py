@@ -26,6 +26,12 @@ ROW_HEADS = ("linear", "conv", "tokens")
 """Head kinds whose tensors have a row for each class."""
 
 
+KEEP = "keep"
+"""The head kind of a task that answers through the backbone's own head; its fingerprint covers that, too."""
+OWN = "own"
+"""The kind of a task whose outputs mean what the backbone's do, such as the next token; no class names are known."""
+
+
 @dataclass(frozen=True)
 class TaskInfo:
     """What a task is for and where it comes from; all of it is written into the task file."""
@@ -36,7 +42,7 @@ class TaskInfo:
     """Names of classes, labels or numbers, in the order of the head's outputs."""
     rule: MaskRule = field(default_factory=MaskRule)
     head_kind: str = "linear"
-    """How to build the head from its tensors: see ``model/heads.py``."""
+    """How to build the head from its tensors: see ``model/heads.py``; ``KEEP`` for the backbone's own, without any."""
     preprocessing: Prepares | None = None
     """Of images, or of texts."""
     backbone: BackboneInfo = field(default_factory=BackboneInfo)
@@ -114,9 +120,10 @@ class Task:
             f"{self.density:.1%} of {self.weights:,} weights kept" if self.masks else "a head alone"
         )
         own = f", {len(self.norm)} tensors of normalisation" if self.norm else ""
-        return (
-            f"Task({self.name!r}: {self.info.kind}, {len(self.info.classes)} classes; {masks}{own})"
-        )
+        what = f"{self.info.kind}, {len(self.info.classes)} classes"
+        if self.info.kind == OWN:
+            what = "answers as the backbone does"
+        return f"Task({self.name!r}: {what}; {masks}{own})"
 
     @property
     def weights(self) -> int:

@@ -81,3 +81,10 @@ def test_a_head_that_does_not_fit_the_kind_is_refused(
     mixed = replace(task, info=replace(task.info, **fields))
     with pytest.raises(InputError, match=r"'signs'.*'tokens' for both"):
         check(save(mixed), "signs")
+
+
+def test_a_task_that_keeps_the_backbones_head_is_refused_by_name(check: Check) -> None:
+    model = MultiTaskModel(seeded(Tiny))
+    model.start_task("tone", head="keep")
+    with pytest.raises(InputError, match=r"^task 'signs' keeps the backbone's own head"):
+        check(save(model.finish_task()), "signs")

@@ -29,7 +29,7 @@ from piggyback.kinds.base import Kind
 from piggyback.serve.store.stores import SUFFIX, Stamp, Store
 from piggyback.taskfile.checks import check_fingerprint
 from piggyback.taskfile.header import Shapes, TaskHeader, header_of
-from piggyback.taskfile.task import ROW_HEADS, check_name
+from piggyback.taskfile.task import KEEP, ROW_HEADS, check_name
 from piggyback.texts.preprocessing import Prepares
 
 LOGGER = logging.getLogger(__name__)
@@ -324,6 +324,11 @@ def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> C
             header = replace(header_of(data, shapes), name=name)
         except TaskFileError as error:
             raise TaskFileError(f"task {name!r}: {error}") from error
+        if header.info.head_kind == KEEP:
+            raise InputError(
+                f"task {name!r} keeps the backbone's own head, as language models do: a server answers with classes; "
+                "run it with MultiTaskModel"
+            )
         check_fingerprint(name, header.info.backbone, fingerprint)
         if (prepared := header.info.preprocessing) is not None:
             bound = prepared.bound(own, name, header.info.backbone.source)
