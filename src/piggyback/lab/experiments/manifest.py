@@ -9,14 +9,16 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -37,53 +39,23 @@ _DECIDED = ("method", "seed", *READ_ONLY)
 
 
 def recipe_fields(options: Any) -> dict[str, Any]:
-    """Return recipe fields by dotted name, checked to exist; raises ValueError.
+    """Return recipe fields by dotted name, checked to exist; raises ValueError. ``Recipe`` checks their values.
 
     >>> recipe_fields({"augment": {"flip": True}, "epochs": 3})
     {'augment.flip': True, 'epochs': 3}
     """
-    if options is None:  # as YAML has a key without a value
-        return {}
-    if not isinstance(options, Mapping):
+    if not isinstance(options or {}, Mapping):  # YAML has a key without a value as None
         raise ValueError(f"expected recipe fields and their values, found {options!r:.80}")
-    fields, defaults = current(flat(options)), flat(Recipe().to_json())
-    _check_known("recipe field", fields, [key for key in defaults if key not in _DECIDED])
-    hints = get_type_hints(Recipe)
-    for key, value in fields.items():
-        expected, kinds = _taken(defaults[key])
-        if hints.get(key) == str | None:
-            expected, kinds = "a word or null", (str, type(None))
-        if type(value) not in kinds:
-            raise ValueError(f"{key}: expected {expected}, found {value!r:.80}")
+    fields = current(flat(options or {}))
+    known = [key for key in flat(Recipe().to_json()) if key not in _DECIDED]
+    _check_known("recipe field", fields, known)
     return fields
 
 
-def _taken(default: Any) -> tuple[str, tuple[type, ...]]:
-    """What a recipe field with this default takes, in words and as types."""
-    if isinstance(default, bool):
-        return "true or false", (bool,)
-    if isinstance(default, str):
-        return "a word, in quotes if it is no or yes", (str,)  # YAML has these as booleans
-    if isinstance(default, (int, float)):
-        return "a number", (int, float)
-    if default is None:
-        return "a number, a list or null", (int, float, list, type(None))
-    return "a list", (list,)
-
-
-def _seeds(value: Any) -> Any:
-    good = isinstance(value, Sequence) and all(type(seed) is int and seed >= 0 for seed in value)
-    if not good or not value or len(set(value)) < len(value):
-        raise ValueError(f"expected a list of integers from 0, each once, found {value!r:.80}")
-    return tuple(value)
-
-
-def _classes(value: Any) -> Any:
-    if isinstance(value, list) and value and all(type(name) is str for name in value):
-        return tuple(value)
-    if value is None or (type(value) is int and value > 1):
-        return value
-    raise ValueError(f"expected a list of names, or a number from 2, found {value!r:.80}")
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"expected each once, found {list(values)}")
+    return values
 
 
 def _or_only(field: str) -> BeforeValidator:
@@ -93,6 +65,10 @@ def _or_only(field: str) -> BeforeValidator:
 
 Fields = Annotated[dict[str, Any], BeforeValidator(recipe_fields)]
 """Recipe fields by dotted name."""
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_once)]
+Seeds = Annotated[
+    tuple[NonNegativeInt, ...], Field(strict=False, min_length=1), AfterValidator(_once)
+]
 
 
 class _Part(BaseModel):
@@ -114,7 +90,7 @@ class Source(_Part):
 
     folder: str
     """Below one of the folders with data sets, or there as FOLDER.tar; or anywhere. Of a table, its file."""
-    classes: Annotated[tuple[str, ...] | int | None, BeforeValidator(_classes)] = None
+    classes: Names | Annotated[int, Field(gt=1)] | None = None
     """Only these, or so many of the first."""
     train_per_class: PositiveInt | None = None
     """At most so many training images of each class, the first by name."""
@@ -132,7 +108,7 @@ class MethodChoice(_Part):
     """each: the best trial of each task; all: the one that is best for all tasks in the mean."""
     max_bits: PositiveFloat | None = None
     """Trials with more bits per weight are not chosen while there are others."""
-    order: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    order: Names | None = None
     """For PackNet: the order of the tasks; by default the manifest's."""
     published: str | None = None
     """The method among the published numbers that it is put beside; by default none."""
@@ -156,7 +132,7 @@ class Manifest(_Part):
     """Recipe fields of all cells."""
     methods: Annotated[dict[str, MethodChoice], Field(min_length=1)]
     """By the label of their line in the table."""
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = (0,)
+    seeds: Seeds = (0,)
     """Each cell is repeated with each of them."""
     reference: str | None = None
     """The label that differences are taken to."""
@@ -191,8 +167,6 @@ class Manifest(_Part):
             _check_known("method", [method.method], [*METHODS, PACKNET], where)
             if order and method.method != PACKNET:
                 raise ValueError(f"{where}only {PACKNET} has an order of tasks")
-            if len(set(order)) < len(order):
-                raise ValueError(f"{where}expected an order with each task once, found {order}")
             _check_known("task", order, self.tasks, where)
             if method.published is not None:
                 if self.published is None:
@@ -211,18 +185,11 @@ class Manifest(_Part):
         labels: Collection[str] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Manifest:
-        """Return the part of it with these tasks, methods and seeds; None keeps all.
-
-        Raises ManifestError for a name that it does not have.
-        """
-        where = ""
+        """Return the part of it with these tasks, methods and seeds; None keeps all; ManifestError for a seed twice."""
         try:
-            _check_known("task", tasks or (), self.tasks)
-            _check_known("method", labels or (), self.methods)
-            where = "seeds: "
-            wanted = _seeds(seeds or self.seeds)
+            wanted = self.seeds if seeds is None else _once(tuple(seeds))
         except ValueError as error:
-            raise ManifestError(f"experiment {self.name!r}: {where}{error}") from error
+            raise ManifestError(f"experiment {self.name!r}: seeds: {error}") from error
         kept = {key: value for key, value in self.tasks.items() if tasks is None or key in tasks}
         methods = {
             label: method
@@ -279,8 +246,6 @@ def parse_manifest(text: str, name: str) -> Manifest:
         raise ManifestError(f"experiment {name!r}: {' '.join(str(error).split())}") from error
 
 
-_PLAIN = {"tuple_type": "a list", "dict_type": "keys and values", "model_type": "keys and values"}
-"""What pydantic expected, where its own words are Python's, by the type of the problem."""
 _PARTS: Mapping[str, type[_Part]] = {
     "backbones": BackboneChoice,
     "sources": Source,
@@ -291,16 +256,12 @@ _PARTS: Mapping[str, type[_Part]] = {
 def _first_problem(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, in one line: where, what was expected, what was found."""
     problem = error.errors()[0]
-    *path, key = map(str, problem["loc"] or [""])
+    place, told = list(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return f"{'.'.join(path)}: {_unknown('key', key, _PARTS[path[0]].model_fields)}"
-    where = ".".join([*path, key]) + ": " if key else ""
-    if problem["type"] == "value_error":  # raised by a check of ours, which says it all
-        return f"{where}{problem['ctx']['error']}"
-    if problem["type"] == "missing":
-        return f"{where}expected a value, found none"
-    expected = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Input should be "))
-    return f"{where}expected {expected}, found {problem['input']!r:.80}"
+        told = _unknown("key", place.pop(), _PARTS[place[0]].model_fields)
+    elif problem["type"] not in ("missing", "value_error"):
+        told += f", found {problem['input']!r:.80}"
+    return ": ".join(filter(None, [".".join(place), told]))
 
 
 def _check_known(

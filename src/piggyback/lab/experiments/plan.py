@@ -6,11 +6,11 @@ repeats   each backbone, task, method            with the other seeds, in the tr
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +149,10 @@ def recipe_of(method: str, seed: int, *settings: Mapping[str, Any]) -> Recipe:
     >>> recipe_of("masks", 0, {"epochs": 3}, {"augment.flip": True, "epochs": 5}).augment.flip
     True
     """
-    values: dict[str, Any] = copy.deepcopy(Recipe().to_json())
-    for setting in settings:
-        for key, value in setting.items():
-            *path, last = key.split(".")
-            inside = values
-            for part in path:
-                inside = inside[part]
-            inside[last] = value
+    values = Recipe().to_json()
+    for key, value in (item for setting in settings for item in setting.items()):
+        *path, last = key.split(".")
+        reduce(dict.__getitem__, path, values)[last] = value
     return Recipe.from_json({**values, "method": method, "seed": seed})
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from piggyback.errors import CheckpointError
 from piggyback.lab.experiments.plan import Job
-from piggyback.lab.experiments.published import decathlon_scores, published
+from piggyback.lab.experiments.published import PUBLISHED, decathlon_scores
 from piggyback.lab.experiments.runner import Experiment
 from piggyback.lab.packnet import epochs_after_pruning
 from piggyback.lab.tables.formats import table_csv, table_json, table_markdown, verdicts
@@ -106,12 +106,12 @@ def table_of(experiment: Experiment) -> ResultTable:
         for label in manifest.methods
         for task in manifest.tasks
     ]
+    published = PUBLISHED[manifest.published] if manifest.published else {}
     beside: dict[Names, float] = {}
     for backbone, task, label in planned:
-        method = manifest.methods[label].published
-        if manifest.published is not None and method is not None:
-            value = published(manifest.published, backbone, task, method)
-            beside |= {} if value is None else {(backbone, task, label): value}
+        names = (backbone, task, manifest.methods[label].published or "")
+        if names in published:
+            beside[backbone, task, label] = published[names]
     return result_table(
         rows,
         planned=planned,

@@ -1,7 +1,7 @@
 """Worker processes: jobs side by side, each with a device, or a part of the cores, of its own.
 
 Not ``concurrent.futures``: there a process that dies breaks the whole pool, cannot say how it died, and one that runs
-cannot be ended by a public call.
+cannot be ended by a public call. Each job has a process of its own, which gives back all its memory.
 """
 
 from __future__ import annotations
@@ -27,33 +27,39 @@ def side_by_side(
 ) -> Generator[tuple[Job, Result | str], None, None]:
     """Yield each job when it has ended, with what ``work`` returned for it, or how its process died.
 
-    A process that dies takes one job with it; the others go on, and another process takes its
-    place. Closing the iterator, as Ctrl-C does, ends the processes at once.
+    A process that dies takes one job with it; the others go on. Closing the iterator, as Ctrl-C does, ends the
+    processes at once.
     """
-    waiting = deque(jobs)
-    idle: list[_Worker] = []
-    busy: dict[Any, tuple[_Worker, Job]] = {}
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    waiting, idle = deque(jobs), places(min(workers, len(jobs)))
+    busy: dict[Any, tuple[Any, Job, Place]] = {}
     try:
-        idle += (_Worker(work, place) for place in places(min(workers, len(jobs))))
         while waiting or busy:
             while waiting and idle:
-                worker, job = idle.pop(), waiting.popleft()
-                busy[worker.connection] = worker, job
-                with contextlib.suppress(ConnectionError):  # dead: reading its answer tells
-                    worker.connection.send(job)
-            for connection in wait(list(busy)):
-                worker, job = busy.pop(connection)
+                job, place = waiting.popleft(), idle.pop()
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(work, job, place, theirs))
+                with _ctrl_c_ignored():
+                    process.start()
+                theirs.close()  # so that reading from a dead process ends
+                busy[ours] = process, job, place
+            ended: list[Any] = wait(list(busy))
+            for connection in ended:
+                process, job, place = busy.pop(connection)
                 try:
-                    result = worker.connection.recv()
-                    idle.append(worker)
+                    result = connection.recv()
+                    process.join()
                 except (EOFError, ConnectionError):
-                    result = worker.end()
-                    if waiting:
-                        idle.append(_Worker(work, worker.place))
+                    process.join()
+                    code = process.exitcode
+                    how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+                    result = f"its process died ({how}); not enough memory, perhaps"
+                idle.append(place)
                 yield job, result
     finally:
-        for worker in (*idle, *(worker for worker, _ in busy.values())):
-            worker.end()
+        for process, *_ in busy.values():
+            process.terminate()
+            process.join()
 
 
 class Place(NamedTuple):
@@ -75,39 +81,12 @@ def places(workers: int) -> list[Place]:
     return [Place(devices[n % count] if count else None, threads) for n in range(workers)]
 
 
-class _Worker:
-    """A process that does one job after the other."""
-
-    def __init__(self, work: Callable[[Any], object], place: Place) -> None:
-        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        self.place = place
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(work, theirs, place))
-        with _ctrl_c_ignored():
-            self._process.start()
-        theirs.close()  # so that reading from a dead worker ends
-
-    def end(self) -> str:
-        """Return how the process ended, which it does now if it has not."""
-        self.connection.close()
-        self._process.terminate()
-        self._process.join()
-        code = self._process.exitcode or 0
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return f"its process died ({how}); not enough memory, perhaps"
-
-
-def _serve(work: Callable[[Any], object], connection: Connection, place: Place) -> None:
+def _serve(work: Callable[[Any], object], job: Any, place: Place, connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if place.device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place.device  # read when CUDA is first used
     torch.set_num_threads(place.threads)
-    while True:
-        try:
-            job = connection.recv()
-        except EOFError:  # the parent has closed its end
-            return
-        connection.send(work(job))
+    connection.send(work(job))
 
 
 def _end_with_parent() -> None:

@@ -7,11 +7,10 @@ numbers by task,label  density per layer, learning curves
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -30,8 +29,6 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _DASHES = ("-", "--", ":")
 _HATCHES = ("", "////", "....")
 _ACROSS = 4  # panels side by side
-_WIDEST = 0.2  # bar, where the distance between groups is 1
-_PUBLISHED = "published"
 
 
 def error_per_task(table: ResultTable, measure: str = "accuracy") -> Figure:
@@ -66,32 +63,24 @@ def accuracy_against_bytes(table: ResultTable, measure: str = "accuracy") -> Fig
     >>> accuracy_against_bytes(_example()).axes[0].get_xscale()
     'log'
     """
+    several = len(table.backbones) > 1
     panels = [(backbone, task) for backbone in table.backbones for task in table.tasks]
-    figure, grid = _panels(len(panels))
+    figure, grid = _panels([f"{b}: {task}" if several else task for b, task in panels])
     for axes, (backbone, task) in zip(grid, panels, strict=True):
         for line in table.lines:
             mean = line.cells[table.tasks.index(task)].mean
-            if line.backbone != backbone or mean is None:
-                continue
-            axes.errorbar(
-                mean.bytes,
-                mean.accuracy,
-                yerr=mean.spread if mean.seeds > 1 else None,
-                capsize=3,
-                linestyle="none",
-                label=line.label,
-                **_marker(table.labels.index(line.label)),
-            )
+            if line.backbone == backbone and mean is not None:
+                spread = mean.spread if mean.seeds > 1 else None
+                look = _look(table.labels.index(line.label)) | {"linestyle": "none"}
+                axes.errorbar(
+                    mean.bytes, mean.accuracy, spread, capsize=3, label=line.label, **look
+                )
         axes.set_xscale("log")
         axes.margins(x=0.12, y=0.15)
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3)
-        axes.set_title(f"{backbone}: {task}" if len(table.backbones) > 1 else task)
-    _name_axes(figure, "bytes on disk", f"{measure} (%)")
-    _add_legend(figure, table.labels)
-    return figure
+    return _finished(figure, "bytes on disk", f"{measure} (%)")
 
 
 def density_per_layer(layers: Numbers) -> Figure:
@@ -104,12 +93,11 @@ def density_per_layer(layers: Numbers) -> Figure:
     'cubs'
     """
     names = max((list(found) for found in layers.values()), key=len, default=[])
-    place = {name: at for at, name in enumerate(names, 1)}
     numbered = {
-        key: {place[name]: 100 * kept for name, kept in found.items() if name in place}
+        key: {names.index(name) + 1: 100 * kept for name, kept in found.items() if name in names}
         for key, found in layers.items()
     }
-    return _lines(numbered, "masked layer, from input to output", "weights kept (%)", points=True)
+    return _lines(numbered, "masked layer, from input to output", "weights kept (%)", "o")
 
 
 def learning_curves(curves: Numbers, measure: str = "accuracy") -> Figure:
@@ -120,7 +108,7 @@ def learning_curves(curves: Numbers, measure: str = "accuracy") -> Figure:
     >>> learning_curves({("cubs", "masks"): {10: 20.0, 20: 41.5}}).axes[0].get_title()
     'cubs'
     """
-    return _lines(curves, "training steps", f"val {measure} (%)", points=False)
+    return _lines(curves, "training steps", f"val {measure} (%)", "")
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -137,141 +125,111 @@ def _bars(
 
     ``errors``: with the spread over seeds and the published error.
     """
-    known = {
-        line.label
+    heights = {
+        (line.backbone, line.label): [
+            value(cell.mean) if cell.mean else None for cell in line.cells
+        ]
         for line in table.lines
-        for cell in line.cells
-        if cell.mean and value(cell.mean) is not None
     }
+    known = {label for (_, label), found in heights.items() if set(found) != {None}}
     labels = [label for label in table.labels if label in known]
     groups, down = len(table.tasks), max(1, len(table.backbones))
     across = max(5.0, min(16.0, 1.5 + 0.2 * groups * (len(labels) + 1)))
-    figure = Figure(figsize=(across, 1.0 + 2.6 * down), layout="constrained")
-    panels = figure.subplots(down, 1, squeeze=False)[:, 0]
-    width = min(_WIDEST, 0.84 / max(1, len(labels)))
-    for axes, backbone in zip(panels, table.backbones, strict=False):
-        for line in table.lines:
-            if line.backbone != backbone or line.label not in labels:
-                continue
-            look = _bar(table.labels.index(line.label))
-            left = (labels.index(line.label) - (len(labels) - 1) / 2) * width
-            for middle, cell in enumerate(line.cells):
-                at, height = middle + left, value(cell.mean) if cell.mean else None
-                if height is None or cell.mean is None:
-                    _gap(axes, at, "failed" if cell.errors else "none")
-                else:
-                    spread = cell.mean.spread if errors and cell.mean.seeds > 1 else None
-                    axes.bar(at, height, 0.92 * width, yerr=spread, label=line.label, **look)
-                if errors and cell.published is not None:
-                    ends, error = (at - width / 2, at + width / 2), 100 - cell.published
-                    axes.plot(ends, (error, error), color="black", label=_PUBLISHED)
-        slanted = {"rotation": 20, "ha": "right"} if groups > 6 else {}  # names of sets are long
+    figure = Figure(figsize=(across, 1.5 + 2.6 * down), layout="constrained")
+    panels = dict(zip(table.backbones, figure.subplots(down, 1, squeeze=False)[:, 0], strict=False))
+    width = min(0.2, 0.84 / max(1, len(labels)))  # the distance between groups is 1
+    for line in table.lines:
+        if line.label not in labels:
+            continue
+        axes, at = panels[line.backbone], table.labels.index(line.label)
+        left = (labels.index(line.label) - (len(labels) - 1) / 2) * width
+        for middle, cell in enumerate(line.cells):
+            height = heights[line.backbone, line.label][middle]
+            if height is not None and cell.mean is not None:
+                axes.bar(
+                    middle + left,
+                    height,
+                    0.92 * width,
+                    yerr=cell.mean.spread if errors and cell.mean.seeds > 1 else None,
+                    label=line.label,
+                    color=COLOURS[at % len(COLOURS)],
+                    hatch=_HATCHES[at // len(COLOURS) % len(_HATCHES)],
+                    edgecolor="white",
+                )
+            if errors and cell.published is not None:
+                ends = (middle + left - width / 2, middle + left + width / 2)
+                axes.plot(ends, [100 - cell.published] * 2, color="black", label="published")
+    slanted = {"rotation": 20, "ha": "right"} if groups > 6 else {}  # names of sets are long
+    for backbone, axes in panels.items():
         axes.set_xticks(range(groups), table.tasks, **slanted)
-        axes.set_xlim(-0.5, max(1, groups) - 0.5)
-        axes.set_axisbelow(True)
-        axes.grid(axis="y", alpha=0.3)
-        if len(table.backbones) > 1:
-            axes.set_title(backbone)
-    for axes in panels:
+        axes.set_xlim(-0.5, groups - 0.5)
         axes.set_ylabel(name)
-    _add_legend(figure, labels)
-    return figure
+        if len(panels) > 1:
+            axes.set_title(backbone)
+    return _finished(figure)
 
 
-def _lines(numbers: Numbers, below: str, left: str, *, points: bool) -> Figure:
-    """A panel per task, a line per method; ``points``: with a marker at each number."""
+def _lines(numbers: Numbers, below: str, left: str, marker: str) -> Figure:
+    """A panel per task, a line per method."""
     tasks = list(dict.fromkeys(task for task, _ in numbers))
     labels = list(dict.fromkeys(label for _, label in numbers))
-    figure, grid = _panels(len(tasks))
-    for axes, task in zip(grid, tasks, strict=True):
-        for (own, label), found in numbers.items():
-            if own != task:
-                continue
-            at = labels.index(label)
-            style = _marker(at) | ({"markersize": 3} if points else {"marker": None})
-            style["linestyle"] = _DASHES[at // len(COLOURS) % len(_DASHES)]
-            axes.plot(list(found), list(found.values()), linewidth=1, label=label, **style)
+    figure, grid = _panels(tasks)
+    for (task, label), found in numbers.items():
+        at = labels.index(label)
+        look = _look(at) | {"marker": marker, "markersize": 3}
+        look["linestyle"] = _DASHES[at // len(COLOURS) % len(_DASHES)]
+        axes = grid[tasks.index(task)]
+        axes.plot(list(found), list(found.values()), linewidth=1, label=label, **look)
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        axes.grid(alpha=0.3)
-        axes.set_title(task)
-    _name_axes(figure, below, left)
-    _add_legend(figure, labels)
-    return figure
+    return _finished(figure, below, left)
 
 
-def _bar(at: int) -> dict[str, Any]:
-    """The look of the bars of method number ``at``: hatched where colours repeat."""
-    return {
-        "color": COLOURS[at % len(COLOURS)],
-        "hatch": _HATCHES[at // len(COLOURS) % len(_HATCHES)],
-        "edgecolor": "white",
-        "linewidth": 0,
-        "error_kw": {"elinewidth": 0.8, "ecolor": "0.3"},
-    }
-
-
-def _gap(axes: Axes, at: float, text: str) -> None:
-    """Say why there is no bar: a gap alone would read as an error of nothing."""
-    axes.annotate(
-        text,
-        (at, 0),
-        xytext=(0, 3),
-        textcoords="offset points",
-        rotation=90,
-        ha="center",
-        fontsize=6,
-        color="0.4",
-    )
-
-
-def _marker(at: int) -> dict[str, Any]:
+def _look(at: int) -> dict[str, Any]:
     """The look of the method number ``at``: hollow from the seventh on, where colours repeat."""
     colour = COLOURS[at % len(COLOURS)]
+    hollow = at // len(COLOURS) % 2
     return {
         "color": colour,
         "marker": _MARKERS[at % len(_MARKERS)],
-        "markersize": 6,
-        "markerfacecolor": "white" if at // len(COLOURS) % 2 else colour,
+        "markerfacecolor": "white" if hollow else colour,
     }
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels, a few side by side."""
-    across = min(max(count, 1), _ACROSS)
-    down = -(-max(count, 1) // _ACROSS)
-    figure = Figure(figsize=(max(5.0, 3.3 * across), 0.8 + 2.6 * down), layout="constrained")
+def _panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each of ``titles``, a few side by side."""
+    across = min(max(len(titles), 1), _ACROSS)
+    down = -(-max(len(titles), 1) // _ACROSS)
+    figure = Figure(figsize=(max(5.0, 3.3 * across), 1.3 + 2.6 * down), layout="constrained")
     grid = list(figure.subplots(down, across, squeeze=False).flat)
-    for axes in grid[count:]:
+    for axes in grid[len(titles) :]:
         axes.remove()
-    return figure, grid[:count]
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(title)
+    return figure, grid[: len(titles)]
 
 
-def _name_axes(figure: Figure, below: str, left: str) -> None:
-    """Name the axes once for all panels."""
-    if figure.axes:
-        figure.supxlabel(below, fontsize="medium")
-        figure.supylabel(left, fontsize="medium")
-
-
-def _add_legend(figure: Figure, labels: Sequence[str]) -> None:
-    """Name the methods once, above all panels."""
-    found: dict[str, Artist] = {}
+def _finished(figure: Figure, below: str = "", left: str = "") -> Figure:
+    """The figure with a grid, and with axes and methods named once for all panels."""
+    figure.supxlabel(below, fontsize="medium")
+    figure.supylabel(left, fontsize="medium")
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
+        axes.set_axisbelow(True)
+        axes.grid(alpha=0.3)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    known = [label for label in [*labels, _PUBLISHED] if label in found]
-    if known:
-        room = int(figure.get_figwidth() / (0.65 + 0.09 * max(map(len, known))))
-        across = min(len(known), max(1, room))
-        rows = -(-len(known) // across)
-        figure.set_figheight(figure.get_figheight() + 0.22 * rows)  # panels keep their height
+            handles.setdefault(label, handle)
+    if "published" in handles:
+        handles["published"] = handles.pop("published")  # last
+    if handles:
+        room = int(figure.get_figwidth() / (0.65 + 0.09 * max(map(len, handles))))
         figure.legend(
-            [found[label] for label in known],
-            known,
+            handles.values(),
+            handles.keys(),
             loc="outside upper center",
-            ncols=across,
+            ncols=max(1, min(len(handles), room)),
             frameon=False,
         )
+    return figure
 
 
 def _example() -> ResultTable:
