@@ -102,7 +102,7 @@ def test_mistakes_name_the_nearest_valid_word(before: str, after: str, message: 
 def test_values_are_checked_before_anything_runs() -> None:
     for old, new, message in (
         ("epochs: 3", "epochs: 0", "epochs 0: expected an integer from 1"),
-        ("epochs: 2,", "head_lr: null,", "recipe: .*NoneType"),
+        ("epochs: 2,", "head_lr: null,", "head_lr None: expected a finite number"),
         ("epochs: 2,", "amp: no,", "amp False: expected one of auto"),  # YAML has it as a boolean
     ):
         with pytest.raises(ManifestError, match=f"experiment 'mine': method 'head': .*{message}"):
