@@ -19,7 +19,7 @@ from piggyback.lab.tables.plots import (
     density_per_task,
     error_per_task,
     learning_curves,
-    save_png,
+    save_all,
 )
 from piggyback.lab.tables.table import result_table
 from support.experiment_rows import METHODS, rows
@@ -121,7 +121,7 @@ def test_lines_have_a_panel_per_task_and_a_colour_per_method() -> None:
 
 def test_plots_are_written_without_touching_global_state(tmp_path: Path) -> None:
     before, had_pyplot = dict(mpl.rcParams), "matplotlib.pyplot" in sys.modules
-    save_png(error_per_task(result_table(rows())), tmp_path / "error.png")
+    save_all(tmp_path, {}, {"error.png": error_per_task(result_table(rows()))})
     assert Image.open(tmp_path / "error.png").size[0] >= 750
     assert dict(mpl.rcParams) == before
     assert ("matplotlib.pyplot" in sys.modules) == had_pyplot

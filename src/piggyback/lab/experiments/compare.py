@@ -17,7 +17,7 @@ from piggyback.lab.experiments.manifest import BackboneChoice, Manifest, MethodC
 from piggyback.lab.experiments.plan import Job, repeats, trials
 from piggyback.lab.experiments.runner import train_job
 from piggyback.lab.tables.formats import runs_csv, runs_json, runs_markdown
-from piggyback.lab.tables.plots import accuracy_against_bytes, density_per_layer, save_png
+from piggyback.lab.tables.plots import accuracy_against_bytes, density_per_layer, save_all
 from piggyback.lab.tables.rows import Row, row_of
 from piggyback.lab.tables.table import result_table
 from piggyback.model.multitask import MultiTaskModel
@@ -25,7 +25,6 @@ from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
 from piggyback.taskfile.file import save_file
 from piggyback.train import ImageData, Listener, Recipe, TrainResult, evaluate
-from piggyback.train.checkpoint import write_file
 from piggyback.train.device import processes
 from piggyback.train.recipe import flat
 
@@ -178,20 +177,17 @@ def _jobs(
 
 def _best(results: Sequence[TrainResult]) -> dict[str, TrainResult]:
     """For each task the run to keep: masks before head, then the best on val."""
-
-    def merit(result: TrainResult) -> tuple[bool, float]:
-        return result.bits_per_weight is not None, result.val_accuracy
-
-    best: dict[str, TrainResult] = {}
-    for result in results:
-        held = best.get(result.name)
-        if result.task is not None and (held is None or merit(result) > merit(held)):
-            best[result.name] = result
-    return best
+    by_merit = sorted(
+        results, key=lambda r: (r.bits_per_weight is not None, r.val_accuracy), reverse=True
+    )
+    return {
+        name: next(result for result in by_merit if result.task and result.name == name)
+        for name in dict.fromkeys(result.name for result in results if result.task)
+    }
 
 
 def _write(rows: Sequence[Row], best: Mapping[str, TrainResult], out: Path) -> tuple[Path, ...]:
-    """The tables and plots of a comparison, written once where several processes train together."""
+    """The tables and plots of a comparison."""
     texts = {
         "table.csv": runs_csv(rows),
         "table.json": runs_json(rows),
@@ -205,12 +201,7 @@ def _write(rows: Sequence[Row], best: Mapping[str, TrainResult], out: Path) -> t
     }
     if layers:
         figures["density.png"] = density_per_layer(layers)
-    if processes().is_main_process:
-        for name, text in texts.items():
-            write_file(out / name, text)
-        for name, figure in figures.items():
-            save_png(figure, out / name)
-    return tuple(out / name for name in (*texts, *figures))
+    return save_all(out, texts, figures)
 
 
 def _fingerprint(backbone: Backbone) -> str:

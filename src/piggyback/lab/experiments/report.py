@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from piggyback.errors import CheckpointError
 from piggyback.lab.experiments.plan import Job
 from piggyback.lab.experiments.published import PUBLISHED, decathlon_scores
 from piggyback.lab.experiments.runner import Experiment
@@ -20,14 +19,12 @@ from piggyback.lab.tables.plots import (
     density_per_task,
     error_per_task,
     learning_curves,
-    save_png,
+    save_all,
 )
 from piggyback.lab.tables.rows import PACKNET, means
 from piggyback.lab.tables.segmentation import compare_segmentation
 from piggyback.lab.tables.table import Names, ResultTable, result_table
 from piggyback.taskfile.header import read_header
-from piggyback.train import TrainResult
-from piggyback.train.checkpoint import write_file
 from piggyback.train.result import RESULT, finished
 
 _DRAWN = ("head", "masks", "finetune")
@@ -124,7 +121,7 @@ def table_of(experiment: Experiment) -> ResultTable:
 
 def write(experiment: Experiment) -> tuple[Path, ...]:
     """Return the tables and plots of an experiment after writing them into its folder."""
-    table, rows, out = table_of(experiment), experiment.rows, experiment.out
+    table, rows = table_of(experiment), experiment.rows
     title = f"# {experiment.manifest.title}\n\n"
     texts = {
         "table.md": title
@@ -146,11 +143,7 @@ def write(experiment: Experiment) -> tuple[Path, ...]:
         figures["density-per-layer.png"] = density_per_layer(layers)
     if curves := _of_first_seed(experiment, _curve):
         figures["curves.png"] = learning_curves(curves, measure)
-    for name, text in texts.items():
-        write_file(out / name, text)
-    for name, figure in figures.items():
-        save_png(figure, out / name)
-    return tuple(out / name for name in (*texts, *figures))
+    return save_all(experiment.out, texts, figures)
 
 
 def _of_first_seed(
@@ -198,7 +191,7 @@ def draw(experiment: Experiment) -> tuple[Path, ...]:
     written: list[Path] = []
     for (_, task), lines in cells.items():
         results = {
-            label: [result_in(experiment.out / job.folder) for job in jobs]
+            label: [r for job in jobs if (r := finished(experiment.out / job.folder))]
             for label, jobs in lines.items()
         }
         job = next(iter(lines.values()))[0]
@@ -206,11 +199,3 @@ def draw(experiment: Experiment) -> tuple[Path, ...]:
         folder = experiment.out / job.folder.parents[2]
         written += compare_segmentation(backbone, experiment.sources.data(task), results, folder)
     return tuple(written)
-
-
-def result_in(folder: Path) -> TrainResult:
-    """Return the result of the run that ended in ``folder``; raises CheckpointError where none did."""
-    result = finished(folder)
-    if result is None:
-        raise CheckpointError(f"run folder {str(folder)!r}: no run has ended there")
-    return result

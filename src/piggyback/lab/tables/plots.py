@@ -19,6 +19,7 @@ from piggyback.lab.tables.formats import human_bytes
 from piggyback.lab.tables.rows import Mean, Row
 from piggyback.lab.tables.table import ResultTable, result_table
 from piggyback.train.checkpoint import write_file
+from piggyback.train.device import processes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette: distinct for colour-blind readers too."""
@@ -111,11 +112,21 @@ def learning_curves(curves: Numbers, measure: str = "accuracy") -> Figure:
     return _lines(curves, "training steps", f"val {measure} (%)", "")
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Write ``figure`` to ``path`` at 150 dots per inch, in one step; raises CheckpointError."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=150)
-    write_file(path, drawn.getvalue())
+def save_all(
+    folder: Path, texts: Mapping[str, str], figures: Mapping[str, Figure]
+) -> tuple[Path, ...]:
+    """Return the paths of all texts and figures, by their names in ``folder``, after writing each in one step.
+
+    Figures have 150 dots per inch. Where several processes train together, one writes. Raises CheckpointError.
+    """
+    if processes().is_main_process:
+        for name, text in texts.items():
+            write_file(folder / name, text)
+        for name, figure in figures.items():
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format="png", dpi=150)
+            write_file(folder / name, drawn.getvalue())
+    return tuple(folder / name for name in (*texts, *figures))
 
 
 def _bars(

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from piggyback.lab.tables.plots import COLOURS, save_png
+from piggyback.lab.tables.plots import COLOURS, save_all
 from piggyback.names import plain
-from piggyback.train.checkpoint import write_file
 from piggyback.train.report import Number, Report
 
 SHEET = 24
@@ -63,8 +62,6 @@ def write_report(
         "wrong.png": _sheet(report, names, picture),
     }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    for name, figure in drawn.items():
-        save_png(figure, folder / name)
     found = {"about": dict(about), **report.to_json()}
     if other is not None:
         found["compared"] = dict(other)
@@ -74,9 +71,7 @@ def write_report(
         "answers.csv": _csv(_answer_table(report, names)),
         "index.html": _page(report, about, list(drawn), other),
     }
-    for name, text in texts.items():
-        write_file(folder / name, text)
-    return [*texts, *drawn]
+    return [path.name for path in save_all(folder, texts, drawn)]
 
 
 # -- tables ----------------------------------------------------------------------------------------

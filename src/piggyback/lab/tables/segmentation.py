@@ -18,13 +18,12 @@ from piggyback.errors import InputError
 from piggyback.images.decode import normalise
 from piggyback.images.label_maps import VOID
 from piggyback.images.map_pictures import colours_of
-from piggyback.lab.tables.plots import save_png
+from piggyback.lab.tables.plots import save_all
 from piggyback.model.heads import new_head
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
 from piggyback.network.frozen import replace_module
 from piggyback.texts.preprocessing import as_images
-from piggyback.train.checkpoint import write_file
 from piggyback.train.data.sets import ImageData
 from piggyback.train.data.text import TextSet
 from piggyback.train.evaluation import Measured, measure
@@ -32,25 +31,20 @@ from piggyback.train.recipe import Recipe
 from piggyback.train.result import TrainResult
 from piggyback.train.training import preprocessing_of
 
-TABLE, PICTURE, NUMBERS = "per-class.md", "side-by-side.png", "per-class.json"
-"""What ``compare_segmentation`` writes."""
 _DRAWN = 4  # test images
 _BATCH = 16
 
 
 def compare_segmentation(
     backbone: Backbone, data: ImageData, runs: Mapping[str, Sequence[TrainResult]], folder: Path
-) -> tuple[Path, Path, Path]:
-    """Return the table of all ``runs`` on test, and pictures by the first run of each label, both in ``folder``.
+) -> tuple[Path, ...]:
+    """Return files in ``folder``: a table and numbers of all ``runs`` on test, and pictures by each label's first run.
 
     ``runs``: results of the methods masks, head and finetune on ``data``, a list for each label.
     Four images from evenly over test are drawn. Raises InputError where runs do not go together:
     they must have the same preprocessing, since pictures show what the networks see.
     """
-    if isinstance(data.test, TextSet):
-        raise InputError("texts: expected images with label maps")
-    if not runs or not all(runs.values()):
-        raise InputError("runs: expected one or more results for each label")
+    assert not isinstance(data.test, TextSet), "of segmentation tasks"
     prepared = {
         as_images(preprocessing_of(backbone, Recipe.from_json(one.provenance["recipe"])))
         for results in runs.values()
@@ -75,11 +69,24 @@ def compare_segmentation(
                 with torch.inference_mode():
                     logits = network(normalise(pictures.to(device), preprocessing))
                 maps[label] = logits.argmax(1).byte().cpu()
+    numbers = {
+        label: [
+            {
+                "mean_iou": one.mean_iou,
+                "pixels_right": one.right,
+                "classes": one.per_class_iou(),
+                "confusion": one.confusion.tolist(),
+            }
+            for one in found
+        ]
+        for label, found in measured.items()
+    }
+    texts = {
+        "per-class.md": iou_table(measured),
+        "per-class.json": json.dumps(numbers, indent=1) + "\n",
+    }
     figure = side_by_side(pictures, maps, data.classes)
-    write_file(folder / TABLE, iou_table(measured))
-    write_file(folder / NUMBERS, json.dumps(_numbers(measured), indent=1) + "\n")
-    save_png(figure, folder / PICTURE)
-    return folder / TABLE, folder / PICTURE, folder / NUMBERS
+    return save_all(folder, texts, {"side-by-side.png": figure})
 
 
 def network_of(backbone: Backbone, result: TrainResult) -> nn.Module:
@@ -141,17 +148,13 @@ def side_by_side(images: Tensor, maps: Mapping[str, Tensor], classes: Sequence[s
     """Return a figure with a row per image: itself, then its label maps under their titles.
 
     ``images`` uint8 (n, 3, h, w), ``maps`` uint8 (n, h, w) each; void is white. Below, the colour of
-    each class that occurs. Raises InputError for maps of another size.
+    each class that occurs.
 
     >>> images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     >>> maps = {"truth": torch.zeros(1, 8, 8, dtype=torch.uint8)}
     >>> [axes.get_title() for axes in side_by_side(images, maps, ["sky"]).axes]
     ['image', 'truth']
     """
-    wanted = (len(images), *images.shape[-2:])
-    for title, found in maps.items():
-        if tuple(found.shape) != wanted:
-            raise InputError(f"label maps {title!r} {tuple(found.shape)}: expected {wanted}")
     table = torch.full((256, 3), 255, dtype=torch.uint8)
     table[: len(classes)] = torch.tensor(colours_of(classes), dtype=torch.uint8)
     columns = {"image": images.permute(0, 2, 3, 1)}
@@ -190,18 +193,3 @@ def _evenly(count: int, most: int) -> list[int]:
 def _with_spread(values: Sequence[float]) -> str:
     spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
     return f"{mean(values):.2f}{spread}"
-
-
-def _numbers(measured: Mapping[str, Sequence[Measured]]) -> dict[str, list[dict[str, object]]]:
-    return {
-        label: [
-            {
-                "mean_iou": one.mean_iou,
-                "pixels_right": one.right,
-                "classes": one.per_class_iou(),
-                "confusion": one.confusion.tolist(),
-            }
-            for one in found
-        ]
-        for label, found in measured.items()
-    }
