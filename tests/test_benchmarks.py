@@ -47,6 +47,14 @@ def test_all_benchmarks_run_and_report(tmp_path):
     assert "old" not in page.read_text()
 
 
+def test_memory_of_training_is_told_by_method():
+    table = run("benchmarks.training_memory", "--quick")
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    held = {(method, inner): float(size) for method, inner, size, *_ in rows[1:]}
+    assert held["LoRA, rank 8", "Adam"] < held["fine-tuning", "Adam"] < held["masks", "Adam"]
+    assert held["masks", "Adafactor"] < held["masks", "RMSprop"] < held["masks", "Adam"]
+
+
 def test_one_benchmark_is_a_command_of_its_own(tmp_path):
     run("benchmarks.mask_bytes", "--quick", "--json", tmp_path / "rows.json")
     assert all(

@@ -143,3 +143,18 @@ def test_arguments_that_would_lose_inputs_or_labels_are_refused(options, message
     task = TrainerTask(model, tmp_path / "tone.safetensors", 3)
     with pytest.raises(InputError, match=rf"task 'tone': Wrapped\.forward .*{message}"):
         trainer(model, tmp_path, task.optimizers(6), [task], **options)
+
+
+def test_a_language_model_learns_with_its_own_head(tmp_path):
+    torch.manual_seed(0)
+    small = {"vocab_size": 30, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    config = transformers.GPT2Config(**small, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    model = MultiTaskModel(transformers.GPT2LMHeadModel(config))
+    task = TrainerTask(model, tmp_path / "words.safetensors", head="keep")
+    train = trainer(model, tmp_path, task.optimizers(6), [task])
+    train.train_dataset = [{**row, "labels": row["input_ids"]} for row in rows()]
+    train.train()
+    assert task.task is not None
+    assert (task.task.info.head_kind, task.task.head) == ("keep", {})
+    assert 0 < task.task.density < 1
+    assert task.path.exists()

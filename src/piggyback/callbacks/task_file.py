@@ -19,7 +19,7 @@ class TaskFile:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        classes: int | Sequence[str],
+        classes: int | Sequence[str] | None = None,
         *,
         name: str | None = None,
         **options: Any,

@@ -33,7 +33,7 @@ class TrainerTask(TaskFile, transformers.TrainerCallback):  # type: ignore[misc]
         self,
         model: MultiTaskModel,
         path: str | os.PathLike[str],
-        classes: int | Sequence[str],
+        classes: int | Sequence[str] | None = None,
         *,
         name: str | None = None,
         **options: Any,
