@@ -35,7 +35,7 @@ MARGIN = 5e-3
 Z = 0.7
 """The margin in standard deviations of what noise does to a score, where nothing is known of the task: see
 docs/RECIPES.md."""
-REACH = 5.0
+REACH = 3.5
 """The margins that a score moves in a run while its gradient keeps its sign, in networks with layer normalisation:
 see docs/RECIPES.md."""
 HEAD_LR = 2e-3
@@ -215,7 +215,7 @@ def mask_lr(
     >>> round(mask_lr(240, "constant"), 6)
     0.000461
     >>> [round(mask_lr(steps, reach=REACH), 7) for steps in (240, 1000)]
-    [0.0002051, 4.94e-05]
+    [0.0001441, 3.46e-05]
     """
     if not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps {steps!r}: expected a whole number from 1")
