@@ -11,13 +11,15 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from piggyback.lab.tables.plots import COLOURS, save_all
+from piggyback.lab.tables.plots import COLOURS, panels, save_all
 from piggyback.train.report import Number, Report
 
 SHEET = 24
@@ -76,43 +78,40 @@ def write_report(
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def _class_table(report: Report) -> list[list[object]]:
+def _class_table(report: Report) -> list[Any]:
     """Titles, then a row for each class, label or output."""
     titles = list(next(iter(report.rows.values()), {}))
-    rows: list[list[object]] = [[n, *map(_short, row.values())] for n, row in report.rows.items()]
+    rows: list[Any] = [[n, *map(_short, row.values())] for n, row in report.rows.items()]
     return [["class", *titles], *rows]
 
 
-def _answer_table(report: Report, names: Sequence[str]) -> list[list[object]]:
+def _answer_table(report: Report, names: Sequence[str]) -> list[Any]:
     """Titles, then a row for each sample: what it is, and what it was called."""
-    outcome, rows = report.outcome, list[list[object]]()
-    if outcome.kind == "segmentation":
-        right = outcome.truth.diagonal(axis1=1, axis2=2).sum(1) / np.maximum(
-            outcome.truth.sum((1, 2)), 1
-        )
-        rows = [[n, f"{r:.6f}"] for n, r in zip(names, right, strict=True)]
-        return [["sample", "pixels right"], *rows]
-    for i, name in enumerate(names):
-        rows.append([name, *_truth_and_answer(report, i)])
-    return [["sample", "truth", "answer", "confidence"], *rows]
+    if report.outcome.kind == "segmentation":
+        right = _pixels_right(report)
+        pixels: list[Any] = [[n, f"{r:.6f}"] for n, r in zip(names, right, strict=True)]
+        return [["sample", "pixels right"], *pixels]
+    found = [[name, *_truth_and_answer(report, i)] for i, name in enumerate(names)]
+    return [["sample", "truth", "answer", "confidence"], *found]
+
+
+def _pixels_right(report: Report) -> Any:
+    """Of each sample of a segmentation, the share of its pixels."""
+    counts = report.outcome.truth
+    return counts.diagonal(axis1=1, axis2=2).sum(1) / np.maximum(counts.sum((1, 2)), 1)
 
 
 def _truth_and_answer(report: Report, i: int) -> tuple[str, str, str]:
-    """In words: what sample ``i`` is, what it was called, and how surely, or how far off."""
+    """In words: what sample ``i`` is, what it was called, and how surely."""
     outcome = report.outcome
     row, truth = outcome.answers[i], outcome.truth[i]
     if outcome.kind == "classification":
         return outcome.classes[truth], outcome.classes[row.argmax()], f"{row.max():.6f}"
     if outcome.kind == "multilabel":
         given = outcome.given[i]
-        sure = np.where(given, row, 1 - row)
-
-        def listed(those: Any) -> str:
-            return (
-                ", ".join(n for n, yes in zip(outcome.classes, those, strict=True) if yes) or "none"
-            )
-
-        return listed(truth), listed(given), f"{sure.min():.6f}"
+        sure = np.where(given, row, 1 - row).min()
+        was, called = (", ".join(compress(outcome.classes, those)) for those in (truth, given))
+        return was or "none", called or "none", f"{sure:.6f}"
     return ", ".join(f"{v:.4g}" for v in truth), ", ".join(f"{v:.4g}" for v in row), ""
 
 
@@ -131,6 +130,14 @@ def _short(value: float) -> str:
 # -- pictures --------------------------------------------------------------------------------------
 
 
+def _figure(width: float, height: float, below: str, left: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(below)
+    axes.set_ylabel(left)
+    return figure, axes
+
+
 def _confusion(report: Report) -> Figure | None:
     """Rows are what samples are, columns what they were called, in percent of the row."""
     if report.counts is None:
@@ -138,21 +145,17 @@ def _confusion(report: Report) -> Figure | None:
     counts, classes = report.counts, report.outcome.classes
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(4.0, 1.8 + 0.3 * len(classes)), 13.0)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(side + 1, side, "called", "truth")
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(shown, ax=axes, label="% of the class", shrink=0.8)
     if len(classes) <= NAMED:
-        places, size = range(len(classes)), 8 if len(classes) > 15 else 9
-        axes.set_xticks(places, classes, rotation=90, fontsize=size)
-        axes.set_yticks(places, classes, fontsize=size)
+        axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(classes)), classes, fontsize=8)
     if len(classes) <= ACROSS * 2:
         for (i, j), share in np.ndenumerate(shares):
             if share >= 0.5:
                 ink = "white" if share > 60 else "black"
                 axes.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=8, color=ink)
-    axes.set_xlabel("called")
-    axes.set_ylabel("truth")
     return figure
 
 
@@ -166,15 +169,12 @@ def _calibration(report: Report) -> Figure | None:
     upper.plot([0, 100], [0, 100], color="0.6", linewidth=1, linestyle="--")
     width = 100 / len(found.counts)
     middles = [width * (i + 0.5) for i in range(len(found.counts))]
-    bars = upper.bar(middles, [100 * v for v in found.accuracy], 0.92 * width, color=COLOURS[0])
-    for bar, count in zip(bars, found.counts, strict=True):
+    right = [100 * v for v in found.accuracy]
+    for bar, count in zip(
+        upper.bar(middles, right, 0.92 * width, color=COLOURS[0]), found.counts, strict=True
+    ):
         bar.set_alpha(0.4 if count >= FEW else 0.12)
-    upper.plot(
-        [100 * v for v in found.confidence],
-        [100 * v for v in found.accuracy],
-        "o",
-        color=COLOURS[0],
-    )
+    upper.plot([100 * v for v in found.confidence], right, "o", color=COLOURS[0])
     upper.set_ylabel("right (%)")
     upper.set_title(f"calibration error {100 * found.ece:.1f} %", fontsize="medium")
     lower.bar(middles, found.counts, 0.92 * width, color="0.6")
@@ -188,14 +188,11 @@ def _coverage(report: Report) -> Figure | None:
     if report.coverage is None:
         return None
     _, share, right = report.coverage
-    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(4.6, 3.4, "answers given, the surest first (%)", "of these right (%)")
     axes.plot(100 * share, 100 * right, color=COLOURS[0])
     axes.set_xlim(0, 100)
     axes.set_ylim(top=101)
     axes.grid(alpha=0.3)
-    axes.set_xlabel("answers given, the surest first (%)")
-    axes.set_ylabel("of these right (%)")
     return figure
 
 
@@ -204,21 +201,19 @@ def _scatter(report: Report) -> Figure | None:
     outcome = report.outcome
     if outcome.kind != "regression":
         return None
-    across = min(len(outcome.classes), 4)
-    down = -(-len(outcome.classes) // across)
-    figure = Figure(figsize=(3.8 * across, 3.6 * down), layout="constrained")
-    for i, axes in enumerate(figure.subplots(down, across, squeeze=False).flat):
-        if i >= len(outcome.classes):
-            axes.remove()
-            continue
-        truth, found = outcome.truth[:, i], outcome.answers[:, i]
+    titles = [
+        f"{name} ({unit})" if unit else name
+        for name, unit in zip(
+            outcome.classes, outcome.units or [""] * len(outcome.classes), strict=True
+        )
+    ]
+    figure, grid = panels(titles)
+    for axes, truth, found in zip(grid, outcome.truth.T, outcome.answers.T, strict=True):
         ends = [min(truth.min(), found.min()), max(truth.max(), found.max())]
         axes.plot(ends, ends, color="0.6", linewidth=1, linestyle="--")
         axes.plot(truth, found, ".", color=COLOURS[0], alpha=0.5)
-        unit = f" ({outcome.units[i]})" if outcome.units and outcome.units[i] else ""
-        axes.set_title(f"{outcome.classes[i]}{unit}", fontsize="medium")
-        axes.set_xlabel("truth")
-        axes.set_ylabel("found")
+    figure.supxlabel("truth", fontsize="medium")
+    figure.supylabel("found", fontsize="medium")
     return figure
 
 
@@ -229,22 +224,21 @@ def _sheet(report: Report, names: Sequence[str], picture: Picture | None) -> Fig
         return None
     down = -(-len(chosen) // ACROSS)
     figure = Figure(figsize=(2.1 * ACROSS, 2.6 * down), layout="constrained")
-    for place, axes in enumerate(figure.subplots(down, ACROSS, squeeze=False).flat):
+    grid = figure.subplots(down, ACROSS, squeeze=False).flat
+    for axes in grid:
         axes.axis("off")
-        if place < len(chosen):
-            axes.imshow(picture(chosen[place]))
-            axes.set_title(_caption(report, names, chosen[place]), fontsize=10, parse_math=False)
+    for axes, i in zip(grid, chosen, strict=False):
+        axes.imshow(picture(i))
+        axes.set_title(_caption(report, names, i), fontsize=10, parse_math=False)
     return figure
 
 
 def _caption(report: Report, names: Sequence[str], i: int) -> str:
     if report.outcome.kind == "segmentation":
-        counts = report.outcome.truth[i]
-        return f"{_cut(Path(names[i]).name)}\n{100 * np.trace(counts) / max(counts.sum(), 1):.1f} % right"
+        return f"{_cut(Path(names[i]).name)}\n{100 * _pixels_right(report)[i]:.1f} % right"
     truth, answer, sure = _truth_and_answer(report, i)
-    if report.outcome.kind == "classification":
-        return f"{_cut(truth)}\ncalled {_cut(answer)}, {100 * float(sure):.1f} %"
-    return f"is {_cut(truth)}\nsaid {_cut(answer)}"
+    more = f", {100 * float(sure):.1f} %" if report.outcome.kind == "classification" else ""
+    return f"is {_cut(truth)}\ncalled {_cut(answer)}{more}"
 
 
 def _cut(text: str, most: int = 24) -> str:
@@ -277,14 +271,15 @@ def _page(
     """The page: no scripts, and nothing from elsewhere."""
     title = html.escape(f"{report.outcome.task}: {len(report.outcome)} samples")
     facts = " &middot; ".join(f"{html.escape(k)} {html.escape(v)}" for k, v in about.items())
+    numbers = [_number_row(name, number) for name, number in report.numbers.items()]
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>",
         f"<h1>{title}</h1><p class=quiet>{facts}</p>",
-        _table([["", "", "95 % interval"], *map(_number_row, report.numbers.items())]),
+        _table([["", "", "95 % interval"], *numbers]),
         *(f"<p>{html.escape(sentence)}</p>" for sentence in report.sentences),
     ]
     if other is not None:
-        parts += ["<h2>Compared</h2>", _comparison(other)]
+        parts += ["<h2>Compared</h2>", _table(_comparison(other))]
     for name in pictures:
         heading, text = _HEADINGS[name]
         parts.append(f"<h2>{heading}</h2><p class=quiet>{text}</p><img src={name} alt='{heading}'>")
@@ -292,46 +287,33 @@ def _page(
     return "\n".join(parts)
 
 
-def _number_row(item: tuple[str, Number]) -> list[object]:
-    name, number = item
+def _number_row(name: str, number: Number) -> list[object]:
+    value = "-" if math.isnan(number.value) else f"{number.value:.4g} {number.unit}"
     low, high = number.interval or (math.nan, math.nan)
     between = "" if math.isnan(low) else f"{low:.4g} to {high:.4g}"
-    return [
-        name.replace("_", " "),
-        "-" if math.isnan(number.value) else f"{number.value:.4g} {number.unit}",
-        between,
-    ]
+    return [name.replace("_", " "), value, between]
 
 
-def _comparison(other: Mapping[str, Any]) -> str:
+def _comparison(other: Mapping[str, Any]) -> list[Any]:
     score, _, one, two = list(other)[:4]
-    gap = other["difference"]
-    rows: list[list[object]] = [
-        ["", str(other[score])],
-        [one, f"{other[one]:.2f} %"],
-        [two, f"{other[two]:.2f} %"],
-        [
-            "difference (95 % interval)",
-            f"{gap['value']:.2f} ({gap['low']:.2f} to {gap['high']:.2f})",
-        ],
+    gap, test = other["difference"], other.get("mcnemar")
+    between = f"{gap['value']:.2f} ({gap['low']:.2f} to {gap['high']:.2f})"
+    rows: list[Any] = [
+        ["", other[score]],
+        *([name, f"{other[name]:.2f} %"] for name in (one, two)),
+        ["difference (95 % interval)", between],
     ]
-    if (test := other.get("mcnemar")) is not None:
+    if test is not None:
         only = f"{test['only_first_right']} / {test['only_second_right']}"
-        rows += [
-            ["right by one of them only", only],
-            ["McNemar's exact test", f"p = {test['p']:.3g}"],
-        ]
-    return _table(rows)
+        rows.append(["right by one of them only", only])
+        rows.append(["McNemar's exact test", f"p = {test['p']:.3g}"])
+    return rows
 
 
 def _table(rows: Sequence[Sequence[object]]) -> str:
-    head, *body = [
+    head, *body = (
         "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
-        for tag, row in _tagged(rows)
-    ]
+        for tag, row in zip(["th", *["td"] * (len(rows) - 1)], rows, strict=True)
+    )
     lines = "".join(f"<tr>{line}</tr>" for line in body)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
-
-
-def _tagged(rows: Sequence[Sequence[object]]) -> list[tuple[str, Sequence[object]]]:
-    return [("td" if place else "th", row) for place, row in enumerate(rows)]
