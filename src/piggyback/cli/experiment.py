@@ -18,7 +18,7 @@ from piggyback.taskfile.disk import check_output
 if TYPE_CHECKING:  # help pages need none of it
     from piggyback.lab.experiments.manifest import Source
     from piggyback.lab.experiments.runner import Experiment
-    from piggyback.lab.experiments.sources import FromDisk
+    from piggyback.lab.experiments.sources import Sources
 
 NameArgument = Annotated[
     str,
@@ -182,11 +182,11 @@ VERBS = {"list": list_experiments, "run": run_experiment, "show": show_experimen
 
 def _from_disk(
     data: list[Path] | None, folders: Mapping[str, Source], download: bool = False
-) -> FromDisk:
+) -> Sources:
     from piggyback.lab.datasets import default_roots
-    from piggyback.lab.experiments.sources import FromDisk
+    from piggyback.lab.experiments.sources import Sources
 
-    return FromDisk(tuple(data or default_roots()), download, folders)
+    return Sources(tuple(data or default_roots()), download, folders)
 
 
 def _experiment(

@@ -13,7 +13,7 @@ from piggyback.errors import DataError, InputError
 from piggyback.lab.experiments.manifest import Manifest, load_manifest, shipped
 from piggyback.lab.experiments.report import costs, draw, table_of, write
 from piggyback.lab.experiments.runner import CELL, Experiment
-from piggyback.lab.experiments.sources import FromDisk, Sources, Toy, toy
+from piggyback.lab.experiments.sources import Sources, Toy, toy
 from piggyback.lab.tables.formats import table_markdown
 from piggyback.train import ImageData
 
@@ -98,6 +98,7 @@ class Counting(Toy):
     """Counts how often images are asked for, and can refuse a task."""
 
     def __init__(self, refused: str = "") -> None:
+        super().__init__()
         self.read: list[str] = []
         self.refused = refused
 
@@ -163,7 +164,7 @@ def test_a_changed_recipe_is_not_the_finished_one_and_says_what_to_do(tmp_path: 
 
 def test_missing_data_is_told_before_anything_is_trained(tmp_path: Path) -> None:
     manifest = load_manifest("places-imagenet")
-    sources = FromDisk((tmp_path / "sets",))
+    sources = Sources((tmp_path / "sets",))
     lacking = sources.missing(manifest)
     assert lacking.keys() == {*manifest.tasks, "resnet50-places"}
     with pytest.raises(DataError, match="resnet50_places365") as caught:

@@ -13,7 +13,7 @@ from piggyback.errors import DataError, ManifestError
 from piggyback.lab.experiments.manifest import load_manifest, parse_manifest
 from piggyback.lab.experiments.plan import trials
 from piggyback.lab.experiments.runner import Experiment
-from piggyback.lab.experiments.sources import FromDisk, Toy
+from piggyback.lab.experiments.sources import Sources, Toy
 from piggyback.train import ImageData
 
 TEXT = """
@@ -40,9 +40,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "sets"
 
 
-def sources(root: Path, text: str) -> FromDisk:
+def sources(root: Path, text: str) -> Sources:
     manifest = parse_manifest(TEXT.replace("{SOURCES}", text), "mine")
-    return FromDisk((root,), folders=manifest.sources)
+    return Sources((root,), folders=manifest.sources)
 
 
 def count(data: ImageData) -> int:
@@ -100,7 +100,7 @@ def test_a_table_is_a_source_too(root: Path) -> None:
 
 def test_what_is_missing_is_told_before_anything_trains(root: Path) -> None:
     manifest = parse_manifest(TEXT.replace("{SOURCES}", "{pets: cats}"), "mine")
-    found = FromDisk((root,), folders=manifest.sources)
+    found = Sources((root,), folders=manifest.sources)
     assert "'cats'" in found.missing(manifest)["pets"]
     with pytest.raises(DataError, match="'cats'"):
         Experiment(manifest, found, root / "out").run()

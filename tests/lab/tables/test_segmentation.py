@@ -55,18 +55,16 @@ def results(experiment: Experiment) -> dict[str, list[TrainResult]]:
 
 
 def test_table_and_pictures_of_an_experiment(experiment, results):
-    written, _, drawn = draw(experiment)
+    written, drawn = draw(experiment)
     table = written.read_text().splitlines()
     assert table[0] == "| class | head | masks | finetune |"
     assert [line.split(" | ")[0] for line in table[2:]] == [
         "| class 0", "| class 1", "| class 2", "| mean IoU", "| pixels right",
     ]  # fmt: skip
     assert table[5].count("±") == 3
-    numbers = json.loads(written.with_name("per-class.json").read_text())
-    for label, found in results.items():  # the same networks, measured again
-        again = [one["mean_iou"] for one in numbers[label]]
-        assert again == pytest.approx([one.accuracy for one in found])
-    assert np.array(numbers["masks"][0]["confusion"]).shape == (3, 3)
+    for column, found in enumerate(results.values(), 1):  # the same networks, measured again
+        again = float(table[5].split("|")[1 + column].split("±")[0])
+        assert again == pytest.approx(np.mean([one.accuracy for one in found]), abs=0.01)
     picture = Image.open(drawn)
     assert picture.width > picture.height > 100
 

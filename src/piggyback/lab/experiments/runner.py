@@ -205,6 +205,6 @@ def read_cell(folder: Path, job: Job) -> list[Row] | None:
         }
         if {**identity, "recipes": recipes} != job.identity():
             return None
-        return [Row.from_json(row) for row in content["rows"]]
+        return [Row(**row) for row in content["rows"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # train() says what is wrong with the folder, if anything is

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,39 +24,18 @@ from piggyback.zoo.load import load_backbone
 from piggyback.zoo.segmentation import PREFIX
 
 
-class Sources(Protocol):
-    """Gives an experiment what it trains on; sent to worker processes, so it can be pickled."""
+@dataclass
+class Sources:
+    """Data sets of the registry, and folders, below ``roots``; backbones by name. Sent to worker processes."""
 
-    def backbone(self, choice: BackboneChoice, image_size: int | None) -> Backbone:
-        """Return a backbone for images of that side."""
-
-    def data(self, task: str) -> ImageData:
-        """Return a task's images."""
-
-    def prepared(self, task: str) -> Mapping[str, Any]:
-        """Return the recipe fields that the task's images ask for, by dotted name."""
-
-    def train_images(self, task: str) -> int:
-        """Return how many images there are to learn from, about; a folder is looked through for it."""
-
-    def missing(self, manifest: Manifest) -> dict[str, str]:
-        """Return what is not there, by name: where it was looked for and how to get it."""
-
-
-@dataclass(frozen=True)
-class FromDisk:
-    """Data sets of the registry, and folders, below ``roots``; backbones by name."""
-
-    roots: tuple[Path, ...]
+    roots: tuple[Path, ...] = ()
     download: bool = False
     folders: Mapping[str, Source] = field(default_factory=dict)
     """Of tasks whose images are not a data set of the registry."""
 
     def backbone(self, choice: BackboneChoice, image_size: int | None) -> Backbone:
-        """Return a backbone; raises DataError where its checkpoint is missing."""
-        place = None
-        if choice.checkpoint is not None and (place := self._find(choice.checkpoint)) is None:
-            raise DataError(self._no_checkpoint(choice.spec, choice))
+        """Return a backbone for images of that side; raises DataError where its checkpoint is missing."""
+        place = None if choice.checkpoint is None else self._checkpoint(choice.spec, choice)
         return load_backbone(
             choice.spec, pretrained=choice.pretrained, checkpoint=place, image_size=image_size
         )
@@ -66,9 +45,7 @@ class FromDisk:
         source = self.folders.get(task)
         if source is None:
             return load(task, self.roots, download=self.download)
-        place = self._folder(source)
-        if place is None:
-            raise DataError(self._no_folder(task, source))
+        place = self._folder(task, source)
         if is_table(place):
             if source.classes is not None or source.train_per_class is not None:
                 raise DataError(
@@ -83,7 +60,7 @@ class FromDisk:
         )
 
     def prepared(self, task: str) -> Mapping[str, Any]:
-        """Return size, crop and flip as the paper has them for this set; nothing for a folder."""
+        """Return size, crop and flip as the paper has them for this set, by recipe field; nothing for a folder."""
         if task in self.folders:
             return {}
         info = dataset(task)
@@ -95,52 +72,58 @@ class FromDisk:
 
     def train_images(self, task: str) -> int:
         """Return the published number; of a folder or a table, that of its images."""
-        source = self.folders.get(task)
-        if source is None:
-            return int(dataset(task).counts["train"])
-        place = self._folder(source)
-        there = place is not None and (place.is_dir() or is_table(place))
-        return len(self.data(task).train) if there else 0
+        if task not in self.folders:
+            return dataset(task).counts["train"]
+        try:
+            place = self._folder(task, self.folders[task])
+        except DataError:
+            return 0
+        return len(self.data(task).train) if place.is_dir() or is_table(place) else 0
 
     def missing(self, manifest: Manifest) -> dict[str, str]:
-        """Return a line for each data set and checkpoint that is not there."""
+        """Return what is not there, by name: where it was looked for and how to get it."""
         lines = {}
         for task in manifest.tasks:
             if (source := self.folders.get(task)) is not None:
-                if self._folder(source) is None:
-                    lines[task] = self._no_folder(task, source)
-                continue
-            can_get = self.download and dataset(task).download is not None
-            if locate(task, self.roots) is None and not can_get:
+                try:
+                    self._folder(task, source)
+                except DataError as error:
+                    lines[task] = str(error)
+            elif locate(task, self.roots) is None and not (
+                self.download and dataset(task).download is not None
+            ):
                 lines[task] = missing(task, self.roots)
         for name, choice in manifest.backbones.items():
-            if choice.checkpoint is not None and self._find(choice.checkpoint) is None:
-                lines[name] = self._no_checkpoint(name, choice)
+            if choice.checkpoint is not None:
+                try:
+                    self._checkpoint(name, choice)
+                except DataError as error:
+                    lines[name] = str(error)
         return lines
 
-    def _find(self, *names: str) -> Path | None:
-        """The first of ``names`` that is below a root, or there from here."""
-        places = (root / name for root in (*self.roots, Path()) for name in names)
-        return next((place for place in places if place.exists()), None)
-
-    def _folder(self, source: Source) -> Path | None:
+    def _folder(self, task: str, source: Source) -> Path:
         """Where a source lies: its folder, or its .tar."""
-        return self._find(source.folder, f"{source.folder}.tar")
-
-    def _searched(self) -> str:
-        return ", ".join(str(root) for root in (*self.roots, Path()))
-
-    def _no_folder(self, task: str, source: Source) -> str:
-        return (
-            f"source {task!r}: no folder or table {source.folder!r} in {self._searched()}; "
-            "put it there as <split>/<class>/<file> or as a table, or give --data"
+        return self._find(
+            f"source {task!r}: no folder or table {source.folder!r}",
+            "put it there as <split>/<class>/<file> or as a table, or give --data",
+            source.folder,
+            f"{source.folder}.tar",
         )
 
-    def _no_checkpoint(self, name: str, choice: BackboneChoice) -> str:
-        return (
-            f"backbone {name!r}: no file {choice.checkpoint!r} in {self._searched()}; "
-            f"put the weights of {choice.spec} there"
+    def _checkpoint(self, name: str, choice: BackboneChoice) -> Path:
+        return self._find(
+            f"backbone {name!r}: no file {choice.checkpoint!r}",
+            f"put the weights of {choice.spec} there",
+            str(choice.checkpoint),
         )
+
+    def _find(self, lack: str, remedy: str, *names: str) -> Path:
+        """The first of ``names`` that is below a root, or there from here; DataError where none is."""
+        roots = (*self.roots, Path())
+        for place in (root / name for root in roots for name in names):
+            if place.exists():
+                return place
+        raise DataError(f"{lack} in {', '.join(map(str, roots))}; {remedy}")
 
 
 SIDE = 16
@@ -178,8 +161,8 @@ def toy(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update=changes)
 
 
-class Toy:
-    """Sources of a toy: nothing is read, nothing is downloaded."""
+class Toy(Sources):
+    """Sources of a toy: nothing is read, nothing is downloaded, nothing can be missing."""
 
     def backbone(self, choice: BackboneChoice, image_size: int | None) -> Backbone:
         """Return a small random network, for segmentation where the spec says so."""
@@ -221,7 +204,7 @@ class Toy:
         return _EACH * _CLASSES
 
     def missing(self, manifest: Manifest) -> dict[str, str]:
-        """Return nothing: nothing can be missing."""
+        """Return nothing."""
         return {}
 
 

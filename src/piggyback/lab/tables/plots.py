@@ -65,9 +65,9 @@ def accuracy_against_bytes(table: ResultTable, measure: str = "accuracy") -> Fig
     'log'
     """
     several = len(table.backbones) > 1
-    panels = [(backbone, task) for backbone in table.backbones for task in table.tasks]
-    figure, grid = _panels([f"{b}: {task}" if several else task for b, task in panels])
-    for axes, (backbone, task) in zip(grid, panels, strict=True):
+    cells = [(backbone, task) for backbone in table.backbones for task in table.tasks]
+    figure, grid = panels([f"{b}: {task}" if several else task for b, task in cells])
+    for axes, (backbone, task) in zip(grid, cells, strict=True):
         for line in table.lines:
             mean = line.cells[table.tasks.index(task)].mean
             if line.backbone == backbone and mean is not None:
@@ -147,12 +147,14 @@ def _bars(
     groups, down = len(table.tasks), max(1, len(table.backbones))
     across = max(5.0, min(16.0, 1.5 + 0.2 * groups * (len(labels) + 1)))
     figure = Figure(figsize=(across, 1.5 + 2.6 * down), layout="constrained")
-    panels = dict(zip(table.backbones, figure.subplots(down, 1, squeeze=False)[:, 0], strict=False))
+    by_name = dict(
+        zip(table.backbones, figure.subplots(down, 1, squeeze=False)[:, 0], strict=False)
+    )
     width = min(0.2, 0.84 / max(1, len(labels)))  # the distance between groups is 1
     for line in table.lines:
         if line.label not in labels:
             continue
-        axes, at = panels[line.backbone], table.labels.index(line.label)
+        axes, at = by_name[line.backbone], table.labels.index(line.label)
         left = (labels.index(line.label) - (len(labels) - 1) / 2) * width
         for middle, cell in enumerate(line.cells):
             height = heights[line.backbone, line.label][middle]
@@ -171,11 +173,11 @@ def _bars(
                 ends = (middle + left - width / 2, middle + left + width / 2)
                 axes.plot(ends, [100 - cell.published] * 2, color="black", label="published")
     slanted = {"rotation": 20, "ha": "right"} if groups > 6 else {}  # names of sets are long
-    for backbone, axes in panels.items():
+    for backbone, axes in by_name.items():
         axes.set_xticks(range(groups), table.tasks, **slanted)
         axes.set_xlim(-0.5, groups - 0.5)
         axes.set_ylabel(name)
-        if len(panels) > 1:
+        if len(by_name) > 1:
             axes.set_title(backbone)
     return _finished(figure)
 
@@ -184,7 +186,7 @@ def _lines(numbers: Numbers, below: str, left: str, marker: str) -> Figure:
     """A panel per task, a line per method."""
     tasks = list(dict.fromkeys(task for task, _ in numbers))
     labels = list(dict.fromkeys(label for _, label in numbers))
-    figure, grid = _panels(tasks)
+    figure, grid = panels(tasks)
     for (task, label), found in numbers.items():
         at = labels.index(label)
         look = _look(at) | {"marker": marker, "markersize": 3}
@@ -206,8 +208,8 @@ def _look(at: int) -> dict[str, Any]:
     }
 
 
-def _panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each of ``titles``, a few side by side."""
+def panels(titles: list[str]) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a panel for each of ``titles``, a few side by side."""
     across = min(max(len(titles), 1), _ACROSS)
     down = -(-max(len(titles), 1) // _ACROSS)
     figure = Figure(figsize=(max(5.0, 3.3 * across), 1.3 + 2.6 * down), layout="constrained")

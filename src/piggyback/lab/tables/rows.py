@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
+from pydantic import ConfigDict, NonNegativeInt
+from pydantic.dataclasses import dataclass as checked
 
 from piggyback.errors import InputError
 
@@ -20,11 +21,14 @@ ONE_FILE = frozenset({PACKNET})
 """Methods whose tasks share one growing file: a row's bytes count all tasks up to its own."""
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Row:
-    """One method on one task with one backbone and one seed."""
+    """One method on one task with one backbone and one seed; pydantic's ValueError for what cannot be.
 
-    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    >>> row = Row("vgg16", "cubs", "masks", "masks", 0, 79.0, 80.0, 0.9, 16_000, 9.5, 0.8)
+    >>> Row(**row.to_json()) == row
+    True
+    """
 
     backbone: str
     """Its name in the manifest; empty outside an experiment."""
@@ -55,19 +59,6 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name, plain JSON."""
         return asdict(self)
-
-    @staticmethod
-    def from_json(values: object) -> Row:
-        """Return the row that ``to_json`` wrote; raises ValueError for anything else.
-
-        >>> row = Row("vgg16", "cubs", "masks", "masks", 0, 79.0, 80.0, 0.9, 16_000, 9.5, 0.8)
-        >>> Row.from_json(row.to_json()) == row
-        True
-        """
-        return _ROW.validate_python(values)
-
-
-_ROW = TypeAdapter(Row)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -38,7 +37,7 @@ _BATCH = 16
 def compare_segmentation(
     backbone: Backbone, data: ImageData, runs: Mapping[str, Sequence[TrainResult]], folder: Path
 ) -> tuple[Path, ...]:
-    """Return files in ``folder``: a table and numbers of all ``runs`` on test, and pictures by each label's first run.
+    """Return files in ``folder``: a table of all ``runs`` on test, and pictures by each label's first run.
 
     ``runs``: results of the methods masks, head and finetune on ``data``, a list for each label.
     Four images from evenly over test are drawn. Raises InputError where runs do not go together:
@@ -54,7 +53,8 @@ def compare_segmentation(
         sizes = sorted(one.image_size for one in prepared)
         raise InputError(f"runs with images of {sizes} pixels: expected the same preprocessing")
     (preprocessing,) = prepared
-    shown = data.test.subset(torch.tensor(_evenly(len(data.test), _DRAWN))).in_memory(preprocessing)
+    chosen = torch.linspace(0, len(data.test) - 1, min(len(data.test), _DRAWN)).long()
+    shown = data.test.subset(chosen).in_memory(preprocessing)
     pictures = torch.stack([shown.load(i, preprocessing) for i in range(len(shown))])
     measured: dict[str, list[Measured]] = {}
     maps = {"truth": shown.targets(torch.arange(len(shown)), preprocessing)}
@@ -69,22 +69,7 @@ def compare_segmentation(
                 with torch.inference_mode():
                     logits = network(normalise(pictures.to(device), preprocessing))
                 maps[label] = logits.argmax(1).byte().cpu()
-    numbers = {
-        label: [
-            {
-                "mean_iou": one.mean_iou,
-                "pixels_right": one.right,
-                "classes": one.per_class_iou(),
-                "confusion": one.confusion.tolist(),
-            }
-            for one in found
-        ]
-        for label, found in measured.items()
-    }
-    texts = {
-        "per-class.md": iou_table(measured),
-        "per-class.json": json.dumps(numbers, indent=1) + "\n",
-    }
+    texts = {"per-class.md": iou_table(measured)}
     figure = side_by_side(pictures, maps, data.classes)
     return save_all(folder, texts, {"side-by-side.png": figure})
 
@@ -183,11 +168,6 @@ def side_by_side(images: Tensor, maps: Mapping[str, Tensor], classes: Sequence[s
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     return figure
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    taken = min(count, most)
-    return [(2 * i + 1) * count // (2 * taken) for i in range(taken)]
 
 
 def _with_spread(values: Sequence[float]) -> str:
