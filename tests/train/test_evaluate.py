@@ -12,10 +12,11 @@ from piggyback.errors import DataError, InputError, UnknownTaskError
 from piggyback.images.decode import load_fitted, normalise
 from piggyback.images.find import find_images
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.kinds.base import logits_of
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
 from piggyback.train import ImageSet, evaluate, load_folder, predict, train
-from piggyback.train.evaluation import logits_of, measure
+from piggyback.train.evaluation import measure
 
 
 @pytest.fixture
