@@ -234,6 +234,8 @@ class Recipe(
                 unset = value is None and expected.endswith("none")
                 _check(name, value, unset or (number and good(value)), expected)
         _check_choices(self)
+        known = self.sampling in (None, "balanced")
+        _check("sampling", self.sampling, known, "'balanced', or none")
         if self.abstain_at is not None:
             AbstainAt.of(self.abstain_at)
 
@@ -325,7 +327,6 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("an integer from 0 to 2**63 - 1", "seed", lambda v: type(v) is int and 0 <= v < 2**63),
     ("a finite number above 0", "mask_rate head_lr norm_lr finetune_lr lora_lr", _positive),
     ("a finite number above 0, or none", "mask_lr clip mixup cutmix", _positive),
-    ("'balanced', or none", "sampling", lambda value: value in (None, "balanced")),
     ("a number from 0", "weight_decay checkpoint_minutes workers", lambda v: bool(v >= 0)),
     ("from 0 to below 1", "warmup label_smoothing prune", lambda v: bool(0 <= v < 1)),
     ("above 0, at most 1", "crop_pct", lambda v: bool(0 < v <= 1)),
