@@ -11,7 +11,7 @@ from torch import nn
 
 from piggyback import MultiTaskModel, ScoreInit, mask_lr, warmup_cosine
 from piggyback.errors import InputError, PiggybackWarning
-from piggyback.masks.rule import HEAD_LR, REACH
+from piggyback.masks.rule import FAR_REACH, HEAD_LR, REACH
 from support.nets import Attention, Convolutions, seeded
 
 
@@ -50,10 +50,12 @@ def test_rates_that_are_given_count() -> None:
 def test_transformers_have_a_rate_of_their_own() -> None:
     model = MultiTaskModel(seeded(Attention))
     model.start_task("a", 3)
-    tokens, labels = torch.zeros(4, 6, dtype=torch.int64), torch.arange(4) % 3
-    for batches in (None, [(tokens, labels)]):
-        optimizer = model.optimizer(steps=500, batches=batches)
-        assert optimizer.param_groups[0]["lr"] == mask_lr(500, reach=REACH)
+    optimizer = model.optimizer(steps=500)
+    assert optimizer.param_groups[0]["lr"] == mask_lr(500, reach=REACH)
+    torch.manual_seed(0)
+    tokens, labels = torch.randint(17, (60, 6)), torch.arange(60) % 3
+    far = model.optimizer(steps=500, batches=[(tokens, labels)])
+    assert far.param_groups[0]["lr"] == mask_lr(500, reach=FAR_REACH)
     assert MultiTaskModel(seeded(Convolutions)).reach is None
 
 

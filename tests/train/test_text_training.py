@@ -9,7 +9,7 @@ import torch
 
 from piggyback.errors import BackboneError, BackboneMismatchError, DataError, InputError
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.masks.rule import REACH, mask_lr
+from piggyback.masks.rule import mask_lr, reach_for
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.serve import Engine, EngineOptions
 from piggyback.taskfile.file import load
@@ -58,10 +58,10 @@ def test_a_task_is_learned_from_a_table(reader, texts, recipe, method, tmp_path)
     assert result.provenance["recipe"]["max_length"] == 24
 
 
-def test_a_transformer_has_its_own_rate_however_far_the_task_is(reader, texts, recipe):  # noqa: F811
+def test_a_transformer_has_its_own_rate(reader, texts, recipe):  # noqa: F811
     done = train(reader, texts, "a", recipe(mask_lr=None, epochs=1)).provenance
-    steps = done["steps_per_epoch"]
-    assert done["peak_lr"][0] == pytest.approx(mask_lr(steps, warmup=recipe().warmup, reach=REACH))
+    steps, reach = done["steps_per_epoch"], reach_for(done["feature_skill"])
+    assert done["peak_lr"][0] == pytest.approx(mask_lr(steps, warmup=recipe().warmup, reach=reach))
 
 
 def test_texts_that_are_cut_are_counted(reader, texts, recipe):  # noqa: F811

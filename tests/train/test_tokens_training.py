@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from piggyback.errors import InputError
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.schemas import Answer
 from piggyback.serve import Engine, EngineOptions
@@ -180,7 +181,9 @@ def test_own_loops_learn_tags(reader, data):
     seen = data.train.in_memory(reader.preprocessing)
     rows = torch.arange(8)
     x, y = seen.batch(rows), seen.targets(rows, reader.preprocessing)
-    optimizer = model.optimizer(steps=1, batches=[(x, y)])
+    with pytest.raises(InputError, match="batches"):
+        model.optimizer(steps=1, batches=[(x, y)])
+    optimizer = model.optimizer(steps=1)
     torch.nn.functional.cross_entropy(model(x).transpose(1, 2), y).backward()
     optimizer.step()
     assert model.finish_task().info.kind == "tokens"

@@ -38,6 +38,8 @@ docs/RECIPES.md."""
 REACH = 3.5
 """The margins that a score moves in a run while its gradient keeps its sign, in networks with layer normalisation:
 see docs/RECIPES.md."""
+FAR_REACH = 9.0
+"""The same for a task that is far from what the backbone knows."""
 HEAD_LR = 2e-3
 """Peak rate of the classifier, and of normalisation where a task trains it."""
 
@@ -243,6 +245,15 @@ def z_for(skill: float, steps: int) -> float:
     """
     least = 0.5 + 0.2 * min(max((steps - 500) / 300, 0.0), 1.0)
     return min(max(0.15 + skill, least), 1.0)
+
+
+def reach_for(skill: float) -> float:
+    """Return the reach for a task whose classes a transformer's frozen features tell apart by ``skill``, from 0 to 1.
+
+    >>> [round(reach_for(skill), 2) for skill in (0.0, 0.35, 0.4, 0.45, 1.0)]
+    [9.0, 9.0, 6.25, 3.5, 3.5]
+    """
+    return FAR_REACH + (REACH - FAR_REACH) * min(max((skill - 0.35) / 0.1, 0.0), 1.0)
 
 
 def lr_factor(schedule: str, step: int, steps: int, warmup: float) -> float:

@@ -40,6 +40,7 @@ from piggyback.masks.rule import (
     Z,
     check_learnable,
     mask_lr,
+    reach_for,
     z_for,
 )
 from piggyback.model.checks import check_state_dict, tensors_of
@@ -517,8 +518,8 @@ class MultiTaskModel(nn.Module):
         ``steps``, the number of steps of the whole run, gives the scores the rate that ``mask_lr`` derives and all
         else ``HEAD_LR``, peaks of ``warmup_cosine(optimizer, steps)``; ``lr`` gives the rate of the scores, and of
         all else unless told. ``batches``, of inputs and class labels as in the loop, are run through once to see how
-        far the task is from the backbone, as ``train`` does: a far one gets a higher rate, except in transformers.
-        ``options`` are those of ``MaskOptimizer`` and of ``inner``.
+        far the task is from the backbone, as ``train`` does: a far one gets a higher rate. ``options`` are those of
+        ``MaskOptimizer`` and of ``inner``.
 
         Raises InputError where neither or both of ``steps`` and ``lr`` are given, or ``batches`` with ``lr``.
         """
@@ -531,11 +532,11 @@ class MultiTaskModel(nn.Module):
         if lr is None:
             start, threshold = options.get("init") or ScoreInit(), learning.info.rule.threshold
             steps = cast(int, steps)
-            z = Z
-            if batches is not None and self.reach is None:
+            z, reach = Z, self.reach
+            if batches is not None:
                 skill = skill_of_batches(self, learning.head, batches, learning.info)
-                z = z_for(skill, steps)
-            lr = mask_lr(steps, margin=start.margin(threshold), z=z, reach=self.reach)
+                z, reach = z_for(skill, steps), reach and reach_for(skill)
+            lr = mask_lr(steps, margin=start.margin(threshold), z=z, reach=reach)
             head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
         return MaskOptimizer(
             learning.groups(lr, head_lr, norm_lr),

@@ -261,7 +261,7 @@ def head(backbone: Backbone, setup: Setup) -> TaskLearner:
 def derived_mask_lr(recipe: Recipe, steps: int, reach: float | None = None) -> float:
     """Return the peak rate of the scores where the recipe gives none, for a run of ``steps`` steps.
 
-    Without ``reach`` the guard, which looks at the task's features, brings it from ``Z`` to the z of the task.
+    The guard, which looks at the task's features, brings it from ``Z``, or ``reach``, to that of the task.
     """
     # Starts that have no margin above the threshold get the paper's.
     even = recipe.init.kind in ("magnitude", "constant")
