@@ -70,6 +70,7 @@ def run(
         raise InputError(
             f"--to {str(to)!r}: expected a name ending in .safetensors or .onnx, or a folder's"
         )
+    check_output(to, "--to", folder=not to.suffix)
     info = read_header(task).info
     if info.kind == OWN and to.suffix != ".safetensors":
         raise InputError(
@@ -82,7 +83,6 @@ def run(
         )
     if to.resolve() == task.resolve():
         raise InputError(f"--to {str(to)!r} is the task file itself: choose another name")
-    check_output(to, "--to", folder=not to.suffix)
     if to.suffix == ".onnx":
         for module in ("onnx", "onnxscript", "onnxruntime"):
             require(module, "onnx")
