@@ -193,8 +193,8 @@ class _Table:
             )
         if known and kind == "tokens":
             raise DataError(
-                f"table {str(path)!r} is one of images: expected texts for kind 'tokens'; name their column in columns= "
-                "(text, then its name)"
+                f"table {str(path)!r} is one of images: expected texts for kind 'tokens'; name their column in "
+                "columns= (text, then its name)"
             )
         named = {"split": "split", **columns} if "split" in held else columns
         split, self.group = (
