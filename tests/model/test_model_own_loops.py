@@ -56,7 +56,7 @@ def test_transformers_have_a_rate_of_their_own() -> None:
     tokens, labels = torch.randint(17, (60, 6)), torch.arange(60) % 3
     far = model.optimizer(steps=500, batches=[(tokens, labels)])
     assert far.param_groups[0]["lr"] == mask_lr(500, reach=FAR_REACH)
-    assert MultiTaskModel(seeded(Convolutions)).reach is None
+    assert not MultiTaskModel(seeded(Convolutions)).transformer
 
 
 @pytest.mark.parametrize(

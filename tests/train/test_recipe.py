@@ -90,6 +90,10 @@ def test_a_regulariser_that_no_file_can_name() -> None:
         ("workers", -1),
         ("finetune_optimizer", "adam"),
         ("tracker", "tensorbord"),
+        ("tune", "yes"),
+        ("loss", 3),
+        ("select", "conv1"),
+        ("sampling", "even"),
     ],
 )
 def test_wrong_values_name_the_field(field: str, value: object) -> None:

@@ -33,10 +33,9 @@ class LightningTask(TaskFile, Callback):  # type: ignore[misc]
                 f"task {self.name!r}: {type(pl_module).__name__} has {len(models)} MultiTaskModels: expected one, as "
                 "an attribute of the LightningModule"
             )
-        self.start(models[0])
-        models[
-            0
-        ].train()  # Lightning keeps modes as it finds them, and networks come in evaluation mode
+        (model,) = models
+        self.start(model)
+        model.train()  # Lightning keeps modes as it finds them, and networks come in evaluation mode
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Look whether the task is what gets trained."""

@@ -90,7 +90,7 @@ def run(
     from safetensors.torch import save
 
     from piggyback.cli.loading import load_tasks
-    from piggyback.train.checkpoint import write_file
+    from piggyback.taskfile.disk import write_file
 
     loaded = load_tasks([task], backbone, checkpoint, head)
     header = loaded.headers[0]

@@ -100,7 +100,7 @@ def _write(folder: Path, found: Survey, values: Mapping[str, Any]) -> None:
     import io
     import json
 
-    from piggyback.train.checkpoint import write_file
+    from piggyback.taskfile.disk import write_file
 
     drawn = io.BytesIO()
     _sheet(found).save(drawn, format="PNG")

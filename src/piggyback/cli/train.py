@@ -112,9 +112,9 @@ def run(
     from piggyback.cli.screen import ScreenListener, results, resumable, write_json
     from piggyback.lab.tables.formats import run_record, runs_screen
     from piggyback.lab.tables.rows import row_of
+    from piggyback.taskfile.disk import write_file
     from piggyback.taskfile.file import load_file
     from piggyback.train import train
-    from piggyback.train.checkpoint import write_file
 
     begun = None if start is None else load_file(start)
     images = load_images(data, task, skip_bad, columns_of(column), kind, separator)

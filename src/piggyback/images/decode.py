@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from piggyback.errors import DataError, InputError, TooLargeError
 from piggyback.images.headers import read_header
 from piggyback.images.preprocessing import Preprocessing
 
+T = TypeVar("T")
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom lie just outside the part that is meant."""
 
@@ -92,10 +94,25 @@ _INTERPOLATION = {
 # -- what headers say ------------------------------------------------------------------------------
 
 
+def in_threads(call: Callable[..., T], *columns: Iterable[Any]) -> Iterator[T]:
+    """Yield what ``call`` returns for each row of ``columns``, in order; several run at a time.
+
+    Reading and decoding run outside Python's lock. A pool holds all that it was asked for, so it is asked in parts.
+
+    >>> list(in_threads(max, [1, 5], [4, 2]))
+    [4, 5]
+    """
+    pool, rows = ThreadPoolExecutor(), zip(*columns, strict=True)
+    try:
+        while part := list(islice(rows, 4096)):
+            yield from pool.map(call, *zip(*part, strict=True))
+    finally:  # also where the caller has seen enough
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def content_keys(images: Sequence[Path] | Tensor) -> NDArray[np.uint64]:
     """Return a number for each file, or each row of a tensor, that follows from its bytes alone: uint64 (n,)."""
-    with ThreadPoolExecutor() as pool:
-        return np.fromiter(pool.map(content_key, images), np.uint64, len(images))
+    return np.fromiter(in_threads(content_key, images), np.uint64, len(images))
 
 
 def content_key(source: Path | bytes | Tensor) -> int:
@@ -137,9 +154,11 @@ def _tail(source: Path | bytes) -> bytes:
         return file.read()
 
 
-def stored_size(source: Path | bytes) -> tuple[int, int]:
+def stored_size(source: Path | bytes | Image.Image | Tensor) -> tuple[int, int]:
     """Return (width, height) as a file, or encoded bytes, store them, from the header; DataError, naming the file."""
-    with _opened(source) as image:
+    if isinstance(source, Tensor):
+        return source.shape[-1], source.shape[-2]
+    with nullcontext(source) if isinstance(source, Image.Image) else _opened(source) as image:
         return image.size
 
 
@@ -220,9 +239,9 @@ def read_image(
         return to_rgb(part, _name(source), orientation(image.info.get("exif")))
 
 
-def load_fitted(path: Path, preprocessing: Preprocessing, box: Box | None = None) -> Tensor:
-    """Return the image in ``path`` as the network sees it, uint8 (3, s, s); DataError, naming it."""
-    image = read_image(path, at_least=draft_side(preprocessing), box=box)
+def load_fitted(source: object, preprocessing: Preprocessing, box: Box | None = None) -> Tensor:
+    """Return the image that ``pixels_of`` takes as the network sees it, uint8 (3, s, s); DataError, naming a file."""
+    image = pixels_of(source, at_least=draft_side(preprocessing), box=box)
     return fit(image, preprocessing).contiguous()
 
 
@@ -410,10 +429,10 @@ def prepare(image: object, preprocessing: Preprocessing) -> Tensor:
     return normalise(fit(pixels, preprocessing)[None], preprocessing)[0]
 
 
-def pixels_of(image: object, *, at_least: int | None = None) -> Tensor:
+def pixels_of(image: object, *, at_least: int | None = None, box: Box | None = None) -> Tensor:
     """Return a path, encoded bytes, PIL image or uint8 tensor as RGB, uint8 (3, h, w); InputError for anything else.
 
-    ``at_least`` as for ``read_image``, which says what else is raised.
+    ``at_least`` and ``box``, of paths and bytes, as for ``read_image``, which says what else is raised.
     """
     if isinstance(image, Image.Image):
         with decoding("image"):
@@ -421,7 +440,7 @@ def pixels_of(image: object, *, at_least: int | None = None) -> Tensor:
             return to_rgb(image, "image", orientation(image.info.get("exif")))
     if isinstance(image, (str, Path, bytes)):
         source = Path(image) if isinstance(image, str) else image
-        return read_image(source, at_least=at_least)
+        return read_image(source, at_least=at_least, box=box)
     if (
         isinstance(image, Tensor)
         and image.dtype == torch.uint8

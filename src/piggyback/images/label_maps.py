@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from piggyback.errors import DataError
-from piggyback.images.decode import content_keys, decoding, fit, load_fitted, stored_size
+from piggyback.images.decode import (
+    content_keys,
+    decoding,
+    fit,
+    in_threads,
+    load_fitted,
+    stored_size,
+)
 from piggyback.images.preprocessing import Preprocessing
 
 VOID = 255
@@ -151,9 +157,8 @@ class SegmentationSet:
             images[index] = self.load(index, preprocessing)
             maps[index] = self.load_map(index, preprocessing)
 
-        with ThreadPoolExecutor() as pool:  # decoding runs outside Python's lock
-            for _ in pool.map(fill, range(len(self))):
-                pass
+        for _ in in_threads(fill, range(len(self))):
+            pass
         return SegmentationSet(self.classes, images, maps, fitted=True)
 
     def digest(self) -> str:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset
-
-from piggyback.images.decode import draft_side, fit, pixels_of, stored_size
-from piggyback.images.preprocessing import Preprocessing
 
 
 class Pictures(Sequence[Any]):
@@ -46,19 +42,6 @@ class Pictures(Sequence[Any]):
     def keys(self) -> NDArray[np.uint64]:
         """A number for each image that follows from its content."""
         return self._keys[self.chosen]
-
-    def load(self, index: int, preprocessing: Preprocessing) -> Tensor:
-        """Return an image as the network sees it, uint8 (3, s, s); DataError for one that cannot be decoded."""
-        pixels = pixels_of(self[index], at_least=draft_side(preprocessing))
-        return fit(pixels, preprocessing).contiguous()
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Return height and width of an image, in pixels; of paths and bytes as they are stored."""
-        source = self[index]
-        if isinstance(source, (Path, bytes)):
-            return stored_size(source)[::-1]
-        height, width = pixels_of(source).shape[-2:]
-        return height, width
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -44,8 +44,6 @@ CARDS = {
     "tokens": "token-classification",
 }
 """The pipeline tag by which the Hugging Face Hub lists a kind, where it is not image-classification."""
-PER_TOKEN = ("tokens",)
-"""Kinds whose head answers for every token of a text."""
 
 
 def kind_of(info: TaskInfo) -> Kind:

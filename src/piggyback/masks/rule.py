@@ -247,6 +247,26 @@ def z_for(skill: float, steps: int) -> float:
     return min(max(0.15 + skill, least), 1.0)
 
 
+def derived_mask_lr(
+    steps: int,
+    skill: float | None,
+    transformer: bool,
+    schedule: Schedule = "cosine",
+    warmup: float = 0.3,
+    margin: float = MARGIN,
+) -> float:
+    """Return ``mask_lr`` for a task of this ``skill`` on a convolutional network or a transformer; None: not known.
+
+    >>> derived_mask_lr(480, None, transformer=False) == mask_lr(480)
+    True
+    """
+    if transformer:
+        reach = REACH if skill is None else reach_for(skill)
+        return mask_lr(steps, schedule, warmup, margin=margin, reach=reach)
+    z = Z if skill is None else z_for(skill, steps)
+    return mask_lr(steps, schedule, warmup, margin=margin, z=z)
+
+
 def reach_for(skill: float) -> float:
     """Return the reach for a task whose classes a transformer's frozen features tell apart by ``skill``, from 0 to 1.
 

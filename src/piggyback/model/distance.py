@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piggyback.errors import InputError
-from piggyback.kinds import KINDS, PER_TOKEN
+from piggyback.kinds import KINDS, kind_of
 from piggyback.taskfile.task import TaskInfo
 
 MOST = 1024
@@ -113,7 +113,8 @@ def skill_of_batches(
 
 def _pair(batch: Any, info: TaskInfo) -> tuple[Any, Tensor]:
     """A batch as inputs and labels: int64 classes, or numbers as the task's kind takes them; else InputError."""
-    kind = None if info.kind in ("classification", "segmentation", *PER_TOKEN) else info.kind
+    known = kind_of(info) if info.kind in KINDS else None
+    kind = None if known is None or known.ranked else known.name
     wanted = (
         f"(n, {len(info.classes)}) of its {kind} task" if kind in KINDS else "int64 (n,) from 0"
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.errors import InputError, TaskFileError
-from piggyback.kinds import KINDS, PER_TOKEN
+from piggyback.kinds import KINDS, kind_of
 from piggyback.network.segmentation import SegmentationHead
 from piggyback.network.text import TokenHead
 from piggyback.taskfile.container import MAX_HEADER
@@ -56,7 +56,7 @@ def new_head(original: nn.Module, classes: int, kind: str = "classification") ->
             f"the backbone's head is a {type(original).__name__}: expected Linear, Conv2d "
             "or SegmentationHead to copy its shape from; pass head=<your module> instead"
         )
-    per_token = kind in PER_TOKEN
+    per_token = kind in KINDS and kind_of(TaskInfo(kind)).per_token
     return _build(shape, original.bias is not None, original, _like(original), per_token)
 
 

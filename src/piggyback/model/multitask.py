@@ -29,20 +29,10 @@ from piggyback.errors import (
     UnknownTaskError,
     near_misses,
 )
-from piggyback.kinds import KINDS, PER_TOKEN, kind_of
+from piggyback.kinds import KINDS, kind_of
 from piggyback.kinds.classification import confidence
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rule import (
-    HEAD_LR,
-    REACH,
-    MaskRule,
-    ScoreInit,
-    Z,
-    check_learnable,
-    mask_lr,
-    reach_for,
-    z_for,
-)
+from piggyback.masks.rule import HEAD_LR, MaskRule, ScoreInit, check_learnable, derived_mask_lr
 from piggyback.model.checks import check_state_dict, tensors_of
 from piggyback.model.choice import Chosen, TaskChoice, Which
 from piggyback.model.distance import skill_of_batches
@@ -171,9 +161,9 @@ class MultiTaskModel(nn.Module):
         return self._frozen.masked_names
 
     @property
-    def reach(self) -> float | None:
-        """What ``mask_lr`` takes for this backbone: ``REACH`` for a transformer, else None."""
-        return REACH if is_transformer(self.backbone, self.head_name) else None
+    def transformer(self) -> bool:
+        """Whether masks move as in transformers: see ``mask_lr``."""
+        return is_transformer(self.backbone, self.head_name)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -389,10 +379,9 @@ class MultiTaskModel(nn.Module):
     def _sure(self, name: str, output: Any) -> Tensor:
         """How sure a task is, by its kind; one that no kind knows is taken for a classification."""
         info = self._tasks[name].info
-        size = 3 if info.kind in PER_TOKEN else 2
-        whole = isinstance(output, Tensor) and output.ndim == size
-        known = whole and info.kind in KINDS and bool(info.classes)
-        return kind_of(info).confidence(output) if known else confidence(output)
+        kind = kind_of(info) if info.kind in KINDS and info.classes else None
+        whole = isinstance(output, Tensor) and kind is not None and output.ndim == kind.dimensions
+        return kind.confidence(output) if kind is not None and whole else confidence(output)
 
     def bake(self, name: str | None) -> nn.Module:
         """Return a plain copy of the backbone with a task's weights, head and normalisation written into it."""
@@ -532,11 +521,13 @@ class MultiTaskModel(nn.Module):
         if lr is None:
             start, threshold = options.get("init") or ScoreInit(), learning.info.rule.threshold
             steps = cast(int, steps)
-            z, reach = Z, self.reach
-            if batches is not None:
-                skill = skill_of_batches(self, learning.head, batches, learning.info)
-                z, reach = z_for(skill, steps), reach and reach_for(skill)
-            lr = mask_lr(steps, margin=start.margin(threshold), z=z, reach=reach)
+            skill = (
+                None
+                if batches is None
+                else skill_of_batches(self, learning.head, batches, learning.info)
+            )
+            margin = start.margin(threshold)
+            lr = derived_mask_lr(steps, skill, self.transformer, margin=margin)
             head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
         return MaskOptimizer(
             learning.groups(lr, head_lr, norm_lr),

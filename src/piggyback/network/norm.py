@@ -7,11 +7,12 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from piggyback.network.fingerprint import IGNORED
 
-NORM_TYPES = (
+ACROSS_POSITIONS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm),
 )
+"""Layers that normalise over the positions of an image, or over a batch."""
+NORM_TYPES = (*ACROSS_POSITIONS, nn.LayerNorm, nn.RMSNorm)
 
 
 def is_norm(layer: nn.Module) -> bool:
@@ -63,8 +64,7 @@ def is_transformer(module: nn.Module, head: str) -> bool:
     False
     """
     norms = norm_modules(module, head).values()
-    others = (*NORM_TYPES[:7], nn.GroupNorm)
-    return bool(norms) and not any(isinstance(layer, others) for layer in norms)
+    return bool(norms) and not any(isinstance(layer, ACROSS_POSITIONS) for layer in norms)
 
 
 def computing_modules(module: nn.Module, head: str) -> list[nn.Module]:

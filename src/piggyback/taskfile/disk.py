@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,10 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = Tru
     at ``path`` is untouched and nothing is left beside it.
     """
     target = Path(os.path.realpath(path) if follow else path)
-    if target.exists() and not target.is_file():
-        raise OSError(errno.EEXIST, "a folder or a device of that name is there", str(target))
+    # One look, since others may remove the file meanwhile.
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(target.stat().st_mode):
+            raise OSError(errno.EEXIST, "a folder or a device of that name is there", str(target))
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:

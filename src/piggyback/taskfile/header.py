@@ -62,7 +62,7 @@ OUTPUTS = "outputs"
 """The field that came with version 4: what is known of the outputs besides their names, of these parts some."""
 _OUTPUTS = ("units", "thresholds", "scaling", "calibration")
 
-_NO = Entry("", (), 0, 0)
+_ABSENT = Entry("", (), 0, 0)
 CODE_BITS = 5
 """Of a head's codes, since version 5."""
 
@@ -236,7 +236,9 @@ def _check_short(entries: Mapping[str, Entry], version: int) -> None:
     """Raise TaskFileError where a file's short tensors do not fit what they stand for, or version 3 has none."""
     short = [name for name in entries if name.startswith((SCALE, HALF))]
     packed = [
-        name for name in short if entries.get(HEAD + name.removeprefix(SCALE), _NO).dtype == "U8"
+        name
+        for name in short
+        if entries.get(HEAD + name.removeprefix(SCALE), _ABSENT).dtype == "U8"
     ]
     if (not short and version == 3) or (not packed and version == 5):
         raise TaskFileError(f"version {version} without what is new in it: expected a lower one")
@@ -248,7 +250,7 @@ def _check_short(entries: Mapping[str, Entry], version: int) -> None:
                     f"tensor {name!r}: {entry.dtype}: expected F16 and no {NORM + plain!r}; it is damaged"
                 )
             continue
-        codes = entries.get(HEAD + plain, _NO)
+        codes = entries.get(HEAD + plain, _ABSENT)
         five_bits = version > 4 and codes.dtype == "U8" and prod(codes.shape[2:]) == 1
         good = codes.dtype == "I8" or (five_bits and not sum(codes.shape[1:2]) % CODE_BITS)
         if not good or len(codes.shape) < 2:
@@ -299,14 +301,13 @@ def to_metadata(
     name: str,
     info: TaskInfo,
     layers: tuple[LayerHeader, ...],
-    short: bool = False,
-    packed: bool = False,
+    at_least: int = 1,
 ) -> dict[str, str]:
     """Return the container's metadata; ``from_metadata`` reads it back.
 
-    The version is the lowest that can hold the task: 5 with a head ``packed`` in five bits; else 4 for texts, for a
-    head of every token, and where outputs have units, thresholds, a scaling or a calibration; else 3 with tensors in a
-    ``short`` form; else 2 for a mask rule with a form or a head that scores pixels; else 1.
+    The version is the lowest that can hold the task: 4 for texts, for a head of every token, and where outputs have
+    units, thresholds, a scaling or a calibration; 2 for a mask rule with a form or a head that scores pixels; and what
+    its tensors need ``at_least``.
 
     >>> sorted(to_metadata("signs", TaskInfo(), ()))
     ['format', 'task', 'version']
@@ -315,7 +316,7 @@ def to_metadata(
     outputs = {part: list(found) for part in _OUTPUTS if (found := getattr(info, part))}
     texts = isinstance(info.preprocessing, TextPreprocessing)
     fourth = texts or bool(outputs) or info.head_kind == TOKENS
-    version = 5 if packed else 4 if fourth else 3 if short else 2 if new else 1
+    version = max(at_least, 4 if fourth else 2 if new else 1)
     if version == 1:
         del rule["form"]
     values = {

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from piggyback.errors import CheckpointError
-from piggyback.taskfile.disk import write_file as write_file
+from piggyback.taskfile.disk import write_file
 from piggyback.train.methods import Learner
 from piggyback.train.recipe import Recipe, current, flat
 

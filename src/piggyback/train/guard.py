@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.kinds.base import Kind, Loss
-from piggyback.masks.rule import REACH, Z, lr_factor, reach_for, z_for
+from piggyback.masks.rule import derived_mask_lr, lr_factor
 from piggyback.model.distance import feature_skill, head_inputs, one_each
 from piggyback.model.summary import masks_verdict
 from piggyback.network.norm import is_transformer
@@ -168,10 +168,11 @@ def guard_of(
         feature_skill(features, labels if wanted is None else wanted), device=losses.device
     )
     agree_([losses, skill])
-    near = float(skill)
-    moved = is_transformer(learner.network, "")
-    rate = reach_for(near) / REACH if moved else Z / z_for(near, steps)
-    rate = rate if recipe.mask_lr is None else 1.0
+    rate = 1.0
+    if recipe.mask_lr is None:
+        transformer = is_transformer(learner.network, "")
+        known, unknown = (derived_mask_lr(steps, s, transformer) for s in (float(skill), None))
+        rate = known / unknown
     _scale_rate(learner, rate)
     ends = [-(-made * (mark + 1) // MARKS) for mark in range(MARKS)]
     parts = [losses[max(end - max(made // MARKS, 1), 0) : end] for end in ends]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from piggyback.masks.bits import PackedMask
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rule import MARGIN, mask_lr
+from piggyback.masks.rule import MARGIN, derived_mask_lr
 from piggyback.model.heads import new_head
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
@@ -69,7 +69,7 @@ class TaskLearner:
         recipe = setup.recipe
         optimizer = self.model.optimizer(
             torch.optim.AdamW,
-            lr=recipe.mask_lr or derived_mask_lr(recipe, setup.steps, self.model.reach),
+            lr=recipe.mask_lr or _derived(recipe, setup.steps, self.model.transformer),
             head_lr=recipe.head_lr,
             norm_lr=recipe.norm_lr,
             init=recipe.init,
@@ -258,15 +258,15 @@ def head(backbone: Backbone, setup: Setup) -> TaskLearner:
     return TaskLearner(backbone, setup, masks=False)
 
 
-def derived_mask_lr(recipe: Recipe, steps: int, reach: float | None = None) -> float:
+def _derived(recipe: Recipe, steps: int, transformer: bool) -> float:
     """Return the peak rate of the scores where the recipe gives none, for a run of ``steps`` steps.
 
-    The guard, which looks at the task's features, brings it from ``Z``, or ``reach``, to that of the task.
+    The guard, which looks at the task's features, brings it to that of the task.
     """
     # Starts that have no margin above the threshold get the paper's.
     even = recipe.init.kind in ("magnitude", "constant")
     margin = recipe.init.margin(recipe.rule.threshold) if even else MARGIN
-    rate = mask_lr(steps, recipe.schedule, recipe.warmup, margin=margin, reach=reach)
+    rate = derived_mask_lr(steps, None, transformer, recipe.schedule, recipe.warmup, margin)
     return recipe.mask_rate * rate
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 
 from piggyback.errors import InputError, require
-from piggyback.train.checkpoint import write_file
+from piggyback.taskfile.disk import write_file
 from piggyback.train.events import EpochRow, Plan, Step
 from piggyback.train.recipe import Recipe
 

@@ -54,7 +54,7 @@ class Augment:
     def __post_init__(self) -> None:
         _check("shift", self.shift, 0 <= self.shift < 1, "a fraction from 0 to below 1")
         _check("crop", self.crop, 0 < self.crop <= 1, "a fraction above 0, at most 1")
-        _check_choices(self)
+        _check_types(self)
 
     def source_side(self, size: int) -> int:
         """Return the side that images are kept at, so that a crop has more pixels than it needs."""
@@ -233,7 +233,7 @@ class Recipe(
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
                 unset = value is None and expected.endswith("none")
                 _check(name, value, unset or (number and good(value)), expected)
-        _check_choices(self)
+        _check_types(self)
         known = self.sampling in (None, "balanced")
         _check("sampling", self.sampling, known, "'balanced', or none")
         if self.abstain_at is not None:
@@ -268,7 +268,8 @@ class Recipe(
             made["rule"] = MaskRule(**made["rule"])
             made["init"] = ScoreInit(**made["init"])
             made["augment"] = Augment(**made["augment"])
-            made["select"] = None if made["select"] is None else tuple(made["select"])
+            if isinstance(made["select"], list):
+                made["select"] = tuple(made["select"])
             made["regularizers"] = tuple(_regularizer(r) for r in made["regularizers"])
             return Recipe(**made)
         except (KeyError, TypeError) as error:
@@ -338,17 +339,26 @@ _REGULARIZERS: dict[str, type] = {
 }
 
 
-@functools.cache
-def _choices(kind: Any) -> dict[str, tuple[str, ...]]:
-    """The fields of a class that take one of a few words, and these words."""
-    hints = typing.get_type_hints(kind)
-    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+_hints = functools.cache(typing.get_type_hints)
+_TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("True or False", lambda v: isinstance(v, bool)),
+    str | None: ("a word, or none", lambda v: v is None or isinstance(v, str)),
+    tuple[str, ...] | None: (
+        "names, or none",
+        lambda v: v is None or (isinstance(v, tuple) and all(isinstance(n, str) for n in v)),
+    ),
+}
+"""What is expected of fields that are no numbers, in words, and the test, by their type."""
 
 
-def _check_choices(options: Augment | Recipe) -> None:
-    for name, words in _choices(typing.cast("typing.Hashable", type(options))).items():
+def _check_types(options: Augment | Recipe) -> None:
+    for name, hint in _hints(typing.cast("typing.Hashable", type(options))).items():
         value = getattr(options, name)
-        _check(name, value, value in words, f"one of {', '.join(words)}")
+        if get_origin(hint) is Literal:
+            _check(name, value, value in get_args(hint), f"one of {', '.join(get_args(hint))}")
+        elif hint in _TYPES:
+            expected, good = _TYPES[hint]
+            _check(name, value, good(value), expected)
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:

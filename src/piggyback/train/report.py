@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from piggyback.errors import InputError
-from piggyback.kinds import metrics
+from piggyback.kinds import metrics, score_name
 from piggyback.kinds.classification import confidence
 from piggyback.kinds.metrics import Calibration, Floats, Interval
 from piggyback.kinds.tokens import types_of
@@ -299,7 +299,7 @@ def compared(one: Outcome, other: Outcome) -> dict[str, Any]:
         raise InputError(
             f"{len(one)} samples and {len(other)}: expected the same ones for both tasks"
         )
-    name, score = _SCORES[one.kind]
+    score = _SCORES[one.kind]
 
     def both(rows: NDArray[np.int64]) -> dict[str, float]:
         return {"difference": score(one, rows) - score(other, rows)}
@@ -308,7 +308,7 @@ def compared(one: Outcome, other: Outcome) -> dict[str, Any]:
     draws = metrics.DRAWS if one.kind == "classification" else SLOW_DRAWS
     low, high = metrics.bootstrap(both, len(one), draws=draws)["difference"]
     found: dict[str, Any] = {
-        "score": name,
+        "score": score_name(one.kind),
         "samples": len(one),
         one.task: score(one, everything),
         other.task: score(other, everything),
@@ -343,14 +343,14 @@ def _f1_of(outcome: Outcome, rows: NDArray[np.int64]) -> float:
     return 100 * float(metrics.ratios(*outcome.truth[rows].sum((0, 1)))["f1"])
 
 
-_SCORES: dict[str, tuple[str, Callable[[Outcome, NDArray[np.int64]], float]]] = {
-    "classification": ("accuracy", _accuracy_of),
-    "multilabel": ("mean average precision", _precision_of),
-    "regression": ("R2", _r2_of),
-    "segmentation": ("mean IoU", _iou_of),
-    "tokens": ("span F1", _f1_of),
+_SCORES: dict[str, Callable[[Outcome, NDArray[np.int64]], float]] = {
+    "classification": _accuracy_of,
+    "multilabel": _precision_of,
+    "regression": _r2_of,
+    "segmentation": _iou_of,
+    "tokens": _f1_of,
 }
-"""By kind: the name of the score that two tasks are compared by, and the score of some samples in percent."""
+"""By kind: what two tasks are compared by, the score of some samples in percent."""
 
 
 # -- small things ----------------------------------------------------------------------------------

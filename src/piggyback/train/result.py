@@ -19,9 +19,10 @@ from piggyback.errors import CheckpointError, first_line
 from piggyback.kinds import kind_of
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.model.summary import masks_verdict
+from piggyback.taskfile.disk import write_file
 from piggyback.taskfile.file import load
 from piggyback.taskfile.task import Task, TaskInfo
-from piggyback.train.checkpoint import check_identity, write_file
+from piggyback.train.checkpoint import check_identity
 from piggyback.train.data.sets import merged_sketch
 from piggyback.train.device import Speed, processes
 from piggyback.train.evaluation import measure

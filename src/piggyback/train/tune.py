@@ -22,7 +22,7 @@ import torch
 
 from piggyback.errors import InputError
 from piggyback.masks.rule import ScoreInit
-from piggyback.train.checkpoint import write_file
+from piggyback.taskfile.disk import write_file
 from piggyback.train.data.batches import steps_in_epoch
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import ImageData

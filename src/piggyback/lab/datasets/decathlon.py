@@ -24,6 +24,7 @@ from piggyback.lab.datasets.lists import (
     image_set,
     inside,
     labels_of,
+    once,
     read_matlab,
     reading,
     rows,
@@ -42,17 +43,17 @@ def read_domain(root: Path, domain: str) -> ImageData:
     return cut(f"decathlon-{domain}", train, None, val)
 
 
-class _Image(BaseModel):
+class _Image(BaseModel, strict=True):
     id: int
     file_name: str
 
 
-class _Category(BaseModel):
+class _Category(BaseModel, strict=True):
     id: int
     name: str
 
 
-class _Annotation(BaseModel):
+class _Annotation(BaseModel, strict=True):
     image_id: int
     category_id: int
 
@@ -68,8 +69,12 @@ class _Annotations(BaseModel):
 def _split(root: Path, source: Path) -> ImageSet:
     with reading(source):
         held = _Annotations.model_validate_json(source.read_bytes())
-        numbers = {category.id: label for label, category in enumerate(held.categories)}
-        labels = {one.image_id: numbers[one.category_id] for one in held.annotations}
+        categories = once([category.id for category in held.categories])
+        numbers = {category: label for label, category in enumerate(categories)}
+        annotated = once([one.image_id for one in held.annotations])
+        once([image.id for image in held.images])
+        of_category = [numbers[one.category_id] for one in held.annotations]
+        labels = dict(zip(annotated, of_category, strict=True))
         times = Counter(category.name for category in held.categories)
         return image_set(
             # Class names that several categories share get their id.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from piggyback.errors import DataError, require
-from piggyback.images.decode import Box, check_image
+from piggyback.images.decode import Box, check_image, in_threads
 from piggyback.train.data.folder import load_split
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 
@@ -60,6 +59,33 @@ def rows(path: Path, columns: int) -> list[list[str]]:
     return [parts for parts in found if parts]
 
 
+def by_id(path: Path) -> dict[str, str]:
+    """Return a text file of ``<id> <value>`` lines as a mapping; raises DataError for an id that is there twice."""
+    pairs = rows(path, 2)
+    with reading(path):
+        return dict(
+            zip(once([name for name, _ in pairs]), (value for _, value in pairs), strict=True)
+        )
+
+
+def once(ids: Sequence[Any]) -> Sequence[Any]:
+    """Return ``ids``; raises ValueError for one that is there twice."""
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{next(i for n, i in enumerate(ids) if i in ids[:n])!r} is there twice")
+    return ids
+
+
+def whole(value: Any) -> int:
+    """Return the whole number that a number or a text says; raises ValueError for another.
+
+    >>> whole("3"), whole(3.0)
+    (3, 3)
+    """
+    if not float(value).is_integer():
+        raise ValueError(f"{value!s} is no whole number")
+    return int(float(value))
+
+
 def read_matlab(path: Path, key: str) -> Any:
     """Return the variable ``key`` of a .mat file, an array without axes of length 1; raises DataError.
 
@@ -77,7 +103,7 @@ def read_matlab(path: Path, key: str) -> Any:
 def whole_numbers(path: Path, key: str) -> list[int]:
     """Return the variable ``key`` of a .mat file as whole numbers; raises DataError for anything else."""
     with reading(path):
-        return [int(value) for value in read_matlab(path, key)]
+        return [whole(value) for value in read_matlab(path, key)]
 
 
 def inside(folder: Path, name: str, source: Path) -> Path:
@@ -127,8 +153,8 @@ def image_set(
         except DataError as error:
             raise DataError(f"{error} (listed in {source})") from error
 
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(check, range(len(files))))  # raises the first fault and cancels the rest
+    for _ in in_threads(check, range(len(files))):  # raises the first fault and cancels the rest
+        pass
     return ImageSet(
         tuple(classes),
         torch.tensor(labels, dtype=torch.int64),

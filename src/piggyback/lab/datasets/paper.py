@@ -8,6 +8,7 @@ from pathlib import Path
 from piggyback.images.decode import Box
 from piggyback.lab.datasets.info import DatasetInfo, by_torchvision
 from piggyback.lab.datasets.lists import (
+    by_id,
     folder_splits,
     image_set,
     inside,
@@ -15,6 +16,7 @@ from piggyback.lab.datasets.lists import (
     read_matlab,
     reading,
     rows,
+    whole,
     whole_numbers,
 )
 from piggyback.train.data.sets import ImageData, ImageSet, cut
@@ -26,7 +28,7 @@ def read_cubs(root: Path) -> ImageData:
     """Return CUBS-200-2011 in ``root``: images/, images.txt and the lists beside it."""
     listed = root / "images.txt"
     names, classes, of_class, parts, boxes = (
-        dict(rows(root / f"{name}.txt", 2))
+        by_id(root / f"{name}.txt")
         for name in (
             *("images", "classes", "image_class_labels"),
             *("train_test_split", "bounding_boxes"),
@@ -44,6 +46,8 @@ def read_cubs(root: Path) -> ImageData:
         )
 
     with reading(listed):
+        if wrong := set(parts.values()) - {"0", "1"}:
+            raise ValueError(f"part {min(wrong)!r} in train_test_split.txt is neither 0 nor 1")
         return cut("cubs", split("1"), None, split("0"))
 
 
@@ -85,10 +89,10 @@ def read_cars(root: Path) -> ImageData:
             for row in read_matlab(source, "annotations"):
                 # MATLAB counts pixels and classes from 1, and its boxes include their last pixel.
                 left, top, right, bottom = (
-                    int(row[f"bbox_{edge}"]) for edge in ("x1", "y1", "x2", "y2")
+                    whole(row[f"bbox_{edge}"]) for edge in ("x1", "y1", "x2", "y2")
                 )
                 boxes.append((left - 1, top - 1, right, bottom))
-                labels.append(int(row["class"]) - 1)
+                labels.append(whole(row["class"]) - 1)
                 files.append(inside(root / folder, str(row["fname"]), source))
         return image_set(classes, files, labels, source, boxes)
 
@@ -124,6 +128,8 @@ def read_flowers(root: Path) -> ImageData:
     def split(*keys: str) -> ImageSet:
         ids = [number for key in keys for number in whole_numbers(source, key)]
         with reading(source):
+            if min(ids) < 1:
+                raise ValueError(f"image {min(ids)} is out of range")
             of_class = [labels[number - 1] - 1 for number in ids]
         return image_set(
             # The files give the classes no names, only numbers.
@@ -193,7 +199,9 @@ def read_places(root: Path) -> ImageData:
     """Return Places365 in ``root``; its val, which is what papers measure, is test."""
     source = root / "categories_places365.txt"
     with reading(source):
-        numbers = {name.lstrip("/"): int(label) for name, label in rows(source, 2)}
+        numbers = {name.lstrip("/"): int(label) for name, label in by_id(source).items()}
+        if sorted(numbers.values()) != list(range(len(numbers))):
+            raise ValueError(f"not each number from 0 to {len(numbers) - 1} is there once")
     classes = sorted(numbers, key=numbers.__getitem__)
 
     def split(folder: Path, source: Path) -> ImageSet:

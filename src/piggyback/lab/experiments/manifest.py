@@ -185,11 +185,16 @@ class Manifest(_Part):
         labels: Collection[str] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Manifest:
-        """Return the part of it with these tasks, methods and seeds; None keeps all; ManifestError for a seed twice."""
+        """Return the part of it with these tasks, methods and seeds; None keeps all.
+
+        Raises ManifestError for a name that it does not have, and for a seed that is given twice.
+        """
         try:
+            _check_known("task", tasks or (), self.tasks)
+            _check_known("method", labels or (), self.methods)
             wanted = self.seeds if seeds is None else _once(tuple(seeds))
         except ValueError as error:
-            raise ManifestError(f"experiment {self.name!r}: seeds: {error}") from error
+            raise ManifestError(f"experiment {self.name!r}: {error}") from error
         kept = {key: value for key, value in self.tasks.items() if tasks is None or key in tasks}
         methods = {
             label: method

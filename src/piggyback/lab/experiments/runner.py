@@ -20,8 +20,8 @@ from piggyback.lab.experiments.workers import side_by_side
 from piggyback.lab.packnet import train_packnet
 from piggyback.lab.tables.rows import PACKNET, Failure, Row, row_of
 from piggyback.network.backbone import Backbone
+from piggyback.taskfile.disk import write_file
 from piggyback.train import ImageData, Listener, Recipe, TrainResult, train
-from piggyback.train.checkpoint import write_file
 
 CELL = "cell.json"
 """The file in a job's folder that says it is finished, and with what."""

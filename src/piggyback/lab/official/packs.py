@@ -29,9 +29,8 @@ from piggyback.masks.rule import MaskRule
 from piggyback.model.heads import class_names
 from piggyback.network.backbone import Backbone, BackboneInfo
 from piggyback.network.fingerprint import fingerprint
-from piggyback.taskfile.disk import error_context
+from piggyback.taskfile.disk import error_context, write_file
 from piggyback.taskfile.task import Task, TaskInfo, check_name
-from piggyback.train.checkpoint import write_file
 
 MASKS, CLASSIFIERS = "dataset2masks", "dataset2classifiers"
 MINUS = 255

@@ -27,8 +27,8 @@ from piggyback.errors import InputError
 from piggyback.lab.packnet.network import MAX_TASKS, PackedNetwork, PackedTask, empty, save
 from piggyback.lab.tables.rows import PACKNET
 from piggyback.network.backbone import Backbone
+from piggyback.taskfile.disk import write_file
 from piggyback.texts.preprocessing import as_images
-from piggyback.train.checkpoint import write_file
 from piggyback.train.data.sets import ImageData
 from piggyback.train.data.size import choose_size
 from piggyback.train.device import processes

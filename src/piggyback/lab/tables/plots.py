@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from piggyback.lab.tables.formats import human_bytes
 from piggyback.lab.tables.rows import Mean, Row
 from piggyback.lab.tables.table import ResultTable, result_table
-from piggyback.train.checkpoint import write_file
+from piggyback.taskfile.disk import write_file
 from piggyback.train.device import processes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

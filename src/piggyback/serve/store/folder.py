@@ -24,7 +24,7 @@ from piggyback.errors import (
     UnknownTaskError,
     near_misses,
 )
-from piggyback.kinds import PER_TOKEN, kind_of
+from piggyback.kinds import kind_of
 from piggyback.kinds.base import Kind
 from piggyback.serve.store.stores import SUFFIX, Stamp, Store
 from piggyback.taskfile.checks import check_fingerprint
@@ -348,7 +348,7 @@ def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> C
                 f"task {name!r}: its head of kind {head[:40]!r} is a custom module: a server expects "
                 f"{' or '.join(map(repr, known))}; run it with MultiTaskModel and head=<that module>"
             )
-        if (kind in PER_TOKEN) != (head == "tokens"):
+        if outputs.per_token != (head == "tokens"):
             raise InputError(
                 f"task {name!r}: a head of kind {head!r} for a task of kind {kind!r}: expected 'tokens' for both"
             )

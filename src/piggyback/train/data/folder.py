@@ -10,17 +10,16 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from piggyback.errors import DataError, near_misses
-from piggyback.images.decode import check_image, content_keys
+from piggyback.images.decode import check_image, content_keys, in_threads
 from piggyback.images.find import SUFFIXES, is_image_name, list_folders, list_images
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 
@@ -216,7 +215,7 @@ def _read_split(
             )
         files += images
         labels += [label] * len(images)
-    checks = enumerate(problems(partial(_problem, thorough=skip_bad), files))
+    checks = enumerate(in_threads(partial(_problem, thorough=skip_bad), files))
     bad = {position: problem for position, problem in checks if problem is not None}
     if bad and not skip_bad:
         listed = [*bad.values()][:10]
@@ -250,16 +249,6 @@ def _places(folder: Path, classes: Mapping[str, Path]) -> dict[str, str]:
                 f"other ({real!r}, {other!r}): expected a folder of its own for each class; remove the link"
             )
     return places
-
-
-def problems(check: Callable[..., str | None], *files: Sequence[Path]) -> Iterator[str | None]:
-    """Yield what ``check`` says of each file, in order, looking at several at a time."""
-    pool, rows = ThreadPoolExecutor(), zip(*files, strict=True)
-    try:
-        while part := list(islice(rows, 4096)):  # a pool holds all that it was asked for
-            yield from pool.map(check, *zip(*part, strict=True))
-    finally:  # also where the caller has seen enough
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _problem(path: Path, thorough: bool) -> str | None:

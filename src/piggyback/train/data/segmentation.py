@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from piggyback.errors import DataError
-from piggyback.images.decode import check_image, upright_size
+from piggyback.images.decode import check_image, in_threads, upright_size
 from piggyback.images.find import list_images
 from piggyback.images.label_maps import VOID, SegmentationSet
 from piggyback.images.map_pictures import CAMVID
-from piggyback.train.data.folder import problems, split_folders
+from piggyback.train.data.folder import split_folders
 from piggyback.train.data.sets import ImageData, cut
 
 CAMVID_VOID = 11
@@ -141,7 +141,7 @@ def _voc_list(root: Path, split: str) -> SegmentationSet:
 def _checked(
     classes: Sequence[str], images: Sequence[Path], maps: Sequence[Path], void: int
 ) -> SegmentationSet:
-    for problem in problems(_problem, images, maps):
+    for problem in in_threads(_problem, images, maps):
         if problem is not None:
             raise DataError(problem)
     return SegmentationSet(tuple(classes), files=tuple(images), map_files=tuple(maps), void=void)

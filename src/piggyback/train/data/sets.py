@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +23,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from piggyback.errors import DataError
-from piggyback.images.decode import as_box, content_keys, crop, fit, load_fitted, stored_size
+from piggyback.images.decode import (
+    as_box,
+    content_keys,
+    crop,
+    fit,
+    in_threads,
+    load_fitted,
+    stored_size,
+)
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.paths import PathList
 from piggyback.images.pictures import Pictures
@@ -81,8 +88,6 @@ class ImageSet(LabelledSet):
     def load(self, index: int, preprocessing: Preprocessing) -> Tensor:
         """Return image ``index`` as the network sees it, uint8 (3, s, s); raises DataError."""
         box = None if self.boxes is None else as_box(self.boxes[index])
-        if isinstance(self.files, Pictures):
-            return self.files.load(index, preprocessing)
         if self.images is None:
             return load_fitted(self.files[index], preprocessing, box)
         image = self.images[index]
@@ -98,8 +103,6 @@ class ImageSet(LabelledSet):
             return min(right - left, bottom - top)
         if self.images is not None:
             return min(self.images.shape[-2:])
-        if isinstance(self.files, Pictures):
-            return min(self.files.size(index))
         return min(stored_size(self.files[index]))
 
     def subset(self, indices: Tensor) -> ImageSet:
@@ -136,9 +139,8 @@ class ImageSet(LabelledSet):
         def fill(index: int) -> None:
             images[index] = self.load(index, preprocessing)
 
-        with ThreadPoolExecutor() as pool:  # decoding runs outside Python's lock
-            for _ in pool.map(fill, range(len(self))):
-                pass
+        for _ in in_threads(fill, range(len(self))):
+            pass
         return replace(self, images=images, files=(), boxes=None, fitted=True)
 
     def content_keys(self) -> NDArray[np.uint64]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
 from piggyback.errors import DataError
-from piggyback.images.decode import content_keys, read_image
+from piggyback.images.decode import content_key, in_threads, read_image
 from piggyback.images.find import list_folders, list_images
 from piggyback.train.data.folder import inner_folder, split_folders
 
@@ -167,15 +166,14 @@ def survey(root: str | Path) -> Survey:
         raise DataError(
             f"image folder {str(root)!r}: expected <class>/<file> or <split>/<class>/<file>, found no image"
         )
-    with ThreadPoolExecutor() as pool:  # decoding runs outside Python's lock
-        samples = list(pool.map(lambda place: _look(*place), places))
+    samples = list(in_threads(lambda place: _look(*place), places))
     return Survey(root.resolve().name, samples, _copies(samples), dict(left_out.most_common()))
 
 
 def _look(file: Path, split: str, label: str) -> Sample:
     try:
         image = read_image(file)
-        key = int(content_keys([file])[0])
+        key = content_key(file)
     except (DataError, OSError) as error:
         return Sample(file, split, label, problem=" ".join(str(error).split()))
     height, width = image.shape[1:]

@@ -19,7 +19,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from piggyback.errors import DataError, near_misses
-from piggyback.images.decode import check_image, content_key
+from piggyback.images.decode import check_image, content_key, in_threads
 from piggyback.images.paths import PathList
 from piggyback.images.pictures import Pictures
 from piggyback.texts.words import spaced_words
@@ -43,7 +42,7 @@ from piggyback.train.data.arrow import (
     hub_columns,
     parquet_columns,
 )
-from piggyback.train.data.folder import problems, split_of
+from piggyback.train.data.folder import split_of
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
@@ -57,7 +56,7 @@ _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
 T = TypeVar("T")
-_FIELD, _KNOWN, _AT_ONCE = 1 << 20, 10_000, 4096
+_FIELD, _KNOWN = 1 << 20, 10_000
 
 Columns = Mapping[str, Sequence[Any]]
 """Cells by the name of their column; row 1 is at 0."""
@@ -261,7 +260,7 @@ class _Table:
             return self._pictures(cells)
         names = _each(cells, self._file)
         different = list(dict.fromkeys(names))
-        checks = problems(_problem, PathList.of(self.path.parent, different))
+        checks = in_threads(_problem, PathList.of(self.path.parent, different))
         bad = {name: why for name, why in zip(different, checks, strict=True) if why is not None}
         if bad:
             rows = [f"row {names.index(name) + 1}: {why}" for name, why in [*bad.items()][:10]]
@@ -287,12 +286,8 @@ class _Table:
                 raise self._fail(index + 1, str(error)) from error
             return content_key(source)
 
-        keys = np.empty(len(cells), np.uint64)
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(keys), _AT_ONCE):  # a pool holds all that it was asked for
-                part = range(start, min(start + _AT_ONCE, len(keys)))
-                keys[part.start : part.stop] = list(pool.map(look, part))
-        return Pictures(cells, keys)
+        rows = range(len(cells))
+        return Pictures(cells, np.fromiter(in_threads(look, rows), np.uint64, len(rows)))
 
     def _repeated(self, labels: Tensor) -> tuple[str, ...]:
         """What is to be said of images in several rows; DataError where a file's labels differ."""
