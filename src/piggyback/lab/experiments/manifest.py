@@ -21,6 +21,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -187,12 +188,15 @@ class Manifest(_Part):
     ) -> Manifest:
         """Return the part of it with these tasks, methods and seeds; None keeps all.
 
-        Raises ManifestError for a name that it does not have, and for a seed that is given twice.
+        Raises ManifestError for a name that it does not have, and for seeds that are negative or given twice.
         """
         try:
             _check_known("task", tasks or (), self.tasks)
             _check_known("method", labels or (), self.methods)
-            wanted = self.seeds if seeds is None else _once(tuple(seeds))
+            wanted = self.seeds if seeds is None else TypeAdapter(Seeds).validate_python(seeds)
+        except ValidationError as error:
+            problem = f"seeds: {_first_problem(error)}"
+            raise ManifestError(f"experiment {self.name!r}: {problem}") from error
         except ValueError as error:
             raise ManifestError(f"experiment {self.name!r}: {error}") from error
         kept = {key: value for key, value in self.tasks.items() if tasks is None or key in tasks}
