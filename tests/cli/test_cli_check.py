@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -30,3 +31,50 @@ def test_what_training_refuses_ends_with_1(piggyback: Command, colours: Path) ->
     assert "torn.png" in ran.out
     assert "torn.png" in piggyback("check", "own", "--json").out
     piggyback("check", "nowhere").refuses("nowhere")
+
+
+def test_tables_of_every_kind_are_surveyed(piggyback: Command, colours: Path) -> None:
+    pictures = sorted(str(file.resolve()) for file in (colours / "train" / "red").iterdir())[:4]
+
+    def check(table: str, *given: str) -> tuple[int, dict[str, Any]]:
+        Path("own.csv").write_text(table)
+        ran = piggyback("check", "own.csv", *given, "--json", "--out", "found")
+        return ran.code, json.loads(ran.out)
+
+    rows = [
+        f"{file},{tags},{i}" for i, (file, tags) in enumerate(zip(pictures, "aabb", strict=True))
+    ]
+    code, values = check("\n".join(["image,label,width (m)", *rows]))
+    assert (code, values["counts"]) == (0, {"a": {"train": 2}, "b": {"train": 2}})
+    assert Path("found/classes.png").exists()
+    code, values = check(
+        "\n".join(["image,label,width (m)", *rows[:2], f"{pictures[2]},,3"]), "--kind", "multilabel"
+    )
+    assert (code, values["counts"]) == (0, {"a": {"train": 2}})
+    code, values = check(
+        "\n".join(["image,label,width (m)", *rows]),
+        "--kind",
+        "regression",
+        "--column",
+        "label=width (m)",
+    )
+    assert values["numbers"] == {"width (m)": {"train": [0, 1, 3]}}
+    code, values = check(
+        "text,label,split\na joy,good,train\na bore,bad,train\na joy,bad,test\nfun,good,test\n"
+    )
+    assert values["words"] == [1, 2, 2]
+    assert [one["what"] for one in values["copies"]] == ["two labels"]
+    code, values = check(
+        "text,label,split\nin New York,O B-place I-place,train\n", "--kind", "tokens"
+    )
+    assert values["counts"] == {"place": {"train": 1}}
+    code, values = check("text,label,split\na joy,good,train\na bore,bad,train\nfun,good,test\n")
+    assert code == 1
+    assert "'bad'" in values["warnings"][0]
+
+
+def test_what_is_no_table_has_no_columns(piggyback: Command, colours: Path) -> None:
+    piggyback("check", colours, "--column", "label=a").refuses("--column")
+    piggyback("check", colours, "--kind", "tokens").refuses("--kind tokens")
+    Path("own.csv").write_text("image,label\nnone.png,a\n")
+    piggyback("check", "own.csv").refuses("row 1")

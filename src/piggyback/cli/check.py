@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from piggyback.cli.options import JsonOption
+from piggyback.cli.loading import called, is_data_set, load_set, refuse_columns, refuse_kind
+from piggyback.cli.options import (
+    ColumnOption,
+    JsonOption,
+    KindOption,
+    SeparatorOption,
+    TaskKind,
+    columns_of,
+)
 from piggyback.cli.screen import results, table, write_json
 from piggyback.errors import DataError
 from piggyback.names import plain
@@ -23,65 +33,98 @@ LISTED = 10
 """Files that are named of each sort; ``--json`` and ``--out`` name all."""
 TILE, ACROSS, MOST_ROWS = 96, 8, 60
 """Of the contact sheet: pixels a side, pictures of a class, classes."""
+_COUNTED = {
+    "classification": "classes", "multilabel": "labels", "regression": "numbers", "tokens": "types",
+}  # fmt: skip
 
 
 def run(
     data: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Images: DIR/SPLIT/CLASS/FILE, or DIR/CLASS/FILE.")
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Images: DIR/SPLIT/CLASS/FILE, or DIR/CLASS/FILE. A table: FILE.csv, .tsv, .jsonl or .parquet, or "
+            "hf:NAME. Or a data set's name, or torchvision:CLASS:ROOT.",
+        ),
     ],
+    column: ColumnOption = None,
+    kind: KindOption = TaskKind.CLASSIFICATION,
+    separator: SeparatorOption = ",",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for check.json and a contact sheet, classes.png."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder for check.json and, of images, a contact sheet, classes.png.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Look at every image of a data set: counts, bad files, copies, sizes.
+    """Look at all images or texts of a data set: counts, bad files, copies, sizes.
 
     Every image is decoded as training would. Copies are found byte for byte, and
-    by how they look, within a split, across splits and under two labels. The exit
-    code is 1 where training would refuse the data as it is.
+    pictures also by how they look, within a split, across splits and under two
+    labels. The exit code is 1 where training would refuse the data as they are.
 
     \b
     Examples:
       piggyback check photos/signs
       piggyback check photos/signs --out signs-check
       piggyback check photos/signs --json
+      piggyback check photos.csv --kind multilabel --column label=tags
     """
-    from piggyback.train.data.segmentation import is_segmentation_folder
-    from piggyback.train.data.survey import survey
-
     if out is not None:
         check_output(out, "--out", folder=True)
-    if is_segmentation_folder(data):
-        raise DataError(f"{str(data)!r} holds label maps: check is for class folders")
-    found = survey(data)
+    found = _survey(data, columns_of(column), kind, separator)
     values = found.to_json()
-    if out is not None:
-        _write(out, found, values)
+    written = [] if out is None else _write(out, found, values)
     if json:
         write_json(values)
     else:
         _show(found, values)
-        if out is not None:
-            results().print(f"wrote {out / 'check.json'}, {out / 'classes.png'}", soft_wrap=True)
-    if found.unreadable or not all(all(row.values()) for row in found.counts.values()):
+        if written:
+            results().print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
+    if not found.trainable:
         raise typer.Exit(1)
+
+
+def _survey(data: Path, columns: Mapping[str, str], kind: str, separator: str) -> Survey:
+    from piggyback.train.data.segmentation import is_segmentation_folder
+    from piggyback.train.data.survey import survey, survey_splits
+    from piggyback.train.data.table import is_table, table_splits
+
+    if is_table(data):
+        return survey_splits(called(data), table_splits(data, columns, kind, separator=separator))
+    refuse_columns(columns)
+    refuse_kind(kind)
+    if is_data_set(data, skip_bad=False):
+        return survey_splits(called(data), load_set(str(data)).splits())
+    if is_segmentation_folder(data):
+        raise DataError(f"{str(data)!r} holds label maps: check is for images or texts with labels")
+    return survey(data)
 
 
 def _show(found: Survey, values: Mapping[str, Any]) -> None:
     screen, counts = results(), found.counts
-    splits = list(next(iter(counts.values())))
-    rows = table("+class", *(f">{split}" for split in splits))
-    for label, row in counts.items():
-        rows.add_row(label, *map(str, row.values()))
-    totals = [str(sum(row[split] for row in counts.values())) for split in splits]
-    rows.add_section()
-    rows.add_row(f"{len(counts)} classes", *totals)
-    screen.print(rows)
+    if found.numbers:
+        rows = table("+number", "split", ">smallest", ">median", ">largest")
+        for name, spreads in found.numbers.items():
+            for split, spread in spreads.items():
+                rows.add_row(name, split, *(f"{number:g}" for number in spread))
+        screen.print(rows)
+    if counts:
+        rows = table("+class", *(f">{split}" for split in found.splits))
+        for label, row in counts.items():
+            rows.add_row(label, *map(str, row.values()))
+        screen.print(rows)
+    each = Counter(one.split for one in found.samples)
+    parts = ", ".join(f"{count} in {split}" for split, count in each.items())
+    screen.print(f"{_COUNTED[found.kind]}: {len(counts or found.numbers)}; {found.what}: {parts}")
     if sides := values["shorter_side"]:
         screen.print(
             f"shorter side {sides[0]} to {sides[2]} pixels, median {sides[1]}; {values['grey']} images are grey"
         )
+    if words := values["words"]:
+        screen.print(f"{words[0]} to {words[2]} words, median {words[1]}")
     for what, count in found.left_out.items():
         screen.print(f"passed over: {count} {what}")
     for line in values["warnings"]:
@@ -90,22 +133,27 @@ def _show(found: Survey, values: Mapping[str, Any]) -> None:
         screen.print(f"  cannot be read: {one.problem}", soft_wrap=True)
     for copies in found.copies[:LISTED]:
         same = "the same bytes" if copies.exact else "looks the same"
-        screen.print(f"  {copies.what}, {same}: {', '.join(copies.files)}", soft_wrap=True)
+        named = copies.files if found.what == "images" else [shorten(copies.files[0], 80)]
+        screen.print(f"  {copies.what}, {same}: {', '.join(named)}", soft_wrap=True)
     if not values["warnings"]:
         screen.print("nothing to complain of")
 
 
-def _write(folder: Path, found: Survey, values: Mapping[str, Any]) -> None:
-    """Write check.json and the contact sheet."""
+def _write(folder: Path, found: Survey, values: Mapping[str, Any]) -> list[Path]:
+    """Write check.json and, of images in classes or with labels, the contact sheet; return what was written."""
     import io
     import json
 
     from piggyback.taskfile.disk import write_file
 
-    drawn = io.BytesIO()
-    _sheet(found).save(drawn, format="PNG")
-    write_file(folder / "check.json", json.dumps(values, indent=1))
-    write_file(folder / "classes.png", drawn.getvalue())
+    written = [folder / "check.json"]
+    write_file(written[0], json.dumps(values, indent=1))
+    if found.what == "images" and found.counts:
+        drawn = io.BytesIO()
+        _sheet(found).save(drawn, format="PNG")
+        written.append(folder / "classes.png")
+        write_file(written[1], drawn.getvalue())
+    return written
 
 
 def _sheet(found: Survey) -> Image:
@@ -120,7 +168,7 @@ def _sheet(found: Survey) -> Image:
     sheet = Image.new("RGB", (ACROSS * TILE, max(len(labels), 1) * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for row, label in enumerate(labels):
-        files = [one.file for one in found.samples if one.label == label and not one.problem]
+        files = [one.source for one in found.samples if label in one.labels and not one.problem]
         draw.text((3, row * height), f"{plain(label)} ({len(files)})", fill="black", font=font)
         for column, file in enumerate(files[:: max(1, -(-len(files) // ACROSS))]):
             pixels = load_fitted(file, Preprocessing(TILE)).permute(1, 2, 0).numpy()

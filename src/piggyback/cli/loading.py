@@ -135,8 +135,7 @@ def _images(
         refuse_skip_bad(root, skip_bad)
         return load_table(root, name, columns, kind, separator=separator)
     refuse_columns(columns)
-    if kind != "classification":
-        raise DataError(f"--kind {kind}: it is for tables, such as photos.csv; leave it out")
+    refuse_kind(kind)
     if is_data_set(root, skip_bad):
         return replace(load_set(str(root)), name=name)
 
@@ -219,6 +218,12 @@ def refuse_columns(columns: Mapping[str, str] | None) -> None:
     """Raise DataError where columns of no table are named."""
     if columns:
         raise DataError("--column: it is for tables, such as reviews.csv; leave it out")
+
+
+def refuse_kind(kind: str) -> None:
+    """Raise DataError where a kind is named of what is no table."""
+    if kind != "classification":
+        raise DataError(f"--kind {kind}: it is for tables, such as photos.csv; leave it out")
 
 
 def refuse_skip_bad(root: Path, skip_bad: bool) -> None:

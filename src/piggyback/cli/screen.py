@@ -205,8 +205,9 @@ class ScreenListener(Listener):
         )
 
     def on_notice(self, text: str) -> None:
-        """Print it."""
-        self.console.print(f"{self.label}: {in_options(text)}", soft_wrap=True)
+        """Print it, after the run's name once that is known."""
+        prefix = f"{self.label}: " * bool(self.label)
+        self.console.print(f"{prefix}{in_options(text)}", soft_wrap=True)
 
     def on_end(self) -> None:
         """Take the bar away."""

@@ -66,7 +66,7 @@ def test_bad_files_and_empty_classes_are_named(folder: Path) -> None:
     Image.new("RGB", (9, 9)).save(folder / "train" / "fox" / "only.png")
     (folder / "train" / "fox" / "notes.txt").write_text("x")
     found = survey(folder)
-    assert [one.file for one in found.unreadable] == [torn]
+    assert [one.name for one in found.unreadable] == [str(torn)]
     warnings = " ".join(found.warnings())
     assert "'fox'" in warnings
     assert "out of balance" in warnings

@@ -1,6 +1,6 @@
-"""What is in an image folder, before anything is trained on it: every image is decoded once, nothing is refused.
+"""What is in a data set, before anything is trained on it: every image of a folder is decoded, and none is refused.
 
-files -> look: size, colour, bytes, a thumbnail -> Survey: counts, unreadable ones, copies, sizes
+samples -> look: size, colour, bytes, a thumbnail -> Survey: counts, unreadable ones, copies, sizes
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
 from piggyback.errors import DataError
-from piggyback.images.decode import content_key, in_threads, read_image
+from piggyback.images.decode import Box, as_box, content_key, in_threads, pixels_of
 from piggyback.images.find import list_folders, list_images
+from piggyback.images.label_maps import SegmentationSet
 from piggyback.train.data.folder import inner_folder, split_folders
+from piggyback.train.data.sets import ImageSet, Split
+from piggyback.train.data.tagged import TaggedSet
+from piggyback.train.data.text import TextSet
 
 THUMBNAIL = 9
 """Side of the grey picture by which images that look the same are found."""
@@ -33,16 +39,20 @@ SKEWED = 10
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image file and what was seen in it."""
+    """One image or text and what was seen in it."""
 
-    file: Path
+    source: Any
+    """The image, as ``pixels_of`` takes it, or the text."""
+    name: str
+    """What to call it: a file's path, the text itself, or split and number."""
     split: str
-    label: str
+    labels: tuple[str, ...]
+    """One class; of several labels those that it has; of tags their types; of numbers none."""
     size: tuple[int, int] = (0, 0)
     """Width and height, turned upright."""
     grey: bool = False
     key: int = 0
-    """Follows from the file's bytes."""
+    """Follows from its bytes."""
     thumbnail: NDArray[np.int16] | None = None
     problem: str = ""
     """Why it cannot be read."""
@@ -50,13 +60,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Copies:
-    """Files that are the same picture."""
+    """Samples that are the same picture or text."""
 
     files: tuple[str, ...]
+    """Their names."""
     exact: bool
     """Byte for byte; else they look the same: saved again, or in another size."""
     splits: tuple[str, ...]
-    labels: tuple[str, ...]
+    labels: tuple[tuple[str, ...], ...]
 
     @property
     def what(self) -> str:
@@ -75,14 +86,29 @@ class Survey:
     copies: Sequence[Copies]
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Files that are no images, by what they are."""
+    kind: str = "classification"
+    what: str = "images"
+    numbers: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    """Of a regression, by the number's name and the split: smallest, median, largest."""
+
+    @property
+    def splits(self) -> list[str]:
+        return list(dict.fromkeys(one.split for one in self.samples))
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Readable images by class, then by split."""
-        splits = list(dict.fromkeys(one.split for one in self.samples))
-        labels = sorted({one.label for one in self.samples})
-        found = Counter((one.label, one.split) for one in self.samples if not one.problem)
-        return {label: {split: found[label, split] for split in splits} for label in labels}
+        """Readable samples by class, or with a label, then by split."""
+        labels = sorted({label for one in self.samples for label in one.labels})
+        found = Counter(
+            (label, one.split) for one in self.samples if not one.problem for label in one.labels
+        )
+        return {label: {split: found[label, split] for split in self.splits} for label in labels}
+
+    @property
+    def trainable(self) -> bool:
+        """Whether training would take the data as they are."""
+        whole = all(all(row.values()) for row in self.counts.values())
+        return not self.unreadable and (whole or self.kind != "classification")
 
     @property
     def unreadable(self) -> list[Sample]:
@@ -95,46 +121,51 @@ class Survey:
         first = next((one.split for one in self.samples), "train")
         if self.unreadable:
             found.append(
-                f"{len(self.unreadable)} images cannot be read: remove them, or leave them out in training"
+                f"{len(self.unreadable)} {self.what} cannot be read: remove them, or leave them out in training"
             )
         for split in next(iter(counts.values()), {}):
             empty = [label for label, row in counts.items() if not row[split]]
             if empty:
-                found.append(f"no images in {split} for {_some(empty)}")
+                found.append(f"no {self.what} in {split} for {_some(empty)}")
         kinds = Counter(one.what for one in self.copies)
         for what, meaning in _MEANINGS.items():
             if kinds[what]:
                 one = kinds[what] == 1
                 found.append(
-                    f"{kinds[what]} picture{'s occur' if not one else ' occurs'} {meaning}"
+                    f"{kinds[what]} of the {self.what} {'occurs' if one else 'occur'} {meaning}"
                 )
         sizes = {label: row[first] for label, row in counts.items()}
+        if not sizes:
+            return found
         largest, smallest = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
-        if len(sizes) == 1:
+        if len(sizes) == 1 and self.kind == "classification":
             found.append(f"one class, {largest!r}: training expects two or more")
         if sizes[smallest] and sizes[largest] >= SKEWED * sizes[smallest]:
             found.append(
-                f"out of balance: {sizes[largest]} images of {largest!r} in {first}, {sizes[smallest]} of {smallest!r}"
+                f"out of balance: {sizes[largest]} {self.what} of {largest!r} in {first}, "
+                f"{sizes[smallest]} of {smallest!r}"
             )
         return found
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain JSON."""
         good = [one for one in self.samples if not one.problem]
-        sides = sorted(min(one.size) for one in good)
+        sides = sorted(min(one.size) for one in good if self.what == "images")
+        words = sorted(len(one.source.split()) for one in good if self.what == "texts")
         return {
             "name": self.name,
-            "images": len(self.samples),
+            "kind": self.kind,
+            self.what: len(self.samples),
             "counts": self.counts,
+            "numbers": {name: dict(row) for name, row in self.numbers.items()},
             "warnings": self.warnings(),
-            "unreadable": {str(one.file): one.problem for one in self.unreadable},
+            "unreadable": {one.name: one.problem for one in self.unreadable},
             "copies": [
                 {"files": list(one.files), "exact": one.exact, "what": one.what}
                 for one in self.copies
             ],
-            "shorter_side": [sides[0], round(statistics.median(sides)), sides[-1]]
-            if sides
-            else None,
+            "shorter_side": _spread(sides),
+            "words": _spread(words),
             "grey": sum(one.grey for one in good),
             "left_out": dict(self.left_out),
         }
@@ -157,7 +188,7 @@ def survey(root: str | Path) -> Survey:
         raise DataError(f"image folder {str(root)!r}: no such directory")
     left_out: Counter[str] = Counter()
     places = [
-        (file, split, folder.name)
+        (file, str(file), split, (folder.name,))
         for split, part in (split_folders(root) or {"all": inner_folder(root)}).items()
         for folder in list_folders(part)
         for file in list_images(folder, left_out)
@@ -170,16 +201,78 @@ def survey(root: str | Path) -> Survey:
     return Survey(root.resolve().name, samples, _copies(samples), dict(left_out.most_common()))
 
 
-def _look(file: Path, split: str, label: str) -> Sample:
+def survey_splits(name: str, splits: Mapping[str, Split]) -> Survey:
+    """Return what is in a data set that was read already, from a table for instance; DataError for label maps.
+
+    >>> from piggyback.train.data.text import TextSet
+    >>> texts = TextSet(("bad", "good"), torch.tensor([1, 0, 0]), ("a joy", "a bore", "a joy"))
+    >>> survey_splits("films", {"train": texts}).warnings()
+    ['1 of the texts occurs under two labels, one of which is wrong']
+    """
+    kind, what, samples = "classification", "images", list[Sample]()
+    numbers: dict[str, dict[str, list[float]]] = defaultdict(dict)
+    for split, part in splits.items():
+        if isinstance(part, SegmentationSet):
+            raise DataError(f"{name!r} holds label maps: expected images or texts with labels")
+        labels = _labels(part)
+        if isinstance(part, TextSet):
+            keys = part.content_keys().tolist()
+            samples += [
+                Sample(text, text, split, had, key=key)
+                for text, had, key in zip(part.texts, labels, keys, strict=True)
+            ]
+        else:
+            held = part.files if part.images is None else part.images
+            boxes = [None] * len(part) if part.boxes is None else map(as_box, part.boxes)
+            keys = part.content_keys().tolist()
+            places = [
+                (one, str(one) if isinstance(one, Path) else f"{split} {at}", split, had, key, box)
+                for at, (one, had, key, box) in enumerate(
+                    zip(held, labels, keys, boxes, strict=True), 1
+                )
+            ]
+            samples += in_threads(lambda place: _look(*place), places)
+        if part.kind == "regression":
+            for column, units, values in zip_longest(part.classes, part.units, part.labels.T):
+                title = f"{column} ({units})" if units else column
+                numbers[title][split] = [float(f(values)) for f in (min, torch.median, max)]
+        kind, what = part.kind, part.what
+    return Survey(name, samples, _copies(samples), kind=kind, what=what, numbers=numbers)
+
+
+def _labels(part: ImageSet | TextSet) -> list[tuple[str, ...]]:
+    """Of each sample: its class, the labels that it has, or the types of its tags; of numbers nothing."""
+    if isinstance(part, TaggedSet):
+        rows = torch.split(part.labels, part.lengths)
+        return [tuple(sorted({part.classes[i][2:] for i in row.tolist()} - {""})) for row in rows]
+    if part.kind == "regression":
+        return [()] * len(part)
+    if part.kind == "multilabel":
+        return [
+            tuple(name for name, has in zip(part.classes, row, strict=True) if has)
+            for row in part.labels.tolist()
+        ]
+    return [(part.classes[i],) for i in part.labels.tolist()]
+
+
+def _look(
+    source: Any,
+    name: str,
+    split: str,
+    labels: tuple[str, ...],
+    key: int | None = None,
+    box: Box | None = None,
+) -> Sample:
     try:
-        image = read_image(file)
-        key = content_key(file)
+        image = pixels_of(source, box=box)
+        key = content_key(source) if key is None else key
     except (DataError, OSError) as error:
-        return Sample(file, split, label, problem=" ".join(str(error).split()))
+        return Sample(source, name, split, labels, problem=" ".join(str(error).split()))
     height, width = image.shape[1:]
     grey = bool((image[0] == image[1]).all() and (image[1] == image[2]).all())
     small = F.resize(F.rgb_to_grayscale(image), [THUMBNAIL, THUMBNAIL], antialias=True)
-    return Sample(file, split, label, (width, height), grey, key, small[0].numpy().astype(np.int16))
+    looks = small[0].numpy().astype(np.int16)
+    return Sample(source, name, split, labels, (width, height), grey, key, looks)
 
 
 def _copies(samples: Iterable[Sample]) -> list[Copies]:
@@ -205,11 +298,16 @@ def _copies(samples: Iterable[Sample]) -> list[Copies]:
 
 def _as_copies(group: Sequence[Sample], *, exact: bool) -> Copies:
     return Copies(
-        tuple(str(one.file) for one in group),
+        tuple(one.name for one in group),
         exact,
         tuple(sorted({one.split for one in group})),
-        tuple(sorted({one.label for one in group})),
+        tuple(sorted({one.labels for one in group})),
     )
+
+
+def _spread(sizes: Sequence[int]) -> list[int] | None:
+    """Smallest, median and largest of sorted sizes."""
+    return [sizes[0], round(statistics.median(sizes)), sizes[-1]] if sizes else None
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
