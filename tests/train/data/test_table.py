@@ -26,6 +26,8 @@ def test_csv_tsv_and_json_lines_read_the_same(tmp_path):
     files = [
         write(tmp_path, "a.csv", "text,label\n" + quoted),
         write(tmp_path, "bom.csv", "\ufefftext,label\r\n" + quoted.replace("\n", "\r\n")),
+        write(tmp_path, "semi.csv", "\ufefftext;label\n" + quoted.replace('",', '";')),
+        write(tmp_path, "tabs.csv", "text\tlabel\n" + quoted.replace('",', '"\t')),
         write(tmp_path, "a.tsv", "text\tlabel\n" + "".join(f"{t}\t{n}\n" for t, n in rows)),
         write(tmp_path, "a.jsonl", "".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in rows)),
     ]  # fmt: skip
@@ -57,6 +59,9 @@ def test_splits_that_are_missing_are_cut_by_content(tmp_path):
     assert {each.split for each in data.cut} == {"val", "test"}
     again = load_table(write(tmp_path, "b.csv", "text,label\n" + GOOD))
     assert data.test.texts == again.test.texts
+    rare = "".join(f"odd {i},odd\n" for i in range(3))
+    for part in load_table(write(tmp_path, "c.csv", f"text,label\n{GOOD}{rare}")).splits().values():
+        assert min(part.counts()) > 0
 
 
 @pytest.mark.parametrize(
@@ -69,7 +74,7 @@ def test_splits_that_are_missing_are_cut_by_content(tmp_path):
         ("a.csv", "text,label\na,x\nb,\n", "row 2.*label ''"),
         ("a.csv", "text,label\na,x\nb,y,z\n", "row 2.*3 cells.*2"),
         ("a.csv", "text,label\na\n", "row 1.*1 cells"),
-        ("a.csv", "text;label\na;x\n", "no column 'text'.*'text;label'"),
+        ("a.csv", "text|label\na|x\n", "no column 'text'.*'text.label'"),
         ("a.csv", "text,text\na,x\n", "two columns 'text'"),
         ("a.csv", "text,label\n", "no rows"),
         ("a.csv", "", "empty"),
@@ -189,6 +194,7 @@ def test_a_group_stays_in_one_split(photos):
         ("classification", {}, "image,label", "none.png,a", "row 13: .*none.png"),
         ("classification", {}, "image,label", "a.csv,a", "row 13: .*a.csv"),
         ("classification", {}, "image,label", ",a", "row 13: image ''"),
+        ("classification", {}, "image,label", "https://a.b/c.png,a", "row 13: .*https://a.b/c.png"),
         ("classification", {"label": "a,b"}, "image,a,b", "00.png,1,0", "2 columns of labels"),
         ("classification", {"label": "klass"}, "image,label", "00.png,a", "no column 'klass'.*'label'"),
         ("classification", {"labl": "a"}, "image,label", "00.png,a", "labl=a.*label"),

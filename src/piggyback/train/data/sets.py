@@ -456,21 +456,22 @@ def _chosen(
 ) -> Tensor:
     """Return which images are taken, bool (n,): of each class about the fraction, at least one while one is left.
 
-    An image goes by its content and the seed, wherever it lies in a list: images that come later move no earlier one,
-    and two copies of an image stay together. Only of a class so small that none would be taken, one is. Groups go by
-    their number and stay whole, whatever their classes.
+    A sample goes by its content and the seed, wherever it lies in a list: those that come later move no earlier one,
+    and two copies stay together. Only of a class so small that none would be taken, one is. Groups go by their number
+    and stay whole, whatever their classes.
     """
     if not 0 < fraction < 1:
         raise DataError(f"{what} fraction {fraction}: expected a number between 0 and 1")
     numbers = images.content_keys() if groups is None else groups
     key = torch.from_numpy(uniforms(seed, stream, numbers, 1)[:, 0])
     chosen = key < fraction
-    if groups is not None or not isinstance(images, ImageSet) or images.kind != "classification":
+    if groups is not None or isinstance(images, SegmentationSet) or images.kind != "classification":
         if not chosen.any():
             chosen = key == key.min()
         if chosen.all():
             raise DataError(
-                f"{what} cannot be cut from train: {len(images)} images go together; add others or a split"
+                f"{what} cannot be cut from train: its {len(images)} {images.what} are all the same or in one group; "
+                "add others or a split"
             )
         return chosen
     order = images.labels.argsort(stable=True)
@@ -485,6 +486,6 @@ def _chosen(
             chosen[members] = odd if none else ~odd
     if not chosen.any():
         raise DataError(
-            f"{what} cannot be cut from train: no class has two different images left; add images or a split"
+            f"{what} cannot be cut from train: no class has two different {images.what} left; add some or a split"
         )
     return chosen

@@ -1,5 +1,7 @@
 """Tables of images or texts: CSV, TSV (tab separated, no quoting), JSONL, Parquet, and plain files of a text a line.
 
+CSV has commas between cells; semicolons or tabs where its first line has no comma.
+
     classification   a label column with the name of a class
     multilabel       a label column with several names, "a,b" or a JSON list, or a column of 0 and 1 for each label
     regression       a column for each number; "height (m)" is a height in metres
@@ -271,6 +273,8 @@ class _Table:
     def _file(self, at: int, cell: Any) -> str:
         if not isinstance(cell, str) or not cell.strip() or "\0" in cell:
             raise self._fail(at, f"image {cell!r:.80}: expected the path of a file")
+        if "://" in cell:
+            raise self._fail(at, f"image {cell!r:.80}: expected the path of a file; fetch it first")
         return os.path.normpath(cell.strip())
 
     def _pictures(self, cells: Encoded) -> Pictures:
@@ -457,10 +461,14 @@ def _problem(path: Path) -> str | None:
 
 
 def _csv_columns(path: Path, file: TextIO) -> Columns:
-    tabs = path.suffix.lower() == ".tsv"
-    how: dict[str, Any] = (
-        {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
-    )
+    if path.suffix.lower() == ".tsv":
+        how: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    else:
+        # Where commas stand within numbers, spreadsheets write semicolons between cells.
+        first = file.readline()
+        file.seek(0)
+        between = next((mark for mark in ",;\t" if mark in first), ",")
+        how = {"delimiter": between, "strict": True}
     csv.field_size_limit(max(csv.field_size_limit(), _FIELD))
     rows = filter(None, csv.reader(file, **how))
     names = next(rows, None)
