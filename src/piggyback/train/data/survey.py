@@ -121,7 +121,7 @@ class Survey:
         first = next((one.split for one in self.samples), "train")
         if self.unreadable:
             found.append(
-                f"{len(self.unreadable)} {self.what} cannot be read: remove them, or leave them out in training"
+                f"{len(self.unreadable)} of the {self.what} cannot be read: remove them, or leave them out in training"
             )
         for split in next(iter(counts.values()), {}):
             empty = [label for label, row in counts.items() if not row[split]]
