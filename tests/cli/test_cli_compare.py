@@ -15,7 +15,7 @@ from support.cli_toys import FAST, Command
 
 KEYS = [
     *("task", "method", "seed", "accuracy", "val_accuracy"),
-    *("bits_per_weight", "bytes", "seconds", "verdict"),
+    *("bits_per_weight", "bytes", "seconds", "verdict", "measure"),
 ]
 
 

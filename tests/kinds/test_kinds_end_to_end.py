@@ -9,11 +9,13 @@ from PIL import Image
 from piggyback.errors import DataError, InputError
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.kinds import kind_of
+from piggyback.lab.tables.rows import row_of
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.serve import Engine, EngineOptions
 from piggyback.taskfile.file import load
 from piggyback.taskfile.task import TaskInfo
 from piggyback.train import ImageData, ImageSet, evaluate, from_tensors, predict, train
+from piggyback.train.result import finished
 from support.training_toys import Killed, Recorder
 
 
@@ -37,6 +39,8 @@ def test_a_task_is_learned_measured_and_asked(kind, backbone, recipe, tmp_path):
     assert data.kind == kind
     result = train(backbone, data, "c", recipe(epochs=12, batch_size=16), tmp_path)
     assert result.accuracy > 60
+    measures = {"multilabel": "mean average precision", "regression": "R2"}
+    assert row_of(finished(tmp_path)).measure == measures[kind]
     info = result.task.info
     assert info.kind == kind
     assert info.units == (("lm", "") if kind == "regression" else ())

@@ -63,3 +63,36 @@ def test_a_folder_has_a_page_json_csv_and_the_pictures_of_its_kind(
     rows = list(csv.reader((tmp_path / "answers.csv").open()))
     assert [row[0] for row in rows[1:]] == names
     assert len(list(csv.reader((tmp_path / "classes.csv").open()))) == 3
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression"])
+def test_the_surest_mistakes_of_texts_are_told_as_texts(kind: str, tmp_path: Path) -> None:
+    made = report_on(outcome(kind))
+    texts = [f"text {i} <script>" for i in range(30)]
+    files = write_report(tmp_path, made, texts, None, {})
+    assert "wrong.png" not in files
+    page = (tmp_path / "index.html").read_text()
+    assert "<script>" not in page
+    told = re.findall(r"<td>text (\d+) &lt;script&gt;</td>", page)
+    assert [int(i) for i in told] == list(made.wrong[:24])
+
+
+def test_texts_with_wrong_spans_have_them_marked_in_both_ways(tmp_path: Path) -> None:
+    texts = ["we like New  York <b>", "all is right", "cut off here"]
+    tags = [
+        (["O", "O", "B-<a>", "I-<a>", "O"], ["B-x", "O", "O", "B-<a>", "B-x"]),
+        (["O"] * 3, ["O"] * 3),
+        (["B-x", "O", "O"], ["O"] * 3),
+    ]
+    classes = ("B-<a>", "B-x", "I-<a>", "I-x", "O")
+    counts = np.array([[[0, 1, 1], [0, 0, 2]], [[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 1, 0]]])
+    found = Outcome("x", "tokens", classes, np.zeros((3, 0)), counts, tags=tags)
+    write_report(tmp_path, report_on(found), texts, None, {})
+    page = (tmp_path / "index.html").read_text()
+    a, x = "<small>&lt;a&gt;</small></mark>", "<small>x</small></mark>"
+    truth = f"we like <mark>New  York {a} &lt;b&gt;"
+    answer = f"<mark>we {x} like New  <mark>York {a} <mark>&lt;b&gt; {x}"
+    assert f"<tr><td>{truth}</td><td>{answer}</td></tr>" in page
+    assert f"<tr><td><mark>cut {x} off here</td><td>cut off here</td></tr>" in page
+    assert "all is right" not in page
+    assert "<b>" not in page

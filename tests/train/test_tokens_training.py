@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from piggyback.errors import InputError
+from piggyback.kinds.tokens import spans_of
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.schemas import Answer
 from piggyback.serve import Engine, EngineOptions
@@ -80,6 +82,19 @@ def test_measured_again_it_is_as_good_and_reported_and_compared(reader, data, ne
     score, outcome = outcome_of(model, "ner", data.test, batch_size=5)
     assert score.numbers() == evaluate(model, "ner", data.test).numbers()
     assert score.accuracy == pytest.approx(load(ner.read_bytes()).info.provenance["test_accuracy"])
+    for text, counts, (truth, called) in zip(
+        data.test.texts, outcome.truth, outcome.tags, strict=True
+    ):
+        assert len(truth) == len(called) == len(text.split())
+        there, found = (set(spans_of(tags)) for tags in (truth, called))
+        assert [len(found & there), len(there), len(found)] == counts.sum(0).tolist()
+    task = load(ner.read_bytes())
+    short = replace(task.info, preprocessing=replace(task.info.preprocessing, max_length=4))
+    model.add_task(replace(task, name="short", info=short))
+    cut = outcome_of(model, "short", data.test)[1]
+    for (truth, called), (_, whole) in zip(cut.tags, outcome.tags, strict=True):
+        assert len(called) == len(truth) == len(whole)
+        assert called[2:] == ["O"] * len(called[2:])
     made = report_on(outcome)
     for name in ("f1", "precision", "recall"):
         assert made.numbers[name].value == pytest.approx(score.numbers()[name])

@@ -51,7 +51,7 @@ def run(
         typer.Option(
             metavar="DIR",
             help="Images: DIR/SPLIT/CLASS/FILE, or DIR/CLASS/FILE; DIR/SPLIT/images and labels for "
-            "segmentation; or a data set's name. A table: FILE.csv, .tsv, .jsonl or .parquet, or hf:NAME. Or "
+            "segmentation; or a data set's name. A table: FILE.csv, .tsv, .jsonl or .parquet, tars, or hf:NAME. Or "
             "torchvision:CLASS:ROOT.",
         ),
     ],

@@ -94,15 +94,17 @@ def load_tasks(
 
 
 def called(data: Path) -> str:
-    """Return the name of a folder, of a table, or of a set such as hf:NAME.
+    """Return the name of a folder, of a table, of what a pattern is in, or of a set such as hf:NAME.
 
-    >>> called(Path("photos/signs")), called(Path("hf:nyu-mll/glue:sst2"))
-    ('signs', 'glue')
+    >>> called(Path("photos/signs")), called(Path("signs/*.tar")), called(Path("hf:nyu-mll/glue:sst2"))
+    ('signs', 'signs', 'glue')
     """
     source, _, rest = str(data).partition(":")
     if source in SETS:
         return Path(rest.partition(":")[0]).name
     place = data.resolve()
+    if place.suffix == ".tar" and not place.exists():
+        return place.parent.name
     return place.stem if place.is_file() else place.name
 
 

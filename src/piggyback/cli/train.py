@@ -38,7 +38,8 @@ def run(
             help="Images: DIR/train/CLASS/FILE, with val/ and test/ if you have them; or DIR/CLASS/FILE, "
             "one folder per class; DIR/train/images and labels for segmentation; or a data set's name. "
             "Or a table, FILE.csv, .tsv, .jsonl or .parquet, with columns image or text, label and, if you have it, "
-            "split; or hf:NAME or torchvision:CLASS:ROOT, a set of Hugging Face's or torchvision's.",
+            "split; tars in WebDataset's layout, FILE.tar, 'DIR/*.tar' or DIR; or hf:NAME or torchvision:CLASS:ROOT, "
+            "a set of Hugging Face's or torchvision's.",
         ),
     ],
     recipe: Recipe,

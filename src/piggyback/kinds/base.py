@@ -146,6 +146,10 @@ class Kind(abc.ABC):
         """Return what a report needs of each sample, (n, ...): by default its ``values``."""
         return self.values(outputs).double()
 
+    def called(self, outputs: Tensor, targets: Tensor) -> list[list[int]]:
+        """Return the class that each part of a sample with a label is called; none for kinds of whole samples."""
+        return []
+
     @abc.abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor, how: Loss) -> Tensor:
         """Return the sum of the losses of all samples, or of all pixels."""

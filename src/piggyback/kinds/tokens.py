@@ -164,6 +164,11 @@ class Tokens(Classification):
             raise InputError(f"the head is given {found}: expected (n, tokens, width){_ADVICE}")
         return features[targets >= 0], targets[targets >= 0]
 
+    def called(self, outputs: Tensor, targets: Tensor) -> list[list[int]]:
+        """Return of each text the tags of its words, by number; of those that are not cut off."""
+        pairs = zip(outputs.argmax(1), targets, strict=True)
+        return [called[truth >= 0].tolist() for called, truth in pairs]
+
     def kept(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return of each text and type the spans found that are right, that there are, and that were found.
 
@@ -171,8 +176,8 @@ class Tokens(Classification):
         """
         types = {name: at for at, name in enumerate(types_of(self.classes))}
         counts = torch.zeros(len(targets), len(types), 3, dtype=torch.int64)
-        for text, (called, truth) in enumerate(zip(outputs.argmax(1), targets, strict=True)):
-            pair = (called[truth >= 0].tolist(), truth[truth >= 0].tolist())
+        for text, called in enumerate(self.called(outputs, targets)):
+            pair = (called, targets[text][targets[text] >= 0].tolist())
             found, there = (set(spans_of([self.classes[i] for i in row])) for row in pair)
             for column, spans in enumerate((found & there, there, found)):
                 for _, _, what in spans:

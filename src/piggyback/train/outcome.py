@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from piggyback.kinds import kind_of
@@ -10,6 +15,7 @@ from piggyback.kinds.base import Kind, Reduce, Score
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import Split
+from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.evaluation import measure, prepared, running
 from piggyback.train.report import Outcome
 
@@ -19,12 +25,13 @@ class _Kept:
 
     def __init__(self, kind: Kind, device: torch.device) -> None:
         self.kind, self.own = kind, kind.meter(device)
-        self.parts = list[Tensor]()
+        self.parts, self.called = list[Tensor](), list[list[int]]()
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Keep a batch."""
         self.own.add(outputs, targets)
         self.parts.append(self.kind.kept(outputs, targets).cpu())
+        self.called += self.kind.called(outputs, targets)
 
     def end(self, summed: Reduce, gathered: Reduce) -> Score:
         """Return the kind's score."""
@@ -39,6 +46,8 @@ def outcome_of(
     if isinstance(images, LabelledSet):
         images = images.relabelled(info.classes)
     kind, preprocessing = kind_of(info), prepared(model.get_task(task), images.kind)
+    if isinstance(images, TaggedSet):
+        images = images.in_memory(preprocessing)
     with running(model) as device:
         kept = _Kept(kind, device)
         score = measure(
@@ -60,4 +69,17 @@ def outcome_of(
     outcome = Outcome(
         task, kind.name, kind.classes, answers, truth, kind.units, kind.thresholds, least
     )
+    if isinstance(images, TaggedSet) and images.places is not None:
+        outcome = replace(outcome, tags=_tags(images, images.places, kept.called))
     return score, outcome
+
+
+def _tags(
+    texts: TaggedSet, places: Sequence[NDArray[np.int32]], called: Sequence[Sequence[int]]
+) -> list[tuple[list[str], list[str]]]:
+    """Of each text, the tags of its words and what they were called."""
+    found, parts = [], torch.split(texts.labels, texts.lengths)
+    for truth, at, given in zip(parts, places, map(iter, called), strict=True):
+        said = [texts.classes[next(given)] if place >= 0 else "O" for place in at]
+        found.append(([texts.classes[tag] for tag in truth.tolist()], said))
+    return found

@@ -42,6 +42,8 @@ class Outcome:
     thresholds: tuple[float, ...] = ()
     least: float = 0.0
     """Confidence below which answers of a classification are marked as abstained; 0 where none are."""
+    tags: Sequence[tuple[Sequence[str], Sequence[str]]] = ()
+    """Of tokens: the tags that the words of each text have, and what they were called, O where words are cut off."""
 
     def __len__(self) -> int:
         return len(self.truth)

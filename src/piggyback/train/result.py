@@ -44,7 +44,7 @@ class TrainResult:
     method: str
     seed: int
     accuracy: float
-    """Percent, on test, of the best epoch's result; measured once, in float32."""
+    """The kind's score in percent, on test, of the best epoch's result; measured once, in float32."""
     val_accuracy: float
     """Percent, on val, by which the epoch was chosen."""
     seconds: float
@@ -65,6 +65,8 @@ class TrainResult:
     path: Path | None = None
     """The file that was written, if any."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "classification"
+    """Of the task; ``score_name`` says what its accuracy is."""
 
 
 def finish(run: Run) -> TrainResult:
@@ -117,6 +119,7 @@ def finish(run: Run) -> TrainResult:
         history=tuple(progress.history),
         path=path,
         provenance=provenance,
+        kind=run.kind.name,
     )
     if path is not None and processes().is_main_process:
         _keep(run, result, path, file.data)

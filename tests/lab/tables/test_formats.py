@@ -203,6 +203,27 @@ def test_runs_have_a_line_each_in_csv_and_json_and_their_mean_in_markdown() -> N
     assert "signs masks: collapsed" in shown
 
 
+def test_scores_have_their_kinds_name_and_the_highest_is_the_best() -> None:
+    heights = [
+        replace(row, measure="R2", accuracy=score)
+        for row, score in zip(
+            rows(tasks=("heights",), seeds=(0,)), (-40, 5, 62.5, -3, 0), strict=True
+        )
+    ]
+    assert runs_markdown(heights).startswith("| task | method | R2 (%) |")
+    assert "R2 (%)" in on_screen(runs_screen(heights), 80)
+    runs = [*rows(tasks=("signs",), seeds=(0,)), *heights]
+    lines = runs_markdown(runs).splitlines()
+    assert lines[0].startswith("| task | method | score (%) |")
+    assert lines[2].startswith("| signs | head | accuracy 60.00 |")
+    assert lines[9].startswith("| heights | masks | R2 62.50 |")
+    table = table_markdown(result_table(runs)).splitlines()
+    assert table[0].startswith("| backbone | method | signs | heights, R2 (%) | mean |")
+    assert [line.split("**")[1] for line in table if "62.50" in line] == ["62.50"]
+    assert sum("**62.50**" in line for line in table) == 1
+    assert {one["measure"] for one in json.loads(runs_json(runs))} == {"accuracy", "R2"}
+
+
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e12, "2.5e+03 GB")]
 )

@@ -62,8 +62,9 @@ def test_bars_do_not_overlap_and_what_is_missing_has_none() -> None:
 
 def test_published_errors_are_lines_and_a_backbone_has_a_panel() -> None:
     known = {("vgg16", "letters", "masks"): 77.5}
-    table = result_table(rows(backbones=("lite0", "vgg16")), published=known)
-    figure = error_per_task(table, "mean IoU")
+    made = [replace(row, measure="mean IoU") for row in rows(backbones=("lite0", "vgg16"))]
+    table = result_table(made, published=known)
+    figure = error_per_task(table)
     assert [axes.get_title() for axes in figure.axes] == ["lite0", "vgg16"]
     assert figure.axes[1].get_ylabel() == "100 - mean IoU (%)"
     (line,) = [x for x in figure.axes[1].lines if x.get_label() == "published"]
@@ -77,13 +78,21 @@ def test_only_methods_with_masks_have_a_density() -> None:
 
 
 def test_accuracy_has_a_panel_per_task_and_a_point_per_method() -> None:
-    figure = accuracy_against_bytes(result_table(rows()), "mean IoU")
+    figure = accuracy_against_bytes(result_table(rows()))
     assert [axes.get_title() for axes in figure.axes] == ["signs", "letters"]
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
     points = [tuple(p) for line in figure.axes[1].lines for p in line.get_xydata()]
     assert (641_000.0, 78.0) in points
     assert legend(figure) == LABELS
-    assert figure.get_supylabel() == "mean IoU (%)"
+    assert figure.get_supylabel() == "accuracy (%)"
+
+
+def test_scores_of_several_kinds_are_named_by_task() -> None:
+    made = [replace(row, measure={"signs": "R2"}.get(row.task, "span F1")) for row in rows()]
+    figure = accuracy_against_bytes(result_table(made))
+    assert [axes.get_title() for axes in figure.axes] == ["signs, R2 (%)", "letters, span F1 (%)"]
+    assert figure.get_supylabel() == "score (%)"
+    assert error_per_task(result_table(made)).axes[0].get_ylabel() == "100 - score (%)"
 
 
 def test_methods_look_different() -> None:

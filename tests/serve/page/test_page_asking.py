@@ -338,6 +338,10 @@ def test_a_text_is_written_and_its_spans_are_marked(visit: Visit) -> None:
     assert page.locator(".marked").inner_text() == "😀 <Paris place> is far"
     assert page.locator("blockquote").inner_text() == "😀 <Paris> is far"
     assert service.images == ["😀 <Paris> is far".encode()]
+    times = page.locator(".times").inner_text()
+    assert "Reading text" in times
+    assert "1 text" in times
+    assert "image" not in times
     take(page, "mood")
     page.wait_for_selector(".bars")
     assert bars(page)[0][0] == "bad"

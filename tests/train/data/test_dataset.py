@@ -102,15 +102,58 @@ def test_what_is_wrong_is_named_with_its_item(item, wanted):
     assert "\n" not in str(caught.value)
 
 
-def test_data_sets_without_items_by_number_are_refused():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            yield from Pairs()
+class Stream(IterableDataset):
+    """``Pairs`` one after another, each in the same tensor."""
 
-    with pytest.raises(DataError, match="a: train is a Stream"):
-        from_datasets("a", Stream())
-    with pytest.raises(DataError, match="a: test is empty"):
-        from_datasets("a", Pairs(), Pairs(0))
+    classes = Pairs.classes
+
+    def __init__(self, pairs, forever=False):
+        self.pairs, self.forever = pairs, forever
+
+    def __iter__(self):
+        held = torch.empty(3, 16, 16, dtype=torch.uint8)
+        while True:
+            for image, label in self.pairs:
+                if isinstance(image, Image.Image):
+                    image = held.copy_(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+                yield image, label
+            if not self.forever:
+                return
+
+
+def test_a_run_on_an_iterable_data_set_is_that_on_its_items(backbone, recipe):
+    pairs = [Pairs()[i] for i in range(60)]
+    wanted = train(backbone, Pairs(), "a", recipe())
+    assert_same(train(backbone, Stream(pairs), "a", recipe(workers=1)).task, wanted.task)
+
+
+def test_iterable_data_sets_that_do_not_end_in_time_are_refused(monkeypatch):
+    pairs = [Pairs()[i] for i in range(6)]
+    with monkeypatch.context() as change:
+        change.setattr("piggyback.train.data.dataset.CACHE_BYTES", 7 * 768)
+        from_datasets("a", Pairs(), Stream(pairs), Stream(pairs))
+        with pytest.raises(
+            DataError, match=r"a: train is a Stream of more than 7 images.*load_table"
+        ):
+            from_datasets("a", Stream(pairs, forever=True))
+    monkeypatch.setattr("piggyback.train.data.dataset.MOST_HELD", 20)
+    with pytest.raises(DataError, match=r"a: train is a Stream of more than 20 images"):
+        from_datasets("a", Stream([(b"\x89PNG", 0)], forever=True))
+    for item, wanted in (
+        (b"\x89PNG", "decoded"),
+        (torch.zeros(3, 8, 8), "uint8"),
+        ("none.png", "none"),
+    ):
+        with pytest.raises(DataError, match=f"a: train, item 6: .*{wanted}"):
+            from_datasets("a", Stream([*pairs, (item, 0)]))
+
+
+def test_data_sets_without_items_are_refused():
+    with pytest.raises(DataError, match="a: train is a generator"):
+        from_datasets("a", (pair for pair in Pairs()))
+    for empty in (Pairs(0), Stream([])):
+        with pytest.raises(DataError, match="a: test is empty"):
+            from_datasets("a", Pairs(), empty)
 
 
 def test_timms_data_sets_have_their_classes_in_the_reader(tmp_path):

@@ -131,18 +131,16 @@ def write(experiment: Experiment) -> tuple[Path, ...]:
         "table.json": table_json(table),
         "trials.json": json.dumps([row.to_json() for row in experiment.tried], indent=1) + "\n",
     }
-    kinds = {experiment.manifest.kind(task) for task in experiment.manifest.tasks}
-    measure = "mean IoU" if kinds == {"segmentation"} else "accuracy"
     figures = {}
     if rows:
-        figures["error.png"] = error_per_task(table, measure)
-        figures["accuracy.png"] = accuracy_against_bytes(table, measure)
+        figures["error.png"] = error_per_task(table)
+        figures["accuracy.png"] = accuracy_against_bytes(table)
     if any(row.density is not None for row in rows):
         figures["density-per-task.png"] = density_per_task(table)
     if layers := _of_first_seed(experiment, _layers):
         figures["density-per-layer.png"] = density_per_layer(layers)
     if curves := _of_first_seed(experiment, _curve):
-        figures["curves.png"] = learning_curves(curves, measure)
+        figures["curves.png"] = learning_curves(curves, table.measure)
     return save_all(experiment.out, texts, figures)
 
 

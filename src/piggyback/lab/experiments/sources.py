@@ -46,7 +46,7 @@ class Sources:
         if source is None:
             return load(task, self.roots, download=self.download)
         place = self._folder(task, source)
-        if is_table(place):
+        if _is_table(place):
             if source.classes is not None or source.train_per_class is not None:
                 raise DataError(
                     f"source {task!r}: classes and train_per_class are for folders, and {source.folder!r} is a table: "
@@ -78,7 +78,7 @@ class Sources:
             place = self._folder(task, self.folders[task])
         except DataError:
             return 0
-        return len(self.data(task).train) if place.is_dir() or is_table(place) else 0
+        return len(self.data(task).train) if place.is_dir() or _is_table(place) else 0
 
     def missing(self, manifest: Manifest) -> dict[str, str]:
         """Return what is not there, by name: where it was looked for and how to get it."""
@@ -219,3 +219,8 @@ class _Features(nn.Module):
         """Return maps at the images' size and at half of it."""
         fine = self.fine(x)
         return [fine, self.coarse(fine)]
+
+
+def _is_table(place: Path) -> bool:
+    """Whether a source is read as a table; a tar alone is a folder, packed."""
+    return place.suffix != ".tar" and is_table(place)

@@ -18,12 +18,12 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResul
 from rich.table import Table
 from rich.text import Text
 
-from piggyback.lab.tables.rows import Row, means
+from piggyback.lab.tables.rows import Row, means, measured
 from piggyback.lab.tables.table import Cell, Line, ResultTable
 from piggyback.names import plain
 
 RUN_COLUMNS = (
-    "task", "method", "seed", "accuracy", "val_accuracy", "bits_per_weight", "bytes", "seconds", "verdict",
+    "task", "method", "seed", "accuracy", "val_accuracy", "bits_per_weight", "bytes", "seconds", "verdict", "measure",
 )  # fmt: skip
 """Of the CSV and JSON of runs."""
 COLUMNS = (
@@ -143,7 +143,7 @@ def runs_csv(rows: Sequence[Row]) -> str:
     """Return a header and a line per run; an empty field where there are no masks.
 
     >>> print(runs_csv([Row("", "signs", "head", "head", 0, 50.5, 51.0, None, 1200, 3.5)]).split()[1])
-    signs,head,0,50.5,51.0,,1200,3.5,
+    signs,head,0,50.5,51.0,,1200,3.5,,accuracy
     """
     return _csv(RUN_COLUMNS, map(run_record, rows))
 
@@ -191,12 +191,15 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def _runs(rows: Sequence[Row]) -> Grid:
-    titles = ["task", "method", "accuracy (%)", "bits per weight", "bytes", "seconds"]
+    measure = measured(rows)
+    titles = ["task", "method", f"{measure} (%)", "bits per weight", "bytes", "seconds"]
     lines = [
         (
             mean.task,
             mean.method,
-            f"{mean.accuracy:.2f}" + (f" ± {mean.spread:.2f}" if mean.seeds > 1 else ""),
+            ("" if mean.measure == measure else f"{mean.measure} ")
+            + f"{mean.accuracy:.2f}"
+            + (f" ± {mean.spread:.2f}" if mean.seeds > 1 else ""),
             _number(mean.bits_per_weight, ".3f"),
             f"{mean.bytes:,.0f}",
             f"{mean.seconds:.1f}",
@@ -293,7 +296,14 @@ def _grid(table: ResultTable, size: Callable[[float], str] = "{:,.0f}".format) -
         ]
         lines.append(entries)
     tail = ["mean", f"vs {table.reference}", *(["score"] if scored else [])]
-    titles = ["backbone", "method", *table.tasks, *tail, "bits per weight", "bytes"]
+    titles = [
+        "backbone",
+        "method",
+        *map(table.title, table.tasks),
+        *tail,
+        "bits per weight",
+        "bytes",
+    ]
     return Grid(titles, lines)
 
 

@@ -32,16 +32,16 @@ _HATCHES = ("", "////", "....")
 _ACROSS = 4  # panels side by side
 
 
-def error_per_task(table: ResultTable, measure: str = "accuracy") -> Figure:
+def error_per_task(table: ResultTable) -> Figure:
     """Return a figure of bars, a group per task and a bar per method: 100 - accuracy, in percent.
 
     Several seeds give their mean, with the standard deviation as a bar; a black line is the published error. Each
-    backbone has a panel. ``measure`` names what is taken from 100, such as ``mean IoU``.
+    backbone has a panel. What is taken from 100 is the table's measure, such as ``mean IoU``.
 
     >>> error_per_task(_example()).axes[0].get_ylabel()
     'error (%)'
     """
-    label = "error (%)" if measure == "accuracy" else f"100 - {measure} (%)"
+    label = "error (%)" if table.measure == "accuracy" else f"100 - {table.measure} (%)"
     return _bars(table, lambda mean: 100 - mean.accuracy, label, errors=True)
 
 
@@ -58,15 +58,16 @@ def density_per_task(table: ResultTable) -> Figure:
     return _bars(table, kept, "weights kept (%)", errors=False)
 
 
-def accuracy_against_bytes(table: ResultTable, measure: str = "accuracy") -> Figure:
-    """Return a figure with a panel per task: test accuracy over bytes, one point per method.
+def accuracy_against_bytes(table: ResultTable) -> Figure:
+    """Return a figure with a panel per task: its score on test over bytes, one point per method.
 
     >>> accuracy_against_bytes(_example()).axes[0].get_xscale()
     'log'
     """
     several = len(table.backbones) > 1
     cells = [(backbone, task) for backbone in table.backbones for task in table.tasks]
-    figure, grid = panels([f"{b}: {task}" if several else task for b, task in cells])
+    names = {task: table.title(task) if table.measure == "score" else task for task in table.tasks}
+    figure, grid = panels([f"{b}: {names[t]}" if several else names[t] for b, t in cells])
     for axes, (backbone, task) in zip(grid, cells, strict=True):
         for line in table.lines:
             mean = line.cells[table.tasks.index(task)].mean
@@ -81,7 +82,7 @@ def accuracy_against_bytes(table: ResultTable, measure: str = "accuracy") -> Fig
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    return _finished(figure, "bytes on disk", f"{measure} (%)")
+    return _finished(figure, "bytes on disk", f"{table.measure} (%)")
 
 
 def density_per_layer(layers: Numbers) -> Figure:

@@ -17,13 +17,17 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from piggyback.kinds.tokens import spans_of
 from piggyback.lab.tables.plots import COLOURS, save_all
 from piggyback.names import plain
+from piggyback.texts.words import spaced_words
 from piggyback.train.report import Number, Report
 
 SHEET = 24
 """Pictures on the contact sheet."""
 ACROSS = 6
+LONG = 500
+"""Letters of a text on the page."""
 NAMED = 40
 """Classes up to which a confusion matrix has their names at its sides."""
 FEW = 10
@@ -36,7 +40,8 @@ body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem aut
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .2rem .8rem .2rem 0; text-align: right }
 th:first-child, td:first-child { text-align: left } thead th { border-bottom: 1px solid #999 }
 tbody tr:nth-child(even) { background: #f5f5f5 } img { max-width: 100%; max-height: 30rem }
-img[src='wrong.png'] { max-height: none } .quiet { color: #666 }
+img[src='wrong.png'] { max-height: none } .texts td, .texts th { text-align: left; vertical-align: top }
+mark small { color: #555 } .quiet { color: #666 }
 """
 
 
@@ -50,7 +55,7 @@ def write_report(
 ) -> list[str]:
     """Write ``folder`` and return the names of its files.
 
-    ``picture`` is None for texts, whose names say it all;
+    ``picture`` is None for texts, whose names say it all, also of the surest mistakes;
     ``names`` are those of the samples, ``about`` says what was measured, ``other`` is what ``compared`` found.
     Raises CheckpointError where it cannot be written.
     """
@@ -69,7 +74,7 @@ def write_report(
         "report.json": json.dumps(found, indent=1, allow_nan=False),
         "classes.csv": _csv(_class_table(report)),
         "answers.csv": _csv(_answer_table(report, names)),
-        "index.html": _page(report, about, list(drawn), other),
+        "index.html": _page(report, about, list(drawn), other, names if picture is None else ()),
     }
     return [path.name for path in save_all(folder, texts, drawn)]
 
@@ -289,7 +294,7 @@ _HEADINGS = {
     "scatter.png": ("Found against true", "Points on the line are exact."),
     "wrong.png": (
         "Worst answers",
-        "The surest mistakes, or the numbers that are furthest off, first.",
+        "The surest mistakes, the numbers that are furthest off, or the texts with most wrong spans, first.",
     ),
 }
 
@@ -299,6 +304,7 @@ def _page(
     about: Mapping[str, str],
     pictures: Sequence[str],
     other: Mapping[str, Any] | None,
+    texts: Sequence[str],
 ) -> str:
     """The page: no scripts, and nothing from elsewhere."""
     title = _shown(f"{report.outcome.task}: {len(report.outcome)} samples")
@@ -314,8 +320,33 @@ def _page(
     for name in pictures:
         heading, text = _HEADINGS[name]
         parts.append(f"<h2>{heading}</h2><p class=quiet>{text}</p><img src={name} alt='{heading}'>")
+    if texts and report.wrong:
+        heading, text = _HEADINGS["wrong.png"]
+        parts += [f"<h2>{heading}</h2><p class=quiet>{text}</p>", _texts(report, texts)]
     parts += ["<h2>By class</h2>", _table(_class_table(report)), "</html>"]
     return "\n".join(parts)
+
+
+def _texts(report: Report, texts: Sequence[str]) -> str:
+    """The worst answers to texts: the text, what it is and what it was called, or its words marked in both ways."""
+    worst, tags = report.wrong[:SHEET], report.outcome.tags
+    if tags:
+        marked = [[_marked(texts[i], each) for each in tags[i]] for i in worst]
+        return _markup([["truth", "answer"], *marked], "texts")
+    cells = [[_cut(texts[i], LONG), *_truth_and_answer(report, i)] for i in worst]
+    shown = [list(map(_shown, row)) for row in cells]
+    return _markup([["text", "truth", "answer", "confidence"], *shown], "texts")
+
+
+def _marked(text: str, tags: Sequence[str]) -> str:
+    """A text with its spans marked, each with its type, as markup."""
+    words, parts, at = spaced_words(text), list[str](), 0
+    for first, end, label in spans_of(tags):
+        start, stop = words[first][0], words[end - 1][1]
+        span = f"<mark>{_shown(text[start:stop])} <small>{_shown(label)}</small></mark>"
+        parts += [_shown(text[at:start]), span]
+        at = stop
+    return "".join([*parts, _shown(text[at:])])
 
 
 def _number_row(item: tuple[str, Number]) -> list[object]:
@@ -351,17 +382,19 @@ def _comparison(other: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[Sequence[object]]) -> str:
+    return _markup([[_shown(str(cell)) for cell in row] for row in rows])
+
+
+def _markup(rows: Sequence[Sequence[str]], style: str = "") -> str:
+    """A table of cells that are markup already, titles first."""
     head, *body = [
-        "".join(f"<{tag}>{_shown(str(cell))}</{tag}>" for cell in row) for tag, row in _tagged(rows)
+        "".join(f"<{tag}>{cell}</{tag}>" for cell in row)
+        for tag, row in zip(("th", *["td"] * (len(rows) - 1)), rows, strict=True)
     ]
     lines = "".join(f"<tr>{line}</tr>" for line in body)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+    return f"<table class='{style}'><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def _shown(text: str) -> str:
     """Text for a page: neither markup, nor characters that reorder the line."""
     return html.escape(plain(text))
-
-
-def _tagged(rows: Sequence[Sequence[object]]) -> list[tuple[str, Sequence[object]]]:
-    return [("td" if place else "th", row) for place, row in enumerate(rows)]

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, NonNegativeInt
 from pydantic.dataclasses import dataclass as checked
 
 from piggyback.errors import InputError
+from piggyback.kinds import score_name
 
 if TYPE_CHECKING:  # tables need no torch
     from piggyback.train.result import TrainResult
@@ -38,7 +39,7 @@ class Row:
     method: str
     seed: NonNegativeInt
     accuracy: float
-    """Percent, on test; mean IoU for segmentation."""
+    """Percent, on test: what ``measure`` says, higher is better."""
     val_accuracy: float
     """Percent, on val, by which the epoch and the trial were chosen."""
     bits_per_weight: float | None
@@ -55,6 +56,8 @@ class Row:
     """The settings of the trial that was best on val, plain JSON."""
     verdict: str = ""
     """Of masks that masked nothing or collapsed: a line that says so and what to do."""
+    measure: str = "accuracy"
+    """What the score of this kind of task is called, such as ``mean IoU``."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name, plain JSON."""
@@ -92,6 +95,7 @@ class Mean:
     """Largest number of settings that were tried for one of the seeds."""
     verdicts: tuple[str, ...]
     """Of its runs, each once."""
+    measure: str = "accuracy"
 
 
 def row_of(
@@ -118,7 +122,18 @@ def row_of(
         trials=trials,
         chosen=dict(chosen or {}),
         verdict=result.verdict,
+        measure=score_name(result.kind),
     )
+
+
+def measured(rows: Iterable[Row | Mean]) -> str:
+    """Return what the rows' scores are called together: "score" where kinds differ, "accuracy" without rows.
+
+    >>> measured([])
+    'accuracy'
+    """
+    names = {row.measure for row in rows} or {"accuracy"}
+    return names.pop() if len(names) == 1 else "score"
 
 
 def means(rows: Iterable[Row]) -> list[Mean]:
@@ -158,6 +173,7 @@ def _mean(rows: list[Row]) -> Mean:
         density=mean_of_known(row.density for row in rows),
         trials=max(row.trials for row in rows),
         verdicts=tuple(dict.fromkeys(row.verdict for row in rows if row.verdict)),
+        measure=first.measure,
     )
 
 

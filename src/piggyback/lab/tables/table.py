@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from piggyback.lab.tables.rows import ONE_FILE, Failure, Mean, Row, mean_of_known, means
+from piggyback.lab.tables.rows import (
+    ONE_FILE,
+    Failure,
+    Mean,
+    Row,
+    mean_of_known,
+    means,
+    measured,
+)
 
 Names = tuple[str, str, str]
 """Backbone, task, label: the names of a cell."""
@@ -91,6 +99,17 @@ class ResultTable:
         """Names of the methods, in order."""
         return tuple(dict.fromkeys(line.label for line in self.lines))
 
+    @property
+    def measure(self) -> str:
+        """What the scores are called, as ``measured`` has it."""
+        return measured(cell.mean for line in self.lines for cell in line.cells if cell.mean)
+
+    def title(self, task: str) -> str:
+        """Return a task's name, with what its scores are called where that is not the accuracy."""
+        column = [line.cells[self.tasks.index(task)].mean for line in self.lines]
+        name = measured(mean for mean in column if mean)
+        return task if name == "accuracy" else f"{task}, {name} (%)"
+
     def difference(self, line: Line) -> float | None:
         """Return a line's mean accuracy minus the reference line's with the same backbone, in points."""
         base = {own.backbone: own.accuracy for own in self.lines if own.label == self.reference}
@@ -119,12 +138,12 @@ def result_table(
     -0.25
     """
     rows = list(rows)
-    measured = {(one.backbone, one.task, one.label): one for one in means(rows)}
+    found = {(one.backbone, one.task, one.label): one for one in means(rows)}
     errors: dict[Names, list[str]] = {}
     for failure in failed:
         names = (failure.backbone, failure.task, failure.label)
         errors.setdefault(names, []).append(failure.error)
-    known = list(dict.fromkeys([*planned, *measured, *errors]))
+    known = list(dict.fromkeys([*planned, *found, *errors]))
     tasks = tuple(dict.fromkeys(task for _, task, _ in known))
     backbones = dict.fromkeys(backbone for backbone, _, _ in known)
     lines = []
@@ -133,7 +152,7 @@ def result_table(
             cells = tuple(
                 Cell(
                     task,
-                    measured.get((own, task, label)),
+                    found.get((own, task, label)),
                     tuple(errors.get((own, task, label), ())),
                     (published or {}).get((own, task, label)),
                 )

@@ -1,4 +1,4 @@
-"""Data sets in torch's way, ``dataset[i]`` is (image, label): anybody's own, and torchvision's by name.
+"""Data sets in torch's way, an item is (image, label): anybody's own, and torchvision's by name.
 
 dataset -> each item is looked at once: image, label, content -> ImageSet, which asks again when it needs one
 """
@@ -19,8 +19,10 @@ from piggyback.errors import DataError, InputError, first_line, near_misses
 from piggyback.images.decode import check_image, content_key, decoding, pixels_of
 from piggyback.images.pictures import Pictures
 from piggyback.model.heads import class_names
-from piggyback.train.data.sets import ImageData, ImageSet, cut
+from piggyback.train.data.sets import CACHE_BYTES, ImageData, ImageSet, cut
 
+MOST_HELD = 1_000_000
+"""Images of an iterable data set, which is held in memory; of their bytes there may be ``CACHE_BYTES``."""
 TORCHVISION = "torchvision:"
 _SPLITS = {
     "train": ("train", "trainval", "train-standard"), "val": ("val", "valid"), "test": ("test",),
@@ -39,13 +41,15 @@ def from_datasets(
     test_fraction: float = 0.2,
     seed: int = 0,
 ) -> ImageData:
-    """Return ImageData from map-style data sets of pairs (image, label); missing splits are cut from train.
+    """Return ImageData from data sets of pairs (image, label); missing splits are cut from train.
 
     An image is a PIL image, a path, encoded bytes or a uint8 tensor (3, h, w), and the same whenever it is asked for:
     augmentation is the recipe's. A label is an index into the classes; for several labels a row of bools, for numbers
     a row of floats. ``classes`` are by default what ``train`` has as ``classes`` or ``class_to_idx``, else numbers.
 
-    Every item is read once before training. Raises DataError with the split and the item.
+    Every item is read once before training. An iterable data set is then held in memory, its images as bytes, paths
+    or pixels; it has to end within ``MOST_HELD`` images and ``CACHE_BYTES``. Raises DataError with the split and the
+    item.
 
     >>> from torch.utils.data import TensorDataset
     >>> pixels = torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(20, 3, 8, 8)
@@ -148,11 +152,12 @@ def _options(made: Any) -> Mapping[str, Any]:
 
 def _looked(dataset: Any, what: str) -> tuple[Pictures, Tensor]:
     """The images of a data set, its labels as a tensor; every item is read once."""
-    if isinstance(dataset, IterableDataset) or not all(
-        hasattr(dataset, method) for method in ("__getitem__", "__len__")
-    ):
+    if isinstance(dataset, IterableDataset):
+        dataset = _read(dataset, what)
+    if not all(hasattr(dataset, method) for method in ("__getitem__", "__len__")):
         raise DataError(
-            f"{what} is a {type(dataset).__name__}: expected a data set with dataset[i] and len(dataset)"
+            f"{what} is a {type(dataset).__name__}: expected a data set with dataset[i] and len(dataset), or torch's "
+            "IterableDataset"
         )
     if not len(dataset):
         raise DataError(f"{what} is empty: expected items")
@@ -175,6 +180,40 @@ def _looked(dataset: Any, what: str) -> tuple[Pictures, Tensor]:
     return Pictures(held, keys), torch.from_numpy(np.array(labels))
 
 
+def _read(dataset: IterableDataset[Any], what: str) -> list[tuple[Any, Any]]:
+    """The items of an iterable data set, pixels in place of open images; DataError where they do not end in time."""
+    found: list[tuple[Any, Any]] = []
+    size, items, end = 0, iter(dataset), object()
+    while True:
+        where = f"{what}, item {len(found)}"
+        with decoding(where):
+            item = next(items, end)
+        if item is end:
+            return found
+        image, label = _pair(item, where)
+        if not isinstance(image, (Path, bytes)):
+            try:
+                # A picture may be an open file, and a tensor may be filled again for the next item.
+                image = pixels_of(image).clone()
+            except (DataError, InputError) as error:
+                raise DataError(f"{where}: {error}") from error
+        size += len(image) if isinstance(image, bytes) else getattr(image, "nbytes", 0)
+        if len(found) == MOST_HELD or size > CACHE_BYTES:
+            raise DataError(
+                f"{what} is a {type(dataset).__name__} of more than {len(found)} images, {size >> 20} MiB: expected "
+                f"one that ends within {MOST_HELD} images and {CACHE_BYTES >> 20} MiB, as it is held in memory; give "
+                "a data set with dataset[i] and len(dataset), or write tars and use load_table"
+            )
+        found.append((image, label))
+
+
+def _pair(item: Any, where: str) -> tuple[Any, Any]:
+    """An item's image and label; DataError where it is none."""
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise DataError(f"{where} is a {type(item).__name__}: expected a pair (image, label)")
+    return Path(item[0]) if isinstance(item[0], str) else item[0], item[1]
+
+
 class _Images(Sequence[Any]):
     """The images of a data set of pairs."""
 
@@ -189,14 +228,10 @@ class _Images(Sequence[Any]):
 
     def pair(self, index: int) -> tuple[Any, Any]:
         """An item; DataError where it is none."""
-        with decoding(f"{self.what}, item {index}"):
+        where = f"{self.what}, item {index}"
+        with decoding(where):
             item = self.dataset[index]
-        if not isinstance(item, (tuple, list)) or len(item) < 2:
-            raise DataError(
-                f"{self.what}, item {index} is a {type(item).__name__}: expected a pair (image, label)"
-            )
-        image = Path(item[0]) if isinstance(item[0], str) else item[0]
-        return image, item[1]
+        return _pair(item, where)
 
 
 def _label(label: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""Tables of images or texts: CSV, TSV (tab separated, no quoting), JSONL, Parquet, and plain files of a text a line.
+"""Tables of images or texts: CSV, TSV (tab separated, no quoting), JSONL, Parquet, tars, and files of a text a line.
 
 CSV has commas between cells; semicolons or tabs where its first line has no comma.
 
@@ -46,6 +46,7 @@ from piggyback.train.data.arrow import (
 )
 from piggyback.train.data.folder import split_of
 from piggyback.train.data.sets import ImageData, ImageSet, cut
+from piggyback.train.data.shards import TAR, TarColumns, TarImages, shards_of, tar_columns
 from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
 
@@ -65,12 +66,13 @@ Columns = Mapping[str, Sequence[Any]]
 
 
 def is_table(path: Path) -> bool:
-    """Return whether a path is that of a table, or names a set of Hugging Face's, which is read as one.
+    """Return whether a path is that of a table, or of tars or a set of Hugging Face's, which are read as one.
 
     >>> [is_table(Path(name)) for name in ("reviews.tsv", "hf:beans", "photos")]
     [True, True, False]
     """
-    return path.suffix.lower() in SUFFIXES or str(path).startswith(HUB)
+    named = path.suffix.lower() in (*SUFFIXES, TAR) or str(path).startswith(HUB)
+    return named or bool(shards_of(path))
 
 
 def read_columns(path: Path) -> Columns:
@@ -79,6 +81,8 @@ def read_columns(path: Path) -> Columns:
         return hub_columns(str(path))
     if path.suffix.lower() == PARQUET:
         return parquet_columns(path)
+    if path.suffix.lower() == TAR or path.is_dir():
+        return tar_columns(path)
     read = _json_columns if path.suffix.lower() == ".jsonl" else _csv_columns
     if path.exists() and not path.is_file():
         raise DataError(f"table {str(path)!r}: it is not a regular file: expected one")
@@ -174,6 +178,7 @@ class _Table:
                 f"kind {kind!r}: expected one of {', '.join(_KINDS)}{near_misses(kind, _KINDS)}"
             )
         held = read_columns(path)
+        self.where = held.where if isinstance(held, TarColumns) else partial(_row, path)
         if unknown := [role for role in columns if role not in ROLES]:
             raise DataError(
                 f"column {unknown[0]}={columns[unknown[0]]}: expected one of {', '.join(ROLES)}"
@@ -208,9 +213,7 @@ class _Table:
         self.notes: tuple[str, ...] = held.notes if isinstance(held, ArrowColumns) else ()
         self.samples = self._images(cells) if known else self._texts(cells)
         self.parts = (
-            ["train"] * len(self.samples)
-            if split is None
-            else _each(held[split], partial(_split, path))
+            ["train"] * len(self.samples) if split is None else _each(held[split], self._split)
         )
         self.groups = None if self.group is None else self._groups(held[self.group])
 
@@ -238,6 +241,12 @@ class _Table:
                 found[part] = ImageSet(names, labels[at], files=files, units=units)
         return found
 
+    def _split(self, at: int, cell: Any) -> str:
+        found = split_of(str(cell))
+        if found is None:
+            raise self._fail(at, f"split {cell!r:.40}: expected train, val or test")
+        return found
+
     def groups_of(self, part: str) -> NDArray[np.uint64] | None:
         """A number for each sample of a split, the same within a group; None without groups."""
         if self.groups is None:
@@ -249,7 +258,7 @@ class _Table:
         return np.array([int.from_bytes(each[:8], "little") for each in digests], np.uint64)
 
     def _fail(self, at: int, what: str) -> DataError:
-        return DataError(f"table {str(self.path)!r}, row {at}: {what}")
+        return DataError(f"{self.where(at)}: {what}")
 
     def _texts(self, cells: Sequence[Any]) -> list[str]:
         return _checked(
@@ -258,7 +267,7 @@ class _Table:
 
     def _images(self, cells: Sequence[Any]) -> list[str] | Pictures:
         """The images' paths beside the table; each file is looked at once, however often it is named."""
-        if isinstance(cells, Encoded):
+        if isinstance(cells, (Encoded, TarImages)):
             return self._pictures(cells)
         names = _each(cells, self._file)
         different = list(dict.fromkeys(names))
@@ -277,7 +286,7 @@ class _Table:
             raise self._fail(at, f"image {cell!r:.80}: expected the path of a file; fetch it first")
         return os.path.normpath(cell.strip())
 
-    def _pictures(self, cells: Encoded) -> Pictures:
+    def _pictures(self, cells: Sequence[Any]) -> Pictures:
         """Images in the table itself; each is looked at as one in a file is."""
 
         def look(index: int) -> int:
@@ -356,11 +365,17 @@ class _Table:
 
     def _classification(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells,) = self.labels.values()
-        given = _each(cells, partial(_label, self.path))
+        given = _each(cells, self._label)
         classes = self._known(given)
         places = {(name,): index for index, name in enumerate(classes)}
         numbers = np.fromiter(map(places.__getitem__, given), np.int64, len(given))
         return classes, torch.from_numpy(numbers), ()
+
+    def _label(self, at: int, cell: Any) -> tuple[str]:
+        whole = isinstance(cell, (str, int)) and not isinstance(cell, bool)
+        if not whole or not str(cell).strip():
+            raise self._fail(at, f"label {cell!r:.40}: expected the name of a class")
+        return (str(cell).strip(),)
 
     def _multilabel(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         if len(self.labels) > 1:
@@ -452,6 +467,10 @@ def _each(cells: Sequence[Any], read: Callable[[int, Any], T]) -> list[T]:
     return [read(at, cell) for at, cell in enumerate(cells, 1)]
 
 
+def _row(path: Path, at: int) -> str:
+    return f"table {str(path)!r}, row {at}"
+
+
 def _problem(path: Path) -> str | None:
     try:
         check_image(path)
@@ -536,21 +555,3 @@ def _joined(cell: Any) -> Any:
     """A JSON list of words as a text with spaces between them; anything else as it is."""
     listed = isinstance(cell, list) and all(isinstance(word, str) for word in cell)
     return " ".join(cell) if listed else cell
-
-
-def _label(path: Path, at: int, cell: Any) -> tuple[str]:
-    whole = isinstance(cell, (str, int)) and not isinstance(cell, bool)
-    if not whole or not str(cell).strip():
-        raise DataError(
-            f"table {str(path)!r}, row {at}: label {cell!r:.40}: expected the name of a class"
-        )
-    return (str(cell).strip(),)
-
-
-def _split(path: Path, at: int, cell: Any) -> str:
-    found = split_of(str(cell))
-    if found is None:
-        raise DataError(
-            f"table {str(path)!r}, row {at}: split {cell!r:.40}: expected train, val or test"
-        )
-    return found

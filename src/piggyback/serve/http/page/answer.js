@@ -8,7 +8,7 @@ const ANSWERED_FROM = {
   disk: "From disk: the task’s file had to be read, then written into the network. It is quicker next time.",
 };
 
-const NONE = "None of these: no task is sure of this image. Choose one to see what it says.";
+const NONE = "None of these: no task is sure. Choose one to see what it says.";
 
 export class Card {
   #said = element("div", { class: "said" });
@@ -55,9 +55,10 @@ export class Card {
     const [best] = answers;
     this.#lay(sure ? best.label_map : null);
     const others = answers.length > 1 ? [comparison(answers)] : [];
-    if (!sure) return this.#put(element("p", {}, NONE), times(best.timing_ms, roundTrip), ...others);
+    const spent = times(best.timing_ms, roundTrip, typeof this.source === "string" ? "text" : "image");
+    if (!sure) return this.#put(element("p", {}, NONE), spent, ...others);
     const shown = best.spans ? marked(this.source, best.spans) : best.values ? numbers(best) : bars(best);
-    this.#put(shown, source(best), times(best.timing_ms, roundTrip), ...others);
+    this.#put(shown, source(best), spent, ...others);
   }
 
   refuse(message) {
@@ -156,9 +157,9 @@ function source({ task, version, tier }) {
 }
 
 /** The parts of the round trip as a strip and in numbers, then their sums. */
-function times(timing, roundTrip) {
+function times(timing, roundTrip, what) {
   const parts = {
-    "Reading image": timing.prepare,
+    [`Reading ${what}`]: timing.prepare,
     "Waiting": timing.queue,
     "Loading task": timing.load,
     "Running": timing.run,
@@ -167,7 +168,7 @@ function times(timing, roundTrip) {
   const sums = {
     "In the server": milliseconds(timing.total),
     "Round trip": milliseconds(roundTrip),
-    "Batch of": count(timing.batch, "image"),
+    "Batch of": count(timing.batch, what),
   };
   const strip = element("div", { class: "parts", "aria-hidden": "true" });
   const list = element("dl", { class: "times soft" });
