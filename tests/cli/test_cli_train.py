@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import timm
@@ -98,3 +100,40 @@ def test_a_network_for_one_size_is_built_again_for_the_images_where_it_can_be(
         )
         assert choose_size(backbone, images.train).side == sides[0]
         assert all(refusal(backbone.module, side) is None for side in sides)
+
+
+def test_tars_by_pattern_are_trained_on_compared_and_measured(
+    piggyback: Command, toy: str, colours: Path
+) -> None:
+    Path("shards").mkdir()
+    for split in ("train", "test"):
+        with tarfile.open(f"shards/{split}-0.tar", "w") as tar:
+            for file in sorted(colours.glob(f"{split}/*/*.png")):
+                tar.add(file, f"{file.parent.name}-{file.name}")
+                label = tarfile.TarInfo(f"{file.parent.name}-{file.stem}.cls")
+                label.size = len(file.parent.name)
+                tar.addfile(label, io.BytesIO(file.parent.name.encode()))
+    network = ("--backbone", f"{toy}:build")
+    ran = piggyback("train", "--data", "shards/*.tar", *network, *FAST, "--json")
+    assert ran.code == 0, ran.err
+    learned = load_file(Path("runs/shards/shards.safetensors"))
+    assert learned.info.classes == COLOURS
+    measured = piggyback(
+        "evaluate",
+        "runs/shards/shards.safetensors",
+        "--data",
+        "shards/test-0.tar",
+        *network,
+        "--json",
+    )
+    assert json.loads(measured.out)["images"] == 18
+    assert json.loads(measured.out)["accuracy"] == json.loads(ran.out)["accuracy"]
+    compared = ("compare", "--data", "c=shards", "--methods", "head", *network, *FAST, "--json")
+    assert json.loads(piggyback(*compared).out)[0]["task"] == "c"
+    for arguments, wanted in (
+        (("--data", "none-*.tar"), "none-*.tar"),
+        (("--skip-bad", "--data", "shards"), "skip-bad"),
+    ):
+        ran = piggyback("train", *arguments, *network)
+        assert (ran.code, ran.err.count("\n")) == (1, 1)
+        assert wanted in ran.err

@@ -17,6 +17,7 @@ from piggyback.images.decode import (
     check_image,
     draft_side,
     fit,
+    in_threads,
     load_fitted,
     normalise,
     orientation,
@@ -222,3 +223,10 @@ def test_normalise_is_the_usual_formula() -> None:
     mean, std = (list(v) for v in (preprocessing.mean, preprocessing.std))
     expected = F.normalize(images.float() / 255, mean, std)
     torch.testing.assert_close(normalise(images, preprocessing), expected)
+
+
+def test_many_rows_come_back_in_order_and_a_fault_is_raised() -> None:
+    rows = range(10_000)
+    assert list(in_threads(max, rows, reversed(rows))) == [max(i, 9999 - i) for i in rows]
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda i: 1 // (7000 - i), rows))

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ from torchvision.transforms.v2 import functional as F
 
 from piggyback.errors import DataError, InputError, TooLargeError
 from piggyback.images.headers import read_header
+from piggyback.images.paths import PathList
 from piggyback.images.preprocessing import Preprocessing
 
 T = TypeVar("T")
@@ -97,21 +98,31 @@ _INTERPOLATION = {
 def in_threads(call: Callable[..., T], *columns: Iterable[Any]) -> Iterator[T]:
     """Yield what ``call`` returns for each row of ``columns``, in order; several run at a time.
 
-    Reading and decoding run outside Python's lock. A pool holds all that it was asked for, so it is asked in parts.
+    Reading and decoding run outside Python's lock. A pool holds all that it was asked for, so it is asked in parts; to
+    hand out a row costs it more than a look at a small file, so of many rows it takes several at a time.
 
     >>> list(in_threads(max, [1, 5], [4, 2]))
     [4, 5]
     """
     pool, rows = ThreadPoolExecutor(), zip(*columns, strict=True)
+
+    def several(group: Sequence[tuple[Any, ...]]) -> list[T]:
+        return [call(*row) for row in group]
+
     try:
         while part := list(islice(rows, 4096)):
-            yield from pool.map(call, *zip(*part, strict=True))
+            size = 1 + len(part) // 256
+            groups = [part[at : at + size] for at in range(0, len(part), size)]
+            yield from chain.from_iterable(pool.map(several, groups))
     finally:  # also where the caller has seen enough
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def content_keys(images: Sequence[Path] | Tensor) -> NDArray[np.uint64]:
     """Return a number for each file, or each row of a tensor, that follows from its bytes alone: uint64 (n,)."""
+    if isinstance(images, PathList):  # a table may name a file in many rows
+        files, places = images.distinct()
+        return np.fromiter(in_threads(content_key, files), np.uint64, len(files))[places]
     return np.fromiter(in_threads(content_key, images), np.uint64, len(images))
 
 

@@ -8,6 +8,7 @@ from typing import overload
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 
@@ -36,6 +37,20 @@ class PathList(Sequence[Path]):
         """Return the paths at ``indices``, int64 (n,); their text is shared."""
         chosen = indices.numpy()
         return PathList(self.root, self.text, self.starts[chosen], self.stops[chosen])
+
+    def distinct(self) -> tuple[PathList, npt.NDArray[np.int64]]:
+        """Return each path once, and the place of every path among these, int64 (n,).
+
+        >>> once, places = PathList.of("photos", ["a.png", "b.png", "a.png"]).distinct()
+        >>> len(once), places.tolist()
+        (2, [0, 1, 0])
+        """
+        known: dict[bytes, int] = {}
+        ends = zip(self.starts.tolist(), self.stops.tolist(), strict=True)
+        places = (known.setdefault(self.text[start:stop], len(known)) for start, stop in ends)
+        found = np.fromiter(places, np.int64, len(self))
+        _, firsts = np.unique(found, return_index=True)
+        return self.at(torch.from_numpy(firsts)), found
 
     def __len__(self) -> int:
         return len(self.starts)

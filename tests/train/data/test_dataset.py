@@ -156,14 +156,23 @@ def test_data_sets_without_items_are_refused():
             from_datasets("a", Pairs(), empty)
 
 
-def test_timms_data_sets_have_their_classes_in_the_reader(tmp_path):
+@pytest.mark.parametrize("name", ["", "hfds/pets", "hfids/pets"])
+def test_timms_data_sets_have_their_classes_in_the_reader(tmp_path, monkeypatch, name):
     from timm.data import create_dataset
 
+    if name:  # Hugging Face's set of a local folder; the second is iterable
+        monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+        pytest.importorskip("datasets", reason="needs the extra 'hf'").disable_progress_bars()
+    monkeypatch.chdir(tmp_path)
     for i in range(24):
-        place = tmp_path / ("cat", "dog")[i % 2] / f"{i}.png"
-        place.parent.mkdir(exist_ok=True)
+        place = tmp_path / "pets" / "train" / ("cat", "dog")[i % 2] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
         drawn(i).save(place)
-    data = from_datasets("pets", create_dataset("", root=str(tmp_path)))
+    root = tmp_path / ("cache" if name else "pets")
+    more = {"num_samples": 24} if name == "hfids/pets" else {}
+    given = create_dataset(name, root=str(root), split="train", **more)
+    assert isinstance(given, IterableDataset) == bool(more)
+    data = from_datasets("pets", given, classes=["cat", "dog"] if more else None)
     assert data.classes == ("cat", "dog")
     assert sum(len(part) for part in data.splits().values()) == 24
 

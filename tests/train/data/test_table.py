@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from piggyback.errors import DataError
+from piggyback.images.decode import content_key
 from piggyback.train.data.table import load_table, read_texts, table_splits
 
 GOOD = "".join(f"text {i} good,good\ntext {i} bad,bad\n" for i in range(20))
@@ -247,3 +248,23 @@ def test_characters_that_separate_lines_elsewhere_stay_in_a_cell(tmp_path):
         found = table_splits(file)["train"]
         assert len(found) == 2
         assert "\u2028two" in found.texts[0]
+
+
+def test_a_file_in_many_rows_is_looked_at_once_and_stays_in_one_split(tmp_path, monkeypatch):
+    asked = []
+
+    def key(path):
+        asked.append(path)
+        return content_key(path)
+
+    monkeypatch.setattr("piggyback.images.decode.content_key", key)
+    for i in range(40):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    lines = "".join(f"{i % 40}.png,{'ab'[i % 2]}\n" for i in range(6000))
+    (tmp_path / "a.csv").write_text("image,label\n" + lines)
+    data = load_table(tmp_path / "a.csv")
+    assert len(asked) == 40
+    parts = [{file.name for file in part.files} for part in data.splits().values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 40
+    assert sum(len(part) for part in data.splits().values()) == 6000
+    assert data.notes == ("5960 rows have an image that an earlier row has; they were kept",)

@@ -432,15 +432,19 @@ def cut(
     """
     parts = {"test": test, "val": val}
     taken = []
+    numbers = groups
+    if numbers is None and None in parts.values():
+        numbers = train.content_keys()
     for split, stream, fraction in (
         ("test", _TEST_STREAM, test_fraction),
         ("val", _VAL_STREAM, val_fraction),
     ):
-        if parts[split] is None:
-            chosen = _chosen(train, fraction, seed, stream, f"{name}: {split}", groups)
+        if parts[split] is None and numbers is not None:
+            key = torch.from_numpy(uniforms(seed, stream, numbers, 1)[:, 0])
+            chosen = _chosen(train, fraction, key, f"{name}: {split}", groups is not None)
             parts[split] = train.subset(chosen.nonzero()[:, 0])
             train = train.subset((~chosen).nonzero()[:, 0])
-            groups = None if groups is None else groups[(~chosen).numpy()]
+            numbers = numbers[(~chosen).numpy()]
             taken.append(Cut(split, fraction, seed))
     whole = {split: part for split, part in parts.items() if part is not None}
     return ImageData(name, train, **whole, skipped=skipped, cut=tuple(taken), notes=notes)
@@ -449,23 +453,20 @@ def cut(
 def _chosen(
     images: Split,
     fraction: float,
-    seed: int,
-    stream: int,
+    key: Tensor,
     what: str,
-    groups: NDArray[np.uint64] | None,
+    grouped: bool,
 ) -> Tensor:
     """Return which images are taken, bool (n,): of each class about the fraction, at least one while one is left.
 
-    A sample goes by its content and the seed, wherever it lies in a list: those that come later move no earlier one,
-    and two copies stay together. Only of a class so small that none would be taken, one is. Groups go by their number
-    and stay whole, whatever their classes.
+    A sample goes by ``key``, which follows from its content and the seed, wherever it lies in a list: those that come
+    later move no earlier one, and two copies stay together. Only of a class so small that none would be taken, one is.
+    Groups go by their number and stay whole, whatever their classes.
     """
     if not 0 < fraction < 1:
         raise DataError(f"{what} fraction {fraction}: expected a number between 0 and 1")
-    numbers = images.content_keys() if groups is None else groups
-    key = torch.from_numpy(uniforms(seed, stream, numbers, 1)[:, 0])
     chosen = key < fraction
-    if groups is not None or isinstance(images, SegmentationSet) or images.kind != "classification":
+    if grouped or isinstance(images, SegmentationSet) or images.kind != "classification":
         if not chosen.any():
             chosen = key == key.min()
         if chosen.all():

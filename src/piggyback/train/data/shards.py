@@ -108,7 +108,9 @@ def tar_columns(path: Path) -> TarColumns:
                     "expected each key once"
                 )
     if not rows:
-        raise DataError(f"shards {str(path)!r} hold no samples: expected images with labels")
+        raise DataError(
+            f"shards {str(path)!r} hold no samples: expected images with labels; a key ends at the first dot"
+        )
     return TarColumns(shards, rows)
 
 

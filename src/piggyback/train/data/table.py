@@ -220,25 +220,21 @@ class _Table:
     def splits(self) -> dict[str, ImageSet | TextSet]:
         """The samples of each split, everything checked."""
         names, labels, units = getattr(self, f"_{self.kind}")()
-        texts: TextSet | None = None
+        whole: ImageSet | TextSet
         if self.role == "image":
             self.notes += self._repeated(labels)
+            files: Any = self.samples
+            if not isinstance(files, Pictures):
+                files = PathList.of(self.path.parent, files)
+            whole = ImageSet(names, labels, files=files, units=units)
         else:
             made = TaggedSet if self.kind == "tokens" else TextSet
-            texts = made(names, labels, tuple(self.samples), units=units)
-        found: dict[str, ImageSet | TextSet] = {}
-        parts = np.array(self.parts)
-        for part in dict.fromkeys(self.parts):
-            at = torch.from_numpy(np.flatnonzero(parts == part))
-            if texts is not None:
-                found[part] = texts.subset(at)
-            elif isinstance(self.samples, Pictures):
-                pictures = self.samples.at(at)
-                found[part] = ImageSet(names, labels[at], files=pictures, units=units)
-            else:
-                chosen = tuple([self.samples[i] for i in at.tolist()])
-                files = PathList.of(self.path.parent, chosen)
-                found[part] = ImageSet(names, labels[at], files=files, units=units)
+            whole = made(names, labels, tuple(self.samples), units=units)
+        found = dict.fromkeys(self.parts, whole)
+        if len(found) > 1:
+            parts = np.array(self.parts)
+            for part in found:
+                found[part] = whole.subset(torch.from_numpy(np.flatnonzero(parts == part)))
         return found
 
     def _split(self, at: int, cell: Any) -> str:
@@ -308,25 +304,23 @@ class _Table:
         if isinstance(self.samples, Pictures):
             names = self.samples.keys.tolist()
         first: dict[Any, int] = {}
-        if len(set(names)) == len(names):
+        starts = (first.setdefault(name, row) for row, name in enumerate(names))
+        firsts = np.fromiter(starts, np.int64, len(names))
+        later = np.flatnonzero(firsts != np.arange(len(names)))
+        if not len(later):
             return ()
-        values, again, apart, unlike = labels.tolist(), 0, 0, 0
-        for i, name in enumerate(names):
-            j = first.setdefault(name, i)
-            if i == j:
-                continue
-            if values[i] != values[j] and isinstance(name, str):
-                raise self._fail(
-                    i + 1,
-                    f"image {name!r} has other labels than in row {j + 1}: expected all labels of an image in "
-                    "one row",
-                )
-            again += 1
-            apart += self.parts[i] != self.parts[j]
-            unlike += values[i] != values[j]
-        found = []
-        if again:
-            found.append(f"{again} rows have an image that an earlier row has; they were kept")
+        values, parts = labels.numpy().reshape(len(names), -1), np.array(self.parts)
+        other = (values[later] != values[firsts[later]]).any(1)
+        if other.any() and isinstance(names[0], str):
+            row = later[other][0]
+            raise self._fail(
+                int(row) + 1,
+                f"image {names[row]!r} has other labels than in row {firsts[row] + 1}: expected all labels of an "
+                "image in one row",
+            )
+        again, unlike = len(later), int(other.sum())
+        apart = int((parts[later] != parts[firsts[later]]).sum())
+        found = [f"{again} rows have an image that an earlier row has; they were kept"]
         if apart:
             found.append(f"{apart} of them are in another split than that row")
         if unlike:
