@@ -68,8 +68,9 @@ def test_tables_of_every_kind_are_surveyed(piggyback: Command, colours: Path) ->
         "text,label,split\nin New York,O B-place I-place,train\n", "--kind", "tokens"
     )
     assert values["counts"] == {"place": {"train": 1}}
-    code, values = check("text,label,split\na joy,good,train\na bore,bad,train\nfun,good,test\n")
+    code, values = check("text,label,split\nfun,good,test\na joy,good,train\na bore,bad,train\n")
     assert code == 1
+    assert list(values["counts"]["good"]) == ["train", "test"]
     assert "'bad'" in values["warnings"][0]
 
 

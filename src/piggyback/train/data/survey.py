@@ -33,6 +33,7 @@ CLOSE = 3
 """Grey levels, of 255, that no pixel of two such pictures may differ by; of pale and dark ones fewer."""
 FLAT = 10
 """Standard deviation in grey levels below which a picture has too little to be told by."""
+_ORDER = ("train", "val", "test")
 SKEWED = 10
 """Times as many images as the smallest class has, from which the largest is called out of balance."""
 
@@ -211,7 +212,7 @@ def survey_splits(name: str, splits: Mapping[str, Split]) -> Survey:
     """
     kind, what, samples = "classification", "images", list[Sample]()
     numbers: dict[str, dict[str, list[float]]] = defaultdict(dict)
-    for split, part in splits.items():
+    for split, part in sorted(splits.items(), key=lambda each: _ORDER.index(each[0])):
         if isinstance(part, SegmentationSet):
             raise DataError(f"{name!r} holds label maps: expected images or texts with labels")
         labels = _labels(part)
