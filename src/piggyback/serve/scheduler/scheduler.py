@@ -39,11 +39,8 @@ from piggyback.serve.replicas.packed import PackedTask
 from piggyback.serve.scheduler.cache import TaskCache
 from piggyback.serve.scheduler.queues import Queues, Request, fail
 from piggyback.serve.stats import Counts, Stats
-from piggyback.serve.store.folder import TaskEntry
+from piggyback.serve.store.folder import Key, TaskEntry
 from piggyback.texts.preprocessing import Prepares
-
-Key = tuple[str, str]
-"""A task's name and version."""
 
 Failed = Literal["raise", "skip", "return"]
 """What is done about requests that fail: the first error is raised; their answers are left out, unless there is no
@@ -86,8 +83,8 @@ class Scheduler:
         self._work = threading.Condition(self._lock)
         self._load = threading.Condition(self._lock)
         self._moved = threading.Condition(self._lock)  # something ended: there may be room
-        self._queues: Queues[Key, Request] = Queues(options.max_batch, options.patience_ms / 1e3)
-        self._cache: TaskCache[Key, PackedTask, ModelCopy] = TaskCache(memory, copies, copy_bytes)
+        self._queues = Queues(options.max_batch, options.patience_ms / 1e3)
+        self._cache = TaskCache(memory, copies, copy_bytes)
         self._counts = Counts()
         self._max_queue, self._max_pixels = options.max_queue, options.max_pixels
         self._preparers, self._workers = preparers, len(copies)
