@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
-import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -123,18 +122,6 @@ def test_an_input_that_comes_back_belongs_to_no_task():
 
 
 # -- copies ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_a_copy_is_a_holder_too(make):
-    model = with_tasks()
-    model.set_task("a")
-    other = make(model)
-    for name in ("a", "b", None):
-        assert torch.equal(other(X, task=name), model(X, task=name))
-    with pytest.raises(TaskStateError, match="release"):
-        MultiTaskModel(other.backbone)
-    MultiTaskModel(other.release())
 
 
 def test_a_training_and_its_copy_go_their_own_ways():

@@ -23,7 +23,6 @@ from piggyback.errors import (
 )
 from piggyback.network.head import find_head
 from piggyback.network.select import select_weights
-from piggyback.train import Recipe
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(6) % 3
@@ -475,9 +474,3 @@ def test_classes_that_no_file_can_hold_are_refused_before_training():
     with pytest.raises(InputError, match="'a'"):
         model.start_task("a", [f"{i} {'x' * 1000}" for i in range(1000)])
     model.start_task("a", 3)
-
-
-@pytest.mark.parametrize("seed", [-1, 10**39, 1.5])
-def test_a_seed_that_no_generator_takes_is_refused_at_once(seed):
-    with pytest.raises(InputError, match="seed"):
-        Recipe(seed=seed)
