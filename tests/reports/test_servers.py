@@ -70,10 +70,6 @@ FORKED = """
 import os, sys
 from piggyback.errors import TaskStateError
 from piggyback.serve import Engine, EngineOptions
-from support.colour_tasks import COLOURS, Colours, picture, task_file
-from support.fake_engine import FakeEngine, connected, received, served
-from support.fake_server import FakeServer, refusal, serving
-from support.random_requests import request
 from support.telling import INPUT, Telling
 
 folder, ask = sys.argv[1:]
@@ -263,49 +259,19 @@ def test_classes_that_are_counted_are_bounded():
     assert answers["t", OTHERS] == 50
 
 
-PORT = """
-import socket, subprocess, sys, time
-with socket.create_server(("127.0.0.1", 0)) as taken:
-    command = [part.replace("PORT", str(taken.getsockname()[1])) for part in sys.argv[1:]]
-    began = time.monotonic()
-    ran = subprocess.run(command, timeout=60, capture_output=True, text=True)
-    print(time.monotonic() - began)
-    sys.stderr.write(ran.stdout + ran.stderr)
-    sys.exit(0 if ran.returncode else 9)
-"""
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["piggyback.cli.app", "serve", "TASKS", "--port", "PORT", "--backbone", "timm:resnet50"],
-        [
-            "piggyback.cli.app",
-            "serve",
-            "TASKS",
-            "--port",
-            "PORT",
-            "--backbone",
-            "timm:resnet50",
-            "--ray",
-        ],
-        ["uvicorn", "--factory", "piggyback.serve.http:app_from_env", "--port", "PORT"],
-    ],
-)
-def test_a_port_that_is_taken_is_said_before_the_network_is_loaded(folder, command):
-    start = [sys.executable, "-m", *(part.replace("TASKS", str(folder)) for part in command)]
-    if command[0] == "piggyback.cli.app":
-        start[1:3] = ["-c", "from piggyback.cli.app import main; main()"]
+def test_another_server_says_that_a_port_is_taken_before_the_network_is_loaded(folder):
+    factory = ["-m", "uvicorn", "--factory", "piggyback.serve.http:app_from_env", "--port"]
     variables = {"PIGGYBACK_TASKS": str(folder), "PIGGYBACK_BACKBONE": "timm:resnet50"}
-    ran = subprocess.run(
-        [sys.executable, "-c", PORT, *start],
-        env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        timeout=90,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ran = subprocess.run(
+            [sys.executable, *factory, str(taken.getsockname()[1])],
+            env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            timeout=90,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode
     assert "in use" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert "loading" not in ran.stderr
@@ -325,6 +291,9 @@ def test_one_bad_image_does_not_keep_the_others_from_being_answered(server, path
     assert [(e["index"], e["file"], e["code"]) for e in body["errors"]] == [
         (1, "1.jpg", "bad_image"), (2, "2.jpg", "bad_image"),
     ]  # fmt: skip
+    texts = [base64.b64encode(data).decode() for data in (b"red", b"none")]
+    by_index = httpx.post(server.address + path, json={"images": texts}).json()
+    assert [one["index"] for one in by_index["errors"]] == [1]
     whole = httpx.post(server.address + path, files=files_of(b"red")).json()
     assert "errors" not in whole
     plain = httpx.post(server.address + PREDICT, content=b"red").json()
@@ -341,13 +310,6 @@ def test_images_that_are_all_bad_are_an_error_that_names_each(server, path, imag
     assert [one["file"] for one in done.json()["errors"]] == [
         f"{i}.jpg" for i in range(len(images))
     ]
-
-
-def test_json_says_which_image_by_its_index(server):
-    texts = [base64.b64encode(data).decode() for data in (b"red", b"none")]
-    done = httpx.post(server.address + PREDICT, json={"images": texts})
-    assert done.status_code == 200
-    assert [one["index"] for one in done.json()["errors"]] == [1]
 
 
 def test_an_engine_gives_the_error_in_the_answers_place(tmp_path):

@@ -142,18 +142,6 @@ def test_a_network_of_a_file_does_not_tell_where_the_file_is(client, server, sou
     assert found == shown
 
 
-def test_a_task_is_added_replaced_and_deleted(client):
-    added = client.put("/v1/tasks/new", content=b"task 1")
-    replaced = client.put("/v1/tasks/new", content=b"task 2")
-    assert [added.status_code, replaced.status_code] == [201, 200]
-    assert added.json()["version"] != replaced.json()["version"]
-    assert client.get("/v1/tasks/new").json() == replaced.json()
-    deleted = client.delete("/v1/tasks/new")
-    assert (deleted.status_code, deleted.content) == (204, b"")
-    assert client.get("/v1/tasks/new").status_code == 404
-    assert client.delete("/v1/tasks/new").status_code == 404
-
-
 def test_health(client):
     assert client.get("/health").json() == client.get("/readyz").json() == {"status": "ready"}
     assert client.get("/livez").json() == {"status": "alive"}
