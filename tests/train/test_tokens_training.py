@@ -20,7 +20,7 @@ from piggyback.train.report import compared, report_on
 from piggyback.zoo.load import load_backbone
 from piggyback.zoo.pipeline import save_pipeline
 from support.text_toys import encoder, reviews, tagged, write_encoder  # noqa: F401
-from support.training_toys import Killed, Recorder, recipe  # noqa: F401
+from support.training_toys import Recorder, recipe  # noqa: F401
 
 TEXTS = ["the film very is good.", "a book", 'fine, "the book bad"!', "a poor ?"]
 
@@ -60,18 +60,10 @@ def test_tags_are_learned_from_a_table(reader, data, recipe, method, tmp_path): 
     assert heard.plans[0].what == "texts"
 
 
-def test_a_run_that_stopped_ends_in_the_same_file(reader, data, recipe, tmp_path):  # noqa: F811
-    options = recipe(epochs=3, batch_size=8)
-    train(reader, data, "ner", options, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(reader, data, "ner", options, tmp_path / "cut", listener=Recorder(kill_epoch=2))
-    train(reader, data, "ner", options, tmp_path / "cut", resume=True)
-    one, other = ((tmp_path / run / "ner.safetensors").read_bytes() for run in ("whole", "cut"))
-    header = header_of(one)
+def test_a_file_says_that_its_task_tags(data, ner):
+    header = header_of(ner.read_bytes())
     assert (header.version, header.info.kind, header.info.head_kind) == (4, "tokens", "tokens")
     assert header.info.classes == data.classes
-    pairs = zip(load(one).head.values(), load(other).head.values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_measured_again_it_is_as_good_and_reported_and_compared(reader, data, ner):

@@ -340,14 +340,6 @@ def test_a_finished_run_is_returned_and_not_repeated(
         train(backbone, data, "a", recipe(epochs=9), tmp_path / "masks", resume=True)
 
 
-def test_without_resume_a_folder_is_used_anew(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
-    for epochs in (1, 2):
-        result = train(backbone, data, "a", recipe(epochs=epochs), tmp_path, overwrite=True)
-        assert len(result.history) == epochs
-
-
 def test_arguments_are_checked_before_anything_happens(
     backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
