@@ -26,6 +26,7 @@ from piggyback.serve.inputs import prepare
 from piggyback.train.data.folder import load_folder, split_of
 from piggyback.train.data.segmentation import is_segmentation_folder, load_camvid_layout
 from piggyback.train.data.sets import ImageSet, from_tensors, seen_in, sketch_of
+from support.damage import damaged
 from support.encoded_pictures import KINDS, encoded, photo
 
 Make = Callable[..., list[Path]]
@@ -325,23 +326,6 @@ def refusal_of(attempt: Callable[[], object]) -> str | None:
     return None
 
 
-def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """A file with some bytes changed, a piece cut out, or a piece put elsewhere."""
-    found, at = bytearray(data), int(rng.integers(len(data)))
-    match int(rng.integers(4)):
-        case 0:
-            for place in rng.integers(len(found), size=int(rng.integers(1, 20))):
-                found[place] = int(rng.integers(256))
-        case 1:
-            del found[at:]
-        case 2:
-            del found[at : at + int(rng.integers(1, 60))]
-        case _:
-            other = int(rng.integers(len(data)))
-            found[at:at] = found[other : other + int(rng.integers(1, 60))]
-    return bytes(found)
-
-
 def served(data: bytes) -> None:
     """What a server does with an image, of which Pillow warns nobody; what it gives the network are numbers."""
     with warnings.catch_warnings():
@@ -356,7 +340,7 @@ def test_damaged_images_are_read_or_refused_and_nothing_else(tmp_path):
     read = refused = 0
     for turn in range(count):
         name, data = whole[turn % len(whole)]
-        bad = mutated(data, rng)
+        bad = damaged(data, rng)
         path = tmp_path / name
         path.write_bytes(bad)
         for attempt in (
