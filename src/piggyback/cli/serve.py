@@ -13,7 +13,7 @@ from piggyback.cli.options import CheckpointOption, HeadOption, TokenFileOption
 from piggyback.cli.screen import notes
 from piggyback.errors import InputError, PiggybackError
 from piggyback.names import plain, read_token
-from piggyback.serve.options import EngineOptions, parse_bytes
+from piggyback.serve.options import EngineOptions, Precision, parse_bytes
 from piggyback.taskfile.header import TaskHeader, header_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     precision: Annotated[
-        Literal["auto", "float32", "bfloat16"],
+        Precision,
         typer.Option(
             help="Precision of the network; auto: bfloat16 if the processor is made for it."
         ),

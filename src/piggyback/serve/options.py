@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from piggyback.errors import InputError, near_misses
 
 T = TypeVar("T")
+Precision = Literal["auto", "float32", "bfloat16"]
 
 MOST_THREADS = 1024
 """Of a sort, that may be asked for: a machine that cannot start so many ends the process."""
@@ -37,7 +38,7 @@ class EngineOptions:
     about 300 MB, most of them shared. A script that sets it needs ``if __name__ == "__main__":``."""
     device: str | None = None
     """None: the first GPU, else the CPU."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of the network's arithmetic; auto: bfloat16 where the processor has instructions for it."""
     compile: bool = False
     """Whether the network is compiled: the first batches take minutes, later ones are faster."""
