@@ -34,17 +34,13 @@ from support.colour_tasks import COLOURS, Colours, picture, task_file
 from support.fake_engine import FakeEngine, connected, received, served
 from support.fake_server import FakeServer, refusal, serving
 from support.random_requests import request
-from support.telling import INPUT, Telling, write_tasks
+from support.telling import INPUT, engine_over, write_tasks
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_tasks(tmp_path / "tasks", 2)
     return tmp_path / "tasks"
-
-
-def over(folder: Path) -> Engine:
-    return Engine(Telling(), folder, "64MiB", EngineOptions(watch_s=0.0, device="cpu"))
 
 
 def other_classes(folder: Path, kind: str) -> bytes:
@@ -56,7 +52,7 @@ def other_classes(folder: Path, kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["order", "names"])
 def test_an_upload_changes_no_classes_unless_asked(folder, kind):
     data = other_classes(folder, kind)
-    with over(folder) as engine:
+    with engine_over(folder) as engine:
         before = engine.task("t1")
         with pytest.raises(OtherClassesError, match="t1"):
             engine.put_task("t1", data)
@@ -69,11 +65,10 @@ def test_an_upload_changes_no_classes_unless_asked(folder, kind):
 FORKED = """
 import os, sys
 from piggyback.errors import TaskStateError
-from piggyback.serve import Engine, EngineOptions
-from support.telling import INPUT, Telling
+from support.telling import INPUT, engine_over
 
 folder, ask = sys.argv[1:]
-engine = Engine(Telling(), folder, "64MiB", EngineOptions(watch_s=0.0, device="cpu"))
+engine = engine_over(folder)
 child = os.fork()
 if not child:
     try:
@@ -167,7 +162,7 @@ def logged(level: str = "info"):
 
 def test_the_log_tells_of_each_file(folder):
     damaged = folder / "t2.safetensors"
-    with logged() as stream, over(folder) as engine:
+    with logged() as stream, engine_over(folder) as engine:
         whole = (folder / "t1.safetensors").read_bytes()
         engine.put_task("t9", whole)
         engine.put_task("t9", whole)  # nothing changes
@@ -193,7 +188,7 @@ def test_the_log_tells_of_each_file(folder):
 
 def test_a_folder_that_goes_away_is_said_once_and_so_is_its_return(folder):
     away = folder.with_name("away")
-    with over(folder) as engine, logged() as stream:
+    with engine_over(folder) as engine, logged() as stream:
         engine.predict(INPUT, "t1")
         folder.rename(away)
         for _ in range(3):
@@ -237,7 +232,7 @@ def test_polls_are_debug_lines_and_refusals_have_their_code():
 
 
 def test_answers_are_counted_by_class(folder):
-    with over(folder) as engine:
+    with engine_over(folder) as engine:
         for _ in range(3):
             engine.predict(INPUT, "t1")
         found = engine.stats()
@@ -408,7 +403,7 @@ def test_random_requests_are_answered_or_refused(tmp_path):
 
 def test_two_uploads_at_once_leave_none_behind_and_change_no_classes(folder):
     first, other = ((folder / f"t{at}.safetensors").read_bytes() for at in range(2))
-    with over(folder) as engine:
+    with engine_over(folder) as engine:
         put, started = engine._folder.put, threading.Barrier(2)
 
         def meet(name, data, decode, replace_classes):
@@ -449,7 +444,7 @@ def test_file_names_of_other_encodings_and_kinds_that_are_not_served(folder):
     task = load_file(folder / "t1.safetensors")
     strange = replace(task, info=replace(task.info, kind="strange\x1b[31m"))
     (folder / "strange.safetensors").write_bytes(save(strange))
-    with logged() as stream, served(lambda: over(folder)) as server:
+    with logged() as stream, served(lambda: engine_over(folder)) as server:
         listed = httpx.get(server.address + "/v1/tasks").json()["refused"]
         asked = httpx.post(f"{server.address}/v1/tasks/strange/predict", content=b"x")
         with Client(server.address) as client:
