@@ -105,62 +105,39 @@ def test_a_head_that_is_not_last_is_noticed_at_the_first_pass():
         model(X)
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.q_proj, self.out_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+def made_of(**parts: nn.Module) -> nn.Module:
+    """A network with these modules, in this order."""
+    net = nn.Module()
+    for name, part in parts.items():
+        net.add_module(name, part)
+    return net
 
 
-class Body(nn.Module):
+def body() -> nn.Module:
     """Equal blocks without a head, as Dinov2Model and LlamaModel are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"fc1": nn.Linear(8, 16), "fc2": nn.Linear(16, 8)}) for _ in range(2)
-        )
-
-
-class First(nn.Module):
-    """Its classifier is defined before its body."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.classes, self.body = nn.Linear(8, 3), nn.Linear(4, 8)
-
-
-class Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.colour, self.shape = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 5)
-
-
-class Bart(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = Body()
-        self.classification_head = nn.ModuleDict(
-            {"dense": nn.Linear(8, 8), "out_proj": nn.Linear(8, 3)}
-        )
-
-
-class OwnProjection(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention, self.out_proj = nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
-
-
-@pytest.mark.parametrize("make", [Body, First, Two])
-def test_a_head_that_cannot_be_known_is_refused_with_candidates(make):
-    with pytest.raises(SelectionError, match="head="):
-        find_head(make())
+    blocks = (made_of(fc1=nn.Linear(8, 16), fc2=nn.Linear(16, 8)) for _ in range(2))
+    return made_of(layers=nn.ModuleList(blocks))
 
 
 @pytest.mark.parametrize(
-    ("make", "head"), [(Bart, "classification_head.out_proj"), (OwnProjection, "out_proj")]
+    "net",
+    [
+        body(),
+        made_of(classes=nn.Linear(8, 3), body=nn.Linear(4, 8)),  # defined before its body
+        made_of(body=nn.Linear(4, 8), colour=nn.Linear(8, 3), shape=nn.Linear(8, 5)),
+    ],
 )
-def test_a_classifier_may_be_called_like_a_projection(make, head):
-    assert find_head(make()) == head
+def test_a_head_that_cannot_be_known_is_refused_with_candidates(net):
+    with pytest.raises(SelectionError, match="head="):
+        find_head(net)
+
+
+def test_a_classifier_may_be_called_like_a_projection():
+    bart = made_of(dense=nn.Linear(8, 8), out_proj=nn.Linear(8, 3))
+    net = made_of(model=body(), classification_head=bart)
+    assert find_head(net) == "classification_head.out_proj"
+    own = made_of(attention=nn.MultiheadAttention(8, 2), out_proj=nn.Linear(8, 3))
+    assert find_head(own) == "out_proj"
 
 
 @pytest.mark.parametrize("kind", ["ViT", "Bert", "Llama"])
