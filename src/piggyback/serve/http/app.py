@@ -19,9 +19,9 @@ from starlette.staticfiles import StaticFiles
 import piggyback
 from piggyback.errors import InputError, PiggybackError
 from piggyback.names import is_token, plain, read_token
-from piggyback.serve.http import metrics
 from piggyback.serve.http.errors import answer_errors
 from piggyback.serve.http.limits import Limits
+from piggyback.serve.http.metrics import Metrics
 from piggyback.serve.http.middleware import AccessMiddleware, BodyLimitMiddleware
 from piggyback.serve.http.routes import api, open_routes
 from piggyback.serve.http.service import Service
@@ -72,7 +72,7 @@ def create_app(
     if token is not None and not is_token(token):
         raise InputError("the token: expected one or more ASCII characters without spaces")
     service = Service(engine, limits or Limits(), token, local_only)
-    counts = metrics.HttpCounts()
+    metrics = Metrics(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,7 +92,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    app.state.metrics = metrics.registry(service, counts)
+    app.state.metrics = metrics.registry
     # The last that is added is the first to see a request.
     app.add_middleware(BodyLimitMiddleware, service=service)
     if cors_origins:
@@ -103,7 +103,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(AccessMiddleware, service=service, counts=counts)
+    app.add_middleware(AccessMiddleware, service=service, metrics=metrics)
     answer_errors(app, [*open_routes.routes, *api.routes])
     app.include_router(api)
     app.include_router(open_routes)
