@@ -136,19 +136,6 @@ def test_base64_that_is_none(server, text):
     assert (done.status_code, done.json()["error"]["code"]) == (400, "bad_request")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["image/jpg", "IMAGE/JPEG; q=1", "image/pjpeg", "image/x-png", "application/octet-stream", "", None],
-)  # fmt: skip
-def test_an_image_by_another_name_of_its_type(server, kind):
-    request = httpx.Request("POST", server.address + PREDICT, content=b"red")
-    if kind is not None:
-        request.headers["Content-Type"] = kind
-    with httpx.Client() as client:
-        done = client.send(request)
-    assert done.status_code == 200, done.text
-
-
 def lines(stream: io.StringIO) -> list[dict]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 

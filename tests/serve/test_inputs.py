@@ -25,7 +25,6 @@ from support.encoded_pictures import KINDS, encoded, photo
 from support.nets import Convolutions, learn, seeded
 
 VIEW = Preprocessing(16)
-PLAIN = Preprocessing(8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def ready(source: Any, view: Preprocessing | None = VIEW, max_pixels: int = 10**6) -> torch.Tensor:

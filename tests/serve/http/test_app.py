@@ -47,13 +47,16 @@ def base64_of(data):
 
 
 @pytest.mark.parametrize(
-    "kind", ["image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif"]
-)
+    "kind",
+    [
+        "image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif", "image/jpg", "IMAGE/JPEG; q=1",
+        "image/pjpeg", "image/x-png", "application/octet-stream", "", None,
+    ],
+)  # fmt: skip
 def test_a_body_that_is_an_image(client, server, kind):
-    done = client.post(
-        "/v1/tasks/colours/predict", content=b"green", headers={"Content-Type": kind}
-    )
-    assert done.status_code == 200
+    headers = {} if kind is None else {"Content-Type": kind}
+    done = client.post("/v1/tasks/colours/predict", content=b"green", headers=headers)
+    assert done.status_code == 200, done.text
     (answer,) = schemas.Answers.model_validate_json(done.text).answers
     assert list(answer.classes) == ["green", "red", "blue"]
     assert server.engine.asked == [("colours", b"green", 5)]
