@@ -7,6 +7,7 @@ import dataclasses
 import io
 from types import SimpleNamespace
 
+import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
@@ -307,7 +308,6 @@ class Tied(Net):
 @pytest.mark.parametrize("make", [Net, Tied])
 @pytest.mark.parametrize("safe", [True, False])
 def test_accelerate_resumes_from_its_own_state_alone(make, safe, tmp_path):
-    accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True)
     tasks = []
     for resumed in (False, True):

@@ -8,17 +8,12 @@ from typing import Any
 
 import pytest
 
-from support.visiting import photo, take, until
-
-pytest.importorskip("fastapi", reason="needs the extra 'serve'")
-pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
-pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
-
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
 from support import map_tasks
 from support.colour_tasks import Colours, picture, task_file
 from support.fake_engine import FakeEngine, served
+from support.visiting import photo, take, until
 
 Visit = Callable[..., Any]
 
