@@ -220,9 +220,9 @@ def _images(
     if is_table(root):
         refuse_skip_bad(root, skip_bad)
         found = table_splits(root, columns, kind, separator=separator)
-        return _chosen(
-            f"table {str(root)!r}", found, next(iter(found)) if len(found) == 1 else split
-        )
+        if len(found) == 1:
+            (split,) = found
+        return _chosen(f"table {str(root)!r}", found, split)
     refuse_columns(columns)
     from piggyback.train.data.folder import split_folders
 

@@ -30,7 +30,7 @@ from piggyback.serve.inputs import samples
 from piggyback.serve.options import EngineOptions, parse_bytes
 from piggyback.serve.replicas.network import Network
 from piggyback.serve.replicas.packed import PackedTask
-from piggyback.serve.scheduler.scheduler import Asked, Scheduler
+from piggyback.serve.scheduler.scheduler import Asked, Failed, Scheduler
 from piggyback.serve.scheduler.workers import load, use_cores, work
 from piggyback.serve.stats import Stats
 from piggyback.serve.store.decoding import Decoder
@@ -327,9 +327,8 @@ class Engine:
         """What is asked of one task, and whether it is about a batch."""
         images, batch = samples(image_or_batch)
         entries = [self._entry(task)] * len(images)
-        return Asked(
-            images, entries, top_k, "return" if batch and return_errors else "raise"
-        ), batch
+        failed: Failed = "return" if batch and return_errors else "raise"
+        return Asked(images, entries, top_k, failed), batch
 
     def _of_tasks(self, image: Any, tasks: Sequence[str] | None, top_k: int) -> Asked:
         """What is asked of several tasks about one image."""
