@@ -11,20 +11,9 @@ from transformers import TrainerCallback
 from piggyback import MultiTaskModel
 from piggyback.callbacks import TrainerTask
 from piggyback.errors import InputError, TaskStateError
+from support.trainers import bert, rows, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-
-
-def bert() -> nn.Module:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=30,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        hidden_size=16,
-        intermediate_size=32,
-    )
-    return transformers.BertForSequenceClassification(config)
 
 
 class Wrapped(nn.Module):
@@ -36,32 +25,6 @@ class Wrapped(nn.Module):
 
     def forward(self, **inputs):
         return self.inner(**inputs)
-
-
-def rows() -> list[dict[str, object]]:
-    words = torch.randint(2, 30, (12, 6), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": w, "labels": i % 3} for i, w in enumerate(words)]
-
-
-def trainer(model, folder, optimizers, callbacks, **options):
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=2,
-        per_device_train_batch_size=4,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_strategy="no",
-        **{"save_strategy": "no", **options},
-    )
-    return transformers.Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows(),
-        eval_dataset=rows(),
-        optimizers=optimizers,
-        callbacks=callbacks,
-    )
 
 
 class Losses(TrainerCallback):
@@ -82,7 +45,7 @@ def test_training_leaves_the_best_epochs_task_in_a_file(tmp_path):
     }
     optimizers = task.optimizers(6)
     train = trainer(
-        model, tmp_path, optimizers, [task, losses], metric_for_best_model="eval_loss",
+        model, tmp_path, optimizers, callbacks=[task, losses], metric_for_best_model="eval_loss",
         greater_is_better=True, **every_epoch,
     )  # fmt: skip
     train.train()  # the best by that order is the first, which is not the last
@@ -100,7 +63,7 @@ def test_training_leaves_the_best_epochs_task_in_a_file(tmp_path):
 def test_the_first_process_alone_writes(tmp_path):
     model = MultiTaskModel(bert())
     task = TrainerTask(model, tmp_path / "tone.safetensors", 3)
-    train = trainer(model, tmp_path, task.optimizers(6), [task])
+    train = trainer(model, tmp_path, task.optimizers(6), callbacks=[task])
     task.on_train_end(train.args, transformers.TrainerState(is_world_process_zero=False), None)
     assert task.task is not None
     assert not task.path.exists()
@@ -110,21 +73,21 @@ def test_a_trainer_with_another_optimizer_is_refused_when_it_is_made(tmp_path):
     model = MultiTaskModel(bert())
     task = TrainerTask(model, tmp_path / "tone.safetensors", 3)
     with pytest.raises(TaskStateError, match="task 'tone' is not in training"):
-        trainer(model, tmp_path, (None, None), [task])
+        trainer(model, tmp_path, (None, None), callbacks=[task])
     task.optimizers(6)
     with pytest.raises(TaskStateError, match=r"task 'tone'.*no optimizer.*MaskOptimizer"):
-        trainer(model, tmp_path, (None, None), [task])
+        trainer(model, tmp_path, (None, None), callbacks=[task])
     other = torch.optim.AdamW(model.parameters())
     with pytest.raises(TaskStateError, match=r"task 'tone'.*AdamW.*MaskOptimizer"):
-        trainer(model, tmp_path, (other, None), [task])
+        trainer(model, tmp_path, (other, None), callbacks=[task])
     with pytest.raises(TaskStateError, match="task 'tone' is not in training in the model"):
-        trainer(MultiTaskModel(bert()), tmp_path, task.optimizers(6), [task])
+        trainer(MultiTaskModel(bert()), tmp_path, task.optimizers(6), callbacks=[task])
 
 
 def test_another_number_of_steps_is_refused_before_the_first(tmp_path):
     model = MultiTaskModel(bert())
     task = TrainerTask(model, tmp_path / "tone.safetensors", 3)
-    train = trainer(model, tmp_path, task.optimizers(5), [task])
+    train = trainer(model, tmp_path, task.optimizers(5), callbacks=[task])
     with pytest.raises(InputError, match=r"task 'tone': optimizers\(5\).* takes 6 steps"):
         train.train()
     assert train.state.global_step == 0
@@ -142,7 +105,7 @@ def test_arguments_that_would_lose_inputs_or_labels_are_refused(options, message
     model = MultiTaskModel(Wrapped(), head="inner.classifier")
     task = TrainerTask(model, tmp_path / "tone.safetensors", 3)
     with pytest.raises(InputError, match=rf"task 'tone': Wrapped\.forward .*{message}"):
-        trainer(model, tmp_path, task.optimizers(6), [task], **options)
+        trainer(model, tmp_path, task.optimizers(6), callbacks=[task], **options)
 
 
 def test_a_language_model_learns_with_its_own_head(tmp_path):
@@ -151,7 +114,7 @@ def test_a_language_model_learns_with_its_own_head(tmp_path):
     config = transformers.GPT2Config(**small, bos_token_id=0, eos_token_id=1, pad_token_id=1)
     model = MultiTaskModel(transformers.GPT2LMHeadModel(config))
     task = TrainerTask(model, tmp_path / "words.safetensors", head="keep")
-    train = trainer(model, tmp_path, task.optimizers(6), [task])
+    train = trainer(model, tmp_path, task.optimizers(6), callbacks=[task])
     train.train_dataset = [{**row, "labels": row["input_ids"]} for row in rows()]
     train.train()
     assert task.task is not None

@@ -10,36 +10,10 @@ import pytest
 from PIL import Image
 
 from piggyback.cli import main
+from support import map_tasks
 from support.cli_toys import Command
 
-NETWORK = """
-import torch
-from torch import nn
-
-from piggyback.images.preprocessing import Preprocessing
-from piggyback.network.segmentation import SegmentationNetwork
-
-
-class Features(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, 1, 1)
-
-    def forward(self, x):
-        return [self.conv(x).relu()]
-
-
-def build():
-    torch.manual_seed(0)
-    return SegmentationNetwork(Features(), (8,)), Preprocessing(16)
-"""
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    file = tmp_path_factory.mktemp("network") / "pixels.py"
-    file.write_text(NETWORK)
-    return f"{file}:build"
+NETWORK = f"{map_tasks.__file__}:parts"
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +38,9 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def task(network: str, streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def task(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    line = ["train", "--data", str(streets), "--backbone", network, "--out", str(out)]
+    line = ["train", "--data", str(streets), "--backbone", NETWORK, "--out", str(out)]
     line += ["--epochs", "6", "--batch-size", "4", "--head-lr", "0.1", "--amp", "no"]
     with pytest.raises(SystemExit) as ended:
         main([*line, "--channels-last", "no", "--label-smoothing", "0"])
@@ -75,13 +49,13 @@ def task(network: str, streets: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_evaluate_shows_the_iou_of_each_class(
-    piggyback: Command, task: Path, network: str, streets: Path
+    piggyback: Command, task: Path, streets: Path
 ) -> None:
-    shown = piggyback("evaluate", task, "--data", streets, "--backbone", network)
+    shown = piggyback("evaluate", task, "--data", streets, "--backbone", NETWORK)
     assert shown.code == 0
     for text in ("night", "IoU (%)", "mean IoU", "in 4 images"):
         assert text in shown.out
-    asked = piggyback("evaluate", task, "--data", streets / "val", "--backbone", network, "--json")
+    asked = piggyback("evaluate", task, "--data", streets / "val", "--backbone", NETWORK, "--json")
     found = json.loads(asked.out)
     assert found["images"] == 4
     assert list(found["classes"]) == ["night", "day"]
@@ -90,9 +64,9 @@ def test_evaluate_shows_the_iou_of_each_class(
 
 
 def test_predict_writes_a_label_map_of_each_image_s_size(
-    piggyback: Command, task: Path, network: str, streets: Path, tmp_path: Path
+    piggyback: Command, task: Path, streets: Path, tmp_path: Path
 ) -> None:
-    asked = ("predict", streets / "test" / "images", "--task", task, "--backbone", network)
+    asked = ("predict", streets / "test" / "images", "--task", task, "--backbone", NETWORK)
     shown = piggyback(*asked, "--out", tmp_path / "maps", "--json")
     assert shown.code == 0
     answers = json.loads(shown.out)
@@ -107,10 +81,10 @@ def test_predict_writes_a_label_map_of_each_image_s_size(
 
 
 def test_predict_says_what_it_needs(
-    piggyback: Command, task: Path, network: str, streets: Path, trained: Path, toy: str
+    piggyback: Command, task: Path, streets: Path, trained: Path, toy: str
 ) -> None:
     images = streets / "test" / "images"
-    asked = ("predict", images, "--task", task, "--backbone", network)
+    asked = ("predict", images, "--task", task, "--backbone", NETWORK)
     for arguments, expected in (
         (asked, "labels every pixel: give --out DIR"),
         ((*asked, "--out", images), "lies where its label map goes"),
@@ -122,11 +96,9 @@ def test_predict_says_what_it_needs(
         piggyback(*arguments).refuses(expected)
 
 
-def test_bad_images_cannot_be_skipped(
-    piggyback: Command, task: Path, network: str, streets: Path
-) -> None:
+def test_bad_images_cannot_be_skipped(piggyback: Command, task: Path, streets: Path) -> None:
     for command in (("train", "--data", streets), ("evaluate", task, "--data", streets)):
-        ran = piggyback(*command, "--backbone", network, "--skip-bad")
+        ran = piggyback(*command, "--backbone", NETWORK, "--skip-bad")
         ran.refuses("--skip-bad is for class folders")
 
 

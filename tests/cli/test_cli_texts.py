@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 
 from piggyback.client import Client, Text
@@ -114,14 +115,9 @@ def test_baked_to_onnx_and_to_a_folder(piggyback: Command, mood: Path) -> None:
 
 
 def test_a_server_takes_texts_and_no_paths(piggyback: Command, mood: Path, encoder: Path) -> None:  # noqa: F811
-    pytest.importorskip("fastapi")
-    import httpx
-
-    def start() -> Engine:
-        options = EngineOptions(watch_s=0, device="cpu")
-        return Engine(load_backbone(f"transformers:{encoder}"), mood.parent, options=options)
-
-    with served(start) as running, Client(running.address) as client:
+    options = EngineOptions(watch_s=0, device="cpu")
+    engine = Engine(load_backbone(f"transformers:{encoder}"), mood.parent, options=options)
+    with served(engine) as running, Client(running.address) as client:
         one = client.predict(Text("a good film"), "mood")
         several = client.predict([Text("a good film"), Text("bad, , , [[[[[[[[[[ {{{{")], "mood")
         assert several[0].classes == one.classes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 
 from piggyback.client import Client, Text
@@ -74,15 +75,10 @@ def test_what_does_not_go_together_is_one_line(
 
 
 def test_a_server_answers_with_spans(piggyback: Command, ner: Path, encoder: Path) -> None:  # noqa: F811
-    pytest.importorskip("fastapi")
-    import httpx
-
-    def start() -> Engine:
-        options = EngineOptions(watch_s=0, device="cpu")
-        return Engine(load_backbone(f"transformers:{encoder}"), ner.parent, options=options)
-
+    options = EngineOptions(watch_s=0, device="cpu")
+    engine = Engine(load_backbone(f"transformers:{encoder}"), ner.parent, options=options)
     text = "the film very is good."
-    with served(start) as running, Client(running.address) as client:
+    with served(engine) as running, Client(running.address) as client:
         url = f"{running.address}/v1/tasks/ner/predict"
         (answer,) = httpx.post(url, json={"text": text}).json()["answers"]
         own, there = (

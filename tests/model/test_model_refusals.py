@@ -239,6 +239,7 @@ def test_leaving_a_with_block_in_mid_training_does_not_hide_the_real_error(model
         (["signs"] * 3, X, r"3 task names for a batch of \[4\]"),
         ([], X, r"0 task names for a batch of \[4\]"),
         (["signs"], 3.0, r"1 task names for a batch of \[\]"),
+        (["signs"], torch.tensor(1.0), r"1 task names for a batch of \[0\]"),
         (3, X, "expected a name, None, or one name per sample"),
         (X, X, "expected a name, None, or one name per sample"),
     ],

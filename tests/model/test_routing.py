@@ -27,12 +27,6 @@ def test_every_task_runs_once_on_all_of_its_samples():
     assert calls[0][2]["y"].tolist() == [0, 2]
 
 
-@pytest.mark.parametrize("x", [torch.zeros(3, 2), torch.tensor(1.0), "no tensor"])
-def test_names_and_samples_must_be_as_many(x):
-    with pytest.raises(InputError, match=r"2 task names for a batch of .*expected one name per"):
-        run_grouped(lambda *_: None, ["a", "b"], (x,), {})
-
-
 @pytest.mark.parametrize("answer", [None, torch.zeros(1), torch.tensor(0.0), (torch.zeros(2),)])
 def test_an_answer_must_have_a_row_per_sample(answer):
     with pytest.raises(InputError, match=r"task 'a' answered with .*a row per sample"):

@@ -119,18 +119,6 @@ def test_a_weight_that_is_computed_only_later_is_noticed(compute):
         model(X)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_networks_of_other_precisions_learn(dtype, tmp_path):
-    model = MultiTaskModel(Net().to(dtype))
-    model.start_task("a", 3)
-    fitted(model, X.to(dtype))
-    model.finish_task()
-    answer = model(X.to(dtype), task="a")
-    model.save_task("a", tmp_path / "a.safetensors")
-    model.load_task(tmp_path / "a.safetensors", name="again")
-    assert torch.equal(model(X.to(dtype), task="again"), answer)
-
-
 def test_another_default_dtype_changes_nothing(tmp_path):
     model = MultiTaskModel(Net())
     torch.set_default_dtype(torch.float64)

@@ -26,6 +26,7 @@ from piggyback.errors import TaskFileError
 from piggyback.taskfile.file import load, load_file
 from piggyback.taskfile.header import header_of
 from piggyback.taskfile.task import Task
+from support.damage import damaged
 
 LONGEST = 2.0
 """Seconds of the processor that any file may take."""
@@ -128,25 +129,12 @@ def edited(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     return put_together(header, body)
 
 
-def damaged(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
-    """Bits flipped, bytes cut off, repeated or taken from another file; half of them with a checksum that fits."""
-    bad = bytearray(data)
-    for _ in range(int(rng.integers(1, 4))):
-        i, j = sorted(int(x) for x in rng.integers(0, len(bad) + 1, 2))
-        kind = int(rng.integers(5))
-        if kind == 0 and i < len(bad):
-            bad[i] ^= 1 << int(rng.integers(8))
-        elif kind == 1:
-            del bad[i : i + int(rng.integers(1, 60))]
-        elif kind == 2:
-            bad[i:i] = bad[j : j + int(rng.integers(1, 60))]
-        elif kind == 3:
-            bad[i : i + 40] = other[i : i + 40]
-        else:
-            del bad[i:]
+def broken(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+    """A damaged file; half of them with a checksum that fits."""
+    bad = damaged(data, rng, other)
     if rng.random() < 0.5 and len(bad) > 40:
-        bad[-32:] = hashlib.sha256(bad[:-32]).digest()
-    return bytes(bad)
+        bad = bad[:-32] + hashlib.sha256(bad[:-32]).digest()
+    return bad
 
 
 def spliced(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
@@ -237,7 +225,7 @@ def run(count: int, seed: int, folder: Path) -> Counter[str]:
     files = genuine(model, folder)
     path, counts = folder / "bad.safetensors", Counter[str]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    makers = [damaged, edited, edited, edited, spliced, of_another_kind]
+    makers = [broken, edited, edited, edited, spliced, of_another_kind]
     answer = model(torch.ones(1, 3, 8, 8), task=None)
     for step in range(count):
         one, other = rng.integers(len(files), size=2)

@@ -34,17 +34,13 @@ from support.colour_tasks import COLOURS, Colours, picture, task_file
 from support.fake_engine import FakeEngine, connected, received, served
 from support.fake_server import FakeServer, refusal, serving
 from support.random_requests import request
-from support.telling import INPUT, Telling, write_tasks
+from support.telling import INPUT, engine_over, write_tasks
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_tasks(tmp_path / "tasks", 2)
     return tmp_path / "tasks"
-
-
-def over(folder: Path) -> Engine:
-    return Engine(Telling(), folder, "64MiB", EngineOptions(watch_s=0.0, device="cpu"))
 
 
 def other_classes(folder: Path, kind: str) -> bytes:
@@ -56,7 +52,7 @@ def other_classes(folder: Path, kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["order", "names"])
 def test_an_upload_changes_no_classes_unless_asked(folder, kind):
     data = other_classes(folder, kind)
-    with over(folder) as engine:
+    with engine_over(folder) as engine:
         before = engine.task("t1")
         with pytest.raises(OtherClassesError, match="t1"):
             engine.put_task("t1", data)
@@ -69,15 +65,10 @@ def test_an_upload_changes_no_classes_unless_asked(folder, kind):
 FORKED = """
 import os, sys
 from piggyback.errors import TaskStateError
-from piggyback.serve import Engine, EngineOptions
-from support.colour_tasks import COLOURS, Colours, picture, task_file
-from support.fake_engine import FakeEngine, connected, received, served
-from support.fake_server import FakeServer, refusal, serving
-from support.random_requests import request
-from support.telling import INPUT, Telling
+from support.telling import INPUT, engine_over
 
 folder, ask = sys.argv[1:]
-engine = Engine(Telling(), folder, "64MiB", EngineOptions(watch_s=0.0, device="cpu"))
+engine = engine_over(folder)
 child = os.fork()
 if not child:
     try:
@@ -145,19 +136,6 @@ def test_base64_that_is_none(server, text):
     assert (done.status_code, done.json()["error"]["code"]) == (400, "bad_request")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["image/jpg", "IMAGE/JPEG; q=1", "image/pjpeg", "image/x-png", "application/octet-stream", "", None],
-)  # fmt: skip
-def test_an_image_by_another_name_of_its_type(server, kind):
-    request = httpx.Request("POST", server.address + PREDICT, content=b"red")
-    if kind is not None:
-        request.headers["Content-Type"] = kind
-    with httpx.Client() as client:
-        done = client.send(request)
-    assert done.status_code == 200, done.text
-
-
 def lines(stream: io.StringIO) -> list[dict]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
@@ -171,7 +149,7 @@ def logged(level: str = "info"):
 
 def test_the_log_tells_of_each_file(folder):
     damaged = folder / "t2.safetensors"
-    with logged() as stream, over(folder) as engine:
+    with logged() as stream, engine_over(folder) as engine:
         whole = (folder / "t1.safetensors").read_bytes()
         engine.put_task("t9", whole)
         engine.put_task("t9", whole)  # nothing changes
@@ -197,7 +175,7 @@ def test_the_log_tells_of_each_file(folder):
 
 def test_a_folder_that_goes_away_is_said_once_and_so_is_its_return(folder):
     away = folder.with_name("away")
-    with over(folder) as engine, logged() as stream:
+    with engine_over(folder) as engine, logged() as stream:
         engine.predict(INPUT, "t1")
         folder.rename(away)
         for _ in range(3):
@@ -241,7 +219,7 @@ def test_polls_are_debug_lines_and_refusals_have_their_code():
 
 
 def test_answers_are_counted_by_class(folder):
-    with over(folder) as engine:
+    with engine_over(folder) as engine:
         for _ in range(3):
             engine.predict(INPUT, "t1")
         found = engine.stats()
@@ -263,49 +241,19 @@ def test_classes_that_are_counted_are_bounded():
     assert answers["t", OTHERS] == 50
 
 
-PORT = """
-import socket, subprocess, sys, time
-with socket.create_server(("127.0.0.1", 0)) as taken:
-    command = [part.replace("PORT", str(taken.getsockname()[1])) for part in sys.argv[1:]]
-    began = time.monotonic()
-    ran = subprocess.run(command, timeout=60, capture_output=True, text=True)
-    print(time.monotonic() - began)
-    sys.stderr.write(ran.stdout + ran.stderr)
-    sys.exit(0 if ran.returncode else 9)
-"""
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["piggyback.cli.app", "serve", "TASKS", "--port", "PORT", "--backbone", "timm:resnet50"],
-        [
-            "piggyback.cli.app",
-            "serve",
-            "TASKS",
-            "--port",
-            "PORT",
-            "--backbone",
-            "timm:resnet50",
-            "--ray",
-        ],
-        ["uvicorn", "--factory", "piggyback.serve.http:app_from_env", "--port", "PORT"],
-    ],
-)
-def test_a_port_that_is_taken_is_said_before_the_network_is_loaded(folder, command):
-    start = [sys.executable, "-m", *(part.replace("TASKS", str(folder)) for part in command)]
-    if command[0] == "piggyback.cli.app":
-        start[1:3] = ["-c", "from piggyback.cli.app import main; main()"]
+def test_another_server_says_that_a_port_is_taken_before_the_network_is_loaded(folder):
+    factory = ["-m", "uvicorn", "--factory", "piggyback.serve.http:app_from_env", "--port"]
     variables = {"PIGGYBACK_TASKS": str(folder), "PIGGYBACK_BACKBONE": "timm:resnet50"}
-    ran = subprocess.run(
-        [sys.executable, "-c", PORT, *start],
-        env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        timeout=90,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ran = subprocess.run(
+            [sys.executable, *factory, str(taken.getsockname()[1])],
+            env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            timeout=90,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode
     assert "in use" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert "loading" not in ran.stderr
@@ -325,6 +273,9 @@ def test_one_bad_image_does_not_keep_the_others_from_being_answered(server, path
     assert [(e["index"], e["file"], e["code"]) for e in body["errors"]] == [
         (1, "1.jpg", "bad_image"), (2, "2.jpg", "bad_image"),
     ]  # fmt: skip
+    texts = [base64.b64encode(data).decode() for data in (b"red", b"none")]
+    by_index = httpx.post(server.address + path, json={"images": texts}).json()
+    assert [one["index"] for one in by_index["errors"]] == [1]
     whole = httpx.post(server.address + path, files=files_of(b"red")).json()
     assert "errors" not in whole
     plain = httpx.post(server.address + PREDICT, content=b"red").json()
@@ -341,13 +292,6 @@ def test_images_that_are_all_bad_are_an_error_that_names_each(server, path, imag
     assert [one["file"] for one in done.json()["errors"]] == [
         f"{i}.jpg" for i in range(len(images))
     ]
-
-
-def test_json_says_which_image_by_its_index(server):
-    texts = [base64.b64encode(data).decode() for data in (b"red", b"none")]
-    done = httpx.post(server.address + PREDICT, json={"images": texts})
-    assert done.status_code == 200
-    assert [one["index"] for one in done.json()["errors"]] == [1]
 
 
 def test_an_engine_gives_the_error_in_the_answers_place(tmp_path):
@@ -446,7 +390,7 @@ def test_random_requests_are_answered_or_refused(tmp_path):
 
 def test_two_uploads_at_once_leave_none_behind_and_change_no_classes(folder):
     first, other = ((folder / f"t{at}.safetensors").read_bytes() for at in range(2))
-    with over(folder) as engine:
+    with engine_over(folder) as engine:
         put, started = engine._folder.put, threading.Barrier(2)
 
         def meet(name, data, decode, replace_classes):
@@ -487,7 +431,7 @@ def test_file_names_of_other_encodings_and_kinds_that_are_not_served(folder):
     task = load_file(folder / "t1.safetensors")
     strange = replace(task, info=replace(task.info, kind="strange\x1b[31m"))
     (folder / "strange.safetensors").write_bytes(save(strange))
-    with logged() as stream, served(lambda: over(folder)) as server:
+    with logged() as stream, served(lambda: engine_over(folder)) as server:
         listed = httpx.get(server.address + "/v1/tasks").json()["refused"]
         asked = httpx.post(f"{server.address}/v1/tasks/strange/predict", content=b"x")
         with Client(server.address) as client:

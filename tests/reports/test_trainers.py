@@ -8,25 +8,17 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from piggyback import MultiTaskModel
 from piggyback.errors import TaskStateError
-
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
+from support.trainers import bert, rows, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
-SMALL = {"vocab_size": 30, "num_hidden_layers": 1, "num_attention_heads": 2}
 T5 = {"vocab_size": 30, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 GPT2 = {"vocab_size": 30, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
-
-
-def bert(kind: str = "BertForSequenceClassification") -> nn.Module:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(**SMALL, hidden_size=16, intermediate_size=32)
-    return getattr(transformers, kind)(config)
 
 
 def t5() -> nn.Module:
@@ -40,31 +32,9 @@ def gpt2() -> nn.Module:
     )
 
 
-def rows(length: int = 6) -> list[dict[str, object]]:
-    generator = torch.Generator().manual_seed(0)
-    words = torch.randint(2, 30, (12, length), generator=generator)
-    words[:, -1] = 1  # T5's end of sequence
-    return [{"input_ids": w, "labels": i % 3, "note": "unused"} for i, w in enumerate(words)]
-
-
-def trainer(model: MultiTaskModel, folder, data=None, optimizers=None, **options):
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=2,
-        per_device_train_batch_size=4,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_strategy="no",
-        **{"save_strategy": "no", **options},
-    )
-    return transformers.Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows() if data is None else data,
-        eval_dataset=rows() if data is None else data,
-        optimizers=(model.optimizer(lr=1e-2), None) if optimizers is None else optimizers,
-    )
+def trained(model: MultiTaskModel, folder, data=None, **options):
+    """A trainer with the model's own optimizer."""
+    return trainer(model, folder, (model.optimizer(lr=1e-2), None), data, **options)
 
 
 def started(net: nn.Module, classes: int = 3) -> MultiTaskModel:
@@ -87,7 +57,7 @@ def started(net: nn.Module, classes: int = 3) -> MultiTaskModel:
 )
 def test_the_usual_settings_work(options, tmp_path):
     model = started(bert())
-    train = trainer(model, tmp_path, **options)
+    train = trained(model, tmp_path, **options)
     train.train()
     assert train.evaluate()["eval_loss"] > 0  # without label_names
     assert train.predict(rows()).predictions.shape == (12, 3)
@@ -99,9 +69,9 @@ def test_tied_weights_are_saved_once_and_resumed(make, tmp_path):
     net = make()
     other = copy.deepcopy(net)
     model = started(net)
-    trainer(model, tmp_path, save_strategy="epoch").train()
+    trained(model, tmp_path, save_strategy="epoch").train()
     again = started(other)
-    trainer(again, tmp_path, save_strategy="epoch").train(
+    trained(again, tmp_path, save_strategy="epoch").train(
         resume_from_checkpoint=str(tmp_path / "checkpoint-3")
     )
     one, two = model.finish_task(), again.finish_task()
@@ -115,7 +85,7 @@ def test_tied_weights_that_are_masked_are_saved_once(tmp_path):
     model = MultiTaskModel(net, head="lm_head", select=["shared", "re:SelfAttention"])
     model.start_task("a", 30)
     data = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows()]
-    trainer(model, tmp_path, data, save_strategy="epoch").train()
+    trained(model, tmp_path, data, save_strategy="epoch").train()
     assert "shared.weight" in model.finish_task().masks
     state = model.state_dict()
     model.load_state_dict(state)
@@ -127,7 +97,7 @@ def test_tied_weights_that_are_masked_are_saved_once(tmp_path):
 def test_a_trainer_without_our_optimizer_is_stopped_at_its_second_step(tmp_path):
     model = started(bert())
     with pytest.raises(TaskStateError, match="MaskOptimizer"):
-        trainer(model, tmp_path, optimizers=(None, None)).train()
+        trainer(model, tmp_path, (None, None)).train()
 
 
 def test_smoothed_labels_of_a_language_model_are_shifted(tmp_path):
@@ -138,12 +108,12 @@ def test_smoothed_labels_of_a_language_model_are_shifted(tmp_path):
     batch = {key: torch.stack([row[key] for row in data]) for key in ("input_ids", "labels")}
     plain = copy.deepcopy(net)
     expected = trainer(
-        plain, tmp_path, data, optimizers=(None, None), label_smoothing_factor=0.1
+        plain, tmp_path, (None, None), data, label_smoothing_factor=0.1
     ).compute_loss(plain, dict(batch))
     model = MultiTaskModel(net)
-    found = trainer(
-        model, tmp_path, data, optimizers=(None, None), label_smoothing_factor=0.1
-    ).compute_loss(model, dict(batch))
+    found = trainer(model, tmp_path, (None, None), data, label_smoothing_factor=0.1).compute_loss(
+        model, dict(batch)
+    )
     assert torch.equal(found, expected)
 
 

@@ -6,8 +6,11 @@ import asyncio
 import hashlib
 import json
 import threading
-from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from weakref import ref
 
 import pytest
@@ -24,19 +27,15 @@ from piggyback.errors import (
     UnknownTaskError,
 )
 from piggyback.kinds.classification import confidence
+from piggyback.schemas import Answer
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
+from piggyback.serve.replicas.copies import ModelCopy
 from piggyback.serve.store.folder import Changes, TaskFolder
 from piggyback.serve.store.stores import LocalStore
 from piggyback.taskfile.file import save
 from piggyback.taskfile.header import header_of
-from support.telling import INPUT, Telling, expected, telling_tasks, write_tasks
-
-QUIET = {"watch_s": 0.0, "device": "cpu"}
-
-
-def engine_over(folder: Path, memory: int | str = "64MiB", **options: object) -> Engine:
-    return Engine(Telling(), folder, memory, EngineOptions(**{**QUIET, **options}))
+from support.telling import INPUT, Telling, engine_over, expected, telling_tasks, write_tasks
 
 
 def says(engine: Engine, name: str) -> str:
@@ -52,9 +51,7 @@ def folder(tmp_path: Path) -> Path:
 class Gate:
     """Holds every forward pass up until it is opened."""
 
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        from piggyback.serve.replicas.copies import ModelCopy
-
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened, self.reached = threading.Event(), threading.Event()
         run = ModelCopy.run
 
@@ -64,6 +61,21 @@ class Gate:
             return run(copy, x)
 
         monkeypatch.setattr(ModelCopy, "run", held)
+
+
+@pytest.fixture
+def busy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes an engine of one worker, which a request for ``t1`` holds up until the gate is opened."""
+
+    @contextmanager
+    def made(**options: object) -> Iterator[tuple[Engine, Gate, Future[Answer]]]:
+        with engine_over(folder, workers=1, **options) as engine:
+            gate = Gate(monkeypatch)
+            running = engine.submit(INPUT, "t1")
+            assert gate.reached.wait(10)
+            yield engine, gate, running
+
+    return made
 
 
 # -- answers -----------------------------------------------------------------------------------
@@ -136,23 +148,16 @@ def test_an_event_loop_gets_the_same_answers(folder):
 # -- batches -----------------------------------------------------------------------------------
 
 
-def test_what_waits_for_one_task_is_answered_together(folder, monkeypatch):
-    with engine_over(folder, workers=1, max_batch=8) as engine:
-        says(engine, "t1")
-        gate = Gate(engine, monkeypatch)
-        first = engine.submit(INPUT, "t1")
-        assert gate.reached.wait(10)
+def test_what_waits_for_one_task_is_answered_together(busy):
+    with busy(max_batch=8) as (engine, gate, first):
         rest = [engine.submit(INPUT, f"t{1 + i % 2}") for i in range(8)]
         gate.opened.set()
         assert first.result(10).timing.batch == 1
         assert [future.result(10).timing.batch for future in rest] == [4] * 8
 
 
-def test_a_bad_input_does_not_spoil_the_batch_it_is_in(folder, monkeypatch):
-    with engine_over(folder, workers=1) as engine:
-        gate = Gate(engine, monkeypatch)
-        first = engine.submit(INPUT, "t1")
-        assert gate.reached.wait(10)
+def test_a_bad_input_does_not_spoil_the_batch_it_is_in(busy):
+    with busy() as (engine, gate, first):
         bad = [torch.zeros(5), torch.full((4,), float("nan"))]
         good, *failed = [engine.submit(x, "t1") for x in (INPUT, *bad)]
         gate.opened.set()
@@ -161,11 +166,8 @@ def test_a_bad_input_does_not_spoil_the_batch_it_is_in(folder, monkeypatch):
             assert isinstance(future.exception(10), (InputError, RuntimeError))
 
 
-def test_a_float_input_is_the_one_that_was_given_whatever_becomes_of_it(folder, monkeypatch):
-    with engine_over(folder, workers=1) as engine:
-        gate = Gate(engine, monkeypatch)
-        running = engine.submit(INPUT, "t1")
-        assert gate.reached.wait(10)
+def test_a_float_input_is_the_one_that_was_given_whatever_becomes_of_it(busy):
+    with busy() as (engine, gate, running):
         frame = INPUT.clone()
         waiting = engine.submit(frame, "t1")
         frame.neg_()
@@ -208,11 +210,8 @@ def test_finished_futures_do_not_keep_their_images(folder):
 # -- limits ------------------------------------------------------------------------------------
 
 
-def test_a_full_queue_refuses_more_and_goes_on(folder, monkeypatch):
-    with engine_over(folder, workers=1, max_queue=6, max_batch=1) as engine:
-        gate = Gate(engine, monkeypatch)
-        running = engine.submit(INPUT, "t1")
-        assert gate.reached.wait(10)
+def test_a_full_queue_refuses_more_and_goes_on(busy):
+    with busy(max_queue=6, max_batch=1) as (engine, gate, running):
         waiting = [engine.submit(INPUT, f"t{2 + i % 2}") for i in range(6)]
         with pytest.raises(OverloadError, match="6 requests are waiting and 1 more came") as found:
             engine.submit(INPUT, "t3")
@@ -225,11 +224,8 @@ def test_a_full_queue_refuses_more_and_goes_on(folder, monkeypatch):
         assert engine.stats().requests["t3", "overload"] == 1
 
 
-def test_an_answer_that_takes_too_long_is_given_up(folder, monkeypatch):
-    with engine_over(folder, workers=1) as engine:
-        gate = Gate(engine, monkeypatch)
-        running = engine.submit(INPUT, "t1")
-        assert gate.reached.wait(10)
+def test_an_answer_that_takes_too_long_is_given_up(busy):
+    with busy() as (engine, gate, running):
         with pytest.raises(DeadlineError, match=r"no answer within 0\.05 s"):
             engine.predict(INPUT, "t2", timeout=0.05)
         with pytest.raises(DeadlineError):
@@ -240,11 +236,8 @@ def test_an_answer_that_takes_too_long_is_given_up(folder, monkeypatch):
         assert engine.stats().requests["t2", "timeout"] == 2
 
 
-def test_a_cancelled_request_is_not_run(folder, monkeypatch):
-    with engine_over(folder, workers=1) as engine:
-        gate = Gate(engine, monkeypatch)
-        running = engine.submit(INPUT, "t1")
-        assert gate.reached.wait(10)
+def test_a_cancelled_request_is_not_run(busy):
+    with busy() as (engine, gate, running):
         dropped, kept = engine.submit(INPUT, "t2"), engine.submit(INPUT, "t2")
         assert dropped.cancel()
         assert wait([dropped], timeout=10).done == {dropped}
@@ -264,11 +257,8 @@ def test_more_at_once_than_may_ever_wait_is_not_told_to_come_again(folder):
         assert len(engine.predict([INPUT] * 3, "t1")) == 3
 
 
-def test_a_busy_task_leaves_room_in_the_queue_for_others(folder, monkeypatch):
-    with engine_over(folder, workers=1, max_queue=6, max_batch=1) as engine:
-        gate = Gate(engine, monkeypatch)
-        running = engine.submit(INPUT, "t1")
-        assert gate.reached.wait(10)
+def test_a_busy_task_leaves_room_in_the_queue_for_others(busy):
+    with busy(max_queue=6, max_batch=1) as (engine, gate, running):
         waiting = [engine.submit(INPUT, "t1") for _ in range(3)]
         with pytest.raises(OverloadError, match="and 3 for one task"):
             engine.submit(INPUT, "t1")
@@ -512,7 +502,7 @@ def test_a_task_of_another_backbone_is_refused(folder):
     other = Telling()
     with torch.no_grad():
         other.body.weight[0, 0] = 2.0
-    with Engine(other, folder, "64MiB", EngineOptions(**QUIET)) as engine:
+    with Engine(other, folder, "64MiB", EngineOptions(watch_s=0.0, device="cpu")) as engine:
         assert engine.tasks() == []
         assert len(engine.refused()) == 12
         data = (folder / "t1.safetensors").read_bytes()
@@ -540,7 +530,7 @@ def test_when_the_disk_is_gone_what_is_in_memory_still_answers(folder):
 
 def test_closing_answers_what_waits(folder, monkeypatch):
     engine = engine_over(folder, workers=1)
-    gate = Gate(engine, monkeypatch)
+    gate = Gate(monkeypatch)
     futures = [engine.submit(INPUT, f"t{i}") for i in range(6)]
     assert gate.reached.wait(10)
     closing = threading.Thread(target=engine.close)
@@ -578,7 +568,7 @@ def test_closing_does_not_wait_for_a_disk_that_hangs(folder, monkeypatch):
 
 def test_closing_at_once_tells_those_who_wait(folder, monkeypatch):
     engine = engine_over(folder, workers=1)
-    gate = Gate(engine, monkeypatch)
+    gate = Gate(monkeypatch)
     running = engine.submit(INPUT, "t1")
     assert gate.reached.wait(10)
     waiting = engine.submit(INPUT, "t2")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from piggyback.errors import DataError, InputError, TooLargeError
@@ -29,7 +25,6 @@ from support.encoded_pictures import KINDS, encoded, photo
 from support.nets import Convolutions, learn, seeded
 
 VIEW = Preprocessing(16)
-PLAIN = Preprocessing(8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def ready(source: Any, view: Preprocessing | None = VIEW, max_pixels: int = 10**6) -> torch.Tensor:
@@ -197,33 +192,3 @@ def test_torch_starts_no_threads_for_an_image() -> None:
         torch.set_num_threads(usual)
     assert started[0] <= 0
     assert started[1] > 0, "counts no threads, so it could not fail"
-
-
-def one_line_or_numbers(data: bytes) -> None:
-    problem = ""
-    try:
-        found = ready(data, replace(VIEW, image_size=4), max_pixels=10**5)
-    except DataError as error:
-        problem = str(error)
-    if problem:
-        assert "\n" not in problem
-    else:
-        assert found.shape == (3, 4, 4)
-        assert found.isfinite().all()
-
-
-@settings(max_examples=600)
-@given(
-    name=st.sampled_from(sorted(set(KINDS) - {"profiled.jpg"})),
-    changes=st.lists(
-        st.tuples(st.integers(0, 400), st.binary(max_size=6), st.booleans()), max_size=5
-    ),
-    cut=st.integers(0, 3000),
-)
-def test_damaged_images(name: str, changes: list[tuple[int, bytes, bool]], cut: int) -> None:
-    data = bytearray(KINDS[name])
-    for at, put, over in changes:
-        data[at : at + len(put) * over] = put
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        one_line_or_numbers(bytes(data if cut % 3 else data[:cut]))

@@ -16,9 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("fastapi", reason="needs the extra 'serve'")
-pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
-
 from piggyback.cli import main
 from piggyback.client import Client
 from piggyback.errors import DataError, InputError, TooLargeError

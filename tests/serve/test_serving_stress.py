@@ -18,18 +18,10 @@ from benchmarks.serving_setup import flipped
 from benchmarks.serving_telling import telling_tasks
 from benchmarks.serving_traffic import EngineSide, Seen, arrivals, chances, middle, offer
 
-from piggyback.serve.engine import Engine
-from piggyback.serve.options import EngineOptions
-from support.telling import INPUT, Telling, expected, write_tasks
+from support.telling import INPUT, engine_over, expected, write_tasks
 
 ROOT = Path(__file__).parents[2]
 THREADS = 16
-
-
-def engine_over(folder: Path, memory: int, **options: object) -> Engine:
-    return Engine(
-        Telling(), folder, memory, EngineOptions(**{"watch_s": 0.0, "device": "cpu", **options})
-    )
 
 
 @pytest.fixture

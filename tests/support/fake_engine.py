@@ -147,10 +147,15 @@ class FakeEngine:
         self.closed.append(drain)
 
 
-@contextmanager
-def served(start, *, said=None, ready=True, **options) -> Iterator[HttpServer]:
-    """A server in a thread, on a free port of this machine; ``start`` is an engine, or makes one."""
+def served(start, *, said=None, ready=True, **options):
+    """A server of an application over ``start``, which is an engine, or makes one."""
     app = create_app(start if callable(start) else lambda: start, **options)
+    return running(app, said=said, ready=ready)
+
+
+@contextmanager
+def running(app, *, said=None, ready=True) -> Iterator[HttpServer]:
+    """A server in a thread, on a free port of this machine."""
     bound = listen("127.0.0.1", 0)
     server = HttpServer(app, "127.0.0.1", [].append if said is None else said.append)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from piggyback.model.multitask import MultiTaskModel
+from piggyback.network.backbone import Backbone
+from piggyback.zoo.load import load_backbone
+
 WORDS = (
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
     *("a", "the", "is", "good", "bad", "fine", "poor", "film", "book", "it", "was", "very", "?", ".", ","),
@@ -49,6 +53,20 @@ def write_encoder(folder: Path, words: tuple[str, ...] = WORDS, kind: str = "Ber
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny encoder without a classifier."""
     return write_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture
+def reader(encoder: Path) -> Backbone:
+    """That encoder as a backbone."""
+    return load_backbone(f"transformers:{encoder}")
+
+
+def held(reader: Backbone, *files: Path) -> MultiTaskModel:
+    """A model that holds the tasks of these files."""
+    model = MultiTaskModel(reader)
+    for file in files:
+        model.load_task(file)
+    return model.eval()
 
 
 @pytest.fixture

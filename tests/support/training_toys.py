@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,17 @@ from torch import nn
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.taskfile.task import Task
-from piggyback.train import EpochRow, ImageData, Listener, Plan, Recipe, Step, from_tensors
+from piggyback.train import (
+    EpochRow,
+    ImageData,
+    Listener,
+    Plan,
+    Recipe,
+    Step,
+    TrainResult,
+    from_tensors,
+    train,
+)
 
 
 @pytest.fixture
@@ -99,6 +110,15 @@ class Recorder(Listener):
 
     def on_end(self) -> None:
         self.ended += 1
+
+
+def interrupted(
+    backbone: Backbone, data: object, name: str, recipe: Recipe, folder: Path, **options: object
+) -> TrainResult:
+    """The result of a run that was killed after its second epoch and goes on."""
+    with pytest.raises(Killed):
+        train(backbone, data, name, recipe, folder, listener=Recorder(2), **options)
+    return train(backbone, data, name, recipe, folder, resume=True, **options)
 
 
 def assert_same(one: Task | None, other: Task | None) -> None:

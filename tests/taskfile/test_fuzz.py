@@ -16,6 +16,7 @@ from piggyback.masks.rule import MaskRule
 from piggyback.taskfile.file import load, save
 from piggyback.taskfile.rounding import round_rows
 from piggyback.taskfile.task import Task, TaskInfo
+from support.damage import damaged
 
 TABLES = 1 << 20
 """Bytes for decoding tables of densities that the genuine file does not have; they are cached."""
@@ -50,32 +51,6 @@ def short() -> Task:
     return replace(original(ternary=False), head=head, norm={"bn.weight": torch.ones(5)})
 
 
-def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """A file with bytes changed, removed, repeated, moved or digits of its header replaced."""
-    bad = bytearray(data)
-    for _ in range(int(rng.integers(1, 4))):
-        kind = int(rng.integers(6))
-        i, j = sorted(int(x) for x in rng.integers(0, len(bad) + 1, 2))
-        if kind == 0 and i < len(bad):
-            bad[i] ^= 1 << int(rng.integers(8))
-        elif kind == 1 and i < len(bad):
-            bad[i] = int(rng.integers(256))
-        elif kind == 2:
-            del bad[i : min(j, i + int(rng.integers(1, 40)))]
-        elif kind == 3:
-            bad[i:i] = bad[i : min(j, i + int(rng.integers(1, 40)))]
-        elif kind == 4:
-            del bad[i:]
-        else:
-            digits = [k for k, byte in enumerate(bad) if 48 <= byte <= 57]
-            if digits:
-                at = digits[int(rng.integers(len(digits)))]
-                bad[at : at + 1] = str(int(10 ** rng.uniform(0, 13))).encode()
-        if not bad:
-            break
-    return bytes(bad)
-
-
 def sealed(bad: bytes, header: int, rng: np.random.Generator) -> bytes:
     """The mutated file as an attacker would send it: header length and checksum made to fit."""
     if len(bad) < 48:
@@ -95,7 +70,7 @@ def run(count: int, seed: int) -> None:
     needs = [need(data) for data in files]
     for step in range(count):
         which = step % len(files)
-        bad = mutate(files[which], rng)
+        bad = damaged(files[which], rng)
         honest = step % (2 * len(files)) < len(files)
         if not honest:
             bad = sealed(bad, texts[which] + len(bad) - len(files[which]), rng)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.text_toys import encoder, reader, reviews, tagged  # noqa: F401
 from support.training_toys import backbone, data, recipe  # noqa: F401
 
 

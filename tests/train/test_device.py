@@ -16,7 +16,7 @@ from piggyback.network.backbone import Backbone
 from piggyback.taskfile.file import load_file
 from piggyback.train import ImageData, Recipe, device, train
 from piggyback.train.device import Speed, speed_of
-from support.training_toys import Killed, Recorder
+from support.training_toys import interrupted
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DENSE = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
@@ -75,9 +75,7 @@ def test_on_a_gpu_a_resumed_run_ends_as_an_undisturbed_one(
     before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
     whole = train(backbone, data, "a", options)
     assert whole.provenance["machine"]["device"] == "cuda"
-    with pytest.raises(Killed):
-        train(backbone, data, "a", options, tmp_path, listener=Recorder(2))
-    resumed = train(backbone, data, "a", options, tmp_path, resume=True)
+    resumed = interrupted(backbone, data, "a", options, tmp_path)
     assert [row.train_loss for row in resumed.history] == [row.train_loss for row in whole.history]
     assert resumed.accuracy == whole.accuracy
     for name, tensor in backbone.module.state_dict().items():

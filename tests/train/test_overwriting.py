@@ -9,15 +9,8 @@ import pytest
 
 from piggyback.errors import CheckpointError
 from piggyback.network.backbone import Backbone
-from piggyback.train import ImageData, Listener, Recipe, train
-
-
-class Told(Listener):
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-
-    def on_notice(self, text: str) -> None:
-        self.notices.append(text)
+from piggyback.train import ImageData, Recipe, train
+from support.training_toys import Recorder
 
 
 def test_a_finished_run_is_not_replaced_by_another_one_unasked(
@@ -38,6 +31,6 @@ def test_an_interrupted_run_that_starts_anew_is_said(
     backbone: Backbone, data: ImageData, recipe, tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoint.safetensors").write_bytes(b"of a run that was stopped")
-    told = Told()
+    told = Recorder()
     train(backbone, data, "toy", recipe(epochs=1), tmp_path, listener=told)
     assert any("resume=True" in notice for notice in told.notices)

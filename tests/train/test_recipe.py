@@ -94,6 +94,9 @@ def test_a_regulariser_that_no_file_can_name() -> None:
         ("loss", 3),
         ("select", "conv1"),
         ("sampling", "even"),
+        ("seed", -1),
+        ("seed", 10**39),
+        ("seed", 1.5),
     ],
 )
 def test_wrong_values_name_the_field(field: str, value: object) -> None:

@@ -19,7 +19,7 @@ from piggyback.train.data.batches import TrainBatches
 from piggyback.train.data.text import TextSet
 from piggyback.train.hashing import balanced
 from piggyback.train.mixing import Mix, mix_of
-from support.training_toys import Killed, Recorder, assert_same
+from support.training_toys import Recorder, assert_same, interrupted
 
 
 def skewed(common=180, rare=20):
@@ -87,9 +87,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_resumed_run_ends_in_the_same_bits(name, backbone, recipe, tmp_path):
     options, data = recipe(**OPTIONS[name]), skewed()
-    with pytest.raises(Killed):
-        train(backbone, data, "a", options, tmp_path, listener=Recorder(2))
-    resumed = train(backbone, data, "a", options, tmp_path, resume=True)
+    resumed = interrupted(backbone, data, "a", options, tmp_path)
     whole = train(backbone, data, "a", options)
     assert_same(resumed.task, whole.task)
     plain = train(backbone, data, "a", recipe())
@@ -125,9 +123,7 @@ def test_given_weights_are_relative_and_mean_one_over_the_images():
 
 
 def test_a_loss_of_ones_own_trains_resumes_and_is_named(backbone, data, recipe, tmp_path):
-    with pytest.raises(Killed):
-        train(backbone, data, "a", recipe(), tmp_path, loss=half_squared, listener=Recorder(2))
-    resumed = train(backbone, data, "a", recipe(), tmp_path, loss=half_squared, resume=True)
+    resumed = interrupted(backbone, data, "a", recipe(), tmp_path, loss=half_squared)
     assert_same(resumed.task, train(backbone, data, "a", recipe(), loss=half_squared).task)
     assert resumed.provenance["recipe"]["loss"].endswith(":half_squared")
     plain = train(backbone, data, "a", recipe(label_smoothing=0.0))

@@ -19,22 +19,17 @@ from piggyback.train.data.table import load_table
 from piggyback.train.data.text import TextSet, by_length
 from piggyback.zoo.load import load_backbone
 from piggyback.zoo.pipeline import save_pipeline
-from support.text_toys import WORDS, encoder, reviews, write_encoder  # noqa: F401
-from support.training_toys import Killed, Recorder, data, recipe  # noqa: F401
+from support.text_toys import WORDS, held, write_encoder
+from support.training_toys import Recorder, assert_same, interrupted
 
 
 @pytest.fixture
-def reader(encoder):  # noqa: F811
-    return load_backbone(f"transformers:{encoder}")
-
-
-@pytest.fixture
-def texts(reviews):  # noqa: F811
+def texts(reviews):
     return load_table(reviews, "mood")
 
 
 @pytest.fixture
-def mood(reader, texts, recipe, tmp_path):  # noqa: F811
+def mood(reader, texts, recipe, tmp_path):
     """The file of a task that tells good reviews from bad ones."""
     train(
         reader,
@@ -47,7 +42,7 @@ def mood(reader, texts, recipe, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("method", ["masks", "finetune"])
-def test_a_task_is_learned_from_a_table(reader, texts, recipe, method, tmp_path):  # noqa: F811
+def test_a_task_is_learned_from_a_table(reader, texts, recipe, method, tmp_path):
     heard = Recorder()
     options = recipe(method, epochs=25, batch_size=8, head_lr=0.1, finetune_lr=5e-3)
     result = train(reader, texts, "mood", options, tmp_path, listener=heard)
@@ -58,13 +53,13 @@ def test_a_task_is_learned_from_a_table(reader, texts, recipe, method, tmp_path)
     assert result.provenance["recipe"]["max_length"] == 24
 
 
-def test_a_transformer_has_its_own_rate(reader, texts, recipe):  # noqa: F811
+def test_a_transformer_has_its_own_rate(reader, texts, recipe):
     done = train(reader, texts, "a", recipe(mask_lr=None, epochs=1)).provenance
     steps, reach = done["steps_per_epoch"], reach_for(done["feature_skill"])
     assert done["peak_lr"][0] == pytest.approx(mask_lr(steps, warmup=recipe().warmup, reach=reach))
 
 
-def test_texts_that_are_cut_are_counted(reader, texts, recipe):  # noqa: F811
+def test_texts_that_are_cut_are_counted(reader, texts, recipe):
     heard = Recorder()
     train(reader, texts, "mood", recipe(epochs=1, max_length=8), listener=heard)
     longer = texts.train.longer_than(replace(reader.preprocessing, max_length=8))
@@ -74,25 +69,14 @@ def test_texts_that_are_cut_are_counted(reader, texts, recipe):  # noqa: F811
         train(reader, texts, "mood", recipe(epochs=1, max_length=99))
 
 
-def test_interrupted_runs_end_in_the_same_bits(reader, texts, recipe, tmp_path):  # noqa: F811
+def test_interrupted_runs_end_in_the_same_bits(reader, texts, recipe, tmp_path):
     options = recipe(epochs=3, batch_size=8)
-    train(reader, texts, "mood", options, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(reader, texts, "mood", options, tmp_path / "cut", listener=Recorder(kill_epoch=2))
-    train(reader, texts, "mood", options, tmp_path / "cut", resume=True)
-    one, other = (
-        load((tmp_path / run / "mood.safetensors").read_bytes()) for run in ("whole", "cut")
-    )
-    assert all(
-        torch.equal(a, b) for a, b in zip(one.head.values(), other.head.values(), strict=True)
-    )
-    assert all(torch.equal(one.masks[name].keep, other.masks[name].keep) for name in one.masks)
+    whole = train(reader, texts, "mood", options)
+    assert_same(interrupted(reader, texts, "mood", options, tmp_path).task, whole.task)
 
 
 def test_the_answer_does_not_depend_on_what_shares_the_batch(reader, mood):
-    model = MultiTaskModel(reader)
-    model.load_task(mood)
-    model.eval()
+    model = held(reader, mood)
     given = ["good", "the film is very very very bad , , , ,", "the book is fine"]
     together = predict(model, "mood", given)
     for text, one in zip(given, together, strict=True):
@@ -103,17 +87,14 @@ def test_the_answer_does_not_depend_on_what_shares_the_batch(reader, mood):
 
 
 def test_measured_again_it_is_as_good(reader, mood, texts):
-    model = MultiTaskModel(reader)
-    model.load_task(mood)
+    model = held(reader, mood)
     found = evaluate(model, "mood", texts.test)
     assert found.accuracy == pytest.approx(load(mood.read_bytes()).info.provenance["test_accuracy"])
 
 
 def test_one_batch_mixes_tasks(reader, mood):
-    model = MultiTaskModel(reader)
-    model.load_task(mood)
+    model = held(reader, mood)
     model.load_task(mood, name="other")
-    model.eval()
     batch = reader.preprocessing.batch(["good", "the film is bad", "fine"])
     with torch.no_grad():
         mixed = model(batch, task=["mood", "other", "mood"])
@@ -138,7 +119,7 @@ def test_another_tokenizer_is_refused(mood, tmp_path):
         assert "tokenizer" in engine.refused()["mood.safetensors"]
 
 
-def test_images_and_texts_are_not_mixed_up(reader, texts, data, recipe, encoder):  # noqa: F811
+def test_images_and_texts_are_not_mixed_up(reader, texts, data, recipe, encoder):
     images = load_backbone("timm:resnet18", pretrained=False)
     with pytest.raises(InputError, match="texts"):
         train(images, texts, "mood", recipe(epochs=1))
@@ -160,7 +141,7 @@ def test_images_and_texts_are_not_mixed_up(reader, texts, data, recipe, encoder)
         )
 
 
-def test_a_folder_without_a_tokenizer_says_so(encoder, tmp_path):  # noqa: F811
+def test_a_folder_without_a_tokenizer_says_so(encoder, tmp_path):
     for file in encoder.iterdir():
         if "token" not in file.name:
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -172,8 +153,7 @@ def test_a_folder_without_a_tokenizer_says_so(encoder, tmp_path):  # noqa: F811
 
 
 def test_a_server_answers_for_texts_of_any_length(reader, mood):
-    model = MultiTaskModel(reader)
-    model.load_task(mood)
+    model = held(reader, mood)
     given = ["good", "the film is very very very bad , , , ,", "the book is fine"]
     wanted = predict(model, "mood", given)
     bare = Engine(model.release(), mood.parent, options=EngineOptions(watch_s=0))
@@ -226,8 +206,7 @@ def test_bad_sets_of_texts_are_refused():
 def test_a_baked_folder_is_a_pipeline(reader, mood, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    model = MultiTaskModel(reader)
-    model.load_task(mood)
+    model = held(reader, mood)
     folder = tmp_path / "baked"
     save_pipeline(model.bake("mood").eval(), model.get_task("mood").info, folder)
     ask = transformers.pipeline("text-classification", model=str(folder), trust_remote_code=True)
@@ -239,7 +218,7 @@ def test_a_baked_folder_is_a_pipeline(reader, mood, tmp_path, monkeypatch):
         save_pipeline(model.bake("mood"), model.get_task("mood").info, folder)
 
 
-def test_a_classifier_of_transformers_stays_one(reviews, recipe, tmp_path):  # noqa: F811
+def test_a_classifier_of_transformers_stays_one(reviews, recipe, tmp_path):
     transformers = pytest.importorskip("transformers")
     folder = write_encoder(tmp_path / "classifier", kind="BertForSequenceClassification")
     network = load_backbone(f"transformers:{folder}")
@@ -252,8 +231,7 @@ def test_a_classifier_of_transformers_stays_one(reviews, recipe, tmp_path):  # n
         recipe("head", epochs=6, batch_size=8, head_lr=0.1),
         tmp_path / "run",
     )
-    model = MultiTaskModel(network)
-    model.load_task(tmp_path / "run" / "mood.safetensors")
+    model = held(network, tmp_path / "run" / "mood.safetensors")
     save_pipeline(model.bake("mood").eval(), model.get_task("mood").info, tmp_path / "baked")
     ask = transformers.pipeline("text-classification", model=str(tmp_path / "baked"))
     (one,) = predict(model, "mood", ["the film is good"])

@@ -21,39 +21,27 @@ from piggyback.train.outcome import outcome_of
 from piggyback.train.report import compared, report_on
 from piggyback.zoo.load import load_backbone
 from piggyback.zoo.pipeline import save_pipeline
-from support.text_toys import encoder, reviews, tagged, write_encoder  # noqa: F401
-from support.training_toys import Killed, Recorder, recipe  # noqa: F401
+from support.text_toys import held
+from support.training_toys import Recorder
 
 TEXTS = ["the film very is good.", "a book", 'fine, "the book bad"!', "a poor ?"]
 
 
 @pytest.fixture
-def reader(encoder):  # noqa: F811
-    return load_backbone(f"transformers:{encoder}")
-
-
-@pytest.fixture
-def data(tagged):  # noqa: F811
+def data(tagged):
     return load_table(tagged, "ner", kind="tokens")
 
 
 @pytest.fixture
-def ner(reader, data, recipe, tmp_path):  # noqa: F811
+def ner(reader, data, recipe, tmp_path):
     """The file of a task that marks films and books."""
     folder = tmp_path / "run"
     train(reader, data, "ner", recipe("head", epochs=12, batch_size=8, head_lr=0.1), folder)
     return folder / "ner.safetensors"
 
 
-def held(reader, *files):
-    model = MultiTaskModel(reader)
-    for file in files:
-        model.load_task(file)
-    return model.eval()
-
-
 @pytest.mark.parametrize("method", ["masks", "finetune"])
-def test_tags_are_learned_from_a_table(reader, data, recipe, method, tmp_path):  # noqa: F811
+def test_tags_are_learned_from_a_table(reader, data, recipe, method, tmp_path):
     heard = Recorder()
     options = recipe(method, epochs=15, batch_size=8, head_lr=0.1, finetune_lr=5e-3)
     result = train(reader, data, "ner", options, tmp_path, listener=heard)
@@ -62,18 +50,10 @@ def test_tags_are_learned_from_a_table(reader, data, recipe, method, tmp_path): 
     assert heard.plans[0].what == "texts"
 
 
-def test_a_run_that_stopped_ends_in_the_same_file(reader, data, recipe, tmp_path):  # noqa: F811
-    options = recipe(epochs=3, batch_size=8)
-    train(reader, data, "ner", options, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(reader, data, "ner", options, tmp_path / "cut", listener=Recorder(kill_epoch=2))
-    train(reader, data, "ner", options, tmp_path / "cut", resume=True)
-    one, other = ((tmp_path / run / "ner.safetensors").read_bytes() for run in ("whole", "cut"))
-    header = header_of(one)
+def test_a_file_says_that_its_task_tags(data, ner):
+    header = header_of(ner.read_bytes())
     assert (header.version, header.info.kind, header.info.head_kind) == (4, "tokens", "tokens")
     assert header.info.classes == data.classes
-    pairs = zip(load(one).head.values(), load(other).head.values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_measured_again_it_is_as_good_and_reported_and_compared(reader, data, ner):
@@ -121,7 +101,7 @@ def test_spans_say_where_they_are_alone_and_beside_others(reader, ner):
     assert ("book bad", "book") in third  # the quotes and the mark are words of their own
 
 
-def test_a_server_marks_spans_beside_a_task_on_whole_texts(reader, ner, reviews, recipe, tmp_path):  # noqa: F811
+def test_a_server_marks_spans_beside_a_task_on_whole_texts(reader, ner, reviews, recipe, tmp_path):
     texts = load_table(reviews, "mood")
     train(reader, texts, "mood", recipe("head", epochs=2, batch_size=8), tmp_path / "other")
     mood = ner.with_name("mood.safetensors")
@@ -178,7 +158,7 @@ def test_baked_to_a_pipeline_and_to_onnx(reader, ner, tmp_path):
     assert logits.shape == (*batch.shape, len(info.classes))
 
 
-def test_a_token_classifier_of_transformers_learns_tags_too(data, encoder, recipe, tmp_path):  # noqa: F811
+def test_a_token_classifier_of_transformers_learns_tags_too(data, encoder, recipe, tmp_path):
     network = load_backbone(f"tokens:transformers:{encoder}")
     result = train(
         network, data, "ner", recipe("head", epochs=6, batch_size=8, head_lr=0.1), tmp_path

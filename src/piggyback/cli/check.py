@@ -16,7 +16,6 @@ from piggyback.cli.options import (
     JsonOption,
     KindOption,
     SeparatorOption,
-    TaskKind,
     columns_of,
 )
 from piggyback.cli.screen import results, table, write_json
@@ -48,7 +47,7 @@ def run(
         ),
     ],
     column: ColumnOption = None,
-    kind: KindOption = TaskKind.CLASSIFICATION,
+    kind: KindOption = "classification",
     separator: SeparatorOption = ",",
     out: Annotated[
         Path | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from piggyback.taskfile.header import TaskHeader
     from piggyback.train.data.sets import Split
 
+T = TypeVar("T")
 SHEET_SIDE = 128
 """Pixels of a picture on a report's contact sheet."""
 
@@ -219,30 +220,25 @@ def _images(
     if is_table(root):
         refuse_skip_bad(root, skip_bad)
         found = table_splits(root, columns, kind, separator=separator)
-        if split not in found and len(found) > 1:
-            raise DataError(
-                f"table {str(root)!r} has no split {split!r}: it has {', '.join(found)}; choose one with --split"
-            )
-        return found[split] if split in found else next(iter(found.values()))
+        if len(found) == 1:
+            (split,) = found
+        return _chosen(f"table {str(root)!r}", found, split)
     refuse_columns(columns)
     from piggyback.train.data.folder import split_folders
 
     if is_data_set(root, skip_bad):
-        parts = load_set(str(root)).splits()
-        if split not in parts:
-            raise DataError(
-                f"data set {str(root)!r} has no split {split!r}: it has {', '.join(parts)}"
-            )
-        return parts[split]
+        return _chosen(f"data set {str(root)!r}", load_set(str(root)).splits(), split)
     folders = split_folders(root)
-    if split in folders:
-        return _split(folders[split], skip_bad)
-    if folders:
+    place = _chosen(f"image folder {str(root)!r}", folders, split) if folders else root
+    return _split(place, skip_bad)
+
+
+def _chosen(what: str, parts: Mapping[str, T], split: str) -> T:
+    if split not in parts:
         raise DataError(
-            f"image folder {str(root)!r} has no split {split!r}: it holds "
-            f"{', '.join(folder.name for folder in folders.values())}; choose one with --split"
+            f"{what} has no split {split!r}: it has {', '.join(parts)}; choose one with --split"
         )
-    return _split(root, skip_bad)
+    return parts[split]
 
 
 def _split(folder: Path, skip_bad: bool) -> Split:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import enum
 import functools
 import inspect
 import itertools
@@ -20,16 +19,6 @@ import typer
 from piggyback.errors import InputError
 from piggyback.train.recipe import READ_ONLY, Recipe, group_of
 from piggyback.zoo import default_backbone
-
-
-class TaskKind(enum.StrEnum):
-    """Kinds of task that a table can hold."""
-
-    CLASSIFICATION = "classification"
-    MULTILABEL = "multilabel"
-    REGRESSION = "regression"
-    TOKENS = "tokens"
-
 
 DEFAULT_BACKBONE = default_backbone()
 BackboneOption = Annotated[
@@ -67,7 +56,7 @@ ColumnOption = Annotated[
     ),
 ]
 KindOption = Annotated[
-    TaskKind,
+    Literal["classification", "multilabel", "regression", "tokens"],
     typer.Option(
         "--kind",
         help="What a table's labels are: a class each, several labels, numbers, or a tag for each word.",
@@ -191,9 +180,6 @@ def _as_typer_takes_it(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, A
     inner = hint
     if get_origin(hint) in (typing.Union, types.UnionType):
         (inner,) = (part for part in get_args(hint) if part is not type(None))
-    if get_origin(inner) is Literal:
-        words = enum.Enum(field.name, {word: word for word in get_args(inner)})  # type: ignore[misc]
-        return words, words(default)
     if get_origin(inner) is tuple:
         return list[str], list(default or ())
     return hint, default
@@ -210,7 +196,7 @@ def _built(kind: Any, values: Mapping[FieldPath, Any]) -> Any:
             value = tuple(regularizer_of(text) for text in value)
         elif isinstance(value, list):
             value = tuple(value) or None
-        made[first] = value.value if isinstance(value, enum.Enum) else value
+        made[first] = value
     return kind(**made)
 
 

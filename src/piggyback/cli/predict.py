@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import enum
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -40,14 +39,8 @@ SUFFIX = ".safetensors"
 NONE = "none of these"
 NO_MAPS = "--out is for the label maps of a segmentation task: leave it out"
 NO_FOLDER = "labels every pixel: give --out DIR for its label maps"
-
-
-class Format(enum.StrEnum):
-    """How answers are written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
+Format = Literal["table", "json", "csv"]
+"""How answers are written."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,7 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="Folder for the label maps of a segmentation task."),
     ] = None,
-    format: Annotated[Format, typer.Option(help="How to write the answers.")] = Format.TABLE,
+    format: Annotated[Format, typer.Option(help="How to write the answers.")] = "table",
     json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     backbone: OtherBackboneOption = None,
@@ -155,7 +148,7 @@ def run(
       piggyback predict --text "a great film" --task mood.safetensors
       piggyback predict reviews.csv --column text=review --task mood.safetensors
     """
-    how = Format.JSON if json else format
+    how: Format = "json" if json else format
     if at_least is not None and not infer_task:
         raise InputError("--at-least: it is for --infer-task; give that too, or leave it out")
     if url is not None:
@@ -500,10 +493,10 @@ def _save_maps(found: Sequence[FileAnswer], places: Mapping[Path, Path]) -> list
 
 
 def _show(answers: Sequence[FileAnswer], how: Format) -> None:
-    if how is Format.JSON:
+    if how == "json":
         write_json([one.to_json() for one in answers])
         return
-    if how is Format.CSV:
+    if how == "csv":
         _write_csv(*_as_csv(answers))
         return
     rows = table("+input", "task", "+answer", ">%", "next")
@@ -566,7 +559,7 @@ def _as_csv(answers: Sequence[FileAnswer]) -> tuple[list[str], list[list[object]
 
 def _show_maps(found: Sequence[Mapped], how: Format, top: int) -> None:
     """Where each map is, and what share of the image the largest classes take."""
-    if how is Format.JSON:
+    if how == "json":
         write_json(
             [
                 {
@@ -578,7 +571,7 @@ def _show_maps(found: Sequence[Mapped], how: Format, top: int) -> None:
             ]
         )
         return
-    if how is Format.CSV:
+    if how == "csv":
         lines = [
             [one.file, one.place, name, f"{share:.4f}"]
             for one in found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,7 +13,7 @@ from piggyback.cli.options import CheckpointOption, HeadOption, TokenFileOption
 from piggyback.cli.screen import notes
 from piggyback.errors import InputError, PiggybackError
 from piggyback.names import plain, read_token
-from piggyback.serve.options import EngineOptions, parse_bytes
+from piggyback.serve.options import EngineOptions, Precision, parse_bytes
 from piggyback.taskfile.header import TaskHeader, header_of
 
 if TYPE_CHECKING:
@@ -22,23 +21,7 @@ if TYPE_CHECKING:
 
 LIMITS, RAY = "Limits", "Several processes"
 """Sections of the help page."""
-
-
-class Precision(enum.StrEnum):
-    """Of the network's arithmetic."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class LogLevel(enum.StrEnum):
-    """What is logged at least."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def run(
@@ -73,7 +56,7 @@ def run(
         typer.Option(
             help="Precision of the network; auto: bfloat16 if the processor is made for it."
         ),
-    ] = Precision.AUTO,
+    ] = "auto",
     compile: Annotated[
         bool,
         typer.Option(
@@ -111,7 +94,7 @@ def run(
     ] = 30.0,
     log_level: Annotated[
         LogLevel, typer.Option(help="From info on, one line per request.")
-    ] = LogLevel.INFO,
+    ] = "info",
     ray: Annotated[
         bool,
         typer.Option("--ray", help="Run several processes with Ray Serve.", rich_help_panel=RAY),
@@ -167,7 +150,7 @@ def run(
         max_queue=max_queue,
         workers=workers,
         device=device,
-        precision=precision.value,
+        precision=precision,
         compile=compile,
         max_pixels=max_pixels,
         decode_apart=True,
@@ -219,7 +202,7 @@ def run(
         _announce(line, engines[0])
 
     app = create_app(start, token=token, limits=limits)
-    raise typer.Exit(server.run(app, host, port, say=say, log_level=log_level.value))
+    raise typer.Exit(server.run(app, host, port, say=say, log_level=log_level))
 
 
 def _between(autoscale: str | None) -> tuple[int, int] | None:
@@ -257,7 +240,7 @@ def _check_for_ray(
             )
     if port == 0:
         raise InputError("--port 0: with --ray expected a port from 1 to 65535")
-    if log_level is not LogLevel.INFO:
+    if log_level != "info":
         raise InputError("--log-level: with --ray expected none; Ray's own settings decide")
 
 

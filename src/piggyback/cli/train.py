@@ -19,7 +19,6 @@ from piggyback.cli.options import (
     KindOption,
     SeparatorOption,
     SkipBadOption,
-    TaskKind,
     columns_of,
     takes_recipe,
 )
@@ -73,7 +72,7 @@ def run(
     head: HeadOption = None,
     skip_bad: SkipBadOption = False,
     column: ColumnOption = None,
-    kind: KindOption = TaskKind.CLASSIFICATION,
+    kind: KindOption = "classification",
     separator: SeparatorOption = ",",
     threads: ThreadsOption = None,
     device: DeviceOption = None,

@@ -30,7 +30,7 @@ from piggyback.serve.inputs import samples
 from piggyback.serve.options import EngineOptions, parse_bytes
 from piggyback.serve.replicas.network import Network
 from piggyback.serve.replicas.packed import PackedTask
-from piggyback.serve.scheduler.scheduler import Failed, Scheduler
+from piggyback.serve.scheduler.scheduler import Asked, Failed, Scheduler
 from piggyback.serve.scheduler.workers import load, use_cores, work
 from piggyback.serve.stats import Stats
 from piggyback.serve.store.decoding import Decoder
@@ -135,7 +135,7 @@ class Engine:
 
     def submit(self, image: Any, task: str, top_k: int = 5) -> Future[Answer]:
         """Queue an image and return its answer to come; ``cancel`` drops it as long as it waits."""
-        (request,) = self._scheduler.submit([image], [self._entry(task)], top_k)
+        (request,) = self._scheduler.submit(Asked([image], [self._entry(task)], top_k))
         waiting = ref(request)  # who keeps the future shall not keep the image
 
         def done(future: Future[Answer]) -> None:
@@ -162,10 +162,8 @@ class Engine:
         and the others are answered. Raises UnknownTaskError, DataError for an image that cannot be read, InputError,
         OverloadError, DeadlineError, UnavailableError for a task that cannot be loaded now, ClosedError.
         """
-        images, batch = samples(image_or_batch)
-        entries = [self._entry(task)] * len(images)
-        failed: Failed = "return" if batch and return_errors else "raise"
-        answers = self._scheduler.answers(images, entries, top_k, timeout, failed)
+        asked, batch = self._of_task(image_or_batch, task, top_k, return_errors)
+        answers = self._scheduler.answers(asked, timeout)
         return answers if batch else answers[0]
 
     async def predict_async(
@@ -177,10 +175,8 @@ class Engine:
         return_errors: bool = False,
     ) -> Any:
         """Return what ``predict`` does, without blocking the event loop; cancelling it drops what waits."""
-        images, batch = samples(image_or_batch)
-        entries = [self._entry(task)] * len(images)
-        failed: Failed = "return" if batch and return_errors else "raise"
-        answers = await self._scheduler.answers_async(images, entries, top_k, timeout, failed)
+        asked, batch = self._of_task(image_or_batch, task, top_k, return_errors)
+        answers = await self._scheduler.answers_async(asked, timeout)
         return answers if batch else answers[0]
 
     def infer(
@@ -195,10 +191,8 @@ class Engine:
         None asks all tasks, and leaves out those that cannot answer now and those that label every pixel. Raises
         InputError where one of the latter is named, or no other is there.
         """
-        entries = self._entries(tasks)
-        images = [image] * len(entries)
-        failed: Failed = "skip" if tasks is None else "raise"
-        return _surest_first(self._scheduler.answers(images, entries, top_k, timeout, failed))
+        asked = self._of_tasks(image, tasks, top_k)
+        return _surest_first(self._scheduler.answers(asked, timeout))
 
     async def infer_async(
         self,
@@ -208,11 +202,8 @@ class Engine:
         timeout: float | None = None,
     ) -> list[Answer]:
         """Return what ``infer`` does, without blocking the event loop."""
-        entries = self._entries(tasks)
-        images = [image] * len(entries)
-        failed: Failed = "skip" if tasks is None else "raise"
-        answers = await self._scheduler.answers_async(images, entries, top_k, timeout, failed)
-        return _surest_first(answers)
+        asked = self._of_tasks(image, tasks, top_k)
+        return _surest_first(await self._scheduler.answers_async(asked, timeout))
 
     # -- tasks ---------------------------------------------------------------------------------
 
@@ -330,7 +321,17 @@ class Engine:
                 "make an Engine after the fork, in each process its own"
             )
 
-    def _entries(self, tasks: Sequence[str] | None) -> list[TaskEntry]:
+    def _of_task(
+        self, image_or_batch: Any, task: str, top_k: int, return_errors: bool
+    ) -> tuple[Asked, bool]:
+        """What is asked of one task, and whether it is about a batch."""
+        images, batch = samples(image_or_batch)
+        entries = [self._entry(task)] * len(images)
+        failed: Failed = "return" if batch and return_errors else "raise"
+        return Asked(images, entries, top_k, failed), batch
+
+    def _of_tasks(self, image: Any, tasks: Sequence[str] | None, top_k: int) -> Asked:
+        """What is asked of several tasks about one image."""
         self._check_process()
         found = list(self._folder.entries.values())
         if tasks is not None:
@@ -343,7 +344,7 @@ class Engine:
             raise InputError(
                 f"task {name!r} labels every pixel: no task is inferred from that; ask it alone, by its name"
             )
-        return whole
+        return Asked([image] * len(whole), whole, top_k, "skip" if tasks is None else "raise")
 
     def _status(self, entry: TaskEntry) -> TaskStatus:
         tier, memory = self._scheduler.where(entry)

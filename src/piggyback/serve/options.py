@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from threading import TIMEOUT_MAX
 from typing import Any, Literal, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from piggyback.errors import InputError, near_misses
 
 T = TypeVar("T")
+Precision = Literal["auto", "float32", "bfloat16"]
 
 MOST_THREADS = 1024
 """Of a sort, that may be asked for: a machine that cannot start so many ends the process."""
@@ -37,7 +38,7 @@ class EngineOptions:
     about 300 MB, most of them shared. A script that sets it needs ``if __name__ == "__main__":``."""
     device: str | None = None
     """None: the first GPU, else the CPU."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of the network's arithmetic; auto: bfloat16 where the processor has instructions for it."""
     compile: bool = False
     """Whether the network is compiled: the first batches take minutes, later ones are faster."""
@@ -104,24 +105,26 @@ def parse_bytes(size: int | str, what: str = "size") -> int:
     return found
 
 
-def from_mapping(kind: type[T], values: Any, where: str) -> T:
+def from_mapping(kind: type[T], values: Any, called: Callable[[str], str]) -> T:
     """Return a dataclass from a mapping of its fields; raises InputError that names the one at fault.
 
-    >>> from_mapping(EngineOptions, {"max_batch": 8}, "engine").max_batch
+    ``called`` says what a field, or its part, is called where the values come from; "" is all of them.
+
+    >>> from_mapping(EngineOptions, {"max_batch": 8}, "engine.{}".format).max_batch
     8
     """
     from pydantic import TypeAdapter, ValidationError  # here: a help page does not wait for it
 
     if not isinstance(values, Mapping):
-        raise InputError(f"{where}: expected a mapping, found {values!r}")
+        raise InputError(f"{called('')}: expected a mapping, found {values!r}")
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for name in values:
         if name not in known:
             hint = near_misses(str(name), known)
-            raise InputError(f"{where}.{name}: no such option{hint}; known: {', '.join(known)}")
+            raise InputError(f"{called(name)}: no such option{hint}; known: {', '.join(known)}")
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join([where, *map(str, first["loc"])])
+        place = called(".".join(map(str, first["loc"])))
         raise InputError(f"{place}: {first['msg']}") from error

@@ -63,11 +63,18 @@ class Segmented:
 
 
 def evaluate(
-    model: MultiTaskModel, task: str, images: Split, *, batch_size: int = 64, workers: int = 2
+    model: MultiTaskModel,
+    task: str,
+    images: Split,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    meter: Meter | None = None,
 ) -> Score:
     """Return how ``task`` does on ``images``, with the preprocessing stored in the task.
 
-    The images may be of some of the task's classes only. Raises UnknownTaskError; DataError where they have others.
+    ``meter`` stands in for that of the task's kind. The images may be of some of the task's classes only. Raises
+    UnknownTaskError; DataError where they have others.
     """
     held = model.get_task(task)
     preprocessing = prepared(held, images.kind)
@@ -87,6 +94,7 @@ def evaluate(
             device=device,
             batch_size=batch_size,
             workers=workers,
+            meter=meter,
         )
 
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.errors import TrainingError
-from piggyback.kinds.base import Kind, Loss
+from piggyback.kinds.base import Kind, Loss, Score
 from piggyback.masks.rule import lr_factor
 from piggyback.texts.preprocessing import Prepares
 from piggyback.train import checkpoint
 from piggyback.train.checkpoint import CHECKPOINT, Checkpoint
 from piggyback.train.data.batches import Batch, TrainBatches, serve
-from piggyback.train.data.sets import ImageData
+from piggyback.train.data.sets import ImageData, Split
 from piggyback.train.data.size import size_of
 from piggyback.train.device import Speed, agree_, processes, summed
 from piggyback.train.evaluation import measure
@@ -163,6 +163,21 @@ class Run:
             sampling=self.recipe.sampling,
             rank=state.process_index,
             world=state.num_processes,
+        )
+
+    def measure(
+        self, network: nn.Module, images: Split, kind: Kind | None = None, **options: Any
+    ) -> Score:
+        """Return how ``network`` does on ``images``, prepared and batched as in training; options of ``measure``."""
+        return measure(
+            network,
+            images,
+            self.preprocessing,
+            kind or self.kind,
+            device=self.device,
+            batch_size=self.recipe.batch_size,
+            workers=self.recipe.workers,
+            **options,
         )
 
     def elapsed(self) -> float:
@@ -323,16 +338,7 @@ def _end_epoch(run: Run) -> EpochRow:
     recipe, progress = run.recipe, run.progress
     run.learner.mode(training=False)
     agree_(run.learner.network.buffers())
-    val = measure(
-        run.learner.network,
-        run.data.val,
-        run.preprocessing,
-        run.kind,
-        device=run.device,
-        batch_size=recipe.batch_size,
-        workers=recipe.workers,
-        speed=run.speed,
-    )
+    val = run.measure(run.learner.network, run.data.val, speed=run.speed)
     captured = run.learner.capture()
     if better := progress.is_best(val.accuracy, val.count):
         run.best = captured

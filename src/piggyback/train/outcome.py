@@ -16,7 +16,7 @@ from piggyback.model.multitask import MultiTaskModel
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import Split
 from piggyback.train.data.tagged import TaggedSet
-from piggyback.train.evaluation import measure, prepared, running
+from piggyback.train.evaluation import evaluate, prepared
 from piggyback.train.report import Outcome
 
 
@@ -45,24 +45,14 @@ def outcome_of(
     info = model.get_task(task).info
     if isinstance(images, LabelledSet):
         images = images.relabelled(info.classes)
-    kind, preprocessing = kind_of(info), prepared(model.get_task(task), images.kind)
     if isinstance(images, TaggedSet):
-        images = images.in_memory(preprocessing)
-    with running(model) as device:
-        kept = _Kept(kind, device)
-        score = measure(
-            lambda x: model(x, task=task),
-            images,
-            preprocessing,
-            kind,
-            device=device,
-            meter=kept,
-            batch_size=batch_size,
-            workers=workers,
-        )
+        images = images.in_memory(prepared(model.get_task(task), images.kind))
+    kind = kind_of(info)
+    kept = _Kept(kind, next(model.parameters()).device)
+    score = evaluate(model, task, images, batch_size=batch_size, workers=workers, meter=kept)
     found = torch.cat(kept.parts).numpy()
     if isinstance(images, LabelledSet) and not kind.per_token:
-        truth, answers = images.labels.numpy(), found
+        truth, answers = images.relabelled(kind.classes).labels.numpy(), found
     else:
         truth, answers = found, found.reshape(len(found), -1)[:, :0].astype(float)
     least = kind.calibration[1] if kind.calibration else 0.0

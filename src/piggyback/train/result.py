@@ -25,7 +25,6 @@ from piggyback.taskfile.task import Task, TaskInfo
 from piggyback.train.checkpoint import check_identity
 from piggyback.train.data.sets import merged_sketch
 from piggyback.train.device import Speed, processes
-from piggyback.train.evaluation import measure
 from piggyback.train.events import EpochRow
 from piggyback.train.loop import Run
 
@@ -78,16 +77,8 @@ def finish(run: Run) -> TrainResult:
     found, note = fitted(run, network)
     if note:
         run.listener.on_notice(note)
-    test = measure(
-        network,
-        run.data.test,
-        run.preprocessing,
-        kind_of(found),
-        device=run.device,
-        batch_size=run.recipe.batch_size,
-        workers=run.recipe.workers,
-        speed=Speed(channels_last=run.speed.channels_last),
-    )
+    exact = Speed(channels_last=run.speed.channels_last)
+    test = run.measure(network, run.data.test, kind_of(found), speed=exact)
     provenance = _provenance(run, best, test.accuracy)
     verdict = ""
     if run.guard is not None:
@@ -133,17 +124,8 @@ def fitted(run: Run, network: nn.Module) -> tuple[TaskInfo, str]:
     if not run.kind.fits:
         return info, ""
     at = None if run.recipe.abstain_at is None else AbstainAt.of(run.recipe.abstain_at)
-    val = measure(
-        network,
-        run.data.val,
-        run.preprocessing,
-        run.kind,
-        device=run.device,
-        batch_size=run.recipe.batch_size,
-        workers=run.recipe.workers,
-        speed=Speed(channels_last=run.speed.channels_last),
-        meter=run.kind.fit_meter(run.device),
-    )
+    exact = Speed(channels_last=run.speed.channels_last)
+    val = run.measure(network, run.data.val, speed=exact, meter=run.kind.fit_meter(run.device))
     return run.kind.fitted(info, val, at)
 
 

@@ -7,7 +7,6 @@ import contextlib
 import httpx
 import pytest
 
-from piggyback.errors import InputError
 from piggyback.serve.http.limits import Limits
 from support.fake_engine import FakeEngine, connected, head, received, served, told, wait_until
 
@@ -129,9 +128,3 @@ def test_many_large_bodies_at_once_are_more_than_is_held():
             assert first.recv(65536).startswith(b"HTTP/1.1 200")
         wait_until(lambda: server.service.held == 0)
     assert engine.asked == [("colours", b"r" * 1000, 5)]
-
-
-@pytest.mark.parametrize("name", ["body_bytes", "timeout_s", "connections"])
-def test_limits_are_more_than_nothing(name):
-    with pytest.raises(InputError, match=name):
-        Limits(**{name: 0})

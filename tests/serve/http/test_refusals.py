@@ -282,11 +282,6 @@ def test_a_fault_of_the_server_says_only_where_to_look(server, caplog):
     assert "a secret of the inside" in caplog.text
 
 
-def test_not_an_image(server):
-    done = httpx.post(server.address + PREDICT, files={"image": b"no image"})
-    refused(done, 400, "bad_image")
-
-
 def test_a_server_without_a_token_takes_no_files(client, server):
     before = dict(server.engine.files)
     refused(client.put("/v1/tasks/new", content=b"task"), 403, "forbidden", "token")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import warnings
-from pathlib import Path
 
 import httpx
 import pytest
@@ -172,56 +168,3 @@ def test_loggers_are_left_as_they_were():
     with pytest.raises(BackboneError):
         run(create_app(refuse), port=0)
     assert state() == before
-
-
-SERVER = """
-import asyncio, sys
-sys.path.insert(0, {tests!r})
-from support.fake_engine import FakeEngine
-from piggyback.serve.http import server as serving
-from piggyback.serve.http.app import create_app
-from piggyback.serve.http.server import run
-
-class Waits(FakeEngine):
-    async def predict_async(self, *asked, **more):
-        while app.state.service.status != "stopping":
-            await asyncio.sleep(0.01)
-        return await super().predict_async(*asked, **more)
-
-app = create_app(Waits)
-sys.exit(run(app, port=0))
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM")
-def test_a_process_that_is_told_to_stop_answers_first_and_ends_well():
-    code = SERVER.format(tests=str(Path(__file__).parents[2]))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("ready at http://127.0.0.1:")
-        answers = []
-        address = line.split()[-1]
-
-        def ask():
-            headers = {"X-Request-ID": "the-one"}
-            answers.append(httpx.post(address + PREDICT, files={"image": b"red"}, headers=headers))
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        wait_until(lambda: "piggyback_http_in_flight 2.0" in httpx.get(address + "/metrics").text)
-        process.send_signal(signal.SIGTERM)
-        asking.join(20)
-        out, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
-    assert answers[0].status_code == 200
-    assert process.returncode == 0
-    assert out == ""
-    lines = [json.loads(line) for line in err.splitlines()]
-    (mine,) = [line for line in lines if line.get("id") == "the-one"]
-    assert (mine["status"], mine["task"], mine["path"]) == (200, "colours", PREDICT)
-    assert mine["bytes"] > 3
-    assert mine["ms"] > 0

@@ -60,7 +60,7 @@ def test_a_task_and_a_file_give_bars(visit: Visit) -> None:
     )
     assert service.images == [sent["buffer"]]  # as it is, byte for byte
     said = page.locator(".said").inner_text()
-    assert f"Answered by flowers, version {service.tasks[1]['version']}" in said
+    assert f"Answered by flowers, version {service.tasks[1].version}" in said
     assert "From a dense copy" in said
     assert page.locator(".card img").evaluate("image => image.naturalWidth") == 64
 
@@ -309,8 +309,8 @@ def test_the_command_is_copied_without_the_token(visit: Visit, tmp_path: Path) -
 
 def test_numbers_and_labels_are_shown_as_such(visit: Visit) -> None:
     tasks = [
-        {**task("height", ("tall",)), "kind": "regression"},
-        {**task("tags", ("sea", "sky")), "kind": "multilabel"},
+        task("height", ("tall",), kind="regression"),
+        task("tags", ("sea", "sky"), kind="multilabel"),
     ]
     page = visit(Service(tasks))
     take(page, "height")
@@ -324,8 +324,8 @@ def test_numbers_and_labels_are_shown_as_such(visit: Visit) -> None:
 
 def test_a_text_is_written_and_its_spans_are_marked(visit: Visit) -> None:
     tasks = [
-        {**task("places", ("O", "B-place", "I-place")), "kind": "tokens", "max_tokens": 512},
-        {**task("mood", ("bad", "good")), "max_tokens": 512},
+        task("places", ("O", "B-place", "I-place"), kind="tokens", max_tokens=512),
+        task("mood", ("bad", "good"), max_tokens=512),
     ]
     service = Service(tasks)
     page = visit(service)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.visiting import photo, take, until
-
-pytest.importorskip("fastapi", reason="needs the extra 'serve'")
-pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
-pytest.importorskip("prometheus_client", reason="needs the extra 'serve'")
-
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
 from support import map_tasks
 from support.colour_tasks import Colours, picture, task_file
 from support.fake_engine import FakeEngine, served
+from support.visiting import photo, take, until
 
 Visit = Callable[..., Any]
 
@@ -74,35 +68,6 @@ def test_answers_errors_and_new_tasks_reach_the_page(
 
         (folder / "late.safetensors").write_bytes(task_file("late", 2))
         page.wait_for_selector("#tasks >> text=late")
-
-
-def test_an_image_over_the_limit_is_not_sent(visit: Visit, engine: Engine) -> None:
-    from piggyback.serve.http.limits import Limits
-
-    with served(engine, limits=Limits(body_bytes=1000)) as server:
-        page = visit(f"{server.address}/")
-        page.wait_for_selector("#tasks")
-        page.set_input_files("#files", {**photo(), "buffer": b"x" * 1001})
-        page.wait_for_selector("text=this server takes at most 1.00 kB")
-        assert not any(outcome for (_, outcome) in engine.stats().requests)
-
-
-def test_a_server_that_starts_says_so(visit: Visit, engine: Engine) -> None:
-    go = threading.Event()
-
-    def start() -> Engine:
-        assert go.wait(30)
-        return engine
-
-    with served(start, ready=False) as server:
-        page = visit(f"{server.address}/", clock=True)
-        told = page.locator("#state")
-        assert told.inner_text() == "the network is being loaded; ask again in a moment"
-        assert told.get_attribute("data-state") == "starting"
-        go.set()
-        until(page, "fetch('health').then((said) => said.ok)")
-        page.clock.run_for(3100)
-        until(page, "document.querySelector('#state').textContent === 'Ready'")
 
 
 def test_the_documentation_opens_and_loads_nothing_from_elsewhere(browser: Any) -> None:

@@ -18,17 +18,17 @@ class Packed:
     nbytes: int = 10
 
 
-def cache_with(budget: int, copies: int = 1) -> TaskCache[str, Packed, str]:
+def cache_with(budget: int, copies: int = 1) -> TaskCache:
     return TaskCache(budget, [f"copy {i}" for i in range(copies)], COPY)
 
 
-def put(cache: TaskCache[str, Packed, str], *keys: str, nbytes: int = 10) -> None:
+def put(cache: TaskCache, *keys: str, nbytes: int = 10) -> None:
     for key in keys:
         assert cache.make_room(nbytes, lambda key: False)
         cache.put(key, Packed(nbytes))
 
 
-def run(cache: TaskCache[str, Packed, str], key: str) -> str:
+def run(cache: TaskCache, key: str) -> str:
     copy, tier, packed = cache.acquire(key)
     if packed is not None:
         cache.wrote(key, copy)

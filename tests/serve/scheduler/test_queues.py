@@ -18,8 +18,8 @@ class Item:
     arrived: float
 
 
-def queues_with(*items: tuple[str, float]) -> Queues[str, Item]:
-    queues: Queues[str, Item] = Queues(BATCH, PATIENCE)
+def queues_with(*items: tuple[str, float]) -> Queues:
+    queues = Queues(BATCH, PATIENCE)
     for task, arrived in items:
         queues.add(task, Item(task, arrived))
     return queues
@@ -86,7 +86,7 @@ def test_a_batch_that_is_put_back_keeps_its_place():
 
 @pytest.mark.parametrize("parked", [False, True])
 def test_a_request_that_is_discarded_is_not_taken(parked):
-    queues: Queues[str, Item] = Queues(BATCH, PATIENCE)
+    queues = Queues(BATCH, PATIENCE)
     first, second = Item("a", 0), Item("a", 1)
     queues.add("a", first, parked=parked)
     queues.add("a", second)
@@ -112,7 +112,7 @@ def test_the_bound_on_waiting_holds_under_any_traffic():
     batch of one that came before: see ``queues.py``.
     """
     rng = random.Random(3)
-    queues: Queues[str, Item] = Queues(BATCH, PATIENCE)
+    queues = Queues(BATCH, PATIENCE)
     waiting: dict[Item, float] = {}
     now, checked = 0.0, 0
     for _ in range(2000):

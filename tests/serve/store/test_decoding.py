@@ -14,11 +14,9 @@ import pytest
 import torch
 
 from piggyback.errors import BackboneMismatchError, TaskFileError, UnavailableError
-from piggyback.serve.engine import Engine
-from piggyback.serve.options import EngineOptions
 from piggyback.serve.store.decoding import Decoder
 from piggyback.taskfile.file import save
-from support.telling import INPUT, Telling, expected, telling_tasks, write_tasks
+from support.telling import INPUT, engine_over, expected, telling_tasks, write_tasks
 
 SHAPES = {"body.weight": (64, 4), "body.bias": (64,)}
 
@@ -82,8 +80,7 @@ def test_until_it_is_ready_files_are_decoded_here_and_closing_ends_it():
 
 def test_a_process_that_ends_fails_one_task_and_is_started_again(tmp_path, caplog):
     files = write_tasks(tmp_path / "tasks", 4)
-    options = EngineOptions(watch_s=0.0, device="cpu", decode_apart=True)
-    with Engine(Telling(), tmp_path / "tasks", "64MiB", options) as engine:
+    with engine_over(tmp_path / "tasks", decode_apart=True) as engine:
         decoder = engine._decoder
         assert decoder is not None
         first = decoder.ready.result(120)

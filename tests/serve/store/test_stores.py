@@ -279,11 +279,3 @@ def test_a_file_that_vanishes_during_the_listing_is_passed_over(
 
     monkeypatch.setattr(stores, "_look", slow)
     assert list(store.list()) == ["letters"]
-
-
-def test_a_url_is_another_store(tmp_path: Path) -> None:
-    pytest.importorskip("fsspec")
-    store = open_store("memory://tasks-of-test-stores")
-    assert not isinstance(store, LocalStore)
-    assert isinstance(open_store(tmp_path), LocalStore)
-    assert isinstance(open_store(str(tmp_path)), LocalStore)

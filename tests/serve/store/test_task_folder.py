@@ -345,15 +345,7 @@ def test_put_replaces_a_file_that_was_refused(place: Path, folder: TaskFolder) -
 
 BAD_PUTS: dict[str, tuple[str, bytes, type[PiggybackError]]] = {
     "parent": ("../signs", made(1), TaskNameError),
-    "separator": ("a/b", made(1), TaskNameError),
-    "backslash": ("a\\b", made(1), TaskNameError),
-    "absolute": ("/etc/signs", made(1), TaskNameError),
-    "zero byte": ("a\0b", made(1), TaskNameError),
-    "empty": ("", made(1), TaskNameError),
-    "dots": ("..", made(1), TaskNameError),
     "hidden": (".signs", made(1), TaskNameError),
-    "newline": ("signs\n", made(1), TaskNameError),
-    "very long": ("x" * 10_000, made(1), TaskNameError),
     "no bytes": ("signs", b"", TaskFileError),
     "junk": ("signs", b"\x89PNG\r\n" * 100, TaskFileError),
     "cut off": ("signs", made(1)[:-1], TaskFileError),

@@ -14,17 +14,16 @@ import re
 import secrets
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from piggyback import errors
-from piggyback.errors import PiggybackError, PiggybackWarning, UnavailableError, require
+from piggyback.errors import PiggybackError, UnavailableError, require
 from piggyback.serve.cluster.options import ClusterOptions, from_args
 from piggyback.serve.cluster.replica import Replica
-from piggyback.serve.http.server import address_of, is_loopback, listen
+from piggyback.serve.http.server import address_of, listen, warn_if_open
 
 NAME = "piggyback"
 
@@ -74,13 +73,7 @@ def run(
     and served from a config file (docs/CLUSTER.md). Raises what a replica raised at its start, MissingExtraError
     without Ray; warns of a host that others can reach where there is no token.
     """
-    if options.token is None and not is_loopback(host):
-        warnings.warn(
-            f"host {host}: everyone who can reach it may ask this server, for it has no token; "
-            "give it one (token=)",
-            PiggybackWarning,
-            stacklevel=2,
-        )
+    warn_if_open(host, options.token)
     if "://" not in options.tasks:
         options = replace(options, tasks=str(Path.cwd() / options.tasks))
     listen(host, port).close()  # one that cannot be had is better said now than in Ray's log

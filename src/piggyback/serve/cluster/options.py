@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,15 @@ def from_args(args: Mapping[str, Any]) -> ClusterOptions:
     token = read_token(given.pop("token_file", None))
     for name, kind in (("engine", EngineOptions), ("limits", Limits)):
         if name in given:
-            given[name] = from_mapping(kind, given[name], f"args.{name}")
-    options = from_mapping(ClusterOptions, {**given, "token": token}, "args")
+            given[name] = from_mapping(kind, given[name], partial(_place, f"args.{name}"))
+    options = from_mapping(ClusterOptions, {**given, "token": token}, partial(_place, "args"))
     if "://" not in options.tasks and not Path(options.tasks).is_absolute():
         raise InputError(
             f"args.tasks: {options.tasks!r} is a relative path, and every process has its own working folder; "
             "expected an absolute path that all machines have, or a URL"
         )
     return options
+
+
+def _place(where: str, name: str) -> str:
+    return f"{where}.{name}" if name else where

@@ -41,18 +41,11 @@ class ReplicaEngine(Engine):
         self._tell_router = tell_router
         super().__init__(options.backbone, options.tasks, options.memory, options.engine)
 
-    async def predict_async(
-        self,
-        image_or_batch: Any,
-        task: str,
-        top_k: int = 5,
-        timeout: float | None = None,
-        return_errors: bool = False,
-    ) -> Any:
+    async def predict_async(self, image_or_batch: Any, task: str, *more: Any, **named: Any) -> Any:
         """Return what ``Engine.predict_async`` does; later requests with this task as their hint come here."""
         self.task(task)  # the router would keep an unknown name
         await self._tell_router(task)
-        return await super().predict_async(image_or_batch, task, top_k, timeout, return_errors)
+        return await super().predict_async(image_or_batch, task, *more, **named)
 
     def put_task(self, name: str, data: bytes, replace_classes: bool = False) -> TaskStatus:
         """Add or replace a task; all replicas serve it when this returns."""

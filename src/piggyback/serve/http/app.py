@@ -12,21 +12,20 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from pydantic import TypeAdapter, ValidationError
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 import piggyback
-from piggyback.errors import InputError, PiggybackError, near_misses
+from piggyback.errors import InputError, PiggybackError
 from piggyback.names import is_token, plain, read_token
-from piggyback.serve.http import metrics
 from piggyback.serve.http.errors import answer_errors
 from piggyback.serve.http.limits import Limits
+from piggyback.serve.http.metrics import Metrics
 from piggyback.serve.http.middleware import AccessMiddleware, BodyLimitMiddleware
 from piggyback.serve.http.routes import api, open_routes
 from piggyback.serve.http.service import Service
-from piggyback.serve.options import EngineOptions, parse_bytes
+from piggyback.serve.options import EngineOptions, from_mapping, parse_bytes
 
 if TYPE_CHECKING:
     from piggyback.serve.engine import Engine
@@ -73,7 +72,7 @@ def create_app(
     if token is not None and not is_token(token):
         raise InputError("the token: expected one or more ASCII characters without spaces")
     service = Service(engine, limits or Limits(), token, local_only)
-    counts = metrics.HttpCounts()
+    metrics = Metrics(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -93,7 +92,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    app.state.metrics = metrics.registry(service, counts)
+    app.state.metrics = metrics.registry
     # The last that is added is the first to see a request.
     app.add_middleware(BodyLimitMiddleware, service=service)
     if cors_origins:
@@ -104,7 +103,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(AccessMiddleware, service=service, counts=counts)
+    app.add_middleware(AccessMiddleware, service=service, metrics=metrics)
     answer_errors(app, [*open_routes.routes, *api.routes])
     app.include_router(api)
     app.include_router(open_routes)
@@ -164,17 +163,7 @@ def _from_env(kind: type[T], prefix: str) -> T:
         for name, text in os.environ.items()
         if name.startswith(prefix)
     }
-    known = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-    for name in given:
-        if name not in known:
-            hint = near_misses(name, known)
-            raise InputError(f"environment variable {prefix}{name.upper()}: no such option{hint}")
-    try:
-        return TypeAdapter(kind).validate_python(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])).upper()
-        raise InputError(f"environment variable {prefix}{name}: {first['msg']}") from error
+    return from_mapping(kind, given, lambda name: f"environment variable {prefix}{name.upper()}")
 
 
 def _add_pages(app: FastAPI) -> None:

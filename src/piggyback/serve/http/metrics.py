@@ -22,28 +22,24 @@ from piggyback.serve.stats import Histogram, Stats
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
-class HttpCounts:
-    """Requests by route, method and status; labels come from small fixed sets only."""
+class Metrics(Collector):
+    """Counts requests, and turns them and the engine's snapshot into metrics; nothing is counted twice."""
 
-    def __init__(self) -> None:
-        self.requests: Counter[tuple[str, str, str]] = Counter()
-
-    def add(self, route: str, method: str, status: int) -> None:
-        """Count a request; status 0: the client was gone before it ended."""
-        known = method if method in _METHODS else "other"
-        self.requests[route, known, str(status or 499)] += 1
-
-
-class ServiceCollector(Collector):
-    """Turns the engine's snapshot into metrics; nothing is counted twice."""
-
-    def __init__(self, service: Service, counts: HttpCounts) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._counts = counts
+        self._requests: Counter[tuple[str, str, str]] = Counter()
+        self.registry = CollectorRegistry(auto_describe=False)
+        """Of this one server, apart from the process's."""
+        self.registry.register(self)
+
+    def count(self, route: str, method: str, status: int) -> None:
+        """Count a request, by labels from small fixed sets; status 0: the client was gone before it ended."""
+        known = method if method in _METHODS else "other"
+        self._requests[route, known, str(status or 499)] += 1
 
     def collect(self) -> Iterator[Metric]:
         """Return every metric as it is now."""
-        service, requests = self._service, dict(self._counts.requests)
+        service, requests = self._service, dict(self._requests)
         labels = ("route", "method", "status")
         yield _counter(
             "http_requests", "HTTP requests; 499: the client went away.", requests, labels
@@ -52,13 +48,6 @@ class ServiceCollector(Collector):
         yield _gauge("ready", "1 while the engine answers.", service.status == "ready")
         if service.started is not None:
             yield from _engine_metrics(service.started.stats())
-
-
-def registry(service: Service, counts: HttpCounts) -> CollectorRegistry:
-    """Return a registry of one server's own, apart from the process's."""
-    found = CollectorRegistry(auto_describe=False)
-    found.register(ServiceCollector(service, counts))
-    return found
 
 
 def _engine_metrics(stats: Stats) -> Iterator[Metric]:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from piggyback.errors import ClosedError, OverloadError, SlowRequestError, TooLargeError
 from piggyback.serve.http.errors import CODES, error_response
-from piggyback.serve.http.metrics import HttpCounts
+from piggyback.serve.http.metrics import Metrics
 from piggyback.serve.http.service import Service
 
 ACCESS = logging.getLogger("piggyback.access")
@@ -58,10 +58,9 @@ class AccessMiddleware:
     It is the outermost of ours, so it also answers for what no handler caught.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, counts: HttpCounts) -> None:
+    def __init__(self, app: ASGIApp, service: Service, metrics: Metrics) -> None:
         self.app = app
-        self._service = service
-        self._counts = counts
+        self._service, self._metrics = service, metrics
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
 
@@ -121,7 +120,7 @@ class AccessMiddleware:
             self._service.in_flight -= 1
             # The route's own pattern: nothing that a client made up becomes a label.
             route = getattr(scope.get("route"), "path", "other")
-            self._counts.add(route, scope["method"], status)
+            self._metrics.count(route, scope["method"], status)
             well = 0 < status < 400 or (route in PROBES and status == 503)
             quiet = route in QUIET or scope["path"].startswith(QUIET_FOLDERS)
             level = logging.DEBUG if quiet and well else logging.INFO

@@ -49,18 +49,23 @@ def run(
     bound = listen(host, port)
     if service.token is None and is_loopback(host):
         service.local_only = True
-    elif service.token is None:
-        warnings.warn(
-            f"host {host}: everyone who can reach it may ask this server, for it has no token; "
-            "give it one (token=)",
-            PiggybackWarning,
-            stacklevel=2,
-        )
+    warn_if_open(host, service.token)
     with closing(bound), logging_to(level=log_level):
         HttpServer(app, host, say or partial(print, flush=True)).run(sockets=[bound])
     if service.failure is not None:
         raise service.failure
     return 0
+
+
+def warn_if_open(host: str, token: str | None) -> None:
+    """Warn the caller's caller of a host that others can reach where there is no token."""
+    if token is None and not is_loopback(host):
+        warnings.warn(
+            f"host {host}: everyone who can reach it may ask this server, for it has no token; "
+            "give it one (token=)",
+            PiggybackWarning,
+            stacklevel=3,
+        )
 
 
 class HttpServer(uvicorn.Server):

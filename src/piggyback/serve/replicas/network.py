@@ -9,7 +9,7 @@ channels_last and bfloat16 they gave 1.05 to 1.3 times the images per second end
 from __future__ import annotations
 
 import copy
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,10 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.frozen import FrozenBackbone, plain_copy
 from piggyback.network.hardware import multiplies_bfloat16
+from piggyback.serve.options import Precision
 from piggyback.serve.replicas.copies import ModelCopy, Prototype
 from piggyback.serve.replicas.packed import PackedTask, Packer
 from piggyback.taskfile.task import Task
-
-Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 
 class Network:

@@ -14,38 +14,28 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Literal
 
 from piggyback.errors import InputError
 from piggyback.schemas import Tier
+from piggyback.serve.replicas.copies import ModelCopy
+from piggyback.serve.replicas.packed import PackedTask
+from piggyback.serve.store.folder import Key
 
 DEARER = 6.0
 """What loading a task takes, in writes into a live copy: 15 to 20 ms against 2 to 3 for EfficientNet-Lite0."""
 
 
-class Sized(Protocol):
-    """Something that takes memory."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-
-
-Key = TypeVar("Key", bound=Hashable)
-Packed = TypeVar("Packed", bound=Sized)
-Copy = TypeVar("Copy", bound=Hashable)
-
-
 @dataclass(eq=False)
-class _Bits(Generic[Packed]):
-    packed: Packed
+class _Bits:
+    packed: PackedTask
     unused: bool = True
     """Since they were loaded."""
 
 
-class TaskCache(Generic[Key, Packed, Copy]):
+class TaskCache:
     """The tasks in memory, least recently used first; not safe for threads, the caller holds a lock.
 
     ``copies`` are the live copies at the start, at least one per worker, which are never given up; each takes
@@ -55,7 +45,7 @@ class TaskCache(Generic[Key, Packed, Copy]):
     def __init__(
         self,
         budget: int,
-        copies: Collection[Copy],
+        copies: Collection[ModelCopy],
         copy_bytes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,13 +56,13 @@ class TaskCache(Generic[Key, Packed, Copy]):
             )
         self.budget, self._copy_bytes = budget, copy_bytes
         self._least, self._copies, self._clock = len(copies), len(copies), clock
-        self._bits: OrderedDict[Key, _Bits[Packed]] = OrderedDict()
+        self._bits: OrderedDict[Key, _Bits] = OrderedDict()
         self._packed_bytes = 0
-        self._dense: OrderedDict[Key, Copy] = OrderedDict()
+        self._dense: OrderedDict[Key, ModelCopy] = OrderedDict()
         self._used: dict[Key, float] = {}  # when, of every task in memory
-        self._free: list[Copy] = list(copies)
-        self._pins: Counter[Copy] = Counter()  # how many batches run on each copy
-        self._extra: dict[Copy, int] = {}  # bytes of each beyond ``copy_bytes``
+        self._free: list[ModelCopy] = list(copies)
+        self._pins: Counter[ModelCopy] = Counter()  # how many batches run on each copy
+        self._extra: dict[ModelCopy, int] = {}  # bytes of each beyond ``copy_bytes``
         self.evictions: Counter[Literal["dense", "packed"]] = Counter()
 
     # -- state ---------------------------------------------------------------------------------
@@ -115,7 +105,7 @@ class TaskCache(Generic[Key, Packed, Copy]):
                 return False
         return True
 
-    def put(self, key: Key, packed: Packed) -> None:
+    def put(self, key: Key, packed: PackedTask) -> None:
         """Hold a packed task, for which room was made."""
         self.forget(key)
         self._bits[key] = _Bits(packed)
@@ -132,7 +122,7 @@ class TaskCache(Generic[Key, Packed, Copy]):
 
     # -- live copies ---------------------------------------------------------------------------
 
-    def acquire(self, key: Key) -> tuple[Copy, Tier, Packed | None]:
+    def acquire(self, key: Key) -> tuple[ModelCopy, Tier, PackedTask | None]:
         """Return a live copy to run a task in memory on, where the task was, and what to write into the copy first.
 
         Nothing is to be written where the copy holds the task. The copy is the caller's to read until ``release``;
@@ -159,13 +149,13 @@ class TaskCache(Generic[Key, Packed, Copy]):
         self._pins[copy] += 1
         return copy, "disk" if fresh else "packed", bits.packed if bits is not None else None
 
-    def wrote(self, key: Key, copy: Copy, extra: int = 0) -> None:
+    def wrote(self, key: Key, copy: ModelCopy, extra: int = 0) -> None:
         """Note that ``copy`` holds the task now, for others to use as well; it takes ``extra`` bytes for that."""
         self._extra[copy] = extra
         self._dense.setdefault(key, copy)
         self._used.setdefault(key, self._clock())  # its bits may have gone meanwhile
 
-    def release(self, key: Key, copy: Copy) -> None:
+    def release(self, key: Key, copy: ModelCopy) -> None:
         """Give a live copy back; what it holds is kept if ``wrote`` was called for it."""
         self._pins[copy] -= 1
         if not self._pins[copy]:
@@ -173,7 +163,7 @@ class TaskCache(Generic[Key, Packed, Copy]):
             if self._dense.get(key) is not copy:
                 self._free.append(copy)
 
-    def add_copy(self, copy: Copy) -> None:
+    def add_copy(self, copy: ModelCopy) -> None:
         """Take one more live copy, for which there is room."""
         self._copies += 1
         self._free.append(copy)
@@ -208,7 +198,7 @@ class TaskCache(Generic[Key, Packed, Copy]):
     def _dense_bytes(self) -> int:
         return self._copies * self._copy_bytes + sum(self._extra.values())
 
-    def _drop_copy(self, copy: Copy) -> None:
+    def _drop_copy(self, copy: ModelCopy) -> None:
         self._copies -= 1
         self._extra.pop(copy, None)
 

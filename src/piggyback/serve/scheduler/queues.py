@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from piggyback.images.map_pictures import Frame
 from piggyback.schemas import Answer
-from piggyback.serve.store.folder import TaskEntry
+from piggyback.serve.store.folder import Key, TaskEntry
 
 
 @dataclass(eq=False)
@@ -58,18 +58,7 @@ def fail(requests: Iterable[Request], error: Exception) -> None:
             request.future.set_exception(error)
 
 
-class Waiting(Protocol):
-    """What stands in a queue."""
-
-    arrived: float
-    """Seconds, of the clock that ``take`` is given."""
-
-
-Key = TypeVar("Key", bound=Hashable)
-Item = TypeVar("Item", bound=Waiting)
-
-
-class Queues(Generic[Key, Item]):
+class Queues:
     """Requests in order of arrival, by task; not safe for threads, the caller holds a lock.
 
     >>> from types import SimpleNamespace
@@ -83,8 +72,8 @@ class Queues(Generic[Key, Item]):
 
     def __init__(self, max_batch: int, patience: float) -> None:
         self._max_batch, self._patience = max_batch, patience
-        self._waiting: dict[Key, deque[Item]] = {}
-        self._parked: dict[Key, deque[Item]] = {}
+        self._waiting: dict[Key, deque[Request]] = {}
+        self._parked: dict[Key, deque[Request]] = {}
         self._since: list[tuple[float, int, Key]] = []  # a heap; outdated ones are passed over
         self._turns: dict[Key, int] = {}  # which entry of it counts
         self._pushed = 0
@@ -93,7 +82,7 @@ class Queues(Generic[Key, Item]):
     def __len__(self) -> int:
         return self._count
 
-    def add(self, key: Key, item: Item, *, parked: bool = False) -> None:
+    def add(self, key: Key, item: Request, *, parked: bool = False) -> None:
         """Put ``item`` behind those of its task; ``parked``: until ``ready`` is called for it."""
         self._count += 1
         if parked and key in self._waiting:  # its task has left memory since
@@ -105,14 +94,14 @@ class Queues(Generic[Key, Item]):
         else:
             self._wait(key, deque([item]))
 
-    def ready(self, key: Key) -> list[Item]:
+    def ready(self, key: Key) -> list[Request]:
         """Let a parked task's requests be taken, and return them: it is in memory now."""
         items = self._parked.pop(key, deque())
         if items:
             self._wait(key, items)
         return list(items)
 
-    def put_back(self, key: Key, batch: list[Item]) -> None:
+    def put_back(self, key: Key, batch: list[Request]) -> None:
         """Return a batch that was just taken to its place, parked: its task has left memory."""
         self._count += len(batch)
         later = self._leave(key)
@@ -126,13 +115,13 @@ class Queues(Generic[Key, Item]):
         """Return whether requests for the task wait."""
         return key in self._waiting or key in self._parked
 
-    def drop(self, key: Key) -> list[Item]:
+    def drop(self, key: Key) -> list[Request]:
         """Return the requests of a task, which wait no longer."""
         items = [*self._parked.pop(key, ()), *self._leave(key)]
         self._count -= len(items)
         return items
 
-    def discard(self, key: Key, item: Item) -> bool:
+    def discard(self, key: Key, item: Request) -> bool:
         """Forget one request; return whether it was still waiting."""
         for queues in (self._waiting, self._parked):
             items = queues.get(key)
@@ -147,7 +136,7 @@ class Queues(Generic[Key, Item]):
                 return True
         return False
 
-    def take(self, now: float, is_live: Callable[[Key], bool]) -> tuple[Key, list[Item]] | None:
+    def take(self, now: float, is_live: Callable[[Key], bool]) -> tuple[Key, list[Request]] | None:
         """Return the next task and its batch, oldest request first; None where none is ready."""
         key = self._next(now, is_live)
         if key is None:
@@ -179,12 +168,12 @@ class Queues(Generic[Key, Item]):
         live = {key: n for key, n in lengths.items() if is_live(key)} or lengths
         return max(live, key=live.__getitem__)
 
-    def _wait(self, key: Key, items: deque[Item]) -> None:
+    def _wait(self, key: Key, items: deque[Request]) -> None:
         self._waiting[key] = items
         self._pushed += 1  # keys need not be comparable
         self._turns[key] = self._pushed
         heapq.heappush(self._since, (items[0].arrived, self._pushed, key))
 
-    def _leave(self, key: Key) -> deque[Item]:
+    def _leave(self, key: Key) -> deque[Request]:
         self._turns.pop(key, None)
         return self._waiting.pop(key, deque())

@@ -39,11 +39,8 @@ from piggyback.serve.replicas.packed import PackedTask
 from piggyback.serve.scheduler.cache import TaskCache
 from piggyback.serve.scheduler.queues import Queues, Request, fail
 from piggyback.serve.stats import Counts, Stats
-from piggyback.serve.store.folder import TaskEntry
+from piggyback.serve.store.folder import Key, TaskEntry
 from piggyback.texts.preprocessing import Prepares
-
-Key = tuple[str, str]
-"""A task's name and version."""
 
 Failed = Literal["raise", "skip", "return"]
 """What is done about requests that fail: the first error is raised; their answers are left out, unless there is no
@@ -52,6 +49,16 @@ other; or the DataError of an image that cannot be used stands in its answer's p
 LONGEST_RETRY = 30.0
 _NOTHING = Tensor()
 """The input of an image that could not be read."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller wants at once: of each image the answer of the task beside it."""
+
+    images: Sequence[Any]
+    entries: Sequence[TaskEntry]
+    top_k: int
+    failed: Failed = "raise"
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,8 @@ class Scheduler:
         self._work = threading.Condition(self._lock)
         self._load = threading.Condition(self._lock)
         self._moved = threading.Condition(self._lock)  # something ended: there may be room
-        self._queues: Queues[Key, Request] = Queues(options.max_batch, options.patience_ms / 1e3)
-        self._cache: TaskCache[Key, PackedTask, ModelCopy] = TaskCache(memory, copies, copy_bytes)
+        self._queues = Queues(options.max_batch, options.patience_ms / 1e3)
+        self._cache = TaskCache(memory, copies, copy_bytes)
         self._counts = Counts()
         self._max_queue, self._max_pixels = options.max_queue, options.max_pixels
         self._preparers, self._workers = preparers, len(copies)
@@ -106,77 +113,57 @@ class Scheduler:
         """Requests that wait, or whose images are being prepared."""
         return len(self._queues) + self._reserved
 
-    def submit(
-        self, images: Sequence[Any], entries: Sequence[TaskEntry], top_k: int
-    ) -> list[Request]:
-        """Queue an image for each task; raises whatever ``Engine.predict`` does before it waits."""
-        self._reserve(entries, top_k)
-        return self._prepare(images, entries, top_k)
+    def submit(self, asked: Asked) -> list[Request]:
+        """Queue what is asked; raises whatever ``Engine.predict`` does before it waits."""
+        self._reserve(asked)
+        return self._prepare(asked)
 
-    def answers(
-        self,
-        images: Sequence[Any],
-        entries: Sequence[TaskEntry],
-        top_k: int,
-        timeout: float | None,
-        failed: Failed = "raise",
-    ) -> list[Any]:
-        """Return an answer for each image and its task, blocking for ``timeout`` seconds at most.
-
-        ``failed``: see there.
-        """
+    def answers(self, asked: Asked, timeout: float | None) -> list[Any]:
+        """Return the answers, blocking for ``timeout`` seconds at most."""
         until = None if timeout is None else time.monotonic() + timeout
 
         def left() -> float | None:
             return None if until is None else max(0.0, until - time.monotonic())
 
-        self._reserve(entries, top_k)
-        requests = self._prepare(images, entries, top_k, failed)
+        requests = self.submit(asked)
         try:
-            if failed != "raise":
+            if asked.failed != "raise":
                 concurrent.futures.wait([request.future for request in requests], left())
-            return _results(requests, failed, left)
+            return _results(requests, asked.failed, left)
         except concurrent.futures.TimeoutError:
             self._abandon(requests, "timeout")
-            raise self._late(entries, timeout) from None
+            raise self._late(asked, timeout) from None
         except BaseException:  # one of them failed, or the caller was interrupted
             self._abandon(requests, "cancelled")
             raise
 
-    async def answers_async(
-        self,
-        images: Sequence[Any],
-        entries: Sequence[TaskEntry],
-        top_k: int,
-        timeout: float | None,
-        failed: Failed = "raise",
-    ) -> list[Any]:
+    async def answers_async(self, asked: Asked, timeout: float | None) -> list[Any]:
         """Return what ``answers`` does without blocking the event loop; cancelling it drops what waits."""
-        self._reserve(entries, top_k)
+        self._reserve(asked)
         try:
-            job = self._preparers.submit(self._prepare, images, entries, top_k, failed)
+            job = self._preparers.submit(self._prepare, asked)
         except RuntimeError as error:  # it was closed just now
-            self._unreserve(len(entries))
+            self._unreserve(len(asked.entries))
             raise ClosedError("the engine has stopped: it takes no more requests") from error
         try:
             async with asyncio.timeout(timeout) as limit:
                 requests = await asyncio.wrap_future(job)
                 waiting = [asyncio.wrap_future(request.future) for request in requests]
-                await asyncio.gather(*waiting, return_exceptions=failed != "raise")
-            return _results(requests, failed, lambda: 0.0)
+                await asyncio.gather(*waiting, return_exceptions=asked.failed != "raise")
+            return _results(requests, asked.failed, lambda: 0.0)
         except BaseException as error:  # one of them failed, or the caller went away
             late = limit.expired() and isinstance(error, TimeoutError)
             outcome: Literal["timeout", "cancelled"] = "timeout" if late else "cancelled"
 
             def drop(done: Future[list[Request]]) -> None:
                 if done.cancelled():  # before the images were prepared
-                    self._unreserve(len(entries))
+                    self._unreserve(len(asked.entries))
                 elif done.exception() is None:
                     self._abandon(done.result(), outcome)
 
             job.add_done_callback(drop)
             if late:
-                raise self._late(entries, timeout) from None
+                raise self._late(asked, timeout) from None
             raise
 
     def withdraw(self, request: Request) -> None:
@@ -197,18 +184,19 @@ class Scheduler:
                 condition.notify_all()
         fail(left, ClosedError("the engine has stopped before this request's turn"))
 
-    def _reserve(self, entries: Sequence[TaskEntry], top_k: int) -> None:
-        """Keep room in the queue for a request for each of ``entries``, and begin to load their tasks.
+    def _reserve(self, asked: Asked) -> None:
+        """Keep room in the queue for each request, and begin to load the tasks.
 
         No task gets more than half of the queue: others shall find room in it.
         """
+        entries, top_k = asked.entries, asked.top_k
         if type(top_k) is not int or top_k < 1:
             raise InputError(f"top_k {top_k!r}: expected a whole number, 1 or more")
         if not entries:
             raise InputError("no images: expected one or more")
-        n, asked = len(entries), Counter(entry.key for entry in entries)
+        n, by_task = len(entries), Counter(entry.key for entry in entries)
         share = max(1, self._max_queue // 2)
-        if n > self._max_queue or max(asked.values()) > share:
+        if n > self._max_queue or max(by_task.values()) > share:
             raise InputError(
                 f"{n} requests at once: expected at most {self._max_queue}, which is all that may wait, and "
                 f"{share} for one task; send fewer"
@@ -217,7 +205,7 @@ class Scheduler:
             if self._closed:
                 raise ClosedError("the engine is stopping: it takes no more requests")
             full = self.depth + n > self._max_queue
-            if full or any(self._queues.count(k) + m > share for k, m in asked.items()):
+            if full or any(self._queues.count(k) + m > share for k, m in by_task.items()):
                 for entry in entries:
                     self._counts.count(entry.name, "overload")
                 wait = min(LONGEST_RETRY, self.depth * self._seconds / self._workers)
@@ -235,39 +223,33 @@ class Scheduler:
             self._reserved -= n
             self._moved.notify_all()
 
-    def _prepare(
-        self,
-        images: Sequence[Any],
-        entries: Sequence[TaskEntry],
-        top_k: int,
-        failed: Failed = "raise",
-    ) -> list[Request]:
+    def _prepare(self, asked: Asked) -> list[Request]:
         """Prepare images for which places were reserved, and queue them; an image that is bad has failed already."""
         # Tasks often want the same.
         made: dict[tuple[int, Prepares | None, bool], tuple[Tensor, Frame | None]] = {}
         requests = []
         try:
-            for image, entry in zip(images, entries, strict=True):
+            for image, entry in zip(asked.images, asked.entries, strict=True):
                 began = time.perf_counter()
                 key = (id(image), entry.preprocessing, entry.outputs.per_pixel)
                 if key not in made:
                     try:
                         made[key] = self._input(image, entry)
                     except DataError as error:
-                        if failed != "return":
+                        if asked.failed != "return":
                             raise
-                        bad = Request(entry, None, _NOTHING, top_k, began, began)
+                        bad = Request(entry, None, _NOTHING, asked.top_k, began, began)
                         bad.future.set_exception(error)
                         requests.append(bad)
                         continue
                 now = time.perf_counter()
                 x, frame = made[key]
-                requests.append(Request(entry, image, x, top_k, began, now, frame=frame))
+                requests.append(Request(entry, image, x, asked.top_k, began, now, frame=frame))
         except BaseException:
-            self._unreserve(len(images))
+            self._unreserve(len(asked.images))
             raise
         good = [request for request in requests if request.input is not _NOTHING]
-        self._unreserve(len(images) - len(good))
+        self._unreserve(len(asked.images) - len(good))
         self._queue(good)
         return requests
 
@@ -303,8 +285,8 @@ class Scheduler:
             request.future.set_running_or_notify_cancel()  # whoever waits for several of them
             self._counts.count(request.entry.name, outcome)
 
-    def _late(self, entries: Sequence[TaskEntry], timeout: float | None) -> DeadlineError:
-        names = ", ".join(dict.fromkeys(entry.name for entry in entries))
+    def _late(self, asked: Asked, timeout: float | None) -> DeadlineError:
+        names = ", ".join(dict.fromkeys(entry.name for entry in asked.entries))
         return DeadlineError(
             f"task {names!r}: no answer within {timeout} s, {self.depth} requests are waiting; "
             "give it more time or send less"

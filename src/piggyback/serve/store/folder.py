@@ -37,6 +37,8 @@ LOGGER = logging.getLogger(__name__)
 MAX_BYTES = 64 << 20
 """Bytes of a file that is put, unless told otherwise; what is in the store already may be larger."""
 
+Key = tuple[str, str]
+"""A task's name and version: what is asked for and what is kept in memory go by it."""
 Check = Callable[[bytes, str], TaskHeader]
 """Takes a file's bytes and the task's name; raises PiggybackError for what cannot be served."""
 
@@ -64,8 +66,8 @@ class TaskEntry:
         return self.outputs.classes
 
     @property
-    def key(self) -> tuple[str, str]:
-        """Name and version: what is asked for and what is kept in memory go by it."""
+    def key(self) -> Key:
+        """Name and version."""
         return self.name, self.version
 
 
