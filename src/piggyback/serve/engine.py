@@ -30,7 +30,7 @@ from piggyback.serve.inputs import samples
 from piggyback.serve.options import EngineOptions, parse_bytes
 from piggyback.serve.replicas.network import Network
 from piggyback.serve.replicas.packed import PackedTask
-from piggyback.serve.scheduler.scheduler import Asked, Failed, Scheduler
+from piggyback.serve.scheduler.scheduler import BatchRequest, Failed, Scheduler
 from piggyback.serve.scheduler.workers import load, use_cores, work
 from piggyback.serve.stats import Stats
 from piggyback.serve.store.decoding import Decoder
@@ -135,7 +135,7 @@ class Engine:
 
     def submit(self, image: Any, task: str, top_k: int = 5) -> Future[Answer]:
         """Queue an image and return its answer to come; ``cancel`` drops it as long as it waits."""
-        (request,) = self._scheduler.submit(Asked([image], [self._entry(task)], top_k))
+        (request,) = self._scheduler.submit(BatchRequest([image], [self._entry(task)], top_k))
         waiting = ref(request)  # who keeps the future shall not keep the image
 
         def done(future: Future[Answer]) -> None:
@@ -323,14 +323,14 @@ class Engine:
 
     def _of_task(
         self, image_or_batch: Any, task: str, top_k: int, return_errors: bool
-    ) -> tuple[Asked, bool]:
+    ) -> tuple[BatchRequest, bool]:
         """What is asked of one task, and whether it is about a batch."""
         images, batch = samples(image_or_batch)
         entries = [self._entry(task)] * len(images)
         failed: Failed = "return" if batch and return_errors else "raise"
-        return Asked(images, entries, top_k, failed), batch
+        return BatchRequest(images, entries, top_k, failed), batch
 
-    def _of_tasks(self, image: Any, tasks: Sequence[str] | None, top_k: int) -> Asked:
+    def _of_tasks(self, image: Any, tasks: Sequence[str] | None, top_k: int) -> BatchRequest:
         """What is asked of several tasks about one image."""
         self._check_process()
         found = list(self._folder.entries.values())
@@ -344,7 +344,9 @@ class Engine:
             raise InputError(
                 f"task {name!r} labels every pixel: no task is inferred from that; ask it alone, by its name"
             )
-        return Asked([image] * len(whole), whole, top_k, "skip" if tasks is None else "raise")
+        return BatchRequest(
+            [image] * len(whole), whole, top_k, "skip" if tasks is None else "raise"
+        )
 
     def _status(self, entry: TaskEntry) -> TaskStatus:
         tier, memory = self._scheduler.where(entry)

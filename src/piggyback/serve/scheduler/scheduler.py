@@ -52,7 +52,7 @@ _NOTHING = Tensor()
 
 
 @dataclass(frozen=True)
-class Asked:
+class BatchRequest:
     """What a caller wants at once: of each image the answer of the task beside it."""
 
     images: Sequence[Any]
@@ -113,12 +113,12 @@ class Scheduler:
         """Requests that wait, or whose images are being prepared."""
         return len(self._queues) + self._reserved
 
-    def submit(self, asked: Asked) -> list[Request]:
+    def submit(self, asked: BatchRequest) -> list[Request]:
         """Queue what is asked; raises whatever ``Engine.predict`` does before it waits."""
         self._reserve(asked)
         return self._prepare(asked)
 
-    def answers(self, asked: Asked, timeout: float | None) -> list[Any]:
+    def answers(self, asked: BatchRequest, timeout: float | None) -> list[Any]:
         """Return the answers, blocking for ``timeout`` seconds at most."""
         until = None if timeout is None else time.monotonic() + timeout
 
@@ -137,7 +137,7 @@ class Scheduler:
             self._abandon(requests, "cancelled")
             raise
 
-    async def answers_async(self, asked: Asked, timeout: float | None) -> list[Any]:
+    async def answers_async(self, asked: BatchRequest, timeout: float | None) -> list[Any]:
         """Return what ``answers`` does without blocking the event loop; cancelling it drops what waits."""
         self._reserve(asked)
         try:
@@ -184,7 +184,7 @@ class Scheduler:
                 condition.notify_all()
         fail(left, ClosedError("the engine has stopped before this request's turn"))
 
-    def _reserve(self, asked: Asked) -> None:
+    def _reserve(self, asked: BatchRequest) -> None:
         """Keep room in the queue for each request, and begin to load the tasks.
 
         No task gets more than half of the queue: others shall find room in it.
@@ -223,7 +223,7 @@ class Scheduler:
             self._reserved -= n
             self._moved.notify_all()
 
-    def _prepare(self, asked: Asked) -> list[Request]:
+    def _prepare(self, asked: BatchRequest) -> list[Request]:
         """Prepare images for which places were reserved, and queue them; an image that is bad has failed already."""
         # Tasks often want the same.
         made: dict[tuple[int, Prepares | None, bool], tuple[Tensor, Frame | None]] = {}
@@ -285,7 +285,7 @@ class Scheduler:
             request.future.set_running_or_notify_cancel()  # whoever waits for several of them
             self._counts.count(request.entry.name, outcome)
 
-    def _late(self, asked: Asked, timeout: float | None) -> DeadlineError:
+    def _late(self, asked: BatchRequest, timeout: float | None) -> DeadlineError:
         names = ", ".join(dict.fromkeys(entry.name for entry in asked.entries))
         return DeadlineError(
             f"task {names!r}: no answer within {timeout} s, {self.depth} requests are waiting; "
