@@ -41,7 +41,7 @@ def run(
         Path,
         typer.Option(
             metavar="FILE",
-            help="What to write: NAME.safetensors or NAME.onnx; of a text task also a folder.",
+            help="What to write: NAME.safetensors or NAME.onnx; for a text task also a folder.",
         ),
     ],
     backbone: OtherBackboneOption = None,

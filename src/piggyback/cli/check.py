@@ -53,7 +53,7 @@ def run(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for check.json and, of images, a contact sheet, classes.png.",
+            help="Folder for check.json and, for images, a contact sheet, classes.png.",
         ),
     ] = None,
     json: JsonOption = False,

@@ -13,7 +13,7 @@ from piggyback.errors import InputError
 
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Cores to compute with; by default all it may use."),
+    typer.Option(min=1, metavar="N", help="Cores to compute with; by default all available ones."),
 ]
 DeviceOption = Annotated[
     str | None,

@@ -50,7 +50,7 @@ SeedOption = Annotated[
 ToyOption = Annotated[
     bool,
     typer.Option(
-        "--toy", help="Made-up images and a tiny network: shows in a minute that all of it runs."
+        "--toy", help="Made-up images and a tiny network: checks in a minute that everything runs."
     ),
 ]
 

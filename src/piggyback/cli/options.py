@@ -51,7 +51,7 @@ ColumnOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="ROLE=NAME",
-        help="Of a table: which column is image or text, label, split or group, where it is not called that. "
+        help="For a table: the column that holds image or text, label, split or group, if it has another name. "
         "May be repeated.",
     ),
 ]
@@ -59,7 +59,7 @@ KindOption = Annotated[
     Literal["classification", "multilabel", "regression", "tokens"],
     typer.Option(
         "--kind",
-        help="What a table's labels are: a class each, several labels, numbers, or a tag for each word.",
+        help="What a table's labels are: one class, several labels, numbers, or a tag for each word.",
     ),
 ]
 SeparatorOption = Annotated[

@@ -75,13 +75,13 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="INPUTS...",
-            help="Image files, folders, or quoted globs; for a task on texts files of a text a line, or tables.",
+            help="Image files, folders, or quoted globs; for a text task, files with one text per line, or tables.",
         ),
     ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE", help="A task file; with --url a task's name. May be repeated."
+            metavar="FILE", help="A task file; with --url, a task's name. May be repeated."
         ),
     ] = None,
     text: Annotated[
@@ -91,7 +91,7 @@ def run(
     column: ColumnOption = None,
     infer_task: Annotated[
         bool,
-        typer.Option("--infer-task", help="Of several tasks, give the surest one's answer only."),
+        typer.Option("--infer-task", help="Give only the answer of the surest of several tasks."),
     ] = False,
     at_least: Annotated[
         float | None,
@@ -118,22 +118,24 @@ def run(
     url: Annotated[
         str | None,
         typer.Option(
-            "--url", metavar="URL", help="Ask the server there: see `piggyback serve --help`."
+            "--url",
+            metavar="URL",
+            help="Ask the server at this address: see `piggyback serve --help`.",
         ),
     ] = None,
     token_file: TokenFileOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Classify images, or their pixels, with one or more task files.
+    """Answer for images or texts with one or more task files.
 
-    Several task files answer from one network, each for every image, or with
-    --infer-task the one that is surest of the image. A segmentation task writes a
-    label map for each image: a PNG of the image's size whose pixel values are the
-    classes' numbers. An image that cannot be read ends everything, unless --skip-bad.
+    Several task files share one network. Each answers for every image; with
+    --infer-task only the surest one does. A segmentation task writes a label map
+    for each image: a PNG of the image's size whose pixel values are the classes'
+    numbers. An image that cannot be read is an error, unless --skip-bad is given.
 
-    With --url a running server answers, and its tasks go by name. With --infer-task
-    and no name it chooses among all that it has, but for segmentation tasks.
+    With --url a running server answers, and --task takes task names. With
+    --infer-task and no name it chooses among all its tasks except segmentation.
 
     \b
     Examples:

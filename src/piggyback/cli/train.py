@@ -65,7 +65,7 @@ def run(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Go on from this task file: its masks, and its head's rows of the same classes.",
+            help="Start from this task file: its masks, and the head rows of classes that both have.",
         ),
     ] = None,
     checkpoint: CheckpointOption = None,
@@ -78,16 +78,16 @@ def run(
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Learn one task from a folder of images or a table of texts; write its task file.
+    """Learn one task from a folder or table of images, or a table of texts; write its task file.
 
     The run's folder gets the task file, NAME.safetensors, logs (CSV, JSON) and,
     while it runs, a checkpoint. The best epoch is chosen on val and measured once
-    on test; splits that are missing are cut from train.
+    on test; missing splits are cut from train.
 
     \b
     Examples:
       piggyback train --data photos/signs
-      piggyback train --data photos/signs --backbone timm:resnet50 --epochs 30
+      piggyback train --data photos/signs --backbone timm:resnet50 --out runs/r50
       piggyback train --data photos/signs --out tasks/signs.safetensors
       piggyback train --data photos/signs --resume
       piggyback train --data photos/more --from signs.safetensors --epochs 20
