@@ -1,4 +1,4 @@
-"""A cache folder of the test's own, and no data sets but those that a test makes."""
+"""No data sets but those that a test makes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIGGYBACK_CACHE", str(tmp_path / "cache"))
+def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIGGYBACK_DATA", raising=False)
 
 

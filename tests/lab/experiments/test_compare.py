@@ -48,7 +48,6 @@ def test_one_row_per_run_and_files_of_the_best_seed(
         RECIPE,
         tmp_path,
         seeds=[3, 4],
-        settings={"head": {"epochs": 1}},
         listener=told.append,
     )
     runs = [(row.seed, row.task, row.method) for row in compared.rows]

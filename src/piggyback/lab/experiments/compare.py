@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -82,18 +81,16 @@ def compare(
     seeds: Sequence[int] = (0,),
     resume: bool = False,
     overwrite: bool = False,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
     listener: Callable[[str], Listener | None] = lambda title: None,
 ) -> Comparison:
     """Return the rows of all runs, after writing tables, plots and task files below ``out``.
 
-    ``settings`` has recipe fields of a method's own, by dotted name. ``resume`` goes on with runs
-    that are there, ``overwrite`` replaces finished ones of other settings. ``listener(title)`` gives each run its
-    listener. What stops one run, stops all.
+    ``resume`` goes on with runs that are there, ``overwrite`` replaces finished ones of other settings.
+    ``listener(title)`` gives each run its listener. What stops one run, stops all.
     """
     before = _fingerprint(backbone)
     results = []
-    for job in _jobs(data, methods, recipe, seeds, settings or {}):
+    for job in _jobs(data, methods, recipe, seeds):
         (task,) = job.tasks
         (result,) = train_job(
             job,
@@ -155,7 +152,6 @@ def _jobs(
     methods: Sequence[str],
     recipe: Recipe,
     seeds: Sequence[int],
-    settings: Mapping[str, Mapping[str, Any]],
 ) -> list[Job]:
     """The runs of a comparison as an experiment has them; seed by seed, then task by task."""
     manifest = Manifest.model_construct(  # not checked: its tasks are images that are at hand
@@ -164,9 +160,7 @@ def _jobs(
         backbones={"backbone": BackboneChoice(spec="")},
         tasks={task: {} for task in tasks},
         recipe=flat(recipe.to_json()),
-        methods={
-            name: MethodChoice(method=name, recipe=dict(settings.get(name, {}))) for name in methods
-        },
+        methods={name: MethodChoice(method=name) for name in methods},
         seeds=tuple(seeds),
     )
     first = trials(manifest, {})
