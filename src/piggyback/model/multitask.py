@@ -638,6 +638,8 @@ class MultiTaskModel(nn.Module):
             if isinstance(placed, str) and self._tasks[placed].coefficients:
                 self._in_place = Which.UNSURE  # in another dtype a form makes other live weights
                 self._write(placed)
+            if self._learning is None:
+                self._frozen.count()
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -652,6 +654,8 @@ class MultiTaskModel(nn.Module):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(dict(state))  # type: ignore[no-untyped-call]
         self._lock = threading.RLock()
+        if self._learning is None:
+            self._frozen.count()
 
     def _write(self, name: str | None) -> None:
         """Put a task's weights, normalisation and head in place; the caller holds the lock.
@@ -685,6 +689,7 @@ class MultiTaskModel(nn.Module):
         placed, live = self._in_place, self._frozen.live.params
         self._frozen.invalidate_state()
         was = {each: param.detach().clone() for each, param in live.items()}
+        moved = self._put_back_head(placed)
         self._in_place = Which.UNSURE
         self._write(None)
         what = f"weight {name!r} was changed by something else than this model, such as the backbone's load_state_dict"
@@ -694,10 +699,20 @@ class MultiTaskModel(nn.Module):
         if isinstance(placed, Which):
             return
         self._write(placed)
-        if any(not torch.equal(param, was[each]) for each, param in live.items()):
+        if moved or any(not torch.equal(param, was[each]) for each, param in live.items()):
             raise TaskStateError(
                 f"{what}; it has been put back. Load weights before MultiTaskModel, and change those of bake(task)"
             )
+
+    def _put_back_head(self, name: str | Which | None) -> bool:
+        """Give a task's head the task's tensors again; whether it had others."""
+        if not isinstance(name, str):
+            return False
+        kept, head = self._tasks[name].head, self._heads[name]
+        same = all(torch.equal(t, kept[key]) for key, t in head.state_dict().items() if key in kept)
+        if not same:
+            head.load_state_dict(dict(kept))
+        return not same
 
     def _settle(self) -> None:
         """Put the caller's task in place, for those who use the backbone directly, or that of the call under way."""
@@ -767,7 +782,8 @@ class MultiTaskModel(nn.Module):
     def _not_broken(self) -> None:
         if self._broken:
             raise TaskStateError(
-                f"{self._broken}: no longer the backbone that its tasks were learned on; load the network anew"
+                f"{self._broken}: no longer the backbone that its tasks were learned on; load the network "
+                "anew, its weights before MultiTaskModel"
             )
 
     def _not_running(self, what: str) -> None:
