@@ -27,8 +27,10 @@ from piggyback.errors import (
     TaskNameError,
     TaskStateError,
     UnknownTaskError,
+    check_is,
     near_misses,
 )
+from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import KINDS, kind_of
 from piggyback.kinds.classification import confidence
 from piggyback.masks.optimizer import MaskOptimizer
@@ -56,7 +58,7 @@ from piggyback.taskfile.checks import check_fits
 from piggyback.taskfile.file import load_file, save_file
 from piggyback.taskfile.header import check_writable
 from piggyback.taskfile.task import KEEP, OWN, NormPolicy, Task, TaskInfo, check_name
-from piggyback.texts.preprocessing import Prepares
+from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 
 MUCH = 0.2
 """The share of the weights from which on it is said that the default selection leaves them out."""
@@ -97,6 +99,7 @@ class MultiTaskModel(nn.Module):
         preprocessing: Prepares | None = None,
     ) -> None:
         own = None
+        _check_preprocessing(preprocessing)
         if isinstance(backbone, Backbone):
             head, source = head or backbone.head, source or backbone.source
             own = backbone.preprocessing
@@ -191,6 +194,7 @@ class MultiTaskModel(nn.Module):
 
         Raises TaskNameError for a name that is taken, BackboneMismatchError for a task of other weights.
         """
+        check_is("task", task, Task, "a Task; load_task takes a file")
         with self._lock, torch.inference_mode(False):
             self._not_learning("add a task")
             self._not_running("add a task")
@@ -361,7 +365,7 @@ class MultiTaskModel(nn.Module):
         names = self.task_names
         if not names:
             raise UnknownTaskError("no tasks to choose from: add_task or load_task first")
-        if not 0 <= at_least <= 1:
+        if not (isinstance(at_least, (int, float)) and 0 <= at_least <= 1):
             raise InputError(f"at_least {at_least!r}: expected a number from 0 to 1")
         for name, task in self._tasks.items():
             if task.info.kind in KINDS and kind_of(task.info).per_pixel:
@@ -440,8 +444,11 @@ class MultiTaskModel(nn.Module):
         them; ``units`` and ``scaling`` are a regression's, see ``TaskInfo``. Raises InputError for a ``rule`` with a
         form.
         """
+        if start is not None:
+            check_is("start", start, Task, "a Task")
         rule = rule or (MaskRule() if start is None else start.info.rule)
         check_learnable(rule)
+        _check_preprocessing(preprocessing)
         with self._lock, torch.inference_mode(False):
             self._not_learning("start another")
             self._not_running("start one")
@@ -560,6 +567,8 @@ class MultiTaskModel(nn.Module):
         """
         with self._lock:
             learning = self._in_learning()
+            if task is not None:
+                check_is("task", task, Task, "a Task; save_task writes a file")
             self._not_running("finish one")
             done = learning.capture({}) if task is None else task
             if task is None and learning.trained and (verdict := masks_verdict(done.density)):
@@ -799,6 +808,11 @@ class MultiTaskModel(nn.Module):
                 f"cannot {what} while task {self._learning.name!r} is in training: "
                 "call finish_task() or cancel_task() first"
             )
+
+
+def _check_preprocessing(given: object) -> None:
+    kinds = (Preprocessing, TextPreprocessing, type(None))
+    check_is("preprocessing", given, kinds, "a Preprocessing, which a task file can hold")
 
 
 def _tell_left_out(frozen: FrozenBackbone) -> None:

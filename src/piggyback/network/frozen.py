@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import SelectionError, TaskStateError, near_misses
+from piggyback.errors import SelectionError, TaskStateError, check_is, near_misses
 from piggyback.masks.bits import PackedMask
 from piggyback.masks.rule import Form
 from piggyback.masks.switch import LiveWeights
@@ -39,6 +39,7 @@ class FrozenBackbone:
     def __init__(
         self, module: nn.Module, select: Selection = None, head: str | None = None
     ) -> None:
+        check_is("backbone", module, nn.Module, "a network, or what load_backbone returns")
         self.head_name = find_head(module) if head is None else _known_module(module, head)
         self.masked_names = tuple(select_weights(module, select, head=self.head_name))
         digests = digests_of(module)
