@@ -24,7 +24,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import CheckpointError, InputError, PiggybackWarning, TrainingError, check_is
+from piggyback.errors import CheckpointError, InputError, PiggybackWarning, TrainingError
 from piggyback.masks.regularize import Regularizer
 from piggyback.masks.rule import (
     GradScale,
@@ -94,8 +94,6 @@ class MaskOptimizer(torch.optim.Optimizer):
             )
         if not callable(inner):
             raise InputError(f"inner {inner!r:.100}: expected an optimizer's class, such as Adam")
-        if init is not None:
-            check_is("init", init, ScoreInit, "a ScoreInit")
         self.rule = rule or MaskRule()
         self.init = init or ScoreInit()
         self.grad_scale = grad_scale

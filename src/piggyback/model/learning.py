@@ -27,8 +27,7 @@ from piggyback.taskfile.task import KEEP, ROW_HEADS, NormPolicy, Task, TaskInfo
 
 FIRST_RUNS = 5
 """Forward passes that are looked at."""
-EVERY = 50
-"""Forward passes of which one is followed by a look at normalisation's statistics."""
+EVERY = 50  # passes, of which one is followed by a look at normalisation's statistics
 MANY = 16
 """Outputs from which on a head's weights are rounded to five bits."""
 _BUILT_FOR: weakref.WeakKeyDictionary[DistributedDataParallel, Counter[str]]

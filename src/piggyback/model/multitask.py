@@ -567,8 +567,6 @@ class MultiTaskModel(nn.Module):
         """
         with self._lock:
             learning = self._in_learning()
-            if task is not None:
-                check_is("task", task, Task, "a Task; save_task writes a file")
             self._not_running("finish one")
             done = learning.capture({}) if task is None else task
             if task is None and learning.trained and (verdict := masks_verdict(done.density)):

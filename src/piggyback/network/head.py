@@ -21,8 +21,7 @@ _USUAL = (
 
 _SECOND = ("head_dist", "aux_head", "distillation_classifier", "classifier_distill")
 """Second classifiers whose outputs are mixed with the first's, even in eval mode."""
-_BOXES = ("bbox_pred", "bbox_predictor", "bbox_embed", "regression_head")
-"""What finds boxes in detectors, beside their classifiers."""
+_BOXES = ("bbox_pred", "bbox_predictor", "bbox_embed", "regression_head")  # of detectors
 _SAME_FEATURES = ("EfficientFormer", "EfficientFormerV2", "SwiftFormer")
 """timm's classes that return (head(x) + head_dist(x)) / 2; elsewhere the two see different tokens."""
 
