@@ -225,6 +225,18 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200]
 
 
+def check_is(what: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raise InputError where an argument is of another type than the ``expected`` one.
+
+    >>> check_is("recipe", {}, str, "a Recipe")
+    Traceback (most recent call last):
+    piggyback.errors.InputError: recipe {} of type dict: expected a Recipe
+    """
+    if not isinstance(value, kind):
+        shown, found = " ".join(repr(value).split()), type(value).__name__
+        raise InputError(f"{what} {shown:.100} of type {found}: expected {expected}")
+
+
 def near_misses(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'a', 'b'?"`` for known names close to ``name``, else ``""``.
 

@@ -154,6 +154,33 @@ def test_weights_that_others_overwrite_are_noticed_and_put_back():
         assert torch.equal(model(X, task=name), expected[name])
 
 
+def test_a_head_that_others_overwrite_is_put_back():
+    model = with_tasks()
+    expected = {name: model(X, task=name) for name in ("b", "a")}
+    model.backbone.fc.load_state_dict({"weight": torch.randn(3, 8), "bias": torch.zeros(3)})
+    with pytest.raises(TaskStateError, match=r"fc\.weight.*put back"):
+        model(X, task="b")
+    for name, output in expected.items():
+        assert torch.equal(model(X, task=name), output)
+
+
+@pytest.mark.parametrize("before", [lambda m: m, copy.deepcopy, lambda m: m.float()])
+def test_weights_that_come_after_the_model_are_noticed_before_a_task_starts(before):
+    model = before(MultiTaskModel(Net()))
+    model.backbone.load_state_dict({k: v + 1 for k, v in model.backbone.state_dict().items()})
+    with pytest.raises(TaskStateError, match=r"body\.weight.*before MultiTaskModel"):
+        model.start_task("t", 3)
+
+
+def test_a_compiled_model_goes_on_after_its_task_is_finished():
+    model = started()
+    run = torch.compile(model, backend="aot_eager")
+    fitted(run, model.optimizer(lr=1e-2))
+    model.finish_task()
+    assert [run(X, task=name).shape[1] for name in ("t", None)] == [3, 10]
+    torch._dynamo.reset()
+
+
 def test_weights_that_cannot_be_put_back_answer_no_more():
     model = with_tasks()
     model.backbone.load_state_dict({k: v + 1 for k, v in model.backbone.state_dict().items()})

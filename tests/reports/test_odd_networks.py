@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -83,13 +84,51 @@ def test_heads_that_share_a_layer_are_told_apart_at_the_first_pass():
         def forward(self, x: Tensor) -> Tensor:
             return self.one(self.body(x))
 
-    model = MultiTaskModel(Shared())
+    with pytest.raises(SelectionError, match=r"'one'"):
+        MultiTaskModel(Shared())
+    model = MultiTaskModel(Shared(), head="two.1")
     model.start_task("a", 3)
     with pytest.raises(TaskStateError, match=r"two\.1"):
         model(X)
+    model.release()
     model = MultiTaskModel(Shared(), head="one.1")
     model.start_task("a", 3)
     assert model(X).shape == (6, 3)
+
+
+class Parts(nn.Module):
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def stack(*widths: int) -> nn.Sequential:
+    pairs = itertools.pairwise(widths)
+    return nn.Sequential(*(layer for a, b in pairs for layer in (nn.Linear(a, b), nn.ReLU())))
+
+
+@pytest.mark.parametrize(
+    ("parts", "other"),
+    [
+        ({"enc": stack(4, 8), "policy": stack(8, 16, 3), "value": stack(8, 16, 1)}, "policy"),
+        ({"enc": stack(4, 8), "lm_head": stack(8, 99), "choice": Parts(summary=nn.Linear(8, 1))}, "lm_head"),
+        ({"enc": stack(4, 8), "labels": stack(8, 5), "bbox_predictor": stack(9, 4)}, "bbox_predictor"),
+        ({"enc": stack(4, 8), "head": Parts(head=stack(8, 5), head_dist=stack(8, 5))}, "head.head_dist"),
+    ],
+)  # fmt: skip
+def test_a_second_head_behind_other_layers_is_seen(parts, other):
+    with pytest.raises(SelectionError, match=f"'{other}'"):
+        MultiTaskModel(Parts(**parts))
+
+
+def test_parts_that_feed_others_are_no_heads():
+    parts = {"one": stack(7, 16), "two": stack(9, 24), "fc": nn.Linear(40, 5)}
+    assert MultiTaskModel(Parts(**parts)).head_name == "fc"
+    layers = nn.ModuleList(
+        Parts(up=nn.Linear(8, 16), down=nn.Linear(16, 8), gate=nn.Linear(8, 1)) for _ in range(2)
+    )
+    assert MultiTaskModel(Parts(layers=layers, score=nn.Linear(8, 5))).head_name == "score"
 
 
 def test_scripted_parts_are_refused_by_name():

@@ -38,7 +38,7 @@ class AbstainAt:
     @staticmethod
     def of(text: str) -> AbstainAt:
         """Return what ``text`` says; InputError unless it is accuracy=NUMBER or coverage=NUMBER."""
-        what, _, number = text.partition("=")
+        what, _, number = str(text).partition("=")
         try:
             value = float(number)
         except ValueError:

@@ -92,6 +92,8 @@ class MaskOptimizer(torch.optim.Optimizer):
             raise InputError(
                 f"grad_scale {grad_scale!r}: expected one of {', '.join(get_args(GradScale))}"
             )
+        if not callable(inner):
+            raise InputError(f"inner {inner!r:.100}: expected an optimizer's class, such as Adam")
         self.rule = rule or MaskRule()
         self.init = init or ScoreInit()
         self.grad_scale = grad_scale
@@ -103,6 +105,7 @@ class MaskOptimizer(torch.optim.Optimizer):
         """Steps that were left out because a gradient was not finite."""
         self._base_of = base
         self._watch = _FirstSteps()
+        self._turn = 0
         check_learnable(self.rule)
         groups = _as_groups(list(params))
         self._built = False
@@ -163,6 +166,9 @@ class MaskOptimizer(torch.optim.Optimizer):
             self._watch.before(self)
             self.inner.step()
             self._watch.after(self)
+            if self._turn == 0:  # what is not finite stays so
+                self._check_scores(masked)
+            self._turn = (self._turn + 1) % 4
             for param in masked:
                 self.state[param]["scores"].grad = None
                 self._write_live(param)
@@ -179,10 +185,7 @@ class MaskOptimizer(torch.optim.Optimizer):
             p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
         ]
 
-        # The 2-norm takes a twentieth of the time of the largest magnitude, but may overflow where all is finite.
-        if not grads or any(
-            math.isfinite(_number(nn.utils.get_total_norm(grads, order))) for order in (2, math.inf)
-        ):
+        if _finite(grads):
             return True
         if self.nonfinite == "skip":
             return False
@@ -193,6 +196,19 @@ class MaskOptimizer(torch.optim.Optimizer):
             f"{len(wrong)} gradients are not finite, the first that of {wrong[0]}: nothing was changed; lower the "
             "rate, clip, or skip such steps with nonfinite='skip'"
         )
+
+    def _check_scores(self, masked: Iterable[Tensor]) -> None:
+        """Raise TrainingError where the inner optimizer made scores that are not finite: they mask out for good."""
+        scores = [self.state[param]["scores"] for param in masked]
+        if _finite(scores):
+            return
+        for name, param in self.named():
+            own = self.state.get(param, {}).get("scores")
+            if own is not None and not own.isfinite().all():
+                raise TrainingError(
+                    f"{type(self.inner).__name__} made scores of {name} that are not finite, from gradients that were: "
+                    "look at its eps, weight decay and rate; the masks are those of the step before"
+                )
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each parameter with its name, or its shape where its group has no names."""
@@ -274,6 +290,7 @@ class MaskOptimizer(torch.optim.Optimizer):
         # What torch's own keeps, and what only this class has; never what others patched onto the instance.
         own = (
             "_base_of", "inner", "rule", "init", "grad_scale", "regularizers", "nonfinite", "skipped", "_watch",
+            "_turn",
             "_built",
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
@@ -442,6 +459,14 @@ def _margins(size: Tensor, init: ScoreInit, margin: float) -> Tensor:
     made = relative.clamp_min(init.floor).pow_(init.power)
     made = made * (margin / _number(made.mean()))
     return torch.where(relative < init.keep, torch.full_like(made, NEVER), made)
+
+
+def _finite(tensors: list[Tensor]) -> bool:
+    """Whether all are finite; by norms, since these take no memory."""
+    # The 2-norm takes a twentieth of the time of the largest magnitude, but may overflow where all is finite.
+    return not tensors or any(
+        math.isfinite(_number(nn.utils.get_total_norm(tensors, order))) for order in (2, math.inf)
+    )
 
 
 def _number(one: Tensor) -> float:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from piggyback.errors import InputError
+from piggyback.errors import InputError, check_is
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,6 +85,7 @@ class MaskRule:
 
 def check_learnable(rule: MaskRule) -> None:
     """Raise InputError for a rule with a form: task files may have one, but none is learned any more."""
+    check_is("rule", rule, MaskRule, "a MaskRule")
     if rule.form != "plain":
         raise InputError(
             f"a mask rule of form {rule.form!r}: expected 'plain'; forms can be read from task files, not learned"

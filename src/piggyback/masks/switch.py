@@ -177,7 +177,7 @@ class LiveWeights:
                 raise TaskStateError(
                     f"weight {name!r}: {int((~known).sum())} of {known.numel()} values are neither kept nor "
                     "masked out; expected base weights times a mask: train it in a group with masked=True "
-                    "of a MaskOptimizer"
+                    "of a MaskOptimizer, and take no average (EMA, SWA), which is no mask"
                 )
             packed = pack_mask(mask)
             masks[name] = PackedMask(tuple(self.base[name].shape), packed.keep, packed.negative)

@@ -99,8 +99,10 @@ def load_head(task: Task, original: nn.Module, custom: nn.Module | None = None) 
 
 
 def head_tensors(info: TaskInfo, head: nn.Module) -> dict[str, Tensor]:
-    """Return what a task with this head has of it: its state dict, nothing of the backbone's own."""
-    return {} if info.head_kind == KEEP else head.state_dict()
+    """Return what a task with this head has of it: copies of its state dict, nothing of the backbone's own."""
+    if info.head_kind == KEEP:
+        return {}
+    return {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
 
 
 def class_names(classes: int | Sequence[str]) -> tuple[str, ...]:

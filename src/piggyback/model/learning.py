@@ -27,6 +27,7 @@ from piggyback.taskfile.task import KEEP, ROW_HEADS, NormPolicy, Task, TaskInfo
 
 FIRST_RUNS = 5
 """Forward passes that are looked at."""
+EVERY = 50  # passes, of which one is followed by a look at normalisation's statistics
 MANY = 16
 """Outputs from which on a head's weights are rounded to five bits."""
 _BUILT_FOR: weakref.WeakKeyDictionary[DistributedDataParallel, Counter[str]]
@@ -88,6 +89,8 @@ class Learning:
             if self.norm != "trained" or (1,) not in sizes or not module.training:
                 raise
             output = self._run_one(args, kwargs)
+        if self.norm == "trained" and module.training:
+            self._check_statistics()
         if ddp is not None and self.norm == "trained":
             average_([t for t in self._norms().values() if not isinstance(t, nn.Parameter)], ddp)
         if (
@@ -115,6 +118,18 @@ class Learning:
             return self.backbone.module(*args, **kwargs)
         finally:
             self.set_mode(True)
+
+    def _check_statistics(self) -> None:
+        """Raise TrainingError, now and then, where a batch has spoiled the statistics that the task brings."""
+        self.runs["statistics"] += 1
+        if self.runs["statistics"] % EVERY != 1:
+            return
+        for name, tensor in self._norms().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise TrainingError(
+                    f"task {self.name!r}: {name} is not finite after one of the last {EVERY} batches, whose inputs "
+                    "were not: look for NaN in the data and start the task anew"
+                )
 
     def _check_output(self, reached: bool, output: Any) -> None:
         """Look whether the output is the new head's."""

@@ -27,8 +27,10 @@ from piggyback.errors import (
     TaskNameError,
     TaskStateError,
     UnknownTaskError,
+    check_is,
     near_misses,
 )
+from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import KINDS, kind_of
 from piggyback.kinds.classification import confidence
 from piggyback.masks.optimizer import MaskOptimizer
@@ -56,7 +58,7 @@ from piggyback.taskfile.checks import check_fits
 from piggyback.taskfile.file import load_file, save_file
 from piggyback.taskfile.header import check_writable
 from piggyback.taskfile.task import KEEP, OWN, NormPolicy, Task, TaskInfo, check_name
-from piggyback.texts.preprocessing import Prepares
+from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 
 MUCH = 0.2
 """The share of the weights from which on it is said that the default selection leaves them out."""
@@ -97,6 +99,7 @@ class MultiTaskModel(nn.Module):
         preprocessing: Prepares | None = None,
     ) -> None:
         own = None
+        _check_preprocessing(preprocessing)
         if isinstance(backbone, Backbone):
             head, source = head or backbone.head, source or backbone.source
             own = backbone.preprocessing
@@ -191,6 +194,7 @@ class MultiTaskModel(nn.Module):
 
         Raises TaskNameError for a name that is taken, BackboneMismatchError for a task of other weights.
         """
+        check_is("task", task, Task, "a Task; load_task takes a file")
         with self._lock, torch.inference_mode(False):
             self._not_learning("add a task")
             self._not_running("add a task")
@@ -361,7 +365,7 @@ class MultiTaskModel(nn.Module):
         names = self.task_names
         if not names:
             raise UnknownTaskError("no tasks to choose from: add_task or load_task first")
-        if not 0 <= at_least <= 1:
+        if not (isinstance(at_least, (int, float)) and 0 <= at_least <= 1):
             raise InputError(f"at_least {at_least!r}: expected a number from 0 to 1")
         for name, task in self._tasks.items():
             if task.info.kind in KINDS and kind_of(task.info).per_pixel:
@@ -440,8 +444,11 @@ class MultiTaskModel(nn.Module):
         them; ``units`` and ``scaling`` are a regression's, see ``TaskInfo``. Raises InputError for a ``rule`` with a
         form.
         """
+        if start is not None:
+            check_is("start", start, Task, "a Task")
         rule = rule or (MaskRule() if start is None else start.info.rule)
         check_learnable(rule)
+        _check_preprocessing(preprocessing)
         with self._lock, torch.inference_mode(False):
             self._not_learning("start another")
             self._not_running("start one")
@@ -638,6 +645,8 @@ class MultiTaskModel(nn.Module):
             if isinstance(placed, str) and self._tasks[placed].coefficients:
                 self._in_place = Which.UNSURE  # in another dtype a form makes other live weights
                 self._write(placed)
+            if self._learning is None:
+                self._frozen.count()
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -652,6 +661,8 @@ class MultiTaskModel(nn.Module):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(dict(state))  # type: ignore[no-untyped-call]
         self._lock = threading.RLock()
+        if self._learning is None:
+            self._frozen.count()
 
     def _write(self, name: str | None) -> None:
         """Put a task's weights, normalisation and head in place; the caller holds the lock.
@@ -685,6 +696,7 @@ class MultiTaskModel(nn.Module):
         placed, live = self._in_place, self._frozen.live.params
         self._frozen.invalidate_state()
         was = {each: param.detach().clone() for each, param in live.items()}
+        moved = self._put_back_head(placed)
         self._in_place = Which.UNSURE
         self._write(None)
         what = f"weight {name!r} was changed by something else than this model, such as the backbone's load_state_dict"
@@ -694,10 +706,20 @@ class MultiTaskModel(nn.Module):
         if isinstance(placed, Which):
             return
         self._write(placed)
-        if any(not torch.equal(param, was[each]) for each, param in live.items()):
+        if moved or any(not torch.equal(param, was[each]) for each, param in live.items()):
             raise TaskStateError(
                 f"{what}; it has been put back. Load weights before MultiTaskModel, and change those of bake(task)"
             )
+
+    def _put_back_head(self, name: str | Which | None) -> bool:
+        """Give a task's head the task's tensors again; whether it had others."""
+        if not isinstance(name, str):
+            return False
+        kept, head = self._tasks[name].head, self._heads[name]
+        same = all(torch.equal(t, kept[key]) for key, t in head.state_dict().items() if key in kept)
+        if not same:
+            head.load_state_dict(dict(kept))
+        return not same
 
     def _settle(self) -> None:
         """Put the caller's task in place, for those who use the backbone directly, or that of the call under way."""
@@ -767,7 +789,8 @@ class MultiTaskModel(nn.Module):
     def _not_broken(self) -> None:
         if self._broken:
             raise TaskStateError(
-                f"{self._broken}: no longer the backbone that its tasks were learned on; load the network anew"
+                f"{self._broken}: no longer the backbone that its tasks were learned on; load the network "
+                "anew, its weights before MultiTaskModel"
             )
 
     def _not_running(self, what: str) -> None:
@@ -783,6 +806,11 @@ class MultiTaskModel(nn.Module):
                 f"cannot {what} while task {self._learning.name!r} is in training: "
                 "call finish_task() or cancel_task() first"
             )
+
+
+def _check_preprocessing(given: object) -> None:
+    kinds = (Preprocessing, TextPreprocessing, type(None))
+    check_is("preprocessing", given, kinds, "a Preprocessing, which a task file can hold")
 
 
 def _tell_left_out(frozen: FrozenBackbone) -> None:

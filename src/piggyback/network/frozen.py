@@ -10,11 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import SelectionError, TaskStateError, near_misses
+from piggyback.errors import SelectionError, TaskStateError, check_is, near_misses
 from piggyback.masks.bits import PackedMask
 from piggyback.masks.rule import Form
 from piggyback.masks.switch import LiveWeights
-from piggyback.network.fingerprint import IGNORED, digests_of, fingerprint, tensor_digest, whole_of
+from piggyback.network.fingerprint import IGNORED, digests_of, tensor_digest, whole_of
 from piggyback.network.head import find_head
 from piggyback.network.norm import norm_tensors
 from piggyback.network.select import Selection, select_weights
@@ -39,6 +39,7 @@ class FrozenBackbone:
     def __init__(
         self, module: nn.Module, select: Selection = None, head: str | None = None
     ) -> None:
+        check_is("backbone", module, nn.Module, "a network, or what load_backbone returns")
         self.head_name = find_head(module) if head is None else _known_module(module, head)
         self.masked_names = tuple(select_weights(module, select, head=self.head_name))
         digests = digests_of(module)
@@ -70,7 +71,9 @@ class FrozenBackbone:
         self._seen: list[tuple[dict[str, Any], str, Tensor, int]] = []
         self._owners: list[tuple[dict[str, Any], str, str, Tensor]] = []
         self._versions: list[int] = []  # of changes to each, after the last write
+        self._seen_head: list[tuple[str, Tensor, int]] = []
         self._hold()
+        self.count()
 
     def _hold(self) -> None:
         """Let it be known that this one writes into the module's weights."""
@@ -81,7 +84,8 @@ class FrozenBackbone:
             _HOLDERS[self.module.get_submodule(path)][1][key] = digest
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_seen": [], "_owners": [], "_versions": []}  # copies count from 0
+        counted = ("_seen", "_owners", "_versions", "_seen_head")
+        return {**self.__dict__, **{name: [] for name in counted}}  # copies count from 0
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
@@ -136,15 +140,18 @@ class FrozenBackbone:
                 if name not in masks:
                     tensor.copy_(values[name])
             self._seen = [] if norm else self._sight()
-        self._count()
         self.put_head(head)
+        self.count()
 
     def invalidate_state(self) -> None:
         """Let the next ``write_`` write all of the state: it may change in ways that torch does not count."""
-        self._seen, self._owners, self._versions = [], [], []
+        self._seen, self._owners, self._versions, self._seen_head = [], [], [], []
 
-    def _count(self) -> None:
-        """Note where each weight outside the head stands and how often it was changed."""
+    def count(self) -> None:
+        """Note where each weight stands and how often it was changed."""
+        self._versions, self._seen_head = [], []
+        if torch.compiler.is_compiling():
+            return  # compiled code counts its own copies
         if not self._owners:
             for name, param in self.module.named_parameters():
                 if name in self._shapes and not param.is_inference():  # those are not counted
@@ -152,6 +159,12 @@ class FrozenBackbone:
                     owner = self.module.get_submodule(path)._parameters
                     self._owners.append((owner, key, name, param))
         self._versions = [param._version for *_, param in self._owners]
+        head = self.module.get_submodule(self.head_name)
+        self._seen_head = [
+            (f"{self.head_name}.{key}", param, param._version)
+            for key, param in head.named_parameters()
+            if not param.is_inference()
+        ]
 
     def changed(self) -> tuple[str, str] | None:
         """Return a weight that others wrote or replaced since the last ``write_``, and which of these; else None.
@@ -159,7 +172,9 @@ class FrozenBackbone:
         Torch does not count what is written through ``.data``. A tensor that is no parameter may stand in:
         ``functional_call`` lends it.
         """
-        # Nothing has been seen before the first write, and while a task is in training.
+        if torch.compiler.is_compiling():
+            return None
+        # Nothing has been seen while a task is in training.
         seen = zip(self._owners, self._versions, strict=True) if self._versions else ()
         for (owner, key, name, param), version in seen:
             now = owner.get(key)
@@ -167,11 +182,14 @@ class FrozenBackbone:
                 return name, "replaced"
             if param._version != version:
                 return name, "changed"
+        for name, param, version in self._seen_head:
+            if param._version != version:
+                return name, "changed"
         return None
 
     def is_whole(self) -> bool:
-        """Return whether the backbone, its own weights in place, is what came: by its fingerprint."""
-        return fingerprint(self.module, (), self.head_name)[0] == self.fingerprint
+        """Return whether the backbone, its own weights and head in place, is what came: by its fingerprint."""
+        return whole_of(digests_of(self.module)) == self.with_head
 
     def _holds_base_state(self) -> bool:
         """Whether the state was left alone since its base values were written, so that they need not be again."""

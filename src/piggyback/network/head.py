@@ -21,6 +21,7 @@ _USUAL = (
 
 _SECOND = ("head_dist", "aux_head", "distillation_classifier", "classifier_distill")
 """Second classifiers whose outputs are mixed with the first's, even in eval mode."""
+_BOXES = ("bbox_pred", "bbox_predictor", "bbox_embed", "regression_head")  # of detectors
 _SAME_FEATURES = ("EfficientFormer", "EfficientFormerV2", "SwiftFormer")
 """timm's classes that return (head(x) + head_dist(x)) / 2; elsewhere the two see different tokens."""
 
@@ -53,6 +54,7 @@ def find_head(module: nn.Module) -> str:
     name = _usual_head(module) or _last_layer(module)
     _refuse_listed(module, name)
     _refuse_beside(module, name)
+    _refuse_branches(module, name)
     return name
 
 
@@ -114,6 +116,27 @@ def _refuse_beside(module: nn.Module, name: str) -> None:
             raise _unclear(module, f"{both!r} and {name!r} take the same features: it may have two")
         if _widths(other)[1] == _widths(head)[1]:
             raise _unclear(module, f"{both!r} and {name!r} have as many outputs: it may mix them")
+
+
+def _refuse_branches(module: nn.Module, name: str) -> None:
+    """Raise SelectionError where a part beside one that holds the classifier takes the same and feeds no layer."""
+    taken = {_widths(layer)[0] for _, layer in _products(module)}
+    parts, head = name.split("."), module.get_submodule(name)
+    for end in range(len(parts)):
+        around = module.get_submodule(".".join(parts[:end]))
+        if isinstance(around, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            continue
+        branches = {key: _products(part) for key, part in around.named_children()}
+        features = _widths(branches[parts[end]][0][1])[0]
+        for key, layers in branches.items():
+            if key == parts[end] or not layers or not _can_be_head(layers[-1][1]):
+                continue
+            (_, first), (last, fed) = layers[0], layers[-1]
+            other = ".".join([*parts[:end], key])
+            if fed is head or _widths(first)[0] != features or _widths(fed)[1] in taken:
+                continue
+            if not _repeated_block(module, f"{other}.{last}"):  # else it is the body
+                raise _unclear(module, f"{other!r} takes the same features: it may have two")
 
 
 def _refuse_listed(module: nn.Module, name: str) -> None:
@@ -204,9 +227,12 @@ def _last_inside(path: str, found: nn.Module) -> str | None:
 
 
 def _refuse_two_heads(module: nn.Module) -> None:
-    for name in _SECOND:
-        if isinstance(getattr(module, name, None), (nn.Linear, nn.Conv2d)):
+    for name, part in module.named_modules():
+        last = name.rpartition(".")[2]
+        if last in _SECOND and not isinstance(part, (nn.Identity, FollowHead)):
             raise _unclear(module, f"a second classifier, {name!r}, is mixed into its output")
+        if last in _BOXES:
+            raise _unclear(module, f"{name!r} finds boxes beside it")
 
 
 def _products(module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -11,7 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from piggyback.errors import BackboneMismatchError, CheckpointError, InputError, TaskFileError
+from piggyback.errors import (
+    BackboneMismatchError,
+    CheckpointError,
+    InputError,
+    TaskFileError,
+    check_is,
+)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = True) -> None:
@@ -76,9 +82,17 @@ def write_file(path: Path, data: bytes | str) -> None:
         ) from error
 
 
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raise InputError for what no file can be called."""
+    check_is("path", path, (str, os.PathLike), "a text or a Path")
+    if "\0" in str(path):
+        raise InputError(f"path {str(path)!r}: expected one without NUL characters")
+
+
 @contextlib.contextmanager
 def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put the file's name in front of any complaint about it."""
+    """Put the file's name in front of any complaint about it; InputError for what no file can be called."""
+    check_path(path)
     try:
         yield
     except (TaskFileError, BackboneMismatchError) as error:

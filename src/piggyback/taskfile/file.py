@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from piggyback.errors import InputError, TaskFileError
+from piggyback.errors import InputError, TaskFileError, check_is
 from piggyback.masks.bits import PackedMask
 from piggyback.taskfile import container
 from piggyback.taskfile.checks import (
@@ -23,7 +23,7 @@ from piggyback.taskfile.checks import (
 )
 from piggyback.taskfile.codec import reader, writer
 from piggyback.taskfile.container import Entry
-from piggyback.taskfile.disk import error_context, write_whole
+from piggyback.taskfile.disk import check_path, error_context, write_whole
 from piggyback.taskfile.header import (
     DIGESTS,
     FORM,
@@ -141,6 +141,8 @@ def save_file(task: Task, path: str | os.PathLike[str]) -> None:
     ...     load_file(folder + "/signs.safetensors").name
     'signs'
     """
+    check_is("task", task, Task, "a Task; the path comes after it")
+    check_path(path)
     data = save(task)
     try:
         write_whole(path, data)

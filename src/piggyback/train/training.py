@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from piggyback.errors import CheckpointError, InputError, near_misses
+from piggyback.errors import CheckpointError, InputError, check_is, near_misses
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import kind_of
 from piggyback.kinds.base import Loss
@@ -75,7 +75,9 @@ def train(
     another run, for a finished run that would be lost, or when ``out`` cannot be written; DataError for images that
     cannot be decoded; MissingExtraError for a tracker that is not installed.
     """
-    recipe, listener = recipe or Recipe(), listener or Listener()
+    recipe, listener = Recipe() if recipe is None else recipe, listener or Listener()
+    check_is("backbone", backbone, Backbone, "what load_backbone returns, or a Backbone")
+    check_is("recipe", recipe, Recipe, "a Recipe")
     check_name(name)
     data = as_data(data, name)
     if loss is not None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import BackboneError, InputError, first_line, near_misses
+from piggyback.errors import BackboneError, InputError, check_is, first_line, near_misses
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.network.head import find_head
@@ -63,6 +63,12 @@ def load_backbone(
     >>> backbone.head, backbone.preprocessing.image_size
     ('fc', 224)
     """
+    check_is(
+        "backbone",
+        spec,
+        str,
+        "the name of one, such as 'timm:resnet50'; give a module to MultiTaskModel",
+    )
     if spec.startswith(PREFIX):
         inner = load_backbone(
             inner_spec(spec),
