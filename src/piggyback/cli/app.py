@@ -19,13 +19,13 @@ from piggyback.names import plain
 
 COMMANDS = {
     "quickstart": "Learn two tasks on one frozen network, in minutes, on the CPU.",
-    "train": "Learn one task from a folder of images or a table of texts; write its task file.",
+    "train": "Learn one task from images or texts; write its task file.",
     "compare": "Train several methods on one or more tasks; make one table.",
     "experiment": "Run a table of many trainings that a manifest describes.",
     "data": "List the paper's data sets; show where one lies, or how to get it.",
-    "check": "Look at every image of a data set: counts, bad files, copies, sizes.",
+    "check": "Look at all images or texts of a data set: counts, bad files, copies, sizes.",
     "evaluate": "Measure a task file on a folder of labelled images.",
-    "predict": "Classify images, or their pixels, with one or more task files.",
+    "predict": "Answer for images or texts with one or more task files.",
     "serve": "Answer over HTTP for every task file in a folder, from one network.",
     "inspect": "Show what is in a task file.",
     "bake": "Write a task as a plain model: a state dict, ONNX, or a folder for transformers.",

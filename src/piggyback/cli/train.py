@@ -78,7 +78,7 @@ def run(
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Learn one task from a folder or table of images, or a table of texts; write its task file.
+    """Learn one task from images or texts; write its task file.
 
     The run's folder gets the task file, NAME.safetensors, logs (CSV, JSON) and,
     while it runs, a checkpoint. The best epoch is chosen on val and measured once
