@@ -22,7 +22,7 @@ from piggyback.cli.options import (
 )
 from piggyback.cli.screen import notes, results, table, write_json
 from piggyback.errors import DataError, InputError, TaskNameError
-from piggyback.images.find import find_images
+from piggyback.images.find import SUFFIXES, find_images
 from piggyback.names import check_name, plain, read_token
 from piggyback.schemas import AT_LEAST, Said
 from piggyback.taskfile.disk import check_output, write_file
@@ -75,7 +75,8 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="INPUTS...",
-            help="Image files, folders, or quoted globs; for a text task, files with one text per line, or tables.",
+            help="Image files, folders, quoted globs, or tables of images; for a text task, files with one text per "
+            "line, or tables.",
         ),
     ] = None,
     task: Annotated[
@@ -149,6 +150,7 @@ def run(
       piggyback predict photo.jpg --infer-task --url http://127.0.0.1:8000
       piggyback predict --text "a great film" --task mood.safetensors
       piggyback predict reviews.csv --column text=review --task mood.safetensors
+      piggyback predict photos.csv --column image=file --task signs.safetensors
     """
     how: Format = "json" if json else format
     if at_least is not None and not infer_task:
@@ -261,13 +263,28 @@ def _what(given: Path | Text) -> str:
     return "text" if isinstance(given, Text) else "file"
 
 
-def _files(images: Sequence[str] | None, column: Sequence[str] | None) -> list[Path]:
-    """The image files that arguments name; raises BadParameter for none."""
-    if not images:
+def _files(inputs: Sequence[str] | None, column: Sequence[str] | None) -> list[Path]:
+    """The image files that arguments name, and those in tables, each once; raises BadParameter for none."""
+    if not inputs:
         raise typer.BadParameter("expected images, or --text", param_hint="'INPUTS...'")
-    if column:
-        raise InputError("--column: it is for tables of texts; leave it out")
-    return find_images(images)
+    columns = columns_of(column)
+    if columns.keys() - {"image"}:
+        raise InputError(f"--column {' '.join(column or ())}: expected image=NAME alone")
+    images, found = [], list[Path]()
+    for name in inputs:
+        path = Path(name)
+        if path.suffix.lower() in SUFFIXES or not path.is_file():
+            images.append(name)
+            continue
+        from piggyback.train.data.table import is_table, read_files  # with torch, for a table alone
+
+        if is_table(path):
+            found += read_files(path, columns.get("image"))
+        else:
+            images.append(name)
+    if columns and not found:
+        raise InputError(f"--column {' '.join(column or ())}: it is for tables, such as photos.csv")
+    return list(dict.fromkeys([*(find_images(images) if images else ()), *found]))
 
 
 def _texts(inputs: Sequence[str], texts: Sequence[str], column: Sequence[str] | None) -> list[Text]:

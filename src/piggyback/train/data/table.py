@@ -121,6 +121,15 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
     return found
 
 
+def read_files(path: Path, column: str | None = None) -> list[Path]:
+    """Return the image files that a table's ``column`` names, by default "image", relative to the table."""
+    columns = read_columns(path)
+    cells = columns[_column(path, columns, "image", column)]
+    if not isinstance(cells, list):
+        raise DataError(f"table {str(path)!r} holds its images itself: expected paths of files")
+    return [path.parent / _file(path, at, cell) for at, cell in enumerate(cells, 1)]
+
+
 def load_table(
     path: str | Path,
     name: str | None = None,
@@ -265,7 +274,7 @@ class _Table:
         """The images' paths beside the table; each file is looked at once, however often it is named."""
         if isinstance(cells, (Encoded, TarImages)):
             return self._pictures(cells)
-        names = _each(cells, self._file)
+        names = _each(cells, partial(_file, self.path))
         different = list(dict.fromkeys(names))
         checks = in_threads(_problem, PathList.of(self.path.parent, different))
         bad = {name: why for name, why in zip(different, checks, strict=True) if why is not None}
@@ -274,13 +283,6 @@ class _Table:
             more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
             raise DataError(f"table {str(self.path)!r}, {'; '.join(rows)}{more}")
         return names
-
-    def _file(self, at: int, cell: Any) -> str:
-        if not isinstance(cell, str) or not cell.strip() or "\0" in cell:
-            raise self._fail(at, f"image {cell!r:.80}: expected the path of a file")
-        if "://" in cell:
-            raise self._fail(at, f"image {cell!r:.80}: expected the path of a file; fetch it first")
-        return os.path.normpath(cell.strip())
 
     def _pictures(self, cells: Sequence[Any]) -> Pictures:
         """Images in the table itself; each is looked at as one in a file is."""
@@ -535,6 +537,14 @@ def _checked(path: Path, cells: Sequence[Any]) -> list[str]:
     if set(map(type, cells)) == {str} and all(map(str.strip, cells)):
         return list(cells)
     return [_text(path, at, cell) for at, cell in enumerate(cells, 1)]
+
+
+def _file(path: Path, at: int, cell: Any) -> str:
+    if not isinstance(cell, str) or not cell.strip() or "\0" in cell or "://" in cell:
+        raise DataError(
+            f"{_row(path, at)}: image {cell!r:.80}: expected the path of a file on disk"
+        )
+    return os.path.normpath(cell.strip())
 
 
 def _text(path: Path, at: int, cell: Any) -> str:
