@@ -107,8 +107,9 @@ class Survey:
 
     @property
     def trainable(self) -> bool:
-        """Whether training would take the data as they are."""
-        whole = all(all(row.values()) for row in self.counts.values())
+        """Whether training would take the data as they are: val and test may lack a class."""
+        learned = "train" if "train" in self.splits else self.splits[0]
+        whole = all(row[learned] for row in self.counts.values())
         return not self.unreadable and (whole or self.kind != "classification")
 
     @property
