@@ -192,6 +192,11 @@ def is_data_set(root: Path, skip_bad: bool) -> bool:
     """
     if root.is_dir():
         return False
+    if root.is_file():
+        raise DataError(
+            f"{str(root)!r} is a file: expected a folder of images, a table (.csv, .tsv, .jsonl, .parquet), or a .tar "
+            "without compression"
+        )
 
     from piggyback.lab.datasets import DATASETS
     from piggyback.train.data.dataset import TORCHVISION
