@@ -22,6 +22,7 @@ from piggyback.errors import DataError
 from piggyback.images.decode import Box, as_box, content_key, in_threads, pixels_of
 from piggyback.images.find import list_folders, list_images
 from piggyback.images.label_maps import SegmentationSet
+from piggyback.images.pictures import Pictures
 from piggyback.train.data.folder import inner_folder, split_folders
 from piggyback.train.data.sets import ImageSet, Split
 from piggyback.train.data.tagged import TaggedSet
@@ -225,19 +226,19 @@ def survey_splits(name: str, splits: Mapping[str, Split]) -> Survey:
             ]
         else:
             held = part.files if part.images is None else part.images
+            if part.images is None and not isinstance(part.files, Pictures):
+                names = list(map(str, part.files))
+            else:
+                names = [f"{split} {at}" for at in range(1, len(part) + 1)]
             boxes = [None] * len(part) if part.boxes is None else map(as_box, part.boxes)
             keys = part.content_keys().tolist()
-            places = [
-                (one, str(one) if isinstance(one, Path) else f"{split} {at}", split, had, key, box)
-                for at, (one, had, key, box) in enumerate(
-                    zip(held, labels, keys, boxes, strict=True), 1
-                )
-            ]
-            samples += in_threads(lambda place: _look(*place), places)
+            samples += in_threads(_look, held, names, [split] * len(part), labels, keys, boxes)
         if part.kind == "regression":
             for column, units, values in zip_longest(part.classes, part.units, part.labels.T):
                 title = f"{column} ({units})" if units else column
-                numbers[title][split] = [float(f(values)) for f in (min, torch.median, max)]
+                numbers[title][split] = [
+                    float(f(values)) for f in (torch.min, torch.median, torch.max)
+                ]
         kind, what = part.kind, part.what
     return Survey(name, samples, _copies(samples), kind=kind, what=what, numbers=numbers)
 
