@@ -49,5 +49,5 @@ def make(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def client(server: FakeServer, make: Any) -> Iterator[Client]:
-    with make(server.url, timeout=20) as made:
+    with make(server.url, timeout=60) as made:
         yield made

@@ -131,7 +131,7 @@ def test_a_task_deleted_by_another_thread_is_an_error_for_those_who_chose_it(mod
     def work() -> str:
         model.set_task("gone")
         chosen.set()
-        assert deleted.wait(10)
+        assert deleted.wait(60)
         with pytest.raises(UnknownTaskError, match="'gone'"):
             model(inputs)
         model.set_task("b")
@@ -139,7 +139,7 @@ def test_a_task_deleted_by_another_thread_is_an_error_for_those_who_chose_it(mod
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
-        assert chosen.wait(10)
+        assert chosen.wait(60)
         model.delete_task("gone")
         deleted.set()
         assert future.result() == "b"

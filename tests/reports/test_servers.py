@@ -394,7 +394,7 @@ def test_two_uploads_at_once_leave_none_behind_and_change_no_classes(folder):
         put, started = engine._folder.put, threading.Barrier(2)
 
         def meet(name, data, decode, replace_classes):
-            return put(name, data, lambda *_: started.wait(10), replace_classes)
+            return put(name, data, lambda *_: started.wait(60), replace_classes)
 
         engine._folder.put = meet
         with ThreadPoolExecutor(2) as pool:

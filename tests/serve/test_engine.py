@@ -35,6 +35,7 @@ from piggyback.serve.store.folder import Changes, TaskFolder
 from piggyback.serve.store.stores import LocalStore
 from piggyback.taskfile.file import save
 from piggyback.taskfile.header import header_of
+from support.fake_engine import wait_until
 from support.telling import INPUT, Telling, engine_over, expected, telling_tasks, write_tasks
 
 
@@ -57,7 +58,7 @@ class Gate:
 
         def held(copy: ModelCopy, x: torch.Tensor) -> torch.Tensor:
             self.reached.set()
-            assert self.opened.wait(30)
+            assert self.opened.wait(60)
             return run(copy, x)
 
         monkeypatch.setattr(ModelCopy, "run", held)
@@ -72,7 +73,7 @@ def busy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         with engine_over(folder, workers=1, **options) as engine:
             gate = Gate(monkeypatch)
             running = engine.submit(INPUT, "t1")
-            assert gate.reached.wait(10)
+            assert gate.reached.wait(60)
             yield engine, gate, running
 
     return made
@@ -152,8 +153,8 @@ def test_what_waits_for_one_task_is_answered_together(busy):
     with busy(max_batch=8) as (engine, gate, first):
         rest = [engine.submit(INPUT, f"t{1 + i % 2}") for i in range(8)]
         gate.opened.set()
-        assert first.result(10).timing.batch == 1
-        assert [future.result(10).timing.batch for future in rest] == [4] * 8
+        assert first.result(60).timing.batch == 1
+        assert [future.result(60).timing.batch for future in rest] == [4] * 8
 
 
 def test_a_bad_input_does_not_spoil_the_batch_it_is_in(busy):
@@ -161,7 +162,7 @@ def test_a_bad_input_does_not_spoil_the_batch_it_is_in(busy):
         bad = [torch.zeros(5), torch.full((4,), float("nan"))]
         good, *failed = [engine.submit(x, "t1") for x in (INPUT, *bad)]
         gate.opened.set()
-        assert first.result(10).classes[0] == good.result(10).classes[0] == expected("t1")
+        assert first.result(60).classes[0] == good.result(60).classes[0] == expected("t1")
         for future in failed:
             assert isinstance(future.exception(10), (InputError, RuntimeError))
 
@@ -172,8 +173,8 @@ def test_a_float_input_is_the_one_that_was_given_whatever_becomes_of_it(busy):
         waiting = engine.submit(frame, "t1")
         frame.neg_()
         gate.opened.set()
-        running.result(10)
-        assert waiting.result(10).classes[0] == expected("t1")
+        running.result(60)
+        assert waiting.result(60).classes[0] == expected("t1")
 
 
 def test_asking_all_tasks_leaves_out_those_that_cannot_answer(folder):
@@ -197,14 +198,10 @@ def test_finished_futures_do_not_keep_their_images(folder):
     with engine_over(folder) as engine:
         image = INPUT.numpy().copy()
         kept, gone = engine.submit(image, "t1"), ref(image)
-        kept.result(10)
+        kept.result(60)
         says(engine, "t2")
         del image
-        for _ in range(500):
-            if gone() is None:
-                break
-            threading.Event().wait(0.01)
-        assert gone() is None
+        wait_until(lambda: gone() is None)
 
 
 # -- limits ------------------------------------------------------------------------------------
@@ -219,7 +216,7 @@ def test_a_full_queue_refuses_more_and_goes_on(busy):
         with pytest.raises(OverloadError):
             engine.infer(INPUT, ["t1", "t2"])
         gate.opened.set()
-        assert {future.result(10).task for future in (running, *waiting)} == {"t1", "t2", "t3"}
+        assert {future.result(60).task for future in (running, *waiting)} == {"t1", "t2", "t3"}
         assert says(engine, "t3") == expected("t3")
         assert engine.stats().requests["t3", "overload"] == 1
 
@@ -232,7 +229,7 @@ def test_an_answer_that_takes_too_long_is_given_up(busy):
             asyncio.run(engine.predict_async(INPUT, "t2", timeout=0.05))
         assert engine.queue_depth == 0
         gate.opened.set()
-        running.result(10)
+        running.result(60)
         assert engine.stats().requests["t2", "timeout"] == 2
 
 
@@ -240,12 +237,12 @@ def test_a_cancelled_request_is_not_run(busy):
     with busy() as (engine, gate, running):
         dropped, kept = engine.submit(INPUT, "t2"), engine.submit(INPUT, "t2")
         assert dropped.cancel()
-        assert wait([dropped], timeout=10).done == {dropped}
+        assert wait([dropped], timeout=60).done == {dropped}
         assert engine.queue_depth == 1
         assert engine.stats().requests["t2", "cancelled"] == 1
         gate.opened.set()
-        running.result(10)
-        assert kept.result(10).timing.batch == 1
+        running.result(60)
+        assert kept.result(60).timing.batch == 1
         with pytest.raises(CancelledError):
             dropped.result(0)
 
@@ -264,7 +261,7 @@ def test_a_busy_task_leaves_room_in_the_queue_for_others(busy):
             engine.submit(INPUT, "t1")
         waiting += [engine.submit(INPUT, "t2") for _ in range(3)]
         gate.opened.set()
-        assert all(future.result(10) for future in (running, *waiting))
+        assert all(future.result(60) for future in (running, *waiting))
 
 
 def test_a_bad_image_takes_no_place_in_the_queue(folder):
@@ -322,7 +319,7 @@ def test_a_device_that_is_not_there_is_refused(folder, device):
 def test_all_who_wait_for_a_task_share_one_load(folder, monkeypatch):
     with engine_over(folder, workers=1) as engine:
         futures = [engine.submit(INPUT, "t5") for _ in range(20)]
-        assert {future.result(10).classes[0] for future in futures} == {expected("t5")}
+        assert {future.result(60).classes[0] for future in futures} == {expected("t5")}
         assert engine.stats().loads == 1
 
 
@@ -332,7 +329,7 @@ def test_a_slow_disk_does_not_hold_up_tasks_in_memory(folder, monkeypatch):
         release, read = threading.Event(), LocalStore.read
 
         def slow(store: LocalStore, name: str) -> bytes:
-            assert release.wait(30)
+            assert release.wait(60)
             return read(store, name)
 
         monkeypatch.setattr(LocalStore, "read", slow)
@@ -340,8 +337,8 @@ def test_a_slow_disk_does_not_hold_up_tasks_in_memory(folder, monkeypatch):
         assert says(engine, "t1") == expected("t1")
         assert not cold.done()
         release.set()
-        assert cold.result(10).tier == "disk"
-        assert cold.result(10).timing.load > 0
+        assert cold.result(60).tier == "disk"
+        assert cold.result(60).timing.load > 0
 
 
 def test_short_memory_while_loading_fails_those_who_wait_and_nobody_else(folder, monkeypatch):
@@ -392,15 +389,9 @@ def test_files_put_into_the_folder_are_found(folder):
         (folder / "new").write_bytes(others["t15"])
         (folder / "new").rename(folder / "t15.safetensors")
         (folder / "t1.safetensors").unlink()
-        for _ in range(500):
-            if {"t15"} <= {s.name for s in engine.tasks()} >= {"t2"}:
-                break
-            threading.Event().wait(0.01)
+        wait_until(lambda: {"t15"} <= {s.name for s in engine.tasks()} >= {"t2"})
         assert says(engine, "t15") == expected("t15")
-        for _ in range(500):
-            if "t1" not in {s.name for s in engine.tasks()}:
-                break
-            threading.Event().wait(0.01)
+        wait_until(lambda: "t1" not in {s.name for s in engine.tasks()})
         with pytest.raises(UnknownTaskError):
             engine.predict(INPUT, "t1")
 
@@ -415,7 +406,7 @@ def test_a_look_that_fails_is_logged_and_the_next_one_comes(folder, monkeypatch,
 
     with engine_over(folder, watch_s=0.001):
         monkeypatch.setattr(TaskFolder, "scan", fails_once)
-        assert looked.wait(20)
+        assert looked.wait(60)
     assert "a look at the tasks directory failed" in caplog.text
 
 
@@ -425,7 +416,7 @@ def test_a_file_replaced_between_request_and_load_answers_as_what_it_is(folder, 
     with engine_over(folder) as engine:
         (folder / "new").write_bytes(others["t19"])
         (folder / "new").rename(folder / "t1.safetensors")
-        answer = engine.predict(INPUT, "t1", timeout=10)
+        answer = engine.predict(INPUT, "t1", timeout=60)
         assert answer.classes[0] == expected("t19")
         assert answer.version == engine.task("t1").version
 
@@ -444,7 +435,7 @@ def test_replacing_under_load_never_mixes_two_versions(folder):
         def ask() -> list[tuple[str, str]]:
             found = []
             while not stop.is_set():
-                answer = engine.predict(INPUT, "x", top_k=1, timeout=20)
+                answer = engine.predict(INPUT, "x", top_k=1, timeout=60)
                 found.append((answer.version, answer.classes[0]))
             return found
 
@@ -453,7 +444,7 @@ def test_replacing_under_load_never_mixes_two_versions(folder):
             for i in range(60):
                 engine.put_task("x", files[i % 2], replace_classes=True)
             stop.set()
-            found = [pair for future in asking for pair in future.result(30)]
+            found = [pair for future in asking for pair in future.result(60)]
     assert len(found) > 4
     assert {version for version, _ in found} <= versions.keys()
     assert all(versions[version] == answer for version, answer in found)
@@ -466,7 +457,7 @@ def test_replaced_versions_leave_memory_though_others_were_asking(folder):
 
         def ask() -> None:
             while not stop.is_set():
-                engine.predict(INPUT, "t1", timeout=20)
+                engine.predict(INPUT, "t1", timeout=60)
 
         with ThreadPoolExecutor(3) as pool:
             asking = [pool.submit(ask) for _ in range(3)]
@@ -476,7 +467,7 @@ def test_replaced_versions_leave_memory_though_others_were_asking(folder):
                     pass
             stop.set()
             for future in asking:
-                future.result(20)
+                future.result(60)
         packed = engine.stats().bytes["packed"]
         assert packed == engine.task("t1").memory_bytes
 
@@ -532,11 +523,11 @@ def test_closing_answers_what_waits(folder, monkeypatch):
     engine = engine_over(folder, workers=1)
     gate = Gate(monkeypatch)
     futures = [engine.submit(INPUT, f"t{i}") for i in range(6)]
-    assert gate.reached.wait(10)
+    assert gate.reached.wait(60)
     closing = threading.Thread(target=engine.close)
     closing.start()
     gate.opened.set()
-    closing.join(20)
+    closing.join(60)
     assert not closing.is_alive()
     assert [future.result(0).classes[0] for future in futures] == [
         expected(f"t{i}") for i in range(6)
@@ -556,10 +547,10 @@ def test_closing_does_not_wait_for_a_disk_that_hangs(folder, monkeypatch):
     engine = engine_over(folder)
     monkeypatch.setattr(LocalStore, "read", hang)
     waiting = engine.submit(INPUT, "t1")
-    assert reached.wait(10)
+    assert reached.wait(60)
     closing = threading.Thread(target=engine.close, kwargs={"drain": False})
     closing.start()
-    closing.join(30)
+    closing.join(60)
     release.set()
     assert not closing.is_alive()
     with pytest.raises(ClosedError):
@@ -570,11 +561,11 @@ def test_closing_at_once_tells_those_who_wait(folder, monkeypatch):
     engine = engine_over(folder, workers=1)
     gate = Gate(monkeypatch)
     running = engine.submit(INPUT, "t1")
-    assert gate.reached.wait(10)
+    assert gate.reached.wait(60)
     waiting = engine.submit(INPUT, "t2")
     threading.Timer(0.05, gate.opened.set).start()
     engine.close(drain=False)
-    assert running.result(10).classes[0] == expected("t1")
+    assert running.result(60).classes[0] == expected("t1")
     with pytest.raises(ClosedError):
         waiting.result(0)
 

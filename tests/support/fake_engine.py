@@ -165,12 +165,12 @@ def running(app, *, said=None, ready=True) -> Iterator[HttpServer]:
         yield server
     finally:
         server.handle_exit(15, None)
-        thread.join(20)
+        thread.join(60)
         bound.close()
         assert not thread.is_alive()
 
 
-def wait_until(true, seconds=10.0):
+def wait_until(true, seconds=60.0):
     """Wait for a condition that other threads bring about."""
     until = time.monotonic() + seconds
     while not true():
@@ -182,7 +182,7 @@ def wait_until(true, seconds=10.0):
 def connected(server) -> Iterator[socket.socket]:
     """A plain connection, for what no client library would send."""
     host, port = server.address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         yield connection
 
 

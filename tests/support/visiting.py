@@ -22,7 +22,7 @@ def take(page: Any, name: str) -> None:
     page.keyboard.press("Enter")
 
 
-def until(page: Any, script: str, arg: Any = None, seconds: float = 20.0) -> None:
+def until(page: Any, script: str, arg: Any = None, seconds: float = 60.0) -> None:
     """Wait until ``script`` is true on the page; playwright's own way needs what the page's policy forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(script, arg):

@@ -76,7 +76,7 @@ def proxy(request, tmp_path_factory):
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         try:
-            wait_until(lambda: process.poll() is not None or answers(port), 20)
+            wait_until(lambda: process.poll() is not None or answers(port))
             assert process.poll() is None, process.stderr.read().decode()
             yield port
         finally:

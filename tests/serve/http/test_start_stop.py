@@ -26,7 +26,7 @@ def test_no_answers_until_the_engine_is_there():
     go, said = threading.Event(), []
 
     def start():
-        go.wait(10)
+        go.wait(60)
         return FakeEngine()
 
     with served(start, said=said, ready=False) as server:

@@ -60,7 +60,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
             )
             opened = browser.new_context(**{"reduced_motion": "reduce", **context})
             stack.callback(opened.close)
-            opened.set_default_timeout(10_000)
+            opened.set_default_timeout(60_000)
             page = opened.new_page()
             watch(page, url)
             if clock:

@@ -30,7 +30,7 @@ def decoder() -> Iterator[Decoder]:
 
 
 def ended(pid: int) -> bool:
-    for _ in range(1000):
+    for _ in range(6000):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

@@ -503,7 +503,7 @@ def test_a_read_does_not_wait_for_a_slow_check_of_another_file(place: Path, stor
     def slow(data: bytes, name: str) -> TaskHeader:
         if name == "slow":
             checking.set()
-            go_on.wait(20)
+            go_on.wait(60)
         return header_of(data)
 
     folder = TaskFolder(store, slow)
@@ -511,7 +511,7 @@ def test_a_read_does_not_wait_for_a_slow_check_of_another_file(place: Path, stor
     lay(place, "slow", made(2))
     scan = threading.Thread(target=folder.scan)
     scan.start()
-    assert checking.wait(20)
+    assert checking.wait(60)
     assert folder.read(entry) == (entry, made(1))
     assert folder.entry("signs") is entry
     assert scan.is_alive()
