@@ -84,7 +84,7 @@ class KillAfterStepBack(Recorder):
         self.left = after
 
     def on_step(self, step: Step) -> None:
-        if self.notices:
+        if any("half the rate" in line for line in self.notices):
             self.left -= 1
             if not self.left:
                 raise Killed
@@ -118,8 +118,15 @@ def test_a_far_task_gets_a_higher_rate_than_a_near_one(
     assert near["feature_skill"] > 0.9
     assert far["feature_skill"] < 0.2
     assert far["peak_lr"][0] == pytest.approx(2 * 0.5**halved * near["peak_lr"][0])
-    given = train(backbone, easy, "a", recipe(mask_lr=1e-3)).provenance
-    assert given["peak_lr"][0] == 1e-3
+    told = Recorder()
+    rate = near["peak_lr"][0] / 10
+    given = train(backbone, easy, "a", recipe(mask_lr=rate), listener=told).provenance
+    assert given["peak_lr"][0] == rate
+    assert [
+        line
+        for line in told.notices
+        if f"as given, 1/10 of the derived one, {10 * rate:.2g}" in line
+    ]
 
 
 class Still:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.kinds.base import Kind, Loss
-from piggyback.masks.rule import derived_mask_lr, lr_factor
+from piggyback.masks.rule import lr_factor
 from piggyback.model.distance import feature_skill, head_inputs, one_each
 from piggyback.model.summary import masks_verdict
 from piggyback.network.norm import is_transformer
@@ -64,6 +64,8 @@ class Guard:
     """How well the features tell the classes apart, see ``feature_skill``."""
     rate: float = 1.0
     """Factor of the masks' rate that follows from it."""
+    derived: float = 0.0
+    """The masks' peak rate that follows from the run and the task, whichever is used."""
     slack: float = 0.5
     """See ``Kind.slack``."""
     loss: float = 0.0
@@ -168,16 +170,16 @@ def guard_of(
         feature_skill(features, labels if wanted is None else wanted), device=losses.device
     )
     agree_([losses, skill])
-    rate = 1.0
-    if recipe.mask_lr is None:
-        transformer = is_transformer(learner.network, "")
-        known, unknown = (derived_mask_lr(steps, s, transformer) for s in (float(skill), None))
-        rate = known / unknown
+    transformer = is_transformer(learner.network, "")
+    derived, unknown = (
+        recipe.derived_mask_lr(steps, at, transformer) for at in (float(skill), None)
+    )
+    rate = derived / unknown if recipe.mask_lr is None else 1.0
     _scale_rate(learner, rate)
     ends = [-(-made * (mark + 1) // MARKS) for mark in range(MARKS)]
     parts = [losses[max(end - max(made // MARKS, 1), 0) : end] for end in ends]
     means = [float(part.mean()) for part in parts]
-    return Guard(means, kind.guess(labels), float(skill), rate, kind.slack)
+    return Guard(means, kind.guess(labels), float(skill), rate, derived, kind.slack)
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from piggyback.masks.bits import PackedMask
 from piggyback.masks.optimizer import MaskOptimizer
-from piggyback.masks.rule import MARGIN, derived_mask_lr
 from piggyback.model.heads import new_head
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
@@ -69,7 +68,8 @@ class TaskLearner:
         recipe = setup.recipe
         optimizer = self.model.optimizer(
             torch.optim.AdamW,
-            lr=recipe.mask_lr or _derived(recipe, setup.steps, self.model.transformer),
+            # Not knowing the task: the guard, which looks at its features, brings the rate to that of the task.
+            lr=recipe.mask_lr or recipe.derived_mask_lr(setup.steps, None, self.model.transformer),
             head_lr=recipe.head_lr,
             norm_lr=recipe.norm_lr,
             init=recipe.init,
@@ -256,18 +256,6 @@ def masks(backbone: Backbone, setup: Setup) -> TaskLearner:
 def head(backbone: Backbone, setup: Setup) -> TaskLearner:
     """Return a learner of a head alone: the paper's classifier-only baseline."""
     return TaskLearner(backbone, setup, masks=False)
-
-
-def _derived(recipe: Recipe, steps: int, transformer: bool) -> float:
-    """Return the peak rate of the scores where the recipe gives none, for a run of ``steps`` steps.
-
-    The guard, which looks at the task's features, brings it to that of the task.
-    """
-    # Starts that have no margin above the threshold get the paper's.
-    even = recipe.init.kind in ("magnitude", "constant")
-    margin = recipe.init.margin(recipe.rule.threshold) if even else MARGIN
-    rate = derived_mask_lr(steps, None, transformer, recipe.schedule, recipe.warmup, margin)
-    return recipe.mask_rate * rate
 
 
 def move(module: nn.Module, setup: Setup) -> None:

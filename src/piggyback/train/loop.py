@@ -228,10 +228,14 @@ def fit(run: Run) -> None:
     network = _wrapped(run.learner.network, recipe)
     plan = run.plan()
     run.listener.on_start(plan)
-    if run.guard is not None and recipe.mask_lr is None and begins:
+    if run.guard is not None and begins:
         run.listener.on_notice(
-            f"the backbone's features tell the classes apart by {100 * run.guard.skill:.0f} of 100: "
-            f"mask rate {run.learner.optimizer.param_groups[0]['peak_lr']:.2g}"
+            f"the backbone's features tell the classes apart by {100 * run.guard.skill:.0f} of 100: mask rate "
+            + (
+                f"{run.guard.derived:.2g}"
+                if recipe.mask_lr is None
+                else _given_rate(run.guard, recipe.mask_lr)
+            )
         )
     folder = run.folder if processes().is_main_process else None
     curves = Curves(recipe, run.name, folder, plan)
@@ -244,6 +248,13 @@ def fit(run: Run) -> None:
             run.listener.on_epoch(row)
     finally:
         curves.close()
+
+
+def _given_rate(guard: Guard, rate: float) -> str:
+    """What is said of a rate of the user's own."""
+    times = rate / guard.derived
+    off = f"{times:.2g} times" if times >= 1 else f"1/{1 / times:.2g} of"
+    return f"{rate:.2g} as given, {off} the derived one, {guard.derived:.2g}"
 
 
 def _epoch(run: Run, network: Callable[[Tensor], Any], curves: Curves) -> None:

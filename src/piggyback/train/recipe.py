@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 from piggyback.errors import InputError
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, Regularizer, TargetDensity
-from piggyback.masks.rule import HEAD_LR, GradScale, MaskRule, ScoreInit
+from piggyback.masks.rule import HEAD_LR, MARGIN, GradScale, MaskRule, ScoreInit, derived_mask_lr
 from piggyback.taskfile.task import NormPolicy
 
 SHORTEST, LONG, MOST_EPOCHS = 480, 800, 60
@@ -248,6 +248,14 @@ class Recipe(
         steps = max(images // self.batch_size, 1)
         wanted = min(max(MOST_EPOCHS * steps, SHORTEST), LONG)
         return self.epochs or max(-(-wanted // steps), 5)
+
+    def derived_mask_lr(self, steps: int, skill: float | None, transformer: bool) -> float:
+        """Return the peak rate of the scores that follows from the run and the task, ``mask_rate`` included."""
+        # Starts that have no margin above the threshold get the paper's.
+        even = self.init.kind in ("magnitude", "constant")
+        margin = self.init.margin(self.rule.threshold) if even else MARGIN
+        rate = derived_mask_lr(steps, skill, transformer, self.schedule, self.warmup, margin)
+        return self.mask_rate * rate
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values; a regulariser has its class name as ``kind``."""
