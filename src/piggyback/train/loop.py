@@ -228,15 +228,8 @@ def fit(run: Run) -> None:
     network = _wrapped(run.learner.network, recipe)
     plan = run.plan()
     run.listener.on_start(plan)
-    if run.guard is not None and begins:
-        run.listener.on_notice(
-            f"the backbone's features tell the classes apart by {100 * run.guard.skill:.0f} of 100: mask rate "
-            + (
-                f"{run.guard.derived:.2g}"
-                if recipe.mask_lr is None
-                else _given_rate(run.guard, recipe.mask_lr)
-            )
-        )
+    if run.guard is not None and begins and (told := _rate_line(run.guard, recipe.mask_lr)):
+        run.listener.on_notice(told)
     folder = run.folder if processes().is_main_process else None
     curves = Curves(recipe, run.name, folder, plan)
     try:
@@ -250,11 +243,16 @@ def fit(run: Run) -> None:
         curves.close()
 
 
-def _given_rate(guard: Guard, rate: float) -> str:
-    """What is said of a rate of the user's own."""
-    times = rate / guard.derived
-    off = f"{times:.2g} times" if times >= 1 else f"1/{1 / times:.2g} of"
-    return f"{rate:.2g} as given, {off} the derived one, {guard.derived:.2g}"
+def _rate_line(guard: Guard, given: float | None) -> str:
+    """What is said of the masks' rate: the derived one, or how far from it one that was given is."""
+    if given is None:
+        apart = f"the backbone's features tell the classes apart by {100 * guard.skill:.0f} of 100"
+        return f"{apart}: mask rate {guard.derived:.2g}"
+    times = given / guard.derived
+    if 0.5 < times < 2:
+        return ""
+    off = f"{times:.2g} times" if times > 1 else f"1/{1 / times:.2g} of"
+    return f"mask rate {given:.2g}: {off} the derived one, {guard.derived:.2g}"
 
 
 def _epoch(run: Run, network: Callable[[Tensor], Any], curves: Curves) -> None:
