@@ -8,7 +8,6 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import ConcatDataset
 
 
 class Pictures(Sequence[Any]):
@@ -31,12 +30,6 @@ class Pictures(Sequence[Any]):
     def at(self, indices: Tensor) -> Pictures:
         """Return the images at ``indices``, int64 (n,)."""
         return Pictures(self.held, self._keys, self.chosen[indices.numpy()])
-
-    def joined(self, other: Pictures) -> Pictures:
-        """Return the images of both, these first."""
-        chosen = np.concatenate([self.chosen, other.chosen + len(self._keys)])
-        keys = np.concatenate([self._keys, other._keys])
-        return Pictures(ConcatDataset([self.held, other.held]), keys, chosen)
 
     @property
     def keys(self) -> NDArray[np.uint64]:

@@ -89,7 +89,7 @@ class CommonOptions:
     cutmix: float | None = None
     """Paste in a part of another training image, by shares from Beta(A, A), such as 1; with mixup, half the steps."""
     tune: bool = False
-    """Choose the rate, and for masks the start, by short trainings on val first: twice the steps in all."""
+    """Choose the rate, and for masks the start, on val first, by trainings of 480 steps or a fifth of the run's."""
     patience: int | None = None
     """Stop after this many epochs without a better val accuracy; by default never."""
     abstain_at: str | None = None

@@ -112,21 +112,6 @@ class ImageSet(LabelledSet):
         boxes = None if self.boxes is None else self.boxes[indices]
         return replace(self, labels=self.labels[indices], images=images, files=files, boxes=boxes)
 
-    def joined(self, other: ImageSet) -> ImageSet:
-        """Return the images of both, which are in memory or in files alike, this set's first."""
-        images = boxes = None
-        if self.images is not None and other.images is not None:
-            images = torch.cat([self.images, other.images])
-        if self.boxes is not None and other.boxes is not None:
-            boxes = torch.cat([self.boxes, other.boxes])
-        labels = torch.cat([self.labels, other.labels])
-        files: Sequence[Path] = (
-            self.files.joined(other.files)
-            if isinstance(self.files, Pictures) and isinstance(other.files, Pictures)
-            else (*self.files, *other.files)
-        )
-        return replace(self, labels=labels, images=images, files=files, boxes=boxes)
-
     def in_memory(self, prepared: Prepares) -> ImageSet:
         """Return the set decoded and resized, uint8 (n, 3, s, s); DataError for a bad file."""
         preprocessing = as_images(prepared)

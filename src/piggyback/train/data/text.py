@@ -103,12 +103,6 @@ class TextSet(LabelledSet):
         texts = tuple([self.texts[i] for i in at])
         return replace(self, labels=self.labels_at(indices), texts=texts, tokens=tokens)
 
-    def joined(self, other: TextSet) -> Self:
-        """Return the texts of both, this set's first."""
-        labels = torch.cat([self.labels, other.labels])
-        texts = (*self.texts, *other.texts)
-        return replace(self, labels=labels, texts=texts, tokens=None, view=None)
-
     def content_keys(self) -> NDArray[np.uint64]:
         """Return a number for each text that follows from its letters alone: uint64 (n,)."""
         found = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in self.texts]
