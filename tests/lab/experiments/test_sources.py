@@ -92,10 +92,25 @@ def test_a_table_is_a_source_too(root: Path) -> None:
     data = found.data("pets")
     assert (data.name, data.classes, len(data.test)) == ("pets", ("cat", "dog", "fox"), 6)
     assert (count(data), found.train_images("pets")) == (18, len(data.train))
-    with pytest.raises(DataError, match=r"'pets': classes .* are for folders"):
+    with pytest.raises(DataError, match=r"'pets': classes are for folders"):
         sources(root, "{pets: {folder: pets.csv, classes: 2}}").data("pets")
+    few = sources(root, "{pets: {folder: pets.csv, train_per_class: 3}}").data("pets")
+    assert few.train.counts() == [3, 3, 3]
+    assert set(few.train.files) < set(data.train.files)
+    assert (len(few.val), len(few.test)) == (len(data.val), 6)
     with pytest.raises(DataError, match=r"no folder or table 'none\.csv'"):
         sources(root, "{pets: none.csv}").data("pets")
+
+
+def test_a_table_of_tagged_words_is_a_source_of_its_kind(root: Path) -> None:
+    rows = ("Ann sleeps,B-name O,train", "Bo walks,B-name O,train", "Cy runs,B-name O,val")
+    (root / "names.csv").write_text("\n".join(("text,label,split", *rows, "Di sits,B-name O,test")))
+    data = sources(root, "{pets: {folder: names.csv, kind: tokens}}").data("pets")
+    assert (data.train.kind, data.classes) == ("tokens", ("O", "B-name", "I-name"))
+    with pytest.raises(DataError, match="train_per_class is for tasks with one class per row"):
+        sources(root, "{pets: {folder: names.csv, kind: tokens, train_per_class: 1}}").data("pets")
+    with pytest.raises(DataError, match="kind 'tokens' is for tables"):
+        sources(root, "{pets: {folder: pets, kind: tokens}}").data("pets")
 
 
 def test_what_is_missing_is_told_before_anything_trains(root: Path) -> None:
@@ -126,6 +141,7 @@ def test_a_training_is_known_by_its_selection_too(root: Path) -> None:
         ("{pets: {folder: pets, classes: 1}}", "classes"),
         ("{pets: {folder: pets, classes: [1, 2]}}", "classes"),
         ("{pets: {folder: pets, train_per_class: 0}}", "train_per_class"),
+        ("{pets: {folder: pets.csv, kind: words}}", "kind"),
         ("{cats: cats}", "'pets'"),
         ("[pets]", "sources"),
     ],
@@ -135,9 +151,10 @@ def test_mistakes_in_sources_are_named(text: str, named: str) -> None:
         parse_manifest(TEXT.replace("{SOURCES}", text), "mine")
 
 
-def test_the_evidence_has_ten_sets_and_equal_tries() -> None:
-    manifest = load_manifest("evidence")
-    assert len(manifest.tasks) == 10
+@pytest.mark.parametrize(("name", "tasks"), [("evidence", 10), ("evidence-texts", 5)])
+def test_the_evidence_has_its_sets_and_equal_tries(name: str, tasks: int) -> None:
+    manifest = load_manifest(name)
+    assert len(manifest.tasks) == tasks
     assert set(manifest.tasks) == set(manifest.sources)
     tries = {label: len(method.trials) for label, method in manifest.methods.items()}
     masks = tries.pop("masks")

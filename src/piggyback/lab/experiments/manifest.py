@@ -87,14 +87,19 @@ class BackboneChoice(_Part):
 
 
 class Source(_Part):
-    """A folder of class folders that a task's images come from, as ``load_folder`` reads it; or a table of classes."""
+    """A folder of class folders that a task's images come from, as ``load_folder`` reads it; or a table."""
 
     folder: str
     """Below one of the folders with data sets, or there as FOLDER.tar; or anywhere. Of a table, its file."""
     classes: Names | Annotated[int, Field(gt=1)] | None = None
     """Only these, or so many of the first."""
     train_per_class: PositiveInt | None = None
-    """At most so many training images of each class, the first by name."""
+    """At most so many training images of each class, the first by name; of a table, its first rows."""
+    kind: Annotated[
+        Literal["classification", "multilabel", "regression", "tokens"],
+        Field(exclude_if=lambda kind: kind == "classification"),  # as trainings of before know it
+    ] = "classification"
+    """Of the task that a table's rows make."""
 
 
 class MethodChoice(_Part):
@@ -177,8 +182,8 @@ class Manifest(_Part):
         return self
 
     def kind(self, task: str) -> str:
-        """Return what a task is: "classification" or "segmentation"."""
-        return "classification" if task in self.sources else DATASETS[task].kind
+        """Return what a task is, such as "classification" or "segmentation"."""
+        return self.sources[task].kind if task in self.sources else DATASETS[task].kind
 
     def only(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from piggyback.lab.experiments.manifest import BackboneChoice, Manifest, Source
 from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import SegmentationNetwork
 from piggyback.train import ImageData, from_tensors, load_folder, load_table
+from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.table import is_table
 from piggyback.zoo.load import load_backbone
 from piggyback.zoo.segmentation import PREFIX
@@ -47,12 +48,15 @@ class Sources:
             return load(task, self.roots, download=self.download)
         place = self._folder(task, source)
         if _is_table(place):
-            if source.classes is not None or source.train_per_class is not None:
+            if source.classes is not None:
                 raise DataError(
-                    f"source {task!r}: classes and train_per_class are for folders, and {source.folder!r} is a table: "
+                    f"source {task!r}: classes are for folders, and {source.folder!r} is a table: "
                     "leave its rows out there"
                 )
-            return load_table(place, task)
+            data = load_table(place, task, kind=source.kind)
+            return data if source.train_per_class is None else _few(data, source.train_per_class)
+        if source.kind != "classification":
+            raise DataError(f"source {task!r}: kind {source.kind!r} is for tables")
         if not place.is_dir():
             place = unpacked(place, (source.folder,))
         return load_folder(
@@ -219,6 +223,17 @@ class _Features(nn.Module):
         """Return maps at the images' size and at half of it."""
         fine = self.fine(x)
         return [fine, self.coarse(fine)]
+
+
+def _few(data: ImageData, each: int) -> ImageData:
+    """The same with at most ``each`` training rows of every class, the table's first."""
+    train = data.train
+    if not isinstance(train, LabelledSet) or train.kind != "classification":
+        raise DataError(
+            f"source {data.name!r}: train_per_class is for tasks with one class per row"
+        )
+    kept = [(train.labels == label).nonzero()[:each, 0] for label in range(len(data.classes))]
+    return replace(data, train=train.subset(torch.cat(kept).sort().values))
 
 
 def _is_table(place: Path) -> bool:
