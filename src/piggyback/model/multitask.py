@@ -271,7 +271,7 @@ class MultiTaskModel(nn.Module):
     def release(self) -> nn.Module:
         """Return the caller's module bit for bit as it came: weights, classifier, flags; this model has then ended."""
         with self._switch.lock:
-            if self._switch.released:
+            if self._switch.ended:
                 return self.backbone
             self._switch.not_running("release the network")
             if self.training_task is not None:
@@ -381,21 +381,14 @@ class MultiTaskModel(nn.Module):
                 "without, or a rate"
             )
         if lr is None:
-            skill = (
-                None
-                if batches is None
-                else skill_of_batches(self, learning.head, batches, learning.info)
-            )
+            skill = None
+            if batches is not None:
+                skill = skill_of_batches(self, learning.head, batches, learning.info)
             margin = (options.get("init") or ScoreInit()).margin(learning.info.rule.threshold)
             lr = derived_mask_lr(cast(int, steps), skill, self.transformer, margin=margin)
             head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
-        return MaskOptimizer(
-            learning.groups(lr, head_lr, norm_lr),
-            inner,
-            rule=learning.info.rule,
-            base=self.base_of,
-            **options,
-        )
+        groups, rule = learning.groups(lr, head_lr, norm_lr), learning.info.rule
+        return MaskOptimizer(groups, inner, rule=rule, base=self.base_of, **options)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the backbone's forward pass in place; a switch of tasks rewrites weights and compiles nothing."""
@@ -434,8 +427,7 @@ class MultiTaskModel(nn.Module):
                 )
             if done.name != learning.name:
                 raise TaskNameError(
-                    f"task {done.name!r} given, but {learning.name!r} is in training: "
-                    "expected the same name"
+                    f"task {done.name!r} given, but {learning.name!r} is in training: expected the same name"
                 )
             fitting = self._fitting(done)
             head = load_head(done, self._frozen.head, learning.head)

@@ -44,7 +44,7 @@ class TaskSwitch:
         self.learning: Learning | None = None
         self.choice = TaskChoice()
         self.lock = threading.RLock()
-        self.released = False
+        self.ended = ""  # the error for whoever goes on after the network was given back
         self._in_place: str | Which | None = None  # the task whose weights are live
         self._running: list[str | None] = []  # tasks of the calls under way, one inside the other
         self._broken = ""  # the error where others changed weights of which there is no second copy
@@ -210,7 +210,7 @@ class TaskSwitch:
             self.delete(name)
         self._in_place = Which.UNSURE
         self.set(None)
-        self.released = True
+        self.ended = "this MultiTaskModel has given its network back: build another one on what release() returned"
         return self.frozen.give_back()
 
     def follow(self, move: Callable[[Tensor], Tensor]) -> None:
@@ -232,9 +232,8 @@ class TaskSwitch:
 
         Raises TaskStateError where others changed the weights since; they are then put back.
         """
-        self._not_released()
-        if self._broken:
-            raise TaskStateError(self._broken)
+        if error := self.ended or self._broken:
+            raise TaskStateError(error)
         if self.learning is None and not torch.compiler.is_compiling():
             self._check_untouched()
         if self.learning is not None:
@@ -352,11 +351,12 @@ class TaskSwitch:
 
     def not_learning(self, what: str) -> None:
         """Raise TaskStateError where a task is in training, or the network was given back."""
-        self._not_released()
+        if self.ended:
+            raise TaskStateError(self.ended)
         if self.learning is not None:
             raise TaskStateError(
-                f"cannot {what} while task {self.learning.name!r} is in training: "
-                "call finish_task() or cancel_task() first"
+                f"cannot {what} while task {self.learning.name!r} is in training: call finish_task() or cancel_task() "
+                "first"
             )
 
     def not_running(self, what: str) -> None:
@@ -364,10 +364,4 @@ class TaskSwitch:
         if self._running:
             raise TaskStateError(
                 f"cannot {what} from inside a call of {self._running[-1]!r}: do it before or after that call"
-            )
-
-    def _not_released(self) -> None:
-        if self.released:
-            raise TaskStateError(
-                "this MultiTaskModel has given its network back: build another one on what release() returned"
             )

@@ -27,7 +27,6 @@ MUCH = 0.2
 MASKABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_WILDCARDS = frozenset("*?[")
 
 
 def select_weights(
