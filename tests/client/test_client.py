@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from piggyback.client import Client
-from piggyback.client.client import IMAGES_A_REQUEST
+from piggyback.client.exchange import IMAGES_A_REQUEST
 from piggyback.errors import (
     ClosedError,
     DataError,

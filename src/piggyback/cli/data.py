@@ -71,18 +71,10 @@ def run(
 
 
 def _as_json(info: DatasetInfo, place: Path | None) -> dict[str, Any]:
+    plain = ("name", "title", "kind", "classes", "counts", "image_size", "crop_pct", "flip")
+    texts = ("licence", "how_to_get", "layout")
     return {
-        "name": info.name,
-        "title": info.title,
-        "kind": info.kind,
-        "classes": info.classes,
-        "counts": dict(info.counts),
-        "image_size": info.image_size,
-        "crop_pct": info.crop_pct,
-        "flip": info.flip,
-        "licence": info.licence,
-        "how_to_get": info.how_to_get,
-        "layout": info.layout,
+        **{name: getattr(info, name) for name in (*plain, *texts)},
         "download": info.download is not None,
         "found": None if place is None else str(place),
     }

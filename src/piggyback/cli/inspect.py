@@ -68,12 +68,8 @@ def _as_json(header: TaskHeader) -> dict[str, Any]:
         "density": header.density,
         "bits_per_weight": header.bits_per_weight if header.weights else None,
         "bytes": {
-            "total": header.bytes_total,
-            "masks": header.bytes_masks,
-            "form": header.bytes_form,
-            "head": header.bytes_head,
-            "norm": header.bytes_norm,
-            "header": header.bytes_header,
+            part: getattr(header, f"bytes_{part}")
+            for part in ("total", "masks", "form", "head", "norm", "header")
         },
         "layers": [
             {

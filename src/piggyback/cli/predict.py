@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piggyback.cli.answers import FileAnswer, Format, Mapped, no_answer, show, show_maps
 from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import (
     CheckpointOption,
@@ -20,11 +18,11 @@ from piggyback.cli.options import (
     TokenFileOption,
     columns_of,
 )
-from piggyback.cli.screen import notes, results, table, write_json
+from piggyback.cli.screen import notes
 from piggyback.errors import DataError, InputError, TaskNameError
 from piggyback.images.find import SUFFIXES, find_images
 from piggyback.names import check_name, plain, read_token
-from piggyback.schemas import AT_LEAST, Said
+from piggyback.schemas import AT_LEAST
 from piggyback.taskfile.disk import check_output, write_file
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import Text, TextPreprocessing
@@ -36,38 +34,8 @@ if TYPE_CHECKING:
     from piggyback.taskfile.header import TaskHeader
 
 SUFFIX = ".safetensors"
-NONE = "none of these"
 NO_MAPS = "--out is for the label maps of a segmentation task: leave it out"
 NO_FOLDER = "labels every pixel: give --out DIR for its label maps"
-Format = Literal["table", "json", "csv"]
-"""How answers are written."""
-
-
-@dataclass(frozen=True)
-class FileAnswer:
-    """What one task says about one image file, or one text."""
-
-    file: str
-    task: str | None
-    """None if none was sure enough."""
-    said: Said
-    """Classes, labels or values, by the task's kind; likeliest first."""
-    what: str = "file"
-    """What ``file`` is, the path of one or a text: its name in JSON and CSV."""
-    error: str = ""
-    """Why there is no answer."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        if self.error:
-            return {self.what: self.file, "error": self.error}
-        said = self.said.model_dump(mode="json", exclude_none=True, include=set(Said.model_fields))
-        said = {
-            key: said[key]
-            for key in ("confidence", "abstained", "classes", "labels", "values", "spans")
-            if key in said
-        }
-        return {self.what: self.file, "task": self.task, **said}
 
 
 def run(
@@ -177,9 +145,9 @@ def run(
         )
         told = bad.told(found, asked)
         if places:
-            _show_maps(_save_maps(found, places), how, top)
+            show_maps(_save_maps(found, places), how, top)
         else:
-            _show(told, how)
+            show(told, how)
         return
     compute_with(threads, device)
     paths = _task_files(task or [], token_file)
@@ -202,14 +170,14 @@ def run(
     if places:
         written = _write_maps(loaded, places, batch_size, bad)
         bad.told([], files)
-        _show_maps(written, how, top)
+        show_maps(written, how, top)
         return
     answers = _answer(loaded, given, top, batch_size, bad)
     if infer_task:
         count = len(loaded.headers)
         groups = [answers[at : at + count] for at in range(0, len(answers), count)]
         answers = [_surest(group, AT_LEAST if at_least is None else at_least) for group in groups]
-    _show(bad.told(answers, given), how)
+    show(bad.told(answers, given), how)
 
 
 class Bad:
@@ -237,26 +205,16 @@ class Bad:
         by_file: dict[str, list[FileAnswer]] = {}
         for one in answers:
             by_file.setdefault(one.file, []).append(one)
-        whole: list[FileAnswer] = []
-        for file in files:
-            error = self._found.get(file)
-            whole += (
-                by_file.get(str(file), [])
-                if error is None
-                else [_no_answer(str(file), "file", error)]
-            )
-        return whole
-
-
-def _no_answer(file: str, what: str, error: str = "", confidence: float = 0.0) -> FileAnswer:
-    return FileAnswer(file, None, Said(confidence=confidence), what, error)
+        for bad, why in self._found.items():
+            by_file[str(bad)] = [no_answer(str(bad), "file", why)]
+        return [one for file in files for one in by_file.get(str(file), ())]
 
 
 def _surest(group: Sequence[FileAnswer], at_least: float) -> FileAnswer:
     best = max(group, key=lambda one: one.said.confidence)
     if best.said.confidence >= at_least:
         return best
-    return _no_answer(best.file, best.what, confidence=best.said.confidence)
+    return no_answer(best.file, best.what, confidence=best.said.confidence)
 
 
 def _what(given: Path | Text) -> str:
@@ -358,7 +316,7 @@ def _infer(
 
 def _of_server(file: Path | Text, one: Answer | None, maps: bool) -> FileAnswer:
     if one is None:
-        return _no_answer(str(file), _what(file))
+        return no_answer(str(file), _what(file))
     if maps != (one.label_map is not None):
         raise InputError(NO_MAPS if maps else f"task {one.task!r} {NO_FOLDER}")
     return FileAnswer(str(file), one.task, one, _what(file))
@@ -467,15 +425,6 @@ def _write_maps(
 # -- label maps ------------------------------------------------------------------------------------
 
 
-class Mapped(NamedTuple):
-    """A label map that was written."""
-
-    file: Path
-    place: Path
-    shares: Mapping[str, float]
-    """Percent of the image by class, largest first."""
-
-
 def _map_places(files: Sequence[Path], out: Path) -> dict[Path, Path]:
     """Where each image's label map goes; InputError for two of one name, for one in its image's place, and a folder
     that cannot be written."""
@@ -506,106 +455,3 @@ def _save_maps(found: Sequence[FileAnswer], places: Mapping[Path, Path]) -> list
             by_class = {share.name: share.percent for share in label_map.shares}
             made.append(Mapped(file, places[file], by_class))
     return made
-
-
-# -- what is shown ---------------------------------------------------------------------------------
-
-
-def _show(answers: Sequence[FileAnswer], how: Format) -> None:
-    if how == "json":
-        write_json([one.to_json() for one in answers])
-        return
-    if how == "csv":
-        _write_csv(*_as_csv(answers))
-        return
-    rows = table("+input", "task", "+answer", ">%", "next")
-    for one in answers:
-        said = one.said
-        if one.error:  # said on standard error
-            continue
-        if one.task is None:
-            rows.add_row(one.file, "", NONE, "", "")
-            continue
-        if said.spans is not None:
-            marked = [f"{s.text} ({s.label} {100 * s.probability:.1f})" for s in said.spans]
-            rows.add_row(one.file, one.task, ", ".join(marked) or "no spans", "", "")
-            continue
-        if said.values is not None:
-            numbers = [f"{v.name} {v.value:.4g} {v.unit}".rstrip() for v in said.values]
-            rows.add_row(one.file, one.task, numbers[0], "", ", ".join(numbers[1:]))
-            continue
-        parts = [(each.name, 100 * each.probability) for each in said.ranking]
-        first, *others = parts
-        shown = first[0]
-        if said.labels is not None:
-            shown = ", ".join(said.labels) or "none"
-            others = [part for part in parts if part[0] not in said.labels]
-        percent = f"{first[1]:.1f}" if said.labels is None else ""
-        shown = f"not sure: {shown}" if said.abstained else shown
-        rest = ", ".join(f"{name} {p:.1f}" for name, p in others)
-        rows.add_row(one.file, one.task, shown, percent, rest)
-    results().print(rows)
-
-
-def _as_csv(answers: Sequence[FileAnswer]) -> tuple[list[str], list[list[object]]]:
-    """Titles and lines: one line per class, label, number or span; columns that no answer needs are left out."""
-    titles = [answers[0].what if answers else "file", "task", "rank", "class", "probability"]
-    labels = any(one.said.labels is not None for one in answers)
-    values = any(one.said.values is not None for one in answers)
-    spans = any(one.said.spans is not None for one in answers)
-    unsure = any(one.said.abstained is not None for one in answers)
-    titles += ["abstained"] * unsure
-    titles += ["given"] * labels + ["value", "unit"] * values + ["start", "end", "span"] * spans
-    lines: list[list[object]] = []
-    for one in answers:
-        said = one.said
-        if one.task is None and not one.error:
-            lines.append([one.file, "", "", NONE, *[""] * (len(titles) - 4)])
-        for rank, each in enumerate(said.ranking, 1):
-            given = "" if said.labels is None else int(each.name in said.labels)
-            line = [one.file, one.task, rank, each.name, f"{each.probability:.6f}"]
-            line += ["" if said.abstained is None else int(said.abstained)] * unsure
-            lines.append([*line, *[given] * labels, *[""] * (2 * values + 3 * spans)])
-        for rank, number in enumerate(said.values or (), 1):
-            line = [one.file, one.task, rank, number.name, "", *[""] * (unsure + labels)]
-            lines.append([*line, f"{number.value:.6g}", number.unit, *[""] * (3 * spans)])
-        for rank, span in enumerate(said.spans or (), 1):
-            line = [one.file, one.task, rank, span.label, f"{span.probability:.6f}"]
-            line += [""] * (unsure + labels + 2 * values)
-            lines.append([*line, span.start, span.end, span.text])
-    return titles, lines
-
-
-def _show_maps(found: Sequence[Mapped], how: Format, top: int) -> None:
-    """Where each map is, and what share of the image the largest classes take."""
-    if how == "json":
-        write_json(
-            [
-                {
-                    "file": str(one.file),
-                    "labels": str(one.place),
-                    "percent": {name: round(share, 4) for name, share in one.shares.items()},
-                }
-                for one in found
-            ]
-        )
-        return
-    if how == "csv":
-        lines = [
-            [one.file, one.place, name, f"{share:.4f}"]
-            for one in found
-            for name, share in one.shares.items()
-        ]
-        _write_csv(["file", "labels", "class", "percent"], lines)
-        return
-    rows = table("+image", "+label map", "largest (%)")
-    for one in found:
-        largest = list(one.shares.items())[:top]
-        shares = ", ".join(f"{name} {share:.1f}" for name, share in largest)
-        rows.add_row(str(one.file), str(one.place), shares)
-    results().print(rows)
-
-
-def _write_csv(titles: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    # Not by typer, which leaves codes for a terminal out of a name.
-    csv.writer(sys.stdout, lineterminator="\n").writerows([titles, *lines])

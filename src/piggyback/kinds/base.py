@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from piggyback.errors import InputError
 from piggyback.kinds.calibration import AbstainAt
-from piggyback.schemas import Said
+from piggyback.schemas import RankedClass, Said
 from piggyback.taskfile.task import TaskInfo
 from piggyback.texts.preprocessing import Prepares
 
@@ -229,6 +229,15 @@ def logits_of(output: Any, classes: int, size: Sequence[int] = ()) -> Tensor:
         advice = "; for label maps take a backbone 'segmentation:NAME'" if size else ""
         raise InputError(f"the network returned {found}: expected logits of shape {wanted}{advice}")
     return output
+
+
+def likeliest(names: Sequence[str], chances: Tensor, top: int) -> list[tuple[RankedClass, ...]]:
+    """Return the ``top`` likeliest of ``names`` in each row of ``chances`` (n, names), likeliest first."""
+    values, order = chances.topk(min(top, chances.shape[1]), dim=1)
+    return [
+        tuple([RankedClass(name=names[i], probability=p) for i, p in zip(*each, strict=True)])
+        for each in zip(order.tolist(), values.tolist(), strict=True)
+    ]
 
 
 class Collected:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piggyback.errors import InputError
-from piggyback.kinds.base import Collected, Kind, Loss, Meter, Reduce, Score
+from piggyback.kinds.base import Collected, Kind, Loss, Meter, Reduce, Score, likeliest
 from piggyback.kinds.calibration import FEWEST, AbstainAt, fit_temperature, threshold_for
-from piggyback.schemas import RankedClass, Said
+from piggyback.schemas import Said
 from piggyback.taskfile.task import TaskInfo
 
 
@@ -214,23 +214,15 @@ class Classification(Kind):
 
     def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return the ``top`` likeliest classes of each image, and how sure the task is."""
-        n = outputs.shape[1]
-        names = self.classes or tuple(map(str, range(n)))
-        values, order = self.values(outputs).topk(min(top, n), dim=1)
-        sure = self.confidence(outputs).tolist()
+        names = self.classes or tuple(map(str, range(outputs.shape[1])))
+        rankings, sure = (
+            likeliest(names, self.values(outputs), top),
+            self.confidence(outputs).tolist(),
+        )
         least = self.calibration[1] if self.calibration else 0.0
         return [
-            Said(
-                ranking=tuple(
-                    [
-                        RankedClass(name=names[i], probability=p)
-                        for i, p in zip(best, row, strict=True)
-                    ]
-                ),
-                confidence=one,
-                abstained=one < least if least else None,
-            )
-            for row, best, one in zip(values.tolist(), order.tolist(), sure, strict=True)
+            Said(ranking=ranking, confidence=one, abstained=one < least if least else None)
+            for ranking, one in zip(rankings, sure, strict=True)
         ]
 
     def confidence(self, outputs: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piggyback.kinds import metrics
-from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
+from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score, likeliest
 from piggyback.kinds.calibration import AbstainAt
-from piggyback.schemas import RankedClass, Said
+from piggyback.schemas import Said
 from piggyback.taskfile.task import TaskInfo
 
 THRESHOLD = 0.5
@@ -157,22 +157,14 @@ class Multilabel(Kind):
         """Return the labels that pass their threshold, the ``top`` likeliest ones, and how sure the task is."""
         chances = outputs.sigmoid()
         passed = (chances >= chances.new_tensor(self.held_thresholds())).tolist()
-        values, order = chances.topk(min(top, len(self.classes)), dim=1)
-        sure = self.confidence(outputs).tolist()
+        rankings, sure = likeliest(self.classes, chances, top), self.confidence(outputs).tolist()
         return [
             Said(
-                ranking=tuple(
-                    [
-                        RankedClass(name=self.classes[i], probability=p)
-                        for i, p in zip(best, row, strict=True)
-                    ]
-                ),
+                ranking=ranking,
                 labels=tuple([n for n, yes in zip(self.classes, given, strict=True) if yes]),
                 confidence=one,
             )
-            for row, best, given, one in zip(
-                values.tolist(), order.tolist(), passed, sure, strict=True
-            )
+            for ranking, given, one in zip(rankings, passed, sure, strict=True)
         ]
 
     def confidence(self, outputs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.errors import InputError, PiggybackWarning, TaskStateError, TrainingError
 from piggyback.kinds import KINDS, kind_of
-from piggyback.model.checks import reaches, tensors_of
-from piggyback.model.heads import head_tensors
+from piggyback.model.heads import check_classes, head_tensors
 from piggyback.model.processes import average_, calling_ddp, first_other
+from piggyback.model.tensors import reaches, tensors_of
 from piggyback.network.fingerprint import IGNORED
 from piggyback.network.frozen import FrozenBackbone
 from piggyback.network.norm import norm_modules
+from piggyback.taskfile.header import check_writable
 from piggyback.taskfile.rounding import BYTE, PACKED, round_half, round_rows
 from piggyback.taskfile.task import KEEP, ROW_HEADS, NormPolicy, Task, TaskInfo
 
@@ -50,7 +51,13 @@ class Learning:
     """How many of the first runs were looked at."""
 
     def check(self) -> None:
-        """Raise InputError for what cannot be trained: no layer for the normalisation policy, inference tensors."""
+        """Raise InputError for what cannot be trained, or written to a file."""
+        if self.norm not in get_args(NormPolicy):
+            raise InputError(
+                f"norm {self.norm!r}: expected one of {', '.join(get_args(NormPolicy))}"
+            )
+        check_classes(self.info, self.head)
+        check_writable(self.name, self.info)
         for name, param in self.backbone.module.named_parameters():
             if param.is_inference():
                 raise InputError(
@@ -193,8 +200,10 @@ class Learning:
         )
         return frozenset([*head, *self._norms(), *counters])
 
-    def begin(self) -> None:
-        """Put the head in place and make the task's parameters trainable."""
+    def begin(self, start: Task | None = None) -> None:
+        """Put the head in place, and what ``start`` has, which was checked; make the task's parameters trainable."""
+        if start is not None:
+            self._start_at(start)
         self.backbone.put_head(self.head)
         self.backbone.invalidate_state()
         for group in self.groups(0.0):
@@ -238,8 +247,8 @@ class Learning:
             )
 
     @torch.no_grad()
-    def start_at(self, start: Task) -> None:
-        """Put the masks, the normalisation and the head's rows of ``start``, which was checked, in place."""
+    def _start_at(self, start: Task) -> None:
+        """Put the masks, the normalisation and the head's rows of ``start`` in place."""
         state = self.backbone.base_state
         norm = {name: t.to(state[name].device, state[name].dtype) for name, t in start.norm.items()}
         self.backbone.write_(self.backbone.live.to_memory_order(start.masks), norm, self.head)
@@ -269,21 +278,14 @@ class Learning:
         for name, rate in (("lr", lr), ("head_lr", head_lr), ("norm_lr", norm_lr)):
             if rate is not None and not 0 <= rate < math.inf:  # a NaN would mask out every weight
                 raise InputError(f"{name} {rate!r}: expected a finite number from 0")
-        head = self._own_head()
+        masked = {name: self.backbone.live.params[name] for name in self._names()}
         norms = {key: t for key, t in self._norms().items() if isinstance(t, nn.Parameter)}
-        kinds: list[tuple[dict[str, nn.Parameter], dict[str, Any]]] = [
-            (
-                {name: self.backbone.live.params[name] for name in self._names()},
-                {"masked": True, "lr": lr},
-            ),
-            (head, {"lr": lr if head_lr is None else head_lr}),
+        kinds: tuple[tuple[dict[str, nn.Parameter], dict[str, Any]], ...] = (
+            (masked, {"masked": True, "lr": lr}),
+            (self._own_head(), {"lr": lr if head_lr is None else head_lr}),
             (norms, {"lr": lr if norm_lr is None else norm_lr}),
-        ]
-        return [
-            {"params": [*held.values()], "names": [*held], **options}
-            for held, options in kinds
-            if held
-        ]
+        )
+        return [{"params": [*p.values()], "names": [*p], **rest} for p, rest in kinds if p]
 
     @property
     def trained(self) -> bool:
@@ -315,7 +317,7 @@ class Learning:
             name=self.name,
             masks=live.to_c_order(live.capture(self._names(), self.info.rule)),
             head=_rounded_head(head, self.info),
-            norm={name: round_half(tensor) for name, tensor in _copies(norms).items()},
+            norm={name: round_half(tensor.detach().clone()) for name, tensor in norms.items()},
             info=replace(self.info, provenance=dict(provenance)),
         )
 
@@ -346,20 +348,15 @@ class Learning:
         }
 
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
 def _rounded_head(tensors: Mapping[str, Tensor], info: TaskInfo) -> dict[str, Tensor]:
-    """Copies with the values that a file keeps; a custom head's are its own affair.
+    """The values that a file keeps; a custom head's are its own affair.
 
     Five bits are for many outputs that are only compared with each other; few outputs cost few bytes anyway.
     """
-    copies = _copies(tensors)
     if info.head_kind not in ROW_HEADS:
-        return copies
+        return dict(tensors)
     ranked = info.kind in KINDS and kind_of(info).ranked
     return {
         name: round_rows(tensor, PACKED if ranked and len(tensor) >= MANY else BYTE)
-        for name, tensor in copies.items()
+        for name, tensor in tensors.items()
     }

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -62,21 +62,3 @@ def new_of(model: type[Kind], backbone: type[nn.Module]) -> Kind:
     """Return an empty object of ``look_of``'s class, for a pickle to fill: such a class has no name to be found by."""
     shown = look_of(model, backbone)
     return shown.__new__(shown)
-
-
-def aliases(state: dict[str, Tensor]) -> dict[str, str]:
-    """Return the later names of tensors that stand under several in a state dict, by the first of each.
-
-    >>> import torch
-    >>> one = torch.zeros(2)
-    >>> aliases({"a": one, "b": one, "c": torch.zeros(2)})
-    {'b': 'a'}
-    """
-    first: dict[Any, str] = {}
-    found = {}
-    for name, tensor in state.items():
-        if isinstance(tensor, Tensor) and tensor.numel() and not tensor.is_meta:
-            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-            if first.setdefault(place, name) != name:
-                found[name] = first[place]
-    return found

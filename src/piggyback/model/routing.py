@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from piggyback.errors import InputError
+from piggyback.errors import InputError, UnknownTaskError
+from piggyback.kinds import KINDS, kind_of
+from piggyback.kinds.classification import confidence
+from piggyback.taskfile.task import TaskInfo
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,40 @@ class TaskInference:
     """(batch, tasks), in [0, 1]: of a classification 1 - entropy of the outputs / log(classes); see ``kinds``."""
     tasks: tuple[str, ...]
     """The columns of ``confidence``."""
+
+
+def infer(
+    tasks: Mapping[str, TaskInfo], run: Callable[[str], Any], at_least: float
+) -> TaskInference:
+    """Return the surest task of each sample; ``run`` gives the output of one for the whole batch.
+
+    Raises InputError where ``at_least`` is not in [0, 1], and for a task that labels every pixel.
+    """
+    if not tasks:
+        raise UnknownTaskError("no tasks to choose from: add_task or load_task first")
+    if not (isinstance(at_least, (int, float)) and 0 <= at_least <= 1):
+        raise InputError(f"at_least {at_least!r}: expected a number from 0 to 1")
+    for name, info in tasks.items():
+        if info.kind in KINDS and kind_of(info).per_pixel:
+            raise InputError(
+                f"task {name!r} labels every pixel: no task is inferred from that; choose one by its name"
+            )
+    names = tuple(tasks)
+    sure = torch.stack([_how_sure(run(name), info) for name, info in tasks.items()], dim=1)
+    best, which = sure.max(1)
+    chosen = [
+        names[i] if s >= at_least else None
+        for i, s in zip(which.tolist(), best.tolist(), strict=True)
+    ]
+    return TaskInference(chosen, sure, names)
+
+
+def _how_sure(output: Any, info: TaskInfo) -> Tensor:
+    """How sure a task is of each sample, by its kind; one that no kind knows is taken for a classification."""
+    kind = kind_of(info) if info.kind in KINDS and info.classes else None
+    if kind is not None and isinstance(output, Tensor) and output.ndim == kind.dimensions:
+        return kind.confidence(output)
+    return confidence(output)
 
 
 def run_grouped(

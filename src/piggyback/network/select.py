@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import TypeAlias, Union
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from piggyback.errors import SelectionError, near_misses
+from piggyback.errors import PiggybackWarning, SelectionError, near_misses
 from piggyback.network.head import CONVOLUTIONS
 from piggyback.network.norm import norm_modules
 
@@ -21,10 +22,11 @@ Selection: TypeAlias = Union[
 ]
 """What ``select_weights`` takes."""
 
+MUCH = 0.2
+"""The share of the weights from which on it is said that the default selection leaves them out."""
 MASKABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_WILDCARDS = frozenset("*?[")
 
 
 def select_weights(
@@ -89,13 +91,10 @@ def select_weights(
     return selected
 
 
-def left_out(module: nn.Module, chosen: Iterable[str], head: str) -> tuple[list[str], float]:
-    """Return the matrices outside the head that ``chosen`` leaves out, embeddings and norms aside, and their share.
+def warn_left_out(module: nn.Module, chosen: Iterable[str], head: str) -> None:
+    """Warn where ``chosen`` leaves out matrices outside the head, embeddings and norms aside, that are ``MUCH``.
 
-    The share is that of all values in both: recurrent layers' weights, own parameters, quantised weights in buffers.
-
-    >>> left_out(nn.Sequential(nn.Linear(4, 8), nn.LSTM(8, 8), nn.Linear(8, 2)), ["0.weight"], head="2")
-    (['1.weight_ih_l0', '1.weight_hh_l0'], 0.9411764705882353)
+    They are recurrent layers' weights, own parameters, quantised weights in buffers.
     """
     names = _Names(module, head)
     wanted = set(chosen)
@@ -110,7 +109,15 @@ def left_out(module: nn.Module, chosen: Iterable[str], head: str) -> tuple[list[
         if not name.startswith(norms)
     }
     masked = sum(p.numel() for name, p in held if name in wanted)
-    return [*found], sum(found.values()) / max(sum(found.values()) + masked, 1)
+    share = sum(found.values()) / max(sum(found.values()) + masked, 1)
+    if share >= MUCH:
+        warnings.warn(
+            f"{len(found)} matrices with {share:.0%} of the weights are in no convolution or linear layer and are not "
+            f"masked: {', '.join([*found][:3])}{', ...' if len(found) > 3 else ''}; name them with select= if tasks "
+            "shall mask them, too",
+            PiggybackWarning,
+            stacklevel=3,
+        )
 
 
 class _Names:

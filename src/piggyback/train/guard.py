@@ -16,26 +16,26 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from piggyback.kinds.base import Kind, Loss
 from piggyback.masks.rule import lr_factor
 from piggyback.model.distance import feature_skill, head_inputs, one_each
 from piggyback.model.summary import masks_verdict
 from piggyback.network.norm import is_transformer
-from piggyback.texts.preprocessing import Prepares
 from piggyback.train.checkpoint import by_part, learner_tensors, load_learner
 from piggyback.train.data.batches import EvalBatches, serve
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import Split
-from piggyback.train.device import Speed, agree_
+from piggyback.train.device import agree_
 from piggyback.train.hashing import balanced, shuffled
 from piggyback.train.methods import Learner
 from piggyback.train.mixing import mix_of, shared
-from piggyback.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from piggyback.train.loop import Run  # which uses a guard
 
 MARKS = 20
 FIRST = 3
@@ -140,17 +140,9 @@ class Guard:
         return masks_verdict(density)
 
 
-def guard_of(
-    learner: Learner,
-    images: Split,
-    preprocessing: Prepares,
-    recipe: Recipe,
-    steps: int,
-    speed: Speed,
-    kind: Kind,
-    how: Loss,
-) -> Guard | None:
+def guard_of(run: Run) -> Guard | None:
     """Return the guard of a run that has not begun; None where there are no masks, or no head to hold them to."""
+    learner, images, recipe, kind = run.learner, run.data.train, run.recipe, run.kind
     masked = any(group.get("masked") for group in learner.optimizer.param_groups)
     if not masked or learner.head is None or not isinstance(images, LabelledSet):
         return None
@@ -158,13 +150,14 @@ def guard_of(
         chosen = shuffled(recipe.seed, 0, len(images))[:MOST_IMAGES]
         images = images.subset(chosen.sort().values)
     learner.mode(training=False)
-    found = features_of(learner.network, learner.head, images, preprocessing, recipe, speed, kind)
+    found = _features(run, learner.head, images)
     if found is None:
         return None
     features, labels, each = found
+    steps = run.epochs * run.steps
     made = min(steps, MOST_STEPS)
     size = round(recipe.batch_size * each)
-    losses = _head_losses(learner.head, features, labels, recipe, made, kind, how, size)
+    losses = _head_losses(run, learner.head, features, labels, made, size)
     wanted = kind.skill_targets(labels)
     skill = torch.tensor(
         feature_skill(features, labels if wanted is None else wanted), device=losses.device
@@ -183,27 +176,20 @@ def guard_of(
 
 
 @torch.no_grad()
-def features_of(
-    network: nn.Module,
-    head: nn.Module,
-    images: Split,
-    preprocessing: Prepares,
-    recipe: Recipe,
-    speed: Speed,
-    kind: Kind,
-) -> tuple[Tensor, Tensor, float] | None:
-    """Return what reaches ``head`` for each label, float32 (n, ...), targets, and how many of them a sample has.
+def _features(run: Run, head: nn.Module, images: Split) -> tuple[Tensor, Tensor, float] | None:
+    """What reaches ``head`` for each label, float32 (n, ...), targets, and how many of them a sample has.
 
     They are on the head's device. None where the head is not called once a batch with a tensor of that batch.
     """
     rows: list[tuple[Tensor, Tensor]] = []
     samples = labels = 0
+    network, kind = run.learner.network, run.kind
     device = next(network.parameters()).device
-    batches = EvalBatches(images, preprocessing, batch_size=recipe.batch_size)
+    batches = EvalBatches(images, run.preprocessing, batch_size=run.recipe.batch_size)
     with head_inputs(head) as seen:
-        for pixels, truth in serve(batches, workers=recipe.workers):
-            x = speed.laid_out(preprocessing.network_input(pixels.to(device)))
-            with speed.autocast(device):
+        for pixels, truth in serve(batches, workers=run.recipe.workers):
+            x = run.speed.laid_out(run.preprocessing.network_input(pixels.to(device)))
+            with run.speed.autocast(device):
                 network(x)
             if not one_each(seen, [truth]):
                 return None
@@ -216,17 +202,10 @@ def features_of(
 
 
 def _head_losses(
-    head: nn.Module,
-    features: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    steps: int,
-    kind: Kind,
-    how: Loss,
-    size: int,
+    run: Run, head: nn.Module, features: Tensor, labels: Tensor, steps: int, size: int
 ) -> Tensor:
     """The training loss at each step of a copy of ``head``, trained as a run trains its own, on ``size`` labels."""
-    size = min(size, len(labels))
+    recipe, size = run.recipe, min(size, len(labels))
     alone = copy.deepcopy(head).float().train()
     optimizer = torch.optim.AdamW(alone.parameters(), weight_decay=recipe.weight_decay)
     losses = torch.zeros(steps, device=features.device)
@@ -244,7 +223,7 @@ def _head_losses(
         optimizer.param_groups[0]["lr"] = rate
         mix, y = mix_of(recipe, step), labels[chosen]  # features stand for the images
         logits = alone(mix.blended(features[chosen])).flatten(1)
-        of = partial(kind.training_losses, logits, how=how)
+        of = partial(run.kind.training_losses, logits, how=run.how)
         loss = shared(of, y, y.flip(0), mix.share) / size
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

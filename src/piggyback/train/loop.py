@@ -215,16 +215,7 @@ def fit(run: Run) -> None:
     if begins:
         if any(group.get("masked") for group in run.learner.optimizer.param_groups):
             run.listener.on_stage("training the head alone")
-        run.guard = guard_of(
-            run.learner,
-            run.data.train,
-            run.preprocessing,
-            recipe,
-            run.epochs * run.steps,
-            run.speed,
-            run.kind,
-            run.how,
-        )
+        run.guard = guard_of(run)
     network = _wrapped(run.learner.network, recipe)
     plan = run.plan()
     run.listener.on_start(plan)

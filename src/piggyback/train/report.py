@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,8 @@ def _classification(outcome: Outcome) -> Report:
     calibration = metrics.calibration(sure, right)
     numbers["confidence"] = _percent(float(sure.mean()))
     numbers["calibration_error"] = _percent(calibration.ece)
-    numbers["log_loss"] = Number(_log_loss(outcome.answers, truth), unit="")
+    chances = np.maximum(outcome.answers[np.arange(len(truth)), truth], 1e-12)
+    numbers["log_loss"] = Number(float(-np.log(chances).mean()), unit="")
     # Probabilities' logarithms are logits.
     logits = torch.from_numpy(np.log(np.maximum(outcome.answers, 1e-30)))
     certain = confidence(logits).double().numpy()
@@ -166,10 +168,6 @@ def _classification(outcome: Outcome) -> Report:
         curve,
         _levels(curve),
     )
-
-
-def _log_loss(chances: Floats, truth: NDArray[np.int64]) -> float:
-    return float(-np.log(np.maximum(chances[np.arange(len(truth)), truth], 1e-12)).mean())
 
 
 def _multilabel(outcome: Outcome) -> Report:
@@ -301,7 +299,9 @@ def compared(one: Outcome, other: Outcome) -> dict[str, Any]:
         raise InputError(
             f"{len(one)} samples and {len(other)}: expected the same ones for both tasks"
         )
-    score = _SCORES[one.kind]
+
+    def score(outcome: Outcome, rows: NDArray[np.int64]) -> float:
+        return 100 * _SCORES[one.kind](outcome.answers[rows], outcome.truth[rows])
 
     def both(rows: NDArray[np.int64]) -> dict[str, float]:
         return {"difference": score(one, rows) - score(other, rows)}
@@ -323,36 +323,19 @@ def compared(one: Outcome, other: Outcome) -> dict[str, Any]:
     return found
 
 
-def _accuracy_of(outcome: Outcome, rows: NDArray[np.int64]) -> float:
-    return 100 * float((outcome.answers[rows].argmax(1) == outcome.truth[rows]).mean())
+def _mean_of(of: Callable[[Any, Any], float], answers: Floats, truth: NDArray[Any]) -> float:
+    """The mean over labels or numbers of what each one's column comes to."""
+    return _nanmean([of(a, t) for a, t in zip(answers.T, truth.T, strict=True)])
 
 
-def _precision_of(outcome: Outcome, rows: NDArray[np.int64]) -> float:
-    pairs = zip(outcome.answers[rows].T, outcome.truth[rows].T, strict=True)
-    return 100 * _nanmean([metrics.average_precision(scores, truth) for scores, truth in pairs])
-
-
-def _r2_of(outcome: Outcome, rows: NDArray[np.int64]) -> float:
-    pairs = zip(outcome.answers[rows].T, outcome.truth[rows].T, strict=True)
-    return 100 * _nanmean([metrics.errors(found, truth)["r2"] for found, truth in pairs])
-
-
-def _iou_of(outcome: Outcome, rows: NDArray[np.int64]) -> float:
-    return 100 * float(metrics.overall(outcome.truth[rows].sum(0))["mean_iou"])
-
-
-def _f1_of(outcome: Outcome, rows: NDArray[np.int64]) -> float:
-    return 100 * float(metrics.ratios(*outcome.truth[rows].sum((0, 1)))["f1"])
-
-
-_SCORES: dict[str, Callable[[Outcome, NDArray[np.int64]], float]] = {
-    "classification": _accuracy_of,
-    "multilabel": _precision_of,
-    "regression": _r2_of,
-    "segmentation": _iou_of,
-    "tokens": _f1_of,
+_SCORES: dict[str, Callable[[Floats, NDArray[Any]], float]] = {
+    "classification": lambda answers, truth: float((answers.argmax(1) == truth).mean()),
+    "multilabel": partial(_mean_of, metrics.average_precision),
+    "regression": partial(_mean_of, lambda found, truth: metrics.errors(found, truth)["r2"]),
+    "segmentation": lambda _, truth: float(metrics.overall(truth.sum(0))["mean_iou"]),
+    "tokens": lambda _, truth: float(metrics.ratios(*truth.sum((0, 1)))["f1"]),
 }
-"""By kind: what two tasks are compared by, the score of some samples in percent."""
+"""By kind: what two tasks are compared by, from the answers to some samples and their truth."""
 
 
 # -- small things ----------------------------------------------------------------------------------

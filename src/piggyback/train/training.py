@@ -248,20 +248,17 @@ def _loss(
             f"loss {name!r} for a {kind.name} task: expected {' or '.join(known) or 'none'}; leave it "
             "out for the usual one"
         )
-    if recipe.class_weights not in (None, "balanced"):
-        weights = _given(str(recipe.class_weights), data.classes)
-        if isinstance(data.train, LabelledSet):
-            weights = kind.scaled(weights, data.train.labels)
-        weights = weights.to(device)
-    elif recipe.class_weights is not None:
-        if isinstance(data.train, LabelledSet):
-            weights = kind.balanced(data.train.labels)
+    labels = data.train.labels if isinstance(data.train, LabelledSet) else None
+    if recipe.class_weights == "balanced":
+        weights = None if labels is None else kind.balanced(labels)
         if weights is None:
             raise InputError(
                 f"class_weights 'balanced' for a {kind.name} task: expected classes or labels of whole images"
             )
-        weights = weights.to(device)
-    return Loss(name, recipe.label_smoothing, weights)
+    elif recipe.class_weights is not None:
+        weights = _given(recipe.class_weights, data.classes)
+        weights = weights if labels is None else kind.scaled(weights, labels)
+    return Loss(name, recipe.label_smoothing, None if weights is None else weights.to(device))
 
 
 def _given(text: str, classes: Sequence[str]) -> Tensor:

@@ -99,7 +99,8 @@ def export_official(tasks: Sequence[Task], arch: str, module: nn.Module) -> dict
     return {
         MASKS: {
             task.name: {
-                index: _unsigned(unpack_mask(task.masks[name])) for index, name in weights.items()
+                index: unpack_mask(task.masks[name]).to(torch.int8).view(torch.uint8)
+                for index, name in weights.items()
             }
             for task in tasks
         },
@@ -197,10 +198,6 @@ def _signed(mask: Tensor, what: str) -> Tensor:
             f"the mask of {what} has a value {int(wrong[0])}: expected 0, 1, or {MINUS} for -1; {_AGAIN}"
         )
     return mask.view(torch.int8)
-
-
-def _unsigned(mask: Tensor) -> Tensor:
-    return mask.to(torch.int8).view(torch.uint8)
 
 
 def _check_exportable(task: Task, shapes: Mapping[str, tuple[int, ...]], arch: str) -> None:

@@ -170,12 +170,7 @@ def runs_markdown(rows: Sequence[Row]) -> str:
     | signs | head | 50.50 | - | 1,200 | 3.5 |
     <BLANKLINE>
     """
-    return _runs(rows).markdown() + "".join(f"\n{line}\n" for line in verdicts(rows))
-
-
-def runs_screen(rows: Sequence[Row]) -> ConsoleRenderable:
-    """Return the same table for a rich console."""
-    return _runs(rows)
+    return runs_screen(rows).markdown() + "".join(f"\n{line}\n" for line in verdicts(rows))
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
@@ -190,7 +185,8 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _runs(rows: Sequence[Row]) -> Grid:
+def runs_screen(rows: Sequence[Row]) -> Grid:
+    """Return the table of means over seeds for a rich console."""
     measure = measured(rows)
     titles = ["task", "method", f"{measure} (%)", "bits per weight", "bytes", "seconds"]
     lines = [
@@ -290,20 +286,13 @@ def _grid(table: ResultTable, size: Callable[[float], str] = "{:,.0f}".format) -
             *(_entry(cell, mark) for cell, mark in zip(line.cells, marks, strict=True)),
             Entry(_number(line.accuracy), spread, *beside, of_mean),
             Entry(_signed(table.difference(line)) or "-"),
-            *([Entry(_number(line.score, ".0f"), best=of_score)] if scored else []),
+            *[Entry(_number(line.score, ".0f"), best=of_score)] * scored,
             Entry(_number(line.bits_per_weight, ".3f")),
             Entry("-" if line.bytes is None else size(line.bytes)),
         ]
         lines.append(entries)
-    tail = ["mean", f"vs {table.reference}", *(["score"] if scored else [])]
-    titles = [
-        "backbone",
-        "method",
-        *map(table.title, table.tasks),
-        *tail,
-        "bits per weight",
-        "bytes",
-    ]
+    tail = ["mean", f"vs {table.reference}", *["score"] * scored, "bits per weight", "bytes"]
+    titles = ["backbone", "method", *map(table.title, table.tasks), *tail]
     return Grid(titles, lines)
 
 

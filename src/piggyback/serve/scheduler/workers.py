@@ -156,13 +156,7 @@ def _answers(outputs: Tensor, batch: Sequence[Request], tier: Tier, began: float
             Answer(
                 task=entry.name,
                 version=entry.version,
-                ranking=one.ranking[: request.top_k],
-                labels=one.labels,
-                values=one.values,
-                label_map=one.label_map,
-                spans=one.spans,
-                confidence=one.confidence,
-                abstained=one.abstained,
+                **{**dict(one), "ranking": one.ranking[: request.top_k]},
                 tier=tier,
                 timing=Timing(
                     prepare=1e3 * (request.prepared - request.began),

@@ -1,19 +1,17 @@
-"""What would go wrong without a word: outputs that are not the head's, state dicts that overwrite the backbone."""
+"""What is in a network's outputs and state dict: tensors, whether they come from the head, under which names."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-from piggyback.errors import TaskStateError
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
     """Yield the tensors in what a network takes or returns: in containers, dataclasses and attributes of objects.
 
+    >>> import torch
     >>> [len(each) for each in tensors_of({"logits": torch.zeros(2), "hidden": [torch.zeros(3), None]})]
     [2, 3]
     """
@@ -49,29 +47,26 @@ def reaches(outputs: Iterable[Tensor], head: nn.Module) -> bool:
     return False
 
 
-def check_state_dict(
-    state: Mapping[str, Any],
-    held: Mapping[str, Tensor],
-    base: Mapping[str, Tensor],
-    trained: Collection[str],
-) -> None:
-    """Raise TaskStateError where ``state`` would overwrite what ``held`` has of the backbone and its tasks.
+def aliases(state: dict[str, Tensor]) -> dict[str, str]:
+    """Return the later names of tensors that stand under several in a state dict, by the first of each.
 
-    What a MultiTaskModel holds lives in task files, so all has to be as it is, but for what a task in training may
-    change: the entries of ``trained``, and those with a ``base`` weight, which have to be that weight times a mask.
+    >>> import torch
+    >>> one = torch.zeros(2)
+    >>> aliases({"a": one, "b": one, "c": torch.zeros(2)})
+    {'b': 'a'}
     """
-    for name, now in held.items():
-        value = state.get(name)
-        if not isinstance(value, Tensor) or value.shape != now.shape or name in trained:
-            continue  # what does not fit at all is an error of torch's own
-        value = value.to(now.device, now.dtype)
-        if name in base:
-            right = bool(((value == base[name]) | (value == 0) | (value == -base[name])).all())
-        else:
-            right = torch.equal(value.nan_to_num(), now.nan_to_num())
-        if not right:
-            raise TaskStateError(
-                f"load_state_dict: {name!r} is not what the model holds: a MultiTaskModel's backbone stays as it came "
-                "and its tasks live in task files; use load_task(file), start_task() before a training is resumed, or "
-                "load the backbone's weights before it is given to MultiTaskModel"
-            )
+    first: dict[Any, str] = {}
+    found = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.numel() and not tensor.is_meta:
+            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if first.setdefault(place, name) != name:
+                found[name] = first[place]
+    return found
+
+
+def once_each(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Leave each tensor of a model's state dict its first name alone: files of safetensors hold none twice."""
+    own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    for other in aliases(own):
+        del state[other]
