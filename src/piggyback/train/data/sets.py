@@ -40,6 +40,7 @@ from piggyback.model.heads import class_names
 from piggyback.taskfile.task import TaskInfo
 from piggyback.texts.preprocessing import Prepares, as_images
 from piggyback.train.data.labelled import LabelledSet, as_tensor, check_tensor
+from piggyback.train.data.remarks import remarks
 from piggyback.train.data.text import TextSet
 from piggyback.train.hashing import uniforms
 
@@ -428,25 +429,28 @@ def cut(
     """Return ImageData whose missing splits are cut from train, class by class, by ``seed`` and images' contents.
 
     ``groups``: a number for each training image; images of one number stay together, and go by it in place of their
-    contents.
+    contents. ``notes`` get what ``remarks`` finds before them.
     """
     parts = {"test": test, "val": val}
     taken = []
-    numbers = groups
-    if numbers is None and None in parts.values():
-        numbers = train.content_keys()
+    keys = {split: part.content_keys() for split, part in parts.items() if part is not None}
+    keys["train"] = train.content_keys()
+    numbers = keys["train"] if groups is None else groups
     for split, stream, fraction in (
         ("test", _TEST_STREAM, test_fraction),
         ("val", _VAL_STREAM, val_fraction),
     ):
-        if parts[split] is None and numbers is not None:
+        if parts[split] is None:
             key = torch.from_numpy(uniforms(seed, stream, numbers, 1)[:, 0])
             chosen = _chosen(train, fraction, key, f"{name}: {split}", groups is not None)
             parts[split] = train.subset(chosen.nonzero()[:, 0])
             train = train.subset((~chosen).nonzero()[:, 0])
-            numbers = numbers[(~chosen).numpy()]
+            mine = chosen.numpy()
+            keys[split], keys["train"] = keys["train"][mine], keys["train"][~mine]
+            numbers = numbers[~mine]
             taken.append(Cut(split, fraction, seed))
     whole = {split: part for split, part in parts.items() if part is not None}
+    notes = (*remarks({"train": train, **whole}, keys), *notes)
     return ImageData(name, train, **whole, skipped=skipped, cut=tuple(taken), notes=notes)
 
 
