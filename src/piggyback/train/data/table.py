@@ -160,7 +160,7 @@ def load_table(
     Raises DataError with the row, the value, and what was expected.
     """
     path = Path(path)
-    table = _Table(path, columns or {}, kind, separator)
+    table = Table(path, columns or {}, kind, separator)
     parts = table.splits()
     if "train" not in parts:
         raise DataError(
@@ -189,10 +189,10 @@ def table_splits(
 
     Without ``look``, images that cannot be read are no error.
     """
-    return _Table(path, columns or {}, kind, separator, look).splits()
+    return Table(path, columns or {}, kind, separator, look).splits()
 
 
-class _Table:
+class Table:
     """A table's columns that are wanted of it."""
 
     def __init__(
