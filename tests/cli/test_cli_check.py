@@ -82,7 +82,8 @@ def test_what_is_no_table_has_no_columns(piggyback: Command, colours: Path) -> N
     piggyback("check", colours, "--column", "label=a").refuses("--column")
     piggyback("check", colours, "--kind", "tokens").refuses("--kind tokens")
     Path("own.csv").write_text("image,label\nnone.png,a\n")
-    piggyback("check", "own.csv").refuses("row 1")
+    found = piggyback("check", "own.csv")
+    assert (found.code, "none.png" in found.out) == (1, True)
     Path("own.tar.gz").write_bytes(b"")
     for command in (("check", "own.tar.gz"), ("train", "--data", "own.tar.gz")):
         piggyback(*command).refuses("own.tar.gz", "a file")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from piggyback.errors import CheckpointError
+from piggyback.errors import CheckpointError, InputError
 from piggyback.network.backbone import Backbone
-from piggyback.train import ImageData, Recipe, train
+from piggyback.taskfile.disk import alone_in, check_output
+from piggyback.train import ImageData, Listener, Recipe, train
+from piggyback.train.events import EpochRow
 from support.training_toys import Recorder
 
 
@@ -34,3 +37,39 @@ def test_an_interrupted_run_that_starts_anew_is_said(
     told = Recorder()
     train(backbone, data, "toy", recipe(epochs=1), tmp_path, listener=told)
     assert any("resume=True" in notice for notice in told.notices)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are those of POSIX")
+def test_two_trainings_do_not_write_into_one_folder(
+    backbone: Backbone, data: ImageData, recipe, tmp_path: Path
+) -> None:
+    class Other(Listener):
+        """Tries to take the folder meanwhile."""
+
+        refused = 0
+
+        def on_epoch(self, row: EpochRow) -> None:
+            with pytest.raises(CheckpointError, match=str(tmp_path)), alone_in(tmp_path):
+                pytest.fail("two hold one folder")
+            self.refused += 1
+
+    told = Other()
+    train(backbone, data, "toy", recipe(epochs=2), tmp_path, listener=told)
+    assert told.refused == 2
+    kept = sorted(file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
+    with alone_in(tmp_path):
+        for options in ({}, {"overwrite": True}):
+            with pytest.raises(CheckpointError, match="another training"):
+                train(backbone, data, "toy", recipe(epochs=2), tmp_path, **options)
+    assert kept == sorted(file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
+    train(backbone, data, "toy", recipe(epochs=2), tmp_path)
+
+
+def test_an_output_that_is_a_link_to_nowhere_is_found_before_the_work(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    for name, target, folder in (("run", gone, True), ("a", gone / "a", False)):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(InputError, match=r"--out.*gone"):
+            check_output(tmp_path / name, "--out", folder=folder)
+    (tmp_path / "b").symlink_to(tmp_path / "new")  # its target can be made
+    check_output(tmp_path / "b", "--out")

@@ -92,7 +92,8 @@ def _survey(data: Path, columns: Mapping[str, str], kind: str, separator: str) -
     from piggyback.train.data.table import is_table, table_splits
 
     if is_table(data):
-        return survey_splits(called(data), table_splits(data, columns, kind, separator=separator))
+        splits = table_splits(data, columns, kind, separator=separator, look=False)
+        return survey_splits(called(data), splits)
     refuse_columns(columns)
     refuse_kind(kind)
     if is_data_set(data, skip_bad=False):
@@ -129,7 +130,8 @@ def _show(found: Survey, values: Mapping[str, Any]) -> None:
     for line in values["warnings"]:
         screen.print(f"warning: {line}", soft_wrap=True)
     for one in found.unreadable[:LISTED]:
-        screen.print(f"  cannot be read: {one.problem}", soft_wrap=True)
+        where = f"{one.name}: " * (one.name not in one.problem)
+        screen.print(f"  cannot be read: {where}{one.problem}", soft_wrap=True)
     for copies in found.copies[:LISTED]:
         same = "the same bytes" if copies.exact else "looks the same"
         named = copies.files if found.what == "images" else [shorten(copies.files[0], 80)]

@@ -106,13 +106,11 @@ def run(
     from piggyback.train.evaluation import evaluate
 
     kind = read_header(task).info.kind
-    given = _images(data, split, skip_bad, columns_of(column), kind, separator)
+    given, groups = _images(data, split, skip_bad, columns_of(column), kind, separator)
     loaded = load_tasks([task], backbone, checkpoint, head)
     name = loaded.headers[0].name
-    images, seen = _unseen(given, loaded.headers[0], split)
+    images, seen, rest = _unseen(given, loaded.headers[0], split, groups)
     if seen:
-        measures = f"the {len(images)} that it held out as {split} are measured"
-        rest = "all are measured" if images is given else measures
         notes().print(
             f"{name}: about {seen} of these {len(given)} {given.what} were used in its training; {rest}"
         )
@@ -213,24 +211,28 @@ def _report(
 
 def _images(
     root: Path, split: str, skip_bad: bool, columns: Mapping[str, str], kind: str, separator: str
-) -> Split:
-    """The split's images, or those of ``root`` itself where it holds class folders; or a data set's, or a table's."""
-    from piggyback.train.data.table import is_table, table_splits
+) -> tuple[Split, Any]:
+    """The split's images, or those of ``root`` itself where it holds class folders; or a data set's, or a table's.
+
+    And the groups of a table's rows.
+    """
+    from piggyback.train.data.table import Table, is_table
 
     if is_table(root):
         refuse_skip_bad(root, skip_bad)
-        found = table_splits(root, columns, kind, separator=separator)
+        read = Table(root, columns, kind, separator)
+        found = read.splits()
         if len(found) == 1:
             (split,) = found
-        return _chosen(f"table {str(root)!r}", found, split)
+        return _chosen(f"table {str(root)!r}", found, split), read.groups_of(split)
     refuse_columns(columns)
     from piggyback.train.data.folder import split_folders
 
     if is_data_set(root, skip_bad):
-        return _chosen(f"data set {str(root)!r}", load_set(str(root)).splits(), split)
+        return _chosen(f"data set {str(root)!r}", load_set(str(root)).splits(), split), None
     folders = split_folders(root)
     place = _chosen(f"image folder {str(root)!r}", folders, split) if folders else root
-    return _split(place, skip_bad)
+    return _split(place, skip_bad), None
 
 
 def _chosen(what: str, parts: Mapping[str, T], split: str) -> T:
@@ -252,20 +254,33 @@ def _split(folder: Path, skip_bad: bool) -> Split:
     return load_split(folder, skip_bad=skip_bad)
 
 
-def _unseen(images: Split, header: TaskHeader, split: str) -> tuple[Split, int | None]:
-    """The images to measure, and how many of all were trained on.
+def _unseen(
+    images: Split, header: TaskHeader, split: str, groups: Any
+) -> tuple[Split, int | None, str]:
+    """The images to measure, how many of all were trained on, and in words which are measured.
 
     Of a flat folder that the task was trained on these are the ones that training took for ``split``.
     """
-    from piggyback.train.data.sets import ImageSet, cut, seen_in
-    from piggyback.train.data.text import TextSet
+    from piggyback.train.data.labelled import LabelledSet
+    from piggyback.train.data.sets import Cut, cut_off, seen_in
 
     data = header.info.provenance.get("data", {})
-    seen = seen_in(images, data["learned_from"]) if "learned_from" in data else 0
-    cuts = {each["split"]: each for each in data.get("cut", ()) if isinstance(each, dict)}
-    flat = cuts.keys() == {"val", "test"}  # of a folder with splits val alone may have been cut
-    if not seen or not flat or split not in cuts or not isinstance(images, (ImageSet, TextSet)):
-        return images, seen
-    fractions = {f"{name}_fraction": each["fraction"] for name, each in cuts.items()}
-    parts = cut(header.name, images, None, None, seed=cuts[split]["seed"], **fractions)
-    return parts.splits()[split], seen
+    sketch = data.get("learned_from")
+    seen = 0 if sketch is None else seen_in(images, sketch)
+    cuts = [Cut(**each) for each in data.get("cut", ()) if isinstance(each, dict)]
+    flat = {each.split for each in cuts} == {
+        "val",
+        "test",
+    }  # of splits, val alone may have been cut
+    held = flat and split in ("val", "test") and isinstance(images, LabelledSet)
+    if not seen or not held:
+        return images, seen, "all are measured"
+    if cuts[0].grouped and groups is None:
+        return images, seen, "all are measured; --column group=NAME finds those that it held out"
+    numbers = groups if cuts[0].grouped else images.content_keys()
+    mine = images.subset(cut_off(header.name, images, cuts, numbers)[split])
+    # Of some of the images only, training may have taken others.
+    if again := seen_in(mine, sketch):
+        took = f"the {len(mine)} that its cut takes as {split} are measured, but about {again} of them were used"
+        return mine, seen, took
+    return mine, seen, f"the {len(mine)} that it held out as {split} are measured"

@@ -119,7 +119,7 @@ def load_images(
     """Return the images of a folder or of a data set's name, or a table's samples; show what was left out."""
     data = _images(root, name, skip_bad, columns, kind, separator)
     for line in (*(f"left out: {problem}" for problem in data.skipped), *data.notes):
-        notes().print(f"{name}: {line}", markup=False, highlight=False)
+        notes().print(f"{name}: {line}", soft_wrap=True)
     return data
 
 

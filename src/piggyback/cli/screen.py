@@ -199,9 +199,10 @@ class ScreenListener(Listener):
         if row.epoch % -(-max(epochs, 1) // LINES) and row.epoch != epochs:
             return
         kept = "" if row.density is None else f", kept {100 * row.density:.1f}%"
+        score = "" if self.plan is None or self.plan.score == "accuracy" else f" {self.plan.score}"
         self.console.print(
             f"{self.label} {row.epoch}/{epochs}: loss {row.train_loss:.3f}, "
-            f"val {row.val_accuracy:.1f}%{kept}, {row.images_per_second:.0f} images/s"
+            f"val{score} {row.val_accuracy:.1f}%{kept}, {row.images_per_second:.0f} images/s"
         )
 
     def on_notice(self, text: str) -> None:

@@ -51,6 +51,14 @@ def check_output(path: Path, what: str, *, folder: bool = False) -> None:
     Leaves nothing behind. Room on the disk cannot be known before.
     """
     try:
+        if (
+            path.is_symlink()
+            and not path.exists()
+            and (folder or not Path(os.path.realpath(path)).parent.is_dir())
+        ):
+            raise InputError(
+                f"{what} {str(path)!r}: a link to {os.path.realpath(path)!r}, which is not there; remove it"
+            )
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
             found = "a folder" if path.is_dir() else "a file" if path.is_file() else "a device"
             wanted = "a folder" if folder else "a file's name"
@@ -80,6 +88,40 @@ def write_file(path: Path, data: bytes | str) -> None:
         raise CheckpointError(
             f"{str(path)!r} cannot be written: {error.strerror}; free some space or choose another folder"
         ) from error
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make a folder and hold it while inside, at most until this process ends; CheckpointError where another does.
+
+    Nothing is held where the system or the file system has no locks.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"run folder {str(folder)!r} cannot be written: {error.strerror}; choose another"
+        ) from error
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"run folder {str(folder)!r}: another training is writing into it; wait for its end, or choose another "
+                "folder (out=)"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS):
+                raise
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_path(path: str | os.PathLike[str]) -> None:

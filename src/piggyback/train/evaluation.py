@@ -79,7 +79,7 @@ def evaluate(
     held = model.get_task(task)
     preprocessing = prepared(held, images.kind)
     if isinstance(images, LabelledSet):
-        images = images.relabelled(held.info.classes)
+        images = images.relabelled(held.info.classes, held.info.units)
     elif images.classes != held.info.classes:
         raise DataError(
             f"classes of the images differ from those of task {task!r}: "

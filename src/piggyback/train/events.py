@@ -33,6 +33,8 @@ class Plan:
     """The splits that were cut from train."""
     what: str = "images"
     """What is learned from: images or texts."""
+    score: str = "accuracy"
+    """What is measured on val."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piggyback.errors import TrainingError
+from piggyback.kinds import score_name
 from piggyback.kinds.base import Kind, Loss, Score
 from piggyback.masks.rule import lr_factor
 from piggyback.texts.preprocessing import Prepares
@@ -202,6 +203,7 @@ class Run:
             counts={split: len(images) for split, images in self.data.splits().items()},
             classes=len(self.data.classes),
             cut=tuple(each.split for each in self.data.cut),
+            score=score_name(self.kind.name),
         )
 
 

@@ -44,7 +44,7 @@ def outcome_of(
     """Return how ``task`` does on ``images``, as ``evaluate``, and its answers in their order; on one process."""
     info = model.get_task(task).info
     if isinstance(images, LabelledSet):
-        images = images.relabelled(info.classes)
+        images = images.relabelled(info.classes, info.units)
     if isinstance(images, TaggedSet):
         images = images.in_memory(prepared(model.get_task(task), images.kind))
     kind = kind_of(info)

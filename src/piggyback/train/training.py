@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +20,7 @@ from piggyback.kinds import kind_of
 from piggyback.kinds.base import Loss
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
+from piggyback.taskfile.disk import alone_in
 from piggyback.taskfile.file import save
 from piggyback.taskfile.header import check_writable
 from piggyback.taskfile.task import Task, check_name
@@ -162,9 +163,10 @@ def train(
         scaling=info.scaling,
         start=start,
     )
-    with _undisturbed(state.device):
-        if folder is not None and saved is None and state.is_main_process:
-            _clear(folder)
+    mine = folder if state.is_main_process else None
+    with _undisturbed(state.device), nullcontext() if mine is None else alone_in(mine):
+        if mine is not None and saved is None:
+            _clear(mine)
         run = Run(
             name,
             recipe,
@@ -339,9 +341,8 @@ def _keep_finished(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Make the run's folder and forget another run in it; its task file stays until replaced."""
+    """Forget another run in the folder; its task file stays until replaced."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for old in (CHECKPOINT, RESULT):
             (folder / old).unlink(missing_ok=True)
     except OSError as error:

@@ -60,7 +60,7 @@ def test_splits_by_name_and_images_in_two_of_them(backbone, recipe):
     assert result.task.info.classes == ("red", "green", "blue")
     data = from_datasets("a", **parts)
     assert (len(data.train) + len(data.val), len(data.test)) == (40, 24)
-    assert data.notes == ("4 images of test are also in train; they were kept",)
+    assert data.notes == ("4 images of test are also in train, byte for byte; they were kept",)
     with pytest.raises(DataError, match=r"'valid'.*expected 'train'"):
         train(backbone, {"train": Pairs(), "valid": Pairs()}, "a", recipe())
 

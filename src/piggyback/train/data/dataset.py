@@ -71,12 +71,6 @@ def from_datasets(
                 f"into the {len(names)} classes"
             )
     parts = {split: ImageSet(names, labels, files=held) for split, (held, labels) in looked.items()}
-    learned = looked["train"][0].keys
-    notes = [
-        f"{same} images of {split} are also in train; they were kept"
-        for split, (held, _) in looked.items()
-        if split != "train" and (same := int(np.isin(held.keys, learned).sum()))
-    ]
     return cut(
         name,
         parts["train"],
@@ -85,7 +79,6 @@ def from_datasets(
         val_fraction=val_fraction,
         test_fraction=test_fraction,
         seed=seed,
-        notes=tuple(notes),
     )
 
 

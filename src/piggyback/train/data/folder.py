@@ -15,11 +15,10 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from piggyback.errors import DataError, near_misses
-from piggyback.images.decode import check_image, content_keys, in_threads
+from piggyback.images.decode import check_image, in_threads
 from piggyback.images.find import SUFFIXES, is_image_name, list_folders, list_images
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 
@@ -107,6 +106,8 @@ def load_folder(
             for other in list_folders(root)
             if split_of(other.name) is None or not list_folders(other)
         )
+        count_loose(root, left_out)
+    layout = layout_notes(folders.get("train", root))
     sets: dict[str, ImageSet] = {}
     skipped: list[str] = []
     for split, folder in (folders or {"train": root}).items():
@@ -114,18 +115,8 @@ def load_folder(
         known = sets["train"].classes if "train" in sets else ()
         sets[split], bad = _read_split(folder, skip_bad, classes, most, left_out, known)
         skipped += bad
-    lacking = [
-        f"{split} has no images of {len(absent)} of {len(images.classes)} classes, {absent[0]!r} first"
-        for split, images in sets.items()
-        if (absent := [c for c, n in zip(images.classes, images.counts(), strict=True) if not n])
-        and split != "train"
-    ]
-    notes = lacking + [f"passed over: {count} {what}" for what, count in left_out.most_common()]
-    for split in sorted(sets.keys() - {"train"}, reverse=True):
-        if same := _same_files(sets["train"].files, sets[split].files):
-            notes.append(
-                f"{same} images of {split} are also in train, byte for byte; they were kept"
-            )
+    notes = [f"passed over: {count} {what}" for what, count in left_out.most_common()]
+    notes += layout
     return cut(
         name or root.resolve().name,
         sets["train"],
@@ -152,16 +143,6 @@ def inner_folder(folder: Path) -> Path:
     inner = list_folders(folder)
     again = len(inner) == 1 and split_of(inner[0].name) is not None and bool(list_folders(inner[0]))
     return inner_folder(inner[0]) if again else folder
-
-
-def _same_files(some: Sequence[Path], others: Sequence[Path]) -> int:
-    """How many of ``others`` are byte for byte among ``some``; only files of equal size are read."""
-    sizes = {file.stat().st_size for file in some} & {file.stat().st_size for file in others}
-    mine, theirs = (
-        content_keys([file for file in files if file.stat().st_size in sizes])
-        for files in (some, others)
-    )
-    return int(np.isin(theirs, mine).sum())
 
 
 def _read_split(
@@ -201,6 +182,8 @@ def _read_split(
             raise DataError(
                 f"image folder {str(folder)!r} holds no class {name!r}{near_misses(name, found)}"
             )
+    if left_out is not None:
+        count_loose(folder, left_out)
     files: list[Path] = []
     labels: list[int] = []
     places = _places(folder, {name: names[name] for name in classes if name in names})
@@ -226,6 +209,42 @@ def _read_split(
     good = [i for i in range(len(files)) if i not in bad]
     whole = ImageSet(tuple(classes), torch.tensor(labels), files=tuple(files))
     return whole.subset(torch.tensor(good, dtype=torch.int64)), [str(files[i]) for i in sorted(bad)]
+
+
+def layout_notes(folder: Path) -> list[str]:
+    """Return a line where the folders in one may not be the classes: each holds several others and no image.
+
+    Raises DataError where they hold splits, or where there is but one, around others.
+    """
+    places = list_folders(folder)
+    inner = [[each.name for each in list_folders(place)] for place in places]
+    for place, names in zip(places, inner, strict=True):
+        splits = {split_of(name): name for name in names if split_of(name)}
+        if len(splits) > 1:
+            what = " and ".join(map(repr, splits.values()))
+            todo = f"give {str(place)!r}" if len(places) == 1 else "move the folders"
+            raise DataError(
+                f"class folder {str(place)!r} holds {what}: expected <root>/<split>/<class>/<file>, splits outside and "
+                f"classes within; {todo}"
+            )
+    if not inner or min(map(len, inner)) < 2 or any(map(_flat, places)):
+        return []
+    some = ", ".join(map(repr, inner[0][:3])) + ", ..." * (len(inner[0]) > 3)
+    if len(places) == 1:
+        raise DataError(
+            f"image folder {str(folder)!r} holds one folder, {places[0].name!r}, with {some} in it: expected a folder "
+            f"for each class, or for each split; give {str(places[0])!r}, or move its folders up"
+        )
+    named = ", ".join([repr(place.name) for place in places[:3]]) + ", ..." * (len(places) > 3)
+    return [
+        f"the classes are {named}, not the folders in them, {some}: if those are, move them up, or into train and test"
+    ]
+
+
+def count_loose(folder: Path, left_out: Counter[str]) -> None:
+    """Count in ``left_out`` the images that lie in ``folder`` itself, beside the folders of splits or classes."""
+    if loose := sum(is_image_name(file) for file in folder.iterdir() if file.is_file()):
+        left_out["image beside the folders, in none of them"] += loose
 
 
 def _composed(name: str) -> str:

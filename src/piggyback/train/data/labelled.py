@@ -82,18 +82,27 @@ class LabelledSet:
         """Return what a batch of the samples at ``indices`` has as labels: by default these themselves."""
         return self.labels_at(indices)
 
-    def relabelled(self, classes: Sequence[str]) -> Self:
-        """Return the set with its labels as indices into ``classes``; DataError where one of its own is not there."""
+    def relabelled(self, classes: Sequence[str], units: Sequence[str] = ()) -> Self:
+        """Return the set with its labels as indices into ``classes``; DataError where one of its own is not there.
+
+        ``units`` are those of the classes, if known: numbers in other units are an error, too.
+        """
         if sorted(self.classes) != sorted(classes):  # accents may be written in two ways
             theirs = {unicodedata.normalize("NFC", name): name for name in classes}
             own = [theirs.get(unicodedata.normalize("NFC", name), name) for name in self.classes]
             if tuple(own) != self.classes:
-                return replace(self, classes=tuple(own)).relabelled(classes)
+                return replace(self, classes=tuple(own)).relabelled(classes, units)
         if unknown := set(self.classes) - set(classes):
             raise DataError(
                 f"classes of the {self.what} differ from the task's: unexpected {min(unknown)!r}: expected some of "
                 f"{', '.join(map(repr, list(classes)[:5]))}{', ...' if len(classes) > 5 else ''}"
             )
+        own_units = dict(zip(self.classes, self.units, strict=bool(self.units)))
+        for name, unit in zip(classes, units, strict=bool(units)):
+            if (found := own_units.get(name, unit)) != unit:
+                raise DataError(
+                    f"{name!r} is in {found or 'no unit'}: expected {unit or 'no unit'}, as the task has it; convert it"
+                )
         if self.labels.ndim == 2:
             return self._columns(classes)
         places = torch.tensor([list(classes).index(name) for name in self.classes])

@@ -40,6 +40,7 @@ from piggyback.model.heads import class_names
 from piggyback.taskfile.task import TaskInfo
 from piggyback.texts.preprocessing import Prepares, as_images
 from piggyback.train.data.labelled import LabelledSet, as_tensor, check_tensor
+from piggyback.train.data.remarks import remarks
 from piggyback.train.data.text import TextSet
 from piggyback.train.hashing import uniforms
 
@@ -47,7 +48,7 @@ CACHE_BYTES = 1 << 30
 """Decoded images are kept in memory while all splits together stay below this many bytes."""
 SKETCH = 128
 """Images by which a task file knows what it was trained on."""
-_VAL_STREAM, _TEST_STREAM = 1, 2
+_STREAMS = {"val": 1, "test": 2}
 """Tell the numbers by which val and test are cut apart, and from those of training."""
 
 
@@ -189,6 +190,8 @@ class Cut:
     split: str
     fraction: float
     seed: int
+    grouped: bool = False
+    """By groups of images, in place of their contents."""
 
     def __str__(self) -> str:
         return f"{self.split} {self.fraction}"
@@ -298,7 +301,7 @@ class ImageData:
             "counts": {split: len(images) for split, images in self.splits().items()},
             "sha256": {split: images.digest() for split, images in self.splits().items()},
             "skipped": len(self.skipped),
-            "cut": [asdict(each) for each in self.cut],
+            "cut": [{k: v for k, v in asdict(each).items() if v is not False} for each in self.cut],
             "learned_from": sketch_of(self.train, self.val),
         }
 
@@ -413,26 +416,43 @@ def cut(
     """Return ImageData whose missing splits are cut from train, class by class, by ``seed`` and images' contents.
 
     ``groups``: a number for each training image; images of one number stay together, and go by it in place of their
-    contents.
+    contents. ``notes`` get what ``remarks`` finds before them.
     """
-    parts = {"test": test, "val": val}
-    taken = []
-    numbers = groups
-    if numbers is None and None in parts.values():
-        numbers = train.content_keys()
-    for split, stream, fraction in (
-        ("test", _TEST_STREAM, test_fraction),
-        ("val", _VAL_STREAM, val_fraction),
-    ):
-        if parts[split] is None and numbers is not None:
-            key = torch.from_numpy(uniforms(seed, stream, numbers, 1)[:, 0])
-            chosen = _chosen(train, fraction, key, f"{name}: {split}", groups is not None)
-            parts[split] = train.subset(chosen.nonzero()[:, 0])
-            train = train.subset((~chosen).nonzero()[:, 0])
-            numbers = numbers[(~chosen).numpy()]
-            taken.append(Cut(split, fraction, seed))
+    parts, fractions = {"test": test, "val": val}, {"test": test_fraction, "val": val_fraction}
+    cuts = tuple(
+        [
+            Cut(split, fractions[split], seed, groups is not None)
+            for split in parts
+            if parts[split] is None
+        ]
+    )
+    keys = {split: part.content_keys() for split, part in parts.items() if part is not None}
+    keys["train"] = train.content_keys()
+    if cuts:
+        rows = cut_off(name, train, cuts, keys["train"] if groups is None else groups)
+        given, of_all = train, keys["train"]
+        keys |= {split: of_all[mine.numpy()] for split, mine in rows.items()}
+        train = given.subset(rows.pop("train"))
+        parts |= {split: given.subset(mine) for split, mine in rows.items()}
     whole = {split: part for split, part in parts.items() if part is not None}
-    return ImageData(name, train, **whole, skipped=skipped, cut=tuple(taken), notes=notes)
+    notes = (*remarks({"train": train, **whole}, keys), *notes)
+    return ImageData(name, train, **whole, skipped=skipped, cut=cuts, notes=notes)
+
+
+def cut_off(
+    name: str, images: Split, cuts: Sequence[Cut], numbers: NDArray[np.uint64]
+) -> dict[str, Tensor]:
+    """Return which of ``images`` each cut takes, one after another, and as "train" what is left: int64 indices.
+
+    ``numbers``, uint64 (n,): their content keys, or groups.
+    """
+    left, found = torch.arange(len(images)), dict[str, Tensor]()
+    for each in cuts:
+        mine = uniforms(each.seed, _STREAMS[each.split], numbers[left.numpy()], 1)[:, 0]
+        what, key = f"{name}: {each.split}", torch.from_numpy(mine)
+        chosen = _chosen(images.subset(left), each.fraction, key, what, each.grouped)
+        found[each.split], left = left[chosen], left[~chosen]
+    return {"train": left, **found}
 
 
 def _chosen(

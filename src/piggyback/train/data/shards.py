@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,13 +57,17 @@ class TarColumns(dict[str, Sequence[Any]]):
     """The columns image, label, split where shards have one, and those of JSON files; ``where`` names a row."""
 
     def __init__(
-        self, shards: Sequence[Path], rows: Mapping[tuple[str, str], dict[str, Any]]
+        self,
+        shards: Sequence[Path],
+        rows: Mapping[tuple[str, str], dict[str, Any]],
+        left_out: Mapping[str, int],
     ) -> None:
         self.keys_of, self.shards = [key for _, key in rows], shards
         self.shard_of = [row["image"].shard for row in rows.values()]
         names = dict.fromkeys(name for row in rows.values() for name in row)
         super().__init__({name: [row.get(name) for row in rows.values()] for name in names})
         self["image"] = TarImages(shards, self["image"])
+        self.notes = tuple([f"passed over: {count} {what}" for what, count in left_out.items()])
 
     def where(self, at: int) -> str:
         """Return the shard and the key of row ``at``, from 1."""
@@ -98,8 +103,9 @@ def tar_columns(path: Path) -> TarColumns:
             f"shard {str(odd)!r}: no split in its name: expected one, as others have it"
         )
     rows: dict[tuple[str, str], dict[str, Any]] = {}
+    left_out = Counter[str]()
     for number, (shard, split) in enumerate(zip(shards, splits, strict=True)):
-        for key, row in _samples(number, shard):
+        for key, row in _samples(number, shard, left_out):
             if split:
                 row["split"] = split
             if (first := rows.setdefault((split or "", key), row)) is not row:
@@ -111,7 +117,7 @@ def tar_columns(path: Path) -> TarColumns:
         raise DataError(
             f"shards {str(path)!r} hold no samples: expected images with labels; a key ends at the first dot"
         )
-    return TarColumns(shards, rows)
+    return TarColumns(shards, rows, left_out)
 
 
 def _split(shard: Path) -> str | None:
@@ -121,8 +127,10 @@ def _split(shard: Path) -> str | None:
     return found.pop() if len(found) == 1 else split_of(shard.parent.name)
 
 
-def _samples(number: int, shard: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each key of a tar with its cells."""
+def _samples(
+    number: int, shard: Path, left_out: Counter[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each key of a tar with its cells; ``left_out`` counts files of other endings."""
     parts: dict[str, dict[str, Any]] = {}
     with shard.open("rb") as file:
         for name, start, size in _files(shard):
@@ -132,6 +140,9 @@ def _samples(number: int, shard: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             row, where = parts.setdefault(key, {}), f"shard {str(shard)!r}, key {key!r}"
             kind = "image" if f".{ending}" in SUFFIXES else ending
             if kind not in ("image", _LABEL, _FIELDS):
+                if stem:  # hidden files have none
+                    dots = ", with a dot before its ending" * ("." in ending)
+                    left_out[f"'.{ending.rpartition('.')[2]}' file{dots}"] += 1
                 continue
             if kind in row:
                 what = "two images" if kind == "image" else f"two files {kind}"
@@ -184,11 +195,19 @@ def _files(shard: Path) -> Iterator[tuple[str, int, int]]:
         raise DataError(f"{what} {found}: expected a whole tar; write or fetch it again")
 
 
+def parsed(text: str) -> Any:
+    """Return what a JSON text says; ValueError where it is none, or has half of a character, which no file can hold."""
+    found = json.loads(text)
+    if "\\u" in text:
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
 def _text(data: bytes, kind: str, where: str) -> Any:
     """A label's text, or the fields of a JSON object."""
     try:
         text = data.decode("utf-8-sig").strip()
-        found = json.loads(text) if kind == _FIELDS else text
+        found = parsed(text) if kind == _FIELDS else text
     except ValueError as error:
         raise DataError(f"{where}: .{kind} cannot be read: {first_line(error)}") from error
     if len(data) > _MOST_TEXT or (kind == _FIELDS and not isinstance(found, dict)):

@@ -23,7 +23,8 @@ from piggyback.images.decode import Box, as_box, content_key, in_threads, pixels
 from piggyback.images.find import list_folders, list_images
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.pictures import Pictures
-from piggyback.train.data.folder import inner_folder, split_folders
+from piggyback.train.data.folder import count_loose, inner_folder, layout_notes, split_folders
+from piggyback.train.data.remarks import alike
 from piggyback.train.data.sets import ImageSet, Split
 from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
@@ -92,6 +93,8 @@ class Survey:
     what: str = "images"
     numbers: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     """Of a regression, by the number's name and the split: smallest, median, largest."""
+    layout: Sequence[str] = ()
+    """What is odd about the folders, a line each."""
 
     @property
     def splits(self) -> list[str]:
@@ -137,6 +140,7 @@ class Survey:
                 found.append(
                     f"{kinds[what]} of the {self.what} {'occurs' if one else 'occur'} {meaning}"
                 )
+        found += [*self.layout, *alike(counts)]
         sizes = {label: row[first] for label, row in counts.items()}
         if not sizes:
             return found
@@ -190,9 +194,13 @@ def survey(root: str | Path) -> Survey:
     if not root.is_dir():
         raise DataError(f"image folder {str(root)!r}: no such directory")
     left_out: Counter[str] = Counter()
+    parts = split_folders(root) or {"all": inner_folder(root)}
+    layout = layout_notes(next(iter(parts.values())))
+    for folder in dict.fromkeys((root, *parts.values())):
+        count_loose(folder, left_out)
     places = [
         (file, str(file), split, (folder.name,))
-        for split, part in (split_folders(root) or {"all": inner_folder(root)}).items()
+        for split, part in parts.items()
         for folder in list_folders(part)
         for file in list_images(folder, left_out)
     ]
@@ -201,7 +209,8 @@ def survey(root: str | Path) -> Survey:
             f"image folder {str(root)!r}: expected <class>/<file> or <split>/<class>/<file>, found no image"
         )
     samples = list(in_threads(lambda place: _look(*place), places))
-    return Survey(root.resolve().name, samples, _copies(samples), dict(left_out.most_common()))
+    found = dict(left_out.most_common())
+    return Survey(root.resolve().name, samples, _copies(samples), found, layout=layout)
 
 
 def survey_splits(name: str, splits: Mapping[str, Split]) -> Survey:
@@ -231,7 +240,9 @@ def survey_splits(name: str, splits: Mapping[str, Split]) -> Survey:
             else:
                 names = [f"{split} {at}" for at in range(1, len(part) + 1)]
             boxes = [None] * len(part) if part.boxes is None else map(as_box, part.boxes)
-            keys = part.content_keys().tolist()
+            # A file's key is made where a file that is missing is no error.
+            files = part.images is None and not isinstance(held, Pictures) and part.boxes is None
+            keys = [None] * len(part) if files else part.content_keys().tolist()
             samples += in_threads(_look, held, names, [split] * len(part), labels, keys, boxes)
         if part.kind == "regression":
             for column, units, values in zip_longest(part.classes, part.units, part.labels.T):
@@ -267,6 +278,8 @@ def _look(
     box: Box | None = None,
 ) -> Sample:
     try:
+        if source is None:
+            raise DataError("no image: expected its bytes, or the path of a file")
         image = pixels_of(source, box=box)
         key = content_key(source) if key is None else key
     except (DataError, OSError) as error:

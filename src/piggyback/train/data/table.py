@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -46,7 +47,14 @@ from piggyback.train.data.arrow import (
 )
 from piggyback.train.data.folder import split_of
 from piggyback.train.data.sets import ImageData, ImageSet, cut
-from piggyback.train.data.shards import TAR, TarColumns, TarImages, shards_of, tar_columns
+from piggyback.train.data.shards import (
+    TAR,
+    TarColumns,
+    TarImages,
+    parsed,
+    shards_of,
+    tar_columns,
+)
 from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
 
@@ -58,6 +66,9 @@ _TAG = re.compile(r"O|[BI]-\S+")
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
+_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')
+"""First line of a CSV for Excel."""
+_SPLITTING = re.compile("split|set|fold|part|phase|usage")
 T = TypeVar("T")
 _FIELD, _KNOWN = 1 << 20, 10_000
 
@@ -112,7 +123,7 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
     if column is not None:
         raise DataError(f"{str(path)!r}: a column {column!r} of it: expected a table")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r}: expected UTF-8 text, a text a line ({error})") from error
     found = [line for line in lines if line.strip()]
@@ -149,7 +160,7 @@ def load_table(
     Raises DataError with the row, the value, and what was expected.
     """
     path = Path(path)
-    table = _Table(path, columns or {}, kind, separator)
+    table = Table(path, columns or {}, kind, separator)
     parts = table.splits()
     if "train" not in parts:
         raise DataError(
@@ -172,16 +183,27 @@ def table_splits(
     kind: str = "classification",
     *,
     separator: str = ",",
+    look: bool = True,
 ) -> dict[str, ImageSet | TextSet]:
-    """Return the samples of each split in a table; all are train where it has none. Errors as ``load_table``."""
-    return _Table(path, columns or {}, kind, separator).splits()
+    """Return the samples of each split in a table; all are train where it has none. Errors as ``load_table``.
+
+    Without ``look``, images that cannot be read are no error.
+    """
+    return Table(path, columns or {}, kind, separator, look).splits()
 
 
-class _Table:
+class Table:
     """A table's columns that are wanted of it."""
 
-    def __init__(self, path: Path, columns: Mapping[str, str], kind: str, separator: str) -> None:
-        self.path, self.kind, self.separator = path, kind, separator
+    def __init__(
+        self,
+        path: Path,
+        columns: Mapping[str, str],
+        kind: str,
+        separator: str,
+        look: bool = True,
+    ) -> None:
+        self.path, self.kind, self.separator, self.look = path, kind, separator, look
         if kind not in _KINDS:
             raise DataError(
                 f"kind {kind!r}: expected one of {', '.join(_KINDS)}{near_misses(kind, _KINDS)}"
@@ -200,6 +222,10 @@ class _Table:
         sample = _column(path, held, self.role, columns.get(self.role))
         label = columns.get("label", "label")
         wanted = [label] if label in held else [part.strip() for part in label.split(",")]
+        if twice := [name for name, n in Counter(wanted).items() if n > 1]:
+            raise DataError(
+                f"table {str(path)!r}: column {twice[0]!r} twice for label: expected each once"
+            )
         self.labels = {name: held[_column(path, held, "label", name)] for name in wanted}
         if len(self.labels) > 1 and kind in ("classification", "tokens"):
             raise DataError(
@@ -219,7 +245,10 @@ class _Table:
         cells = held[sample]
         if not len(cells):
             raise DataError(f"table {str(path)!r} has no rows: expected samples with labels")
-        self.notes: tuple[str, ...] = held.notes if isinstance(held, ArrowColumns) else ()
+        self.notes: tuple[str, ...] = getattr(held, "notes", ())
+        if split is None:
+            used = {sample, self.group, *self.labels}
+            self.notes += _other_splits({name: held for name in held if name not in used})
         self.samples = self._images(cells) if known else self._texts(cells)
         self.parts = (
             ["train"] * len(self.samples) if split is None else _each(held[split], self._split)
@@ -275,30 +304,33 @@ class _Table:
         if isinstance(cells, (Encoded, TarImages)):
             return self._pictures(cells)
         names = _each(cells, partial(_file, self.path))
-        different = list(dict.fromkeys(names))
+        different = list(dict.fromkeys(names)) if self.look else []
         checks = in_threads(_problem, PathList.of(self.path.parent, different))
         bad = {name: why for name, why in zip(different, checks, strict=True) if why is not None}
         if bad:
             rows = [f"row {names.index(name) + 1}: {why}" for name, why in [*bad.items()][:10]]
             more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
-            raise DataError(f"table {str(self.path)!r}, {'; '.join(rows)}{more}")
+            slash = "; write / between folders" * (
+                os.sep == "/" and any("\\" in name for name in bad)
+            )
+            raise DataError(f"table {str(self.path)!r}, {'; '.join(rows)}{more}{slash}")
         return names
 
     def _pictures(self, cells: Sequence[Any]) -> Pictures:
         """Images in the table itself; each is looked at as one in a file is."""
 
-        def look(index: int) -> int:
+        def look(index: int) -> int | str:
             source = cells[index]
-            if source is None:
-                raise self._fail(index + 1, "no image: expected its bytes, or the path of a file")
-            try:
-                check_image(source)
-            except DataError as error:
-                raise self._fail(index + 1, str(error)) from error
-            return content_key(source)
+            none = "no image: expected its bytes, or the path of a file"
+            why = none if source is None else _problem(source)
+            return content_key(source) if why is None else f"{self.where(index + 1)}: {why}"
 
-        rows = range(len(cells))
-        return Pictures(cells, np.fromiter(in_threads(look, rows), np.uint64, len(rows)))
+        found = list(in_threads(look, range(len(cells))))
+        bad = [why for why in found if isinstance(why, str)]
+        if bad and self.look:
+            raise DataError("; ".join(bad[:10]) + f"; and {len(bad) - 10} more" * (len(bad) > 10))
+        keys = (key if isinstance(key, int) else 0 for key in found)
+        return Pictures(cells, np.fromiter(keys, np.uint64, len(found)))
 
     def _repeated(self, labels: Tensor) -> tuple[str, ...]:
         """What is to be said of images in several rows; DataError where a file's labels differ."""
@@ -311,7 +343,7 @@ class _Table:
         later = np.flatnonzero(firsts != np.arange(len(names)))
         if not len(later):
             return ()
-        values, parts = labels.numpy().reshape(len(names), -1), np.array(self.parts)
+        values = labels.numpy().reshape(len(names), -1)
         other = (values[later] != values[firsts[later]]).any(1)
         if other.any() and isinstance(names[0], str):
             row = later[other][0]
@@ -320,14 +352,7 @@ class _Table:
                 f"image {names[row]!r} has other labels than in row {firsts[row] + 1}: expected all labels of an "
                 "image in one row",
             )
-        again, unlike = len(later), int(other.sum())
-        apart = int((parts[later] != parts[firsts[later]]).sum())
-        found = [f"{again} rows have an image that an earlier row has; they were kept"]
-        if apart:
-            found.append(f"{apart} of them are in another split than that row")
-        if unlike:
-            found.append(f"{unlike} of them have other labels than that row")
-        return tuple(found)
+        return (f"{len(later)} rows have an image that an earlier row has; they were kept",)
 
     def _groups(self, cells: Sequence[Any]) -> list[str]:
         """The group of each row; DataError for a row without, and for a group in two splits."""
@@ -371,13 +396,17 @@ class _Table:
         whole = isinstance(cell, (str, int)) and not isinstance(cell, bool)
         if not whole or not str(cell).strip():
             raise self._fail(at, f"label {cell!r:.40}: expected the name of a class")
-        return (str(cell).strip(),)
+        return (_name(cell),)
 
     def _multilabel(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
-        if len(self.labels) > 1:
+        (cells, *others) = self.labels.values()
+        if others or all(str(cell).strip().lower() in _FLAGS for cell in cells):
             return tuple(self.labels), self._numbers(self._flag, torch.bool), ()
-        (cells,) = self.labels.values()
         given = _each(cells, self._names)
+        if max(map(len, given)) < 2:
+            self.notes += (
+                f"no row has more than one label: is {self.separator!r} what stands between them? (separator=)",
+            )
         names = self._known(given)
         places = {name: index for index, name in enumerate(names)}
         labels = torch.zeros(len(given), len(names), dtype=torch.bool)
@@ -387,7 +416,7 @@ class _Table:
 
     def _names(self, at: int, cell: Any) -> tuple[str, ...]:
         """The labels in a cell; none of an empty one."""
-        if isinstance(cell, str) and cell.lstrip().startswith("["):
+        if isinstance(cell, str) and cell.lstrip().startswith(("[", "('", "{'")):
             try:
                 cell = json.loads(cell)
             except ValueError as error:
@@ -399,7 +428,7 @@ class _Table:
             raise self._fail(
                 at, f"labels {cell!r:.80}: expected names with {self.separator!r} between them"
             )
-        found = tuple([str(one).strip() for one in parts if str(one).strip()])
+        found = tuple([_name(one) for one in parts if str(one).strip()])
         if len(set(found)) != len(found):
             raise self._fail(at, f"labels {cell!r:.80}: expected each once")
         return found
@@ -422,6 +451,10 @@ class _Table:
         parted = [_UNIT.fullmatch(name) for name in self.labels]
         names = [name if m is None else m[1] for name, m in zip(self.labels, parted, strict=True)]
         units = ["" if m is None else m[2] for m in parted]
+        if twice := [name for name, n in Counter(names).items() if n > 1]:
+            raise DataError(
+                f"table {str(self.path)!r}: two columns of {twice[0]!r} in {' and '.join(units)}: expected one"
+            )
         numbers = self._numbers(self._number, torch.float32)
         return tuple(names), numbers, tuple(units) if any(units) else ()
 
@@ -463,13 +496,32 @@ def _each(cells: Sequence[Any], read: Callable[[int, Any], T]) -> list[T]:
     return [read(at, cell) for at, cell in enumerate(cells, 1)]
 
 
+def _name(cell: str | int) -> str:
+    """A label's name; accents, which may be written in two ways, in one of them."""
+    return unicodedata.normalize("NFC", str(cell)).strip()
+
+
+def _other_splits(columns: Mapping[str, Columns]) -> tuple[str, ...]:
+    """A note on each column whose cells are the names of splits; of a file that is read in parts by its name first."""
+    found = []
+    for name, held in columns.items():
+        if isinstance(held, ArrowColumns) and not _SPLITTING.search(name.lower()):
+            continue
+        cells = held[name]
+        if isinstance(cells, list) and split_of(str(cells[0])):
+            known = {split_of(cell) for cell in set(map(str, cells))}
+            if None not in known and len(known) > 1:
+                found.append(f"column {name!r} names splits and was not used: split={name} uses it")
+    return tuple(found)
+
+
 def _row(path: Path, at: int) -> str:
     return f"table {str(path)!r}, row {at}"
 
 
-def _problem(path: Path) -> str | None:
+def _problem(source: Path | bytes) -> str | None:
     try:
-        check_image(path)
+        check_image(source)
     except DataError as error:
         return str(error)
     return None
@@ -479,10 +531,12 @@ def _csv_columns(path: Path, file: TextIO) -> Columns:
     if path.suffix.lower() == ".tsv":
         how: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     else:
-        # Where commas stand within numbers, spreadsheets write semicolons between cells.
+        # Where commas stand within numbers, spreadsheets write semicolons between cells; some say so in a first line.
         first = file.readline()
-        file.seek(0)
-        between = next((mark for mark in ",;\t" if mark in first), ",")
+        told = _SEPARATOR.fullmatch(first)
+        if told is None:
+            file.seek(0)
+        between = told[1] if told else next((mark for mark in ",;\t" if mark in first), ",")
         how = {"delimiter": between, "strict": True}
     csv.field_size_limit(max(csv.field_size_limit(), _FIELD))
     rows = filter(None, csv.reader(file, **how))
@@ -508,7 +562,7 @@ def _json_columns(path: Path, file: TextIO) -> Columns:
     columns: dict[str, list[Any]] = {}
     for at, line in enumerate(filter(str.strip, file), 1):
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except ValueError as error:
             raise DataError(f"table {str(path)!r}, row {at}: not JSON ({error})") from error
         if not isinstance(row, dict):

@@ -1,0 +1,71 @@
+"""What a person should know of a data set before anything is learned from it: a line each, none of them an error."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from piggyback.train.data.labelled import LabelledSet
+
+if TYPE_CHECKING:
+    from piggyback.train.data.sets import Split
+
+
+def remarks(splits: Mapping[str, Split], keys: Mapping[str, NDArray[np.uint64]]) -> tuple[str, ...]:
+    """Return what is odd about names, missing classes and copies in ``splits``, "train" among them.
+
+    ``keys``: content keys of each, uint64 (n,).
+    """
+    train, learned = splits["train"], keys["train"]
+    if not isinstance(train, LabelledSet):
+        return ()
+    found = list(alike(train.classes)) if train.kind in ("classification", "multilabel") else []
+    for split, part in splits.items():
+        if split == "train" or not isinstance(part, LabelledSet):
+            continue
+        if train.kind == "classification":
+            absent = [c for c, n in zip(part.classes, part.counts(), strict=True) if not n]
+            if absent:
+                found.append(
+                    f"{split} has no {part.what} of {len(absent)} of {len(part.classes)} classes, {absent[0]!r} first"
+                )
+        if same := int(np.isin(keys[split], learned).sum()):
+            found.append(
+                f"{same} {part.what} of {split} are also in train, byte for byte; they were kept"
+            )
+    if len(train.labels) == len(learned):  # of tags there are more
+        rows = train.labels.numpy().reshape(len(learned), -1)
+        _, firsts, places = np.unique(learned, return_index=True, return_inverse=True)
+        if unlike := int((rows != rows[firsts[places]]).any(1).sum()):
+            found.append(
+                f"{unlike} {train.what} of train are there a second time with other labels, byte for byte; they were "
+                "kept"
+            )
+    return tuple(found)
+
+
+def alike(names: Iterable[str]) -> list[str]:
+    """Return a line for names that are one but for how they are written: in capitals, spaces, or as a number.
+
+    >>> alike(["Cat", "cat", "dog"])
+    ["'Cat' and 'cat' differ only in how they are written: merge them if they are one class"]
+    >>> alike(["1", "1.0", "2", "02"])[0].partition(":")[0]
+    "'1' and '1.0', and 1 more such pair, differ only in how they are written"
+    """
+    by_key: dict[str | float, list[str]] = defaultdict(list)
+    for name in names:
+        try:
+            key: str | float = float(name)
+        except ValueError:
+            key = " ".join(name.casefold().split())
+        by_key[key].append(name)
+    pairs = [(some[0], other) for some in by_key.values() for other in some[1:]]
+    if not pairs:
+        return []
+    first, rest = " and ".join(map(repr, pairs[0])), len(pairs) - 1
+    more = f", and {rest} more such pair{'s' * (rest > 1)}," if rest else ""
+    return [f"{first}{more} differ only in how they are written: merge them if they are one class"]

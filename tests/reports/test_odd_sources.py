@@ -1,0 +1,238 @@
+"""Folders, tables and tars as people make them, that were read as something else without a word."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from piggyback.errors import DataError
+from piggyback.train.data.folder import load_folder
+from piggyback.train.data.labelled import LabelledSet
+from piggyback.train.data.survey import survey, survey_splits
+from piggyback.train.data.table import load_table, read_texts, table_splits
+
+Make = Callable[..., list[Path]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes images of noise, each another, and returns their paths."""
+    drawn = np.random.default_rng(0)
+
+    def write(folder: str, count: int = 6) -> list[Path]:
+        paths = [tmp_path / folder / f"{i:02d}.png" for i in range(count)]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(drawn.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
+        return paths
+
+    return write
+
+
+@pytest.fixture
+def table(tmp_path: Path, make: Make) -> Callable[..., Path]:
+    """Writes a table with a row for each of twelve images: its name, then what ``cells`` gives for its number."""
+    names = [file.name for file in make(".", 12)]
+
+    def write(header: str, cells: Callable[[int], str], first: str = "", comma: str = ",") -> Path:
+        rows = [comma.join((name, cells(i))) for i, name in enumerate(names)]
+        place = tmp_path / "t.csv"
+        place.write_text(first + "\n".join([header, *rows]) + "\n")
+        return place
+
+    return write
+
+
+def noted(notes: tuple[str, ...], *words: str) -> bool:
+    return any(all(word in note for word in words) for note in notes)
+
+
+# -- folders ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("look", [load_folder, survey])
+@pytest.mark.parametrize(
+    ("folders", "wanted"),
+    [
+        (("cat/train", "cat/Test", "dog/train", "dog/Test"), "'Test' and 'train'.*move"),
+        (("images/train/cat", "images/val/cat"), "'train' and 'val'.*give '.*images'"),
+        (("my data/cat", "my data/dog"), "'my data'.*'cat', 'dog'.*give '.*my data'"),
+        (("train/images/cat", "train/images/dog", "test/images/cat"), "'images'.*give"),
+    ],
+)
+def test_folders_too_deep_or_turned_round_are_refused(make, tmp_path, look, folders, wanted):
+    for folder in folders:
+        make(folder)
+    with pytest.raises(DataError, match=wanted):
+        look(tmp_path)
+
+
+def test_folds_and_kinds_of_classes_are_said_to_be_the_classes(make, tmp_path):
+    for folder in ("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"):
+        make(folder)
+    assert noted(load_folder(tmp_path).notes, "'fold1'", "'fold2'", "'cat'", "'dog'")
+    assert noted(tuple(survey(tmp_path).warnings()), "'fold1'", "'cat'")
+    make("fold1", 1)  # images of its own: it is a class
+    assert not noted(load_folder(tmp_path).notes, "'cat'")
+
+
+@pytest.mark.parametrize("within", ["", "train/"])
+def test_images_in_no_class_are_counted(make, tmp_path, within):
+    for name in ("cat", "dog"):
+        make(f"{within}{name}", 20)
+    make(within or ".", 3)
+    assert noted(load_folder(tmp_path).notes, "3 image", "in none")
+    assert sum("in none" in what for what in survey(tmp_path).left_out) == 1
+
+
+def test_an_image_under_two_classes_is_said(make, tmp_path):
+    for name in ("cat", "dog"):
+        make(f"train/{name}", 20)
+        make(f"val/{name}")
+        make(f"test/{name}")
+    shutil.copy(tmp_path / "train/cat/03.png", tmp_path / "train/dog/copy.png")
+    shutil.copy(tmp_path / "train/cat/04.png", tmp_path / "train/cat/copy.png")
+    assert noted(load_folder(tmp_path).notes, "1 images of train", "other labels")
+
+
+@pytest.mark.parametrize(("one", "other"), [("Cat", "cat"), ("1", "1.0"), ("007", "7"), ("a  b", "a b")])  # fmt: skip
+def test_classes_that_differ_only_in_how_they_are_written(table, tmp_path, one, other):
+    data = load_table(table("image,label", lambda i: (one, other, "x")[i % 3]))
+    assert noted(data.notes, repr(one), repr(other))
+    warnings = survey_splits("t", table_splits(tmp_path / "t.csv")).warnings()
+    assert noted(tuple(warnings), repr(one), repr(other))
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\n', "\ufeffsep=;\r\n"])
+def test_a_first_line_that_names_the_separator_is_none_of_the_columns(table, first):
+    found = table_splits(table("image;label", lambda i: f"a,{i % 2}", first, ";"))["train"]
+    assert found.classes == ("a,0", "a,1")
+
+
+def test_accents_are_one_label_in_both_spellings(table):
+    place = table("image,label", lambda i: ("cafe\u0301", "caf\u00e9", "tea")[i % 3])
+    assert load_table(place).classes == ("caf\u00e9", "tea")
+
+
+@pytest.mark.parametrize("name", ["Split", "set", "phase"])
+def test_a_column_of_splits_that_is_not_asked_for_is_said(table, name):
+    place = table(f"image,label,{name}", lambda i: f"{i % 2},{('Train', 'TEST')[i % 5 == 0]}")
+    assert noted(load_table(place).notes, f"split={name}")
+    asked = load_table(place, columns={"split": name})
+    assert not noted(asked.notes, "split=")
+    assert len(asked.test) == 3
+
+
+def test_a_column_of_train_alone_is_no_split(table):
+    assert load_table(table("image,label,set", lambda i: f"{i % 2},train")).notes == ()
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression"])
+def test_a_label_column_that_is_named_twice_is_refused(table, kind):
+    place = table("image,a,b", lambda i: f"{i % 2},{i % 3}")
+    with pytest.raises(DataError, match="'a' twice"):
+        load_table(place, None, {"label": "a,b,a"}, kind)
+
+
+def test_one_column_of_flags_is_one_label(table):
+    place = table("image,smiling", lambda i: str(i % 2))
+    found = table_splits(place, {"label": "smiling"}, "multilabel")["train"]
+    assert found.classes == ("smiling",)
+    assert found.labels[:, 0].tolist() == [bool(i % 2) for i in range(12)]
+
+
+def test_labels_with_another_separator_are_said_and_sets_as_python_writes_them_refused(table):
+    load = load_table
+    assert noted(
+        load(table("image,label", lambda i: f"{i % 2};x"), None, None, "multilabel").notes, "','"
+    )
+    assert not noted(
+        load(table("image,label", lambda i: f'"{i % 2},x"'), None, None, "multilabel").notes, "','"
+    )
+    with pytest.raises(DataError, match=r"row 1: labels .*JSON"):
+        load(table("image,label", lambda i: f"\"('{i % 2}', 'x')\""), None, None, "multilabel")
+
+
+def test_numbers_are_measured_in_the_tasks_units(table):
+    def read(unit: str) -> LabelledSet:
+        column = f"height ({unit})" if unit else "height"
+        return table_splits(table(f"image,{column}", str), {"label": column}, "regression")["train"]
+
+    assert torch.equal(read("m").relabelled(("height",), ("m",)).labels, read("m").labels)
+    assert read("").relabelled(("height",), ("m",)).units == ()  # of no unit nothing is known
+    with pytest.raises(DataError, match="'height' is in cm: expected m"):
+        read("cm").relabelled(("height",), ("m",))
+    place = table("image,height (m),height (cm)", lambda i: f"{i},{i}")
+    with pytest.raises(DataError, match="two columns of 'height'"):
+        load_table(place, None, {"label": "height (m),height (cm)"}, "regression")
+
+
+def test_half_a_character_is_an_error_of_its_row(tmp_path):
+    good = [{"text": f"good {i} \U0001f600", "label": str(i % 2)} for i in range(20)]
+    place = tmp_path / "t.jsonl"
+    for bad in ({"text": "\ud83d", "label": "1"}, {"text": "a", "label": "\udc00"}):
+        place.write_text("".join(json.dumps(row) + "\n" for row in [*good, bad]))
+        with pytest.raises(DataError, match="row 21: not JSON"):
+            load_table(place)
+    place.write_text("".join(json.dumps(row) + "\n" for row in good))
+    assert load_table(place).classes == ("0", "1")
+
+
+def test_texts_in_two_splits_and_under_two_labels_are_said(tmp_path):
+    rows = [(f"text {i}", str(i % 2), "train") for i in range(20)]
+    rows += [("text 1", "1", "test"), ("text 3", "1", "val"), ("text 5", "0", "train")]
+    place = tmp_path / "t.tsv"
+    place.write_text("text\tlabel\tsplit\n" + "".join("\t".join(row) + "\n" for row in rows))
+    notes = load_table(place).notes
+    assert noted(notes, "1 texts of val")
+    assert noted(notes, "1 texts of test")
+    assert noted(notes, "1 texts of train", "other labels")
+    assert noted(notes, "val has no texts", "'0'")
+
+
+def test_a_line_of_texts_ends_where_the_file_ends_it(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\u2028two\x0bthree\x85\r\n\r\nfour\n".encode())
+    assert [line.strip() for line in read_texts(tmp_path / "a.txt")] == [
+        "one\u2028two\x0bthree",
+        "four",
+    ]
+
+
+def test_check_names_every_bad_image_of_a_table(table, tmp_path):
+    place = table("image,label", lambda i: str(i % 2))
+    for i in range(11):
+        (tmp_path / f"{i:02d}.png").write_bytes(b"")
+    (tmp_path / "11.png").unlink()
+    found = survey_splits("t", table_splits(place, look=False))
+    assert len(found.unreadable) == 12
+    assert not found.trainable
+    with pytest.raises(DataError, match="and 2 more"):
+        table_splits(place)
+
+
+def test_files_in_a_tar_that_are_passed_over_are_counted(make, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i, file in enumerate(make("x", 12)):
+            for name, data in (
+                (f"{i}.png", file.read_bytes()),
+                (f"{i}.cls", str(i % 2).encode()),
+                (f"{i}.v{i}.png", file.read_bytes()),
+                (f"._{i}.png", b"x"),
+            ):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    notes = load_table(tmp_path / "a.tar").notes
+    assert notes == ("passed over: 12 '.png' file, with a dot before its ending",)
