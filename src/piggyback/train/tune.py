@@ -85,14 +85,16 @@ def tune(
     epoch = steps_in_epoch(data.train, recipe.batch_size, processes().num_processes)
     whole = recipe.epochs_for(len(data.train))
     epochs = min(-(-max(whole * epoch // len(settings), SHORTEST) // epoch), whole)
+    listener.on_notice(
+        f"tune: {len(settings)} settings, {epochs} epochs each, before the run itself"
+    )
     losses = []
     for setting in settings:
+        listener.on_stage(f"trying {setting.label}")
         trial = replace(plain, **setting.fields, epochs=epochs, tracker="none")
         place = None if folder is None else folder / "tune" / setting.label.replace(" ", "-")
         losses.append(train(part, trial, place).history[-1].val_loss)
-        listener.on_notice(
-            f"tune: {setting.label}: val loss {losses[-1]:.3f} after {epochs} epochs"
-        )
+        listener.on_notice(f"tune: {setting.label}: val loss {losses[-1]:.3f}")
     at = min(range(len(settings)), key=lambda i: losses[i])
     # Of models that agree on most samples, the difference of two mean losses is off by about this part of them.
     if losses[at] > losses[0] * (1 - 1 / (2 * math.sqrt(len(data.val)))):
