@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from piggyback.network.backbone import Backbone
 from piggyback.train import Augment, ImageData, Measured, Recipe, evaluate, predict, train
 from piggyback.train.data.batches import EvalBatches, TrainBatches, augment, augment_map, draws
 from piggyback.train.evaluation import measure, segment
+from piggyback.train.tune import TUNE
 from piggyback.zoo.segmentation import segmentation_of
 from support.map_tasks import build
 from support.training_toys import assert_same, interrupted
@@ -198,6 +200,13 @@ def test_every_method_learns_and_says_mean_iou(method, network, patches, recipe)
         assert result.task is not None
         assert result.task.info.kind == "segmentation"
         assert (result.task.density < 1) == (method == "masks")
+
+
+def test_settings_are_chosen_for_label_maps_too(network, patches, recipe, tmp_path):
+    result = train(network, patches, "patches", recipe(epochs=1, tune=True), tmp_path)
+    tried = json.loads((tmp_path / TUNE).read_text())
+    assert len(tried["tried"]) == 5
+    assert result.accuracy > 0
 
 
 def test_a_task_is_measured_from_its_file_as_in_training(model, patches):
