@@ -4,16 +4,20 @@
                  they tell how far the task is from the backbone, and with that the masks' rate
                  a head is trained on them alone
     marks        twenty in a run: the mean training loss since the last is compared with that head's
-    collapse     two marks in a row too far from the head, towards guessing: the scores of the last good
-                 mark come back, the rate is halved; at most twice
+    collapse     two marks in a row too far from the head, towards guessing: the run starts over with half
+                 the rate, or the derived one if that is less, in the steps that are left; in its second
+                 half it goes back to the last good mark instead; at most twice
 
-Masks collapse when many scores cross the threshold within a few steps, so that the network forgets what it knew. A
-good state is live tensors and scores; the inner optimizer begins anew, without the momentum that led there.
+Masks collapse when many scores cross the threshold within a few steps, so that the network forgets what it knew. That
+is while the rate is high, and the marks before it are already on their way there, which is why an early collapse goes
+back to the first. A good state is live tensors and scores; the inner optimizer begins anew, without the momentum that
+led there.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -78,8 +82,21 @@ class Guard:
     behind: int = 0
     """Marks in a row that were collapsed."""
     halved: int = 0
+    """Times that it stepped back."""
+    eased: float = 1.0
+    """Factor of the masks' rate that came of that."""
+    began: int = 0
+    """The step at which the run last started over, and its mark."""
+    began_mark: int = 0
+    later: bool = False
+    """Whether ``good`` is of the second half of the steps since then."""
     good: dict[str, Tensor] = field(default_factory=dict)
-    """What the last mark left that was not collapsed."""
+    """What the first mark left, or a later one that was not collapsed."""
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], good: dict[str, Tensor]) -> Guard:
+        """Return what ``to_json`` wrote, of an older version too, with its tensors."""
+        return Guard(**{"eased": 0.5 ** values["halved"], **values}, good=good)
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the tensors as plain JSON."""
@@ -88,43 +105,58 @@ class Guard:
     @property
     def collapsed(self) -> bool:
         """Whether the last mark was too far from the head alone, towards guessing."""
-        if self.mark < FIRST:
+        if self._own < FIRST:
             return False
-        alone = self.head_loss[self.mark - 1]
+        alone = self.head_loss[self._own - 1]
         head = min(alone, self.guess)
         # A head that is no better than guessing yet is no measure: then masks are behind it, or they are not.
         return self.last > max(alone, head + self.slack * (self.guess - head))
 
-    def watch(self, learner: Learner, loss: float, seen: int, done: float) -> str | None:
-        """Count steps whose losses add up to ``loss`` over ``seen`` labels; ``done`` is the part of the run.
+    @property
+    def _own(self) -> int:
+        """Marks passed since the run last started over."""
+        return self.mark - self.began_mark
+
+    def watch(self, learner: Learner, loss: float, seen: int, step: int, steps: int) -> str | None:
+        """Count steps whose losses add up to ``loss`` over ``seen`` labels; ``step`` of ``steps`` are made.
 
         Returns a line for people where it stepped back.
         """
         self.loss += loss
         self.seen += seen
-        if int(done * MARKS) <= self.mark or not self.seen:
+        if (mark := MARKS * step // steps) <= self.mark or not self.seen:
             return None
-        self.mark = min(int(done * MARKS), MARKS)
+        self.mark = mark
         self.last, self.loss, self.seen = self.loss / self.seen, 0.0, 0
         if not self.collapsed or _masked_out(learner) < FEW:
             self.behind = 0
-            self.good = _state(learner)
+            self.later = self._own > (MARKS - self.began_mark) // 2
+            if self.later or not self.good:
+                self.good = _state(learner)
             return None
         self.behind += 1
         if self.behind < IN_A_ROW or self.halved == TRIES or not self.good:
             return None
+        head = self.head_loss[self._own - 1]
         self.behind = 0
         self.halved += 1
         load_learner(learner, by_part(self.good))
-        _scale_rate(learner, 0.5)
+        groups = learner.optimizer.param_groups
+        peak = next(group["peak_lr"] for group in groups if group.get("masked"))
+        factor = min(0.5, self.derived / peak) if self.derived else 0.5
+        self.eased *= factor
+        _scale_rate(learner, factor)
+        if not self.later:
+            self.began, self.began_mark = step, self.mark
+        what = "back to the last good state" if self.later else "starting over"
         return (
-            f"masks collapsed (training loss {self.last:.2f}, the head alone {self.head_loss[self.mark - 1]:.2f}): "
-            f"back to the last good state with half the rate ({self.halved} of at most {TRIES} times)"
+            f"masks collapsed (training loss {self.last:.2f}, the head alone {head:.2f}): {what} with rate "
+            f"{factor * peak:.2g} ({self.halved} of at most {TRIES} times)"
         )
 
     def resume(self, learner: Learner) -> None:
         """Give a fresh learner the masks' rate that this guard's has."""
-        _scale_rate(learner, self.rate * 0.5**self.halved)
+        _scale_rate(learner, self.rate * self.eased)
 
     def verdict(self, density: float) -> str:
         """Return what a run has to say of its masks at the end: empty where they learned.

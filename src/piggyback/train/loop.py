@@ -263,7 +263,8 @@ def _epoch(run: Run, network: Callable[[Tensor], Any], curves: Curves) -> None:
     )
     clock = time.perf_counter()
     for batch in served:
-        factor = lr_factor(recipe.schedule, run.at, total, recipe.warmup)
+        began = 0 if run.guard is None else run.guard.began
+        factor = lr_factor(recipe.schedule, run.at - began, total - began, recipe.warmup)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         # Dropout's random numbers are a function of the step too, so none have to be saved.
@@ -276,7 +277,7 @@ def _epoch(run: Run, network: Callable[[Tensor], Any], curves: Curves) -> None:
         loss = _read(run, unread)
         if run.guard is not None:
             news = run.guard.watch(
-                run.learner, progress.loss - before[0], progress.seen - before[1], run.at / total
+                run.learner, progress.loss - before[0], progress.seen - before[1], run.at, total
             )
             if news is not None:
                 run.listener.on_notice(news)
@@ -410,7 +411,7 @@ def restore(run: Run, saved: Checkpoint) -> None:
     values = {k: v for k, v in saved.progress.items() if k not in ("speed", "guard")}
     run.progress = Progress.from_json(values)
     if (guard := saved.progress.get("guard")) is not None:
-        run.guard = Guard(**guard, good=parts["good"])
+        run.guard = Guard.from_json(guard, parts["good"])
         run.guard.resume(run.learner)
     run.resumed_seconds = run.progress.seconds
     if parts["best"]:
