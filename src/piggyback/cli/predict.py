@@ -160,8 +160,8 @@ def run(
     else:
         given = _files(images, column)
     files = [file for file in given if isinstance(file, Path)]
-    maps = _gives_maps(headers, infer_task, out)
-    places = _map_places(files, out) if maps and out is not None else {}
+    folder = _maps_folder(headers, infer_task, out)
+    places = {} if folder is None else _map_places(files, folder)
 
     from piggyback.cli.loading import load_tasks
 
@@ -387,21 +387,21 @@ def _answer(
     return [one for group in zip(*by_task, strict=True) for one in group]
 
 
-def _gives_maps(headers: Sequence[TaskHeader], infer: bool, out: Path | None) -> bool:
-    """Whether the task labels every pixel; raises InputError for such a task beside others or without a folder, and
-    for a folder that nothing goes into."""
+def _maps_folder(headers: Sequence[TaskHeader], infer: bool, out: Path | None) -> Path | None:
+    """``out`` where the task labels every pixel, else None; raises InputError for such a task beside others or without
+    a folder, and for a folder that nothing goes into."""
     found = [header.name for header in headers if header.info.kind == "segmentation"]
     if not found:
         if out is not None:
             raise InputError(NO_MAPS)
-        return False
+        return None
     if len(headers) > 1 or infer:
         raise InputError(
             f"task {found[0]!r} labels every pixel: expected one task, without --infer-task; run predict for each"
         )
     if out is None:
         raise InputError(f"task {found[0]!r} {NO_FOLDER}")
-    return True
+    return out
 
 
 def _write_maps(

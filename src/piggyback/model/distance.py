@@ -113,11 +113,9 @@ def skill_of_batches(
 
 def _pair(batch: Any, info: TaskInfo) -> tuple[Any, Tensor]:
     """A batch as inputs and labels: int64 classes, or numbers as the task's kind takes them; else InputError."""
-    known = kind_of(info) if info.kind in KINDS else None
-    kind = None if known is None or known.ranked else known.name
-    wanted = (
-        f"(n, {len(info.classes)}) of its {kind} task" if kind in KINDS else "int64 (n,) from 0"
-    )
+    n = len(info.classes)
+    many = info.kind in KINDS and not kind_of(info).ranked  # labels or numbers for each sample
+    wanted = f"(n, {n}) of its {info.kind} task" if many else "int64 (n,) from 0"
     found = type(batch).__name__
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         inputs, labels = batch
@@ -125,9 +123,9 @@ def _pair(batch: Any, info: TaskInfo) -> tuple[Any, Tensor]:
         if isinstance(labels, Tensor):
             found = f"labels {labels.dtype} {tuple(labels.shape)}"
             whole = labels.ndim == 1 and labels.dtype == torch.int64
-            if kind in KINDS and tuple(labels.shape[1:]) == (len(info.classes),):
+            if many and tuple(labels.shape[1:]) == (n,):
                 return inputs, labels.float()
-            if kind not in KINDS and whole and not bool((labels < 0).any()):
+            if not many and whole and not bool((labels < 0).any()):
                 return inputs, labels
     raise InputError(
         f"batches: expected pairs of inputs and labels, {wanted}, found {found}; "

@@ -24,6 +24,7 @@ Selection: TypeAlias = Union[
 
 MUCH = 0.2
 """The share of the weights from which on it is said that the default selection leaves them out."""
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 MASKABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -152,7 +153,7 @@ class _Names:
                 if self.in_head(first):
                     continue
                 self.layers.setdefault(first, []).append(name)
-                if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+                if isinstance(layer, EMBEDDINGS):
                     self.embeddings.add(first)
 
     def in_head(self, name: str) -> bool:
@@ -290,7 +291,7 @@ def _layer_weights(layer: nn.Module) -> list[str]:
         return [found for name in _ATTENTION if (found := _source(layer, name))]
     if not isinstance(layer, nn.modules.rnn.RNNBase) and (stacked := _experts(layer)):
         return stacked
-    if not (_is_product(layer) or _is_embedding(layer)):
+    if not (_is_product(layer) or isinstance(layer, EMBEDDINGS)):
         return []
     found = _source(layer, "weight")
     return [] if found is None else [found]
@@ -351,10 +352,6 @@ def _is_product(layer: nn.Module) -> bool:
         ("nx", "nf"),
     )
     return any(all(hasattr(layer, name) for name in look) for look in looks)
-
-
-def _is_embedding(layer: nn.Module) -> bool:
-    return isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
 
 
 def _check_maskable(name: str, parameter: Tensor) -> None:

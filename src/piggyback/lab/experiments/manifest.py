@@ -249,7 +249,7 @@ def load_manifest(name: str | Path) -> Manifest:
 def parse_manifest(text: str, name: str) -> Manifest:
     """Return the manifest that YAML ``text`` describes; raises ManifestError."""
     try:
-        content = read_yaml(text)
+        content = yaml.load(text, Loader=_Loader)
         if not isinstance(content, Mapping):
             raise ValueError(f"expected keys and values, found {content!r:.80}")
         _check_known("key", content, [key for key in Manifest.model_fields if key != "name"])
@@ -291,16 +291,13 @@ def _unknown(what: str, key: Any, known: Collection[str]) -> str:
     return f"unknown {what} {key!r}{close}"
 
 
-def read_yaml(text: str) -> Any:
-    """Return what YAML ``text`` holds: plain values, no key twice, 2e-4 a number; raises yaml.YAMLError.
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads plain values, no key twice, and 2e-4 as a number.
 
-    >>> read_yaml("{rate: 2e-4}")
+    >>> yaml.load("{rate: 2e-4}", Loader=_Loader)
     {'rate': 0.0002}
     """
-    return yaml.load(text, Loader=_Loader)
 
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
