@@ -31,7 +31,7 @@ from piggyback.errors import (
     near_misses,
 )
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.kinds import KINDS, kind_of
+from piggyback.kinds import KINDS, check_kind, kind_of
 from piggyback.kinds.classification import confidence
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rule import HEAD_LR, MaskRule, ScoreInit, check_learnable, derived_mask_lr
@@ -100,6 +100,7 @@ class MultiTaskModel(nn.Module):
     ) -> None:
         own = None
         _check_preprocessing(preprocessing)
+        check_is("source", source, str, "a text, such as 'timm:resnet18'")
         if isinstance(backbone, Backbone):
             head, source = head or backbone.head, source or backbone.source
             own = backbone.preprocessing
@@ -449,6 +450,10 @@ class MultiTaskModel(nn.Module):
         rule = rule or (MaskRule() if start is None else start.info.rule)
         check_learnable(rule)
         _check_preprocessing(preprocessing)
+        check_is("masks", masks, bool, "True or False")
+        check_kind(kind)
+        for what, given in (("units", units), ("scaling", scaling)):
+            check_is(what, given, (list, tuple), "a list with one for each output")
         with self._lock, torch.inference_mode(False):
             self._not_learning("start another")
             self._not_running("start one")
@@ -475,7 +480,7 @@ class MultiTaskModel(nn.Module):
                 preprocessing=preprocessing or self._preprocessing,
                 backbone=BackboneInfo(self.source, whole, digests),
                 units=tuple(units),
-                scaling=tuple(scaling),
+                scaling=tuple(tuple(p) if isinstance(p, list) else p for p in scaling),
             )
             check_classes(info, module)
             check_writable(name, info)
@@ -527,6 +532,7 @@ class MultiTaskModel(nn.Module):
             )
         if lr is None:
             start, threshold = options.get("init") or ScoreInit(), learning.info.rule.threshold
+            check_is("init", start, ScoreInit, "a ScoreInit")
             steps = cast(int, steps)
             skill = (
                 None
@@ -535,7 +541,8 @@ class MultiTaskModel(nn.Module):
             )
             margin = start.margin(threshold)
             lr = derived_mask_lr(steps, skill, self.transformer, margin=margin)
-            head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
+            head_lr = HEAD_LR if head_lr is None else head_lr
+            norm_lr = HEAD_LR if norm_lr is None else norm_lr
         return MaskOptimizer(
             learning.groups(lr, head_lr, norm_lr),
             inner,
@@ -568,6 +575,8 @@ class MultiTaskModel(nn.Module):
         with self._lock:
             learning = self._in_learning()
             self._not_running("finish one")
+            if task is not None:
+                check_is("task", task, Task, "a Task, such as capture() returns")
             done = learning.capture({}) if task is None else task
             if task is None and learning.trained and (verdict := masks_verdict(done.density)):
                 warnings.warn(f"task {done.name!r}: {verdict}", PiggybackWarning, stacklevel=2)
@@ -596,10 +605,13 @@ class MultiTaskModel(nn.Module):
         with self._lock:
             learning = self._in_learning()
             self._not_running("cancel one")
+            lost = learning.lost()
             learning.end()
             self._learning, self._in_place = None, Which.UNSURE
             self.train(self.training)
             self._settle()
+            if lost:
+                self._broken = f"weight {lost[0]!r} was trained beside task {learning.name!r}"
 
     def _in_learning(self) -> Learning:
         if self._learning is None:
