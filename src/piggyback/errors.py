@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import heapq
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -235,6 +236,18 @@ def check_is(what: str, value: object, kind: type | tuple[type, ...], expected: 
     if not isinstance(value, kind):
         shown, found = " ".join(repr(value).split()), type(value).__name__
         raise InputError(f"{what} {shown:.100} of type {found}: expected {expected}")
+
+
+def check_number(what: str, value: object, good: Callable[[Any], bool], expected: str) -> None:
+    """Raise InputError where an argument is no number, or not one that is ``good``.
+
+    >>> check_number("threshold", "1", math.isfinite, "a finite number")
+    Traceback (most recent call last):
+    piggyback.errors.InputError: threshold '1': expected a finite number
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (number and good(value)):
+        raise InputError(f"{what} {value!r:.100}: expected {expected}")
 
 
 def near_misses(name: str, known: Iterable[str]) -> str:

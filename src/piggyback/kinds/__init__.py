@@ -13,10 +13,11 @@ torch, the kinds' own modules do.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, cast
 
-from piggyback.errors import InputError, near_misses
+from piggyback.errors import InputError, check_is, near_misses
 from piggyback.taskfile.task import TaskInfo
 
 if TYPE_CHECKING:
@@ -70,6 +71,19 @@ def kind_of(info: TaskInfo) -> Kind:
             info.preprocessing,
         ),
     )
+
+
+def check_kind(kind: str) -> None:
+    """Raise InputError for a kind that is one of these but for its spelling; tasks may have a kind of their own.
+
+    >>> check_kind("multi-label")
+    Traceback (most recent call last):
+    piggyback.errors.InputError: kind 'multi-label': expected 'multilabel', if that is meant
+    """
+    check_is("kind", kind, str, f"a text, such as {', '.join(KINDS)}")
+    close = difflib.get_close_matches(kind.lower(), KINDS, n=1, cutoff=0.85)
+    if close and kind not in KINDS:
+        raise InputError(f"kind {kind[:40]!r}: expected {close[0]!r}, if that is meant")
 
 
 def score_name(kind: str) -> str:

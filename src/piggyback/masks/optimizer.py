@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
@@ -24,13 +25,22 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from piggyback.errors import CheckpointError, InputError, PiggybackWarning, TrainingError
+from piggyback.errors import (
+    CheckpointError,
+    InputError,
+    PiggybackWarning,
+    TaskStateError,
+    TrainingError,
+    check_is,
+    first_line,
+)
 from piggyback.masks.regularize import Regularizer
 from piggyback.masks.rule import (
     GradScale,
     MaskRule,
     ScoreInit,
     check_learnable,
+    check_steps,
     lr_factor,
     mask_of,
     masked_weight,
@@ -40,6 +50,7 @@ NonFinite = Literal["raise", "skip"]
 Group = dict[str, Any]
 _OWN = ("scores", "base", "base_sum")
 """What a state dict has of a masked weight besides the inner optimizer's state of its scores."""
+_WITH_SCORES: weakref.WeakSet[MaskOptimizer] = weakref.WeakSet()
 NEVER = 1.0
 """Margin of weights that are always kept: no rate that learns anything carries a score so far."""
 
@@ -86,6 +97,11 @@ class MaskOptimizer(torch.optim.Optimizer):
         nonfinite: NonFinite = "raise",
         **inner_options: Any,
     ) -> None:
+        if init is not None:
+            check_is("init", init, ScoreInit, "a ScoreInit")
+        check_is("regularizers", regularizers, (list, tuple), "a list, such as [PullToKeep(0.1)]")
+        for each in regularizers:
+            check_is("regularizer", each, Regularizer, "one such as PullToKeep(0.1)")
         if nonfinite not in get_args(NonFinite):
             raise InputError(f"nonfinite {nonfinite!r}: expected 'raise' or 'skip'")
         if grad_scale not in get_args(GradScale):
@@ -107,15 +123,11 @@ class MaskOptimizer(torch.optim.Optimizer):
         self._watch = _FirstSteps()
         self._turn = 0
         check_learnable(self.rule)
-        groups = _as_groups(list(params))
+        groups = _as_groups(params)
         self._built = False
-        self.inner = inner([dict(group) for group in groups], **inner_options)
-        closure = inspect.signature(self.inner.step).parameters.get("closure")
-        if closure is not None and closure.default is closure.empty:
-            raise InputError(
-                f"{type(self.inner).__name__} evaluates the loss itself: expected an optimizer that steps by gradients "
-                "alone, such as Adam or SGD"
-            )
+        self.ended = ""
+        """The task in whose training this was used, once that has ended: its scores are no other task's."""
+        self.inner = _made(inner, groups, inner_options)
         # The inner optimizer has filled in each group's options; these groups are the user's view of them.
         super().__init__([dict(group) for group in self.inner.param_groups], self.inner.defaults)
         self._built = True
@@ -148,6 +160,7 @@ class MaskOptimizer(torch.optim.Optimizer):
                 self.state[param] = {"scores": scores, "base": base}
                 slots[index] = scores
                 self._write_live(param)
+                _WITH_SCORES.add(self)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step scores and ordinary parameters, then write the new live weights; returns the closure's loss."""
@@ -155,10 +168,15 @@ class MaskOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        masked = [p for p in self._masked() if p.grad is not None]
+        if self.ended and masked:
+            raise TaskStateError(
+                f"this optimizer holds the scores of task {self.ended!r}, whose training has ended: make one of "
+                "model.optimizer(...) for each task, after start_task()"
+            )
         self.initialize()
         with torch.no_grad():
             _hand_over(self.param_groups, self.inner.param_groups)
-            masked = [p for p in self._masked() if p.grad is not None]
             if not self._all_finite():
                 self.skipped += 1
                 return loss
@@ -168,11 +186,12 @@ class MaskOptimizer(torch.optim.Optimizer):
             self._watch.after(self)
             # What is not finite stays so: a look at every fourth step takes a quarter of the time.
             if self._turn == 0:
-                self._check_scores(masked)
+                self.check_scores()
             self._turn = (self._turn + 1) % 4
             for param in masked:
                 self.state[param]["scores"].grad = None
                 self._write_live(param)
+            torch.clear_autocast_cache()  # for loops that keep one autocast open over many steps
             _hand_over(self.inner.param_groups, self.param_groups)  # some keep counters there
             self._show_ordinary_state()
         return loss
@@ -198,10 +217,9 @@ class MaskOptimizer(torch.optim.Optimizer):
             "rate, clip, or skip such steps with nonfinite='skip'"
         )
 
-    def _check_scores(self, masked: Iterable[Tensor]) -> None:
-        """Raise TrainingError where the inner optimizer made scores that are not finite: they mask out for good."""
-        scores = [self.state[param]["scores"] for param in masked]
-        if _finite(scores):
+    def check_scores(self) -> None:
+        """Raise TrainingError where the inner optimizer made scores that are not finite: they mean no mask."""
+        if _finite([self.scores(p) for p in self._masked() if "scores" in self.state.get(p, {})]):
             return
         for name, param in self.named():
             own = self.state.get(param, {}).get("scores")
@@ -267,6 +285,7 @@ class MaskOptimizer(torch.optim.Optimizer):
                 slots[index] = entry["scores"].to(param.device, torch.float32, copy=True)
                 self.state[param] = {"scores": slots[index], "base": base}
                 self._write_live(param)
+                _WITH_SCORES.add(self)
             if others := {k: v for k, v in entry.items() if k not in _OWN}:
                 inner[key] = {
                     k: v.clone() if isinstance(v, Tensor) else v for k, v in others.items()
@@ -282,6 +301,7 @@ class MaskOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, masked or not, also in mid-training; ``masked`` defaults to False."""
+        check_is("param_group", param_group, dict, "a group of parameters")
         (group,) = _as_groups([param_group])
         super().add_param_group(group)
         if self._built:
@@ -291,7 +311,7 @@ class MaskOptimizer(torch.optim.Optimizer):
         # What torch's own keeps, and what only this class has; never what others patched onto the instance.
         own = (
             "_base_of", "inner", "rule", "init", "grad_scale", "regularizers", "nonfinite", "skipped", "_watch",
-            "_turn", "_built",
+            "_turn", "_built", "ended",
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
@@ -371,6 +391,20 @@ class MaskOptimizer(torch.optim.Optimizer):
             scores.grad = grad
 
 
+def optimizers_of(params: Iterable[Tensor]) -> list[MaskOptimizer]:
+    """Return the optimizers in use that hold scores of any of ``params``, but for those that have ended.
+
+    >>> optimizers_of([torch.zeros(2)])
+    []
+    """
+    wanted = set(map(id, params))
+    return [
+        optimizer
+        for optimizer in _WITH_SCORES
+        if not optimizer.ended and any(id(param) in wanted for param in optimizer.state)
+    ]
+
+
 def warmup_cosine(
     optimizer: torch.optim.Optimizer, steps: int, warmup: float = 0.3
 ) -> torch.optim.lr_scheduler.LambdaLR:
@@ -382,8 +416,10 @@ def warmup_cosine(
     >>> warmup_cosine(optimizer, steps=10).get_last_lr()
     [0.04]
     """
-    if steps < 1:
-        raise InputError(f"steps {steps!r}: expected a whole number from 1")
+    check_is(
+        "optimizer", optimizer, torch.optim.Optimizer, "an optimizer, such as model.optimizer(...)"
+    )
+    check_steps(steps)
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor("cosine", step, steps, warmup)
     )
@@ -587,11 +623,36 @@ def _hand_over(groups: list[Group], others: list[Group]) -> None:
         other.update({key: value for key, value in group.items() if key != "params"})
 
 
-def _as_groups(items: list[Any]) -> list[Group]:
+def _made(
+    inner: Callable[..., torch.optim.Optimizer], groups: list[Group], options: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """The inner optimizer of ``groups``; raises InputError for one that takes no such groups, or steps otherwise."""
+    name = getattr(inner, "__name__", "inner")
+    try:
+        made = inner([dict(group) for group in groups], **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"inner {name} cannot be made ({first_line(error)}): expected an optimizer of parameters of any shape in "
+            "groups, such as Adam or SGD, and its own options"
+        ) from error
+    check_is("inner's result", made, torch.optim.Optimizer, "an optimizer")
+    if isinstance(made, torch.optim.SparseAdam):
+        raise InputError("inner SparseAdam takes sparse gradients alone: expected Adam or SGD")
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise InputError(
+            f"{type(made).__name__} evaluates the loss itself: expected an optimizer that steps by gradients "
+            "alone, such as Adam or SGD"
+        )
+    return made
+
+
+def _as_groups(params: Any) -> list[Group]:
     """Return parameter groups as lists with an explicit ``masked``; bare parameters are one masked group.
 
     Masked groups get no weight decay unless they set it themselves.
     """
+    items = list(params) if isinstance(params, Iterable) else [params]
     if not items:
         raise InputError(
             "MaskOptimizer got no parameters: pass parameter groups, masked ones first"
@@ -600,13 +661,14 @@ def _as_groups(items: list[Any]) -> list[Group]:
     groups: list[Group] = items if isinstance(items[0], dict) else [masked_group]
     made = []
     for group in groups:
-        held = group["params"]
-        held = [held] if isinstance(held, Tensor) else list(held)
+        held = group.get("params")
+        held = list(held) if isinstance(held, Iterable) and not isinstance(held, Tensor) else [held]
         masked = bool(group.get("masked", False))
         decay = {"weight_decay": 0.0} if masked else {}
         made.append({**decay, **group, "params": held, "masked": masked})
         for named in held:
             param = named[1] if isinstance(named, tuple) else named
+            check_is("parameter", param, Tensor, "a tensor, or groups of them")
             if not param.is_floating_point():
                 raise InputError(
                     f"a {tuple(param.shape)} tensor of dtype {param.dtype}: expected floating point"

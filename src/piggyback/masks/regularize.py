@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from piggyback.errors import InputError
+from piggyback.errors import check_number
 from piggyback.masks.rule import MaskRule, mask_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@runtime_checkable
 class Regularizer(Protocol):
     """Anything that adds to the gradient of a weight's scores."""
 
@@ -34,6 +35,10 @@ class PullToKeep:
     strength: float
     level: float = 1e-2
 
+    def __post_init__(self) -> None:
+        for name in ("strength", "level"):
+            check_number(name, getattr(self, name), math.isfinite, "a finite number")
+
     def add_(self, grad: Tensor, scores: Tensor, rule: MaskRule) -> None:
         """Add -strength where s < level."""
         grad.sub_((scores < self.level).to(grad.dtype), alpha=self.strength)
@@ -54,8 +59,9 @@ class TargetDensity:
     strength: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.density <= 1:
-            raise InputError(f"density {self.density}: expected 0 to 1, the fraction to keep")
+        good = "0 to 1, the fraction to keep"
+        check_number("density", self.density, lambda share: 0 <= share <= 1, good)
+        check_number("strength", self.strength, math.isfinite, "a finite number")
 
     def add_(self, grad: Tensor, scores: Tensor, rule: MaskRule) -> None:
         """Add 2 * strength * (d - density), scaled by m's sign for a ternary mask."""
@@ -76,6 +82,9 @@ class EntropyPrice:
 
     price: float
     """Loss per bit."""
+
+    def __post_init__(self) -> None:
+        check_number("price", self.price, math.isfinite, "a finite number")
 
     def add_(self, grad: Tensor, scores: Tensor, rule: MaskRule) -> None:
         """Add price * log2((1 - d) / d), with d held away from 0 and 1 by half a weight."""

@@ -8,10 +8,11 @@ Tensors bring their own methods, so nothing here imports torch: recipes and help
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from piggyback.errors import InputError, check_is
+from piggyback.errors import InputError, check_is, check_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,8 +76,7 @@ class MaskRule:
                 "mask form 'affine' with a ternary rule: expected a binary one, since its four numbers say what "
                 "m = 0 and m = 1 do to a weight and nothing is left to say it of m = -1"
             )
-        if not math.isfinite(self.threshold):
-            raise InputError(f"threshold {self.threshold}: expected a finite number")
+        check_number("threshold", self.threshold, math.isfinite, "a finite number")
         if self.threshold < 0 and self.kind == "ternary":
             raise InputError(
                 f"ternary threshold {self.threshold}: expected >= 0, since -1 begins below 0"
@@ -162,10 +162,13 @@ class ScoreInit:
         if self.kind not in get_args(InitKind):
             kinds = ", ".join(map(repr, get_args(InitKind)))
             raise InputError(f"score init {self.kind!r}: expected one of {kinds}")
-        for name in ("value", "power", "floor", "keep"):
+        check_number("score init: value", self.value, math.isfinite, "a finite number")
+        for name in ("power", "floor", "keep"):
             number = getattr(self, name)
-            if not math.isfinite(number) or (name != "value" and number < 0):
-                raise InputError(f"score init: {name} {number}: expected a finite number from 0")
+            check_number(f"score init: {name}", number, _from_0, "a finite number from 0")
+        whole = isinstance(self.seed, numbers.Integral)
+        seeds = "an integer from 0 to 2**32 - 1"
+        check_number("score init: seed", self.seed, lambda s: whole and 0 <= s < 2**32, seeds)
 
     def margin(self, threshold: float) -> float:
         """Return how far above ``threshold`` scores start in the mean; InputError unless that is above 0.
@@ -220,17 +223,20 @@ def mask_lr(
     >>> [round(mask_lr(steps, reach=REACH), 7) for steps in (240, 1000)]
     [0.0001441, 3.46e-05]
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps {steps!r}: expected a whole number from 1")
-    if not 0 <= warmup < 1:
-        raise InputError(f"warmup {warmup!r}: expected from 0 to below 1")
+    check_steps(steps)
+    check_number("warmup", warmup, lambda share: 0 <= share < 1, "from 0 to below 1")
     for name, value in (("margin", margin), ("z", z), ("reach", 1.0 if reach is None else reach)):
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} {value!r}: expected a finite number above 0")
+        check_number(name, value, lambda v: 0 < v < math.inf, "a finite number above 0")
     factors = [lr_factor(schedule, t, steps, warmup) for t in range(steps)]
     if reach is not None:
         return reach * margin / math.fsum(factors)
     return margin / (z * math.sqrt(math.fsum(factor**2 for factor in factors)))
+
+
+def check_steps(steps: object) -> None:
+    """Raise InputError unless ``steps`` is a whole number from 1, Python's or NumPy's."""
+    whole = isinstance(steps, numbers.Integral)
+    check_number("steps", steps, lambda n: whole and n >= 1, "a whole number from 1")
 
 
 def z_for(skill: float, steps: int) -> float:
@@ -300,6 +306,10 @@ def lr_factor(schedule: str, step: int, steps: int, warmup: float) -> float:
         low = 1 / 25
         return low + (1 - low) * _half_cosine(step / rising)
     return 1 - _half_cosine(min((step - rising) / max(steps - rising, 1), 1.0))
+
+
+def _from_0(number: float) -> bool:
+    return 0 <= number < math.inf
 
 
 def _half_cosine(x: float) -> float:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piggyback.errors import InputError
+from piggyback.errors import InputError, check_is
 from piggyback.kinds import KINDS, kind_of
 from piggyback.taskfile.task import TaskInfo
 
@@ -88,6 +88,7 @@ def skill_of_batches(
 
     Raises InputError for other batches, and where the head is not called once for each.
     """
+    check_is("batches", batches, Iterable, "pairs of inputs and labels")
     labels: list[Tensor] = []
     training, device = model.training, next(model.parameters()).device
     model.eval()

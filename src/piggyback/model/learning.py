@@ -14,8 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from piggyback.errors import InputError, PiggybackWarning, TaskStateError, TrainingError
+from piggyback.errors import (
+    InputError,
+    PiggybackWarning,
+    TaskStateError,
+    TrainingError,
+    check_number,
+)
 from piggyback.kinds import KINDS, kind_of
+from piggyback.masks.optimizer import MaskOptimizer, optimizers_of
 from piggyback.model.heads import check_classes, head_tensors
 from piggyback.model.processes import average_, calling_ddp, first_other
 from piggyback.model.tensors import reaches, tensors_of
@@ -86,6 +93,7 @@ class Learning:
         if self.runs["live"] < FIRST_RUNS:
             self.runs["live"] += 1
             self._check_live()
+            self._check_untouched()
         ddp = calling_ddp() if torch.is_grad_enabled() else None
         if ddp is not None:
             self._check_together(ddp)
@@ -190,6 +198,14 @@ class Learning:
         if type(live.params[name].data) is Tensor:
             live.capture([name], self.info.rule)
 
+    def _check_untouched(self) -> None:
+        """Raise TaskStateError where a weight was trained that the task cannot bring."""
+        if found := self.backbone.touched():
+            raise TaskStateError(
+                f"task {self.name!r}: weight {found[0]!r} was trained, but no task brings it: expected only masked "
+                "weights, the head and what norm= trains; leave it out of optimizers, or mask it with select="
+            )
+
     def trained_names(self) -> frozenset[str]:
         """Return the state dict's names of what is trained besides the masks: head and normalisation."""
         head = [f"{self.backbone.head_name}.{key}" for key in head_tensors(self.info, self.head)]
@@ -206,6 +222,7 @@ class Learning:
             self._start_at(start)
         self.backbone.put_head(self.head)
         self.backbone.invalidate_state()
+        self.backbone.watch({*self._names(), *self._norms()})
         for group in self.groups(0.0):
             for param in group["params"]:
                 param.requires_grad_(True)
@@ -264,8 +281,15 @@ class Learning:
                 rows = start.head[name].to(tensor.device, tensor.dtype)[there.to(tensor.device)]
                 tensor[here.to(tensor.device)] = rows
 
+    def lost(self) -> list[str]:
+        """Return the weights that training has changed and of which there is no second copy."""
+        kept = {*self.backbone.live.base, *self.backbone.base_state}
+        return [name for name in self.backbone.touched() if name not in kept]
+
     def end(self) -> None:
         """Freeze the task's parameters and drop their gradients; their values are the caller's to restore."""
+        for optimizer in self._optimizers():
+            optimizer.ended = self.name
         for group in self.groups(0.0):
             for param in group["params"]:
                 param.requires_grad_(False)
@@ -275,9 +299,11 @@ class Learning:
         self, lr: float, head_lr: float | None = None, norm_lr: float | None = None
     ) -> list[dict[str, Any]]:
         """Return the parameter groups of a ``MaskOptimizer``; learning rates not given are ``lr``."""
-        for name, rate in (("lr", lr), ("head_lr", head_lr), ("norm_lr", norm_lr)):
-            if rate is not None and not 0 <= rate < math.inf:  # a NaN would mask out every weight
-                raise InputError(f"{name} {rate!r}: expected a finite number from 0")
+        rates: dict[str, Any] = {"lr": lr, "head_lr": head_lr, "norm_lr": norm_lr}
+        for name, rate in rates.items():
+            if rate is not None:  # a NaN would mask out every weight
+                value = float(rate) if isinstance(rate, Tensor) else rate
+                check_number(name, value, lambda v: 0 <= v < math.inf, "a finite number from 0")
         masked = {name: self.backbone.live.params[name] for name in self._names()}
         norms = {key: t for key, t in self._norms().items() if isinstance(t, nn.Parameter)}
         kinds: tuple[tuple[dict[str, nn.Parameter], dict[str, Any]], ...] = (
@@ -297,6 +323,9 @@ class Learning:
 
         Warns where training changed a buffer that the task does not bring, so that it will not run as it did.
         """
+        self._check_untouched()
+        for optimizer in self._optimizers():
+            optimizer.check_scores()
         live, norms = self.backbone.live, self._norms()
         head = head_tensors(self.info, self.head)
         own = {**{f"head {key}": t for key, t in head.items()}, **norms}
@@ -325,6 +354,10 @@ class Learning:
         """Set normalisation layers to learn their statistics, where the task trains them."""
         for layer in norm_modules(self.backbone.module, self.backbone.head_name).values():
             layer.train(training and self.norm == "trained")
+
+    def _optimizers(self) -> list[MaskOptimizer]:
+        """Those that learn the task's masks."""
+        return optimizers_of(self.backbone.live.params[name] for name in self._names())
 
     def _names(self) -> tuple[str, ...]:
         """The weights that the task masks."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from piggyback.errors import InputError, PiggybackWarning, TaskNameError, check_is
 from piggyback.images.preprocessing import Preprocessing
+from piggyback.kinds import check_kind
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.rule import HEAD_LR, MaskRule, ScoreInit, check_learnable, derived_mask_lr
 from piggyback.model.choice import Chosen, Which
@@ -76,6 +77,7 @@ class MultiTaskModel(nn.Module):
     ) -> None:
         own = None
         _check_preprocessing(preprocessing)
+        check_is("source", source, str, "a text, such as 'timm:resnet18'")
         if isinstance(backbone, Backbone):
             head, source = head or backbone.head, source or backbone.source
             own = backbone.preprocessing
@@ -314,6 +316,10 @@ class MultiTaskModel(nn.Module):
         rule = rule or (MaskRule() if start is None else start.info.rule)
         check_learnable(rule)
         _check_preprocessing(preprocessing)
+        check_is("masks", masks, bool, "True or False")
+        check_kind(kind)
+        for what, given in (("units", units), ("scaling", scaling)):
+            check_is(what, given, (list, tuple), "a list with one for each output")
         with self._switch.lock, torch.inference_mode(False):
             self._switch.not_learning("start another")
             self._switch.not_running("start one")
@@ -336,7 +342,7 @@ class MultiTaskModel(nn.Module):
                 preprocessing=preprocessing or self._preprocessing,
                 backbone=BackboneInfo(self.source, whole, digests),
                 units=tuple(units),
-                scaling=tuple(scaling),
+                scaling=tuple(tuple(p) if isinstance(p, list) else p for p in scaling),
             )
             learning = Learning(name, info, self._frozen, module, norm, masks)
             learning.check()
@@ -381,12 +387,15 @@ class MultiTaskModel(nn.Module):
                 "without, or a rate"
             )
         if lr is None:
+            init = options.get("init") or ScoreInit()
+            check_is("init", init, ScoreInit, "a ScoreInit")
             skill = None
             if batches is not None:
                 skill = skill_of_batches(self, learning.head, batches, learning.info)
-            margin = (options.get("init") or ScoreInit()).margin(learning.info.rule.threshold)
+            margin = init.margin(learning.info.rule.threshold)
             lr = derived_mask_lr(cast(int, steps), skill, self.transformer, margin=margin)
-            head_lr, norm_lr = head_lr or HEAD_LR, norm_lr or HEAD_LR
+            head_lr = HEAD_LR if head_lr is None else head_lr
+            norm_lr = HEAD_LR if norm_lr is None else norm_lr
         groups, rule = learning.groups(lr, head_lr, norm_lr), learning.info.rule
         return MaskOptimizer(groups, inner, rule=rule, base=self.base_of, **options)
 
@@ -414,6 +423,8 @@ class MultiTaskModel(nn.Module):
         with self._switch.lock:
             learning = self._switch.in_learning()
             self._switch.not_running("finish one")
+            if task is not None:
+                check_is("task", task, Task, "a Task, such as capture() returns")
             done = learning.capture({}) if task is None else task
             if task is None and learning.trained and (verdict := masks_verdict(done.density)):
                 warnings.warn(f"task {done.name!r}: {verdict}", PiggybackWarning, stacklevel=2)
@@ -441,7 +452,6 @@ class MultiTaskModel(nn.Module):
         with self._switch.lock:
             self._switch.stop()
             self.train(self.training)
-            self._switch.settle()
 
     # -- what lies below -----------------------------------------------------------------------
 

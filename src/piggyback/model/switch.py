@@ -198,11 +198,18 @@ class TaskSwitch:
         learning.begin(start)
 
     def stop(self) -> None:
-        """Leave the task that was learned, its weights still in place."""
+        """Leave the task that was learned; in place of its weights come those of the caller's task."""
         learning = self.in_learning()
         self.not_running("cancel one")
+        lost = learning.lost()
         learning.end()
         self.learning, self._in_place = None, Which.UNSURE
+        self.settle()
+        if lost:
+            self._broken = (
+                f"weight {lost[0]!r} was trained beside task {learning.name!r}: no longer the backbone that tasks were "
+                "learned on; load the network anew"
+            )
 
     def give_back(self) -> nn.Module:
         """Forget all tasks and return the module as it came."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -72,6 +72,12 @@ class FrozenBackbone:
         self._owners: list[tuple[dict[str, Any], str, str, Tensor]] = []
         self._versions: list[int] = []  # of changes to each, after the last write
         self._seen_head: list[tuple[str, Tensor, int]] = []
+        self._came = {
+            n: (p.dtype, digests.get(n)) for n, p in module.named_parameters() if n in self._shapes
+        }
+        self._watched: dict[
+            str, tuple[Tensor, int]
+        ] = {}  # while a task trains: what it leaves alone
         self._hold()
         self.count()
 
@@ -85,7 +91,11 @@ class FrozenBackbone:
 
     def __getstate__(self) -> dict[str, Any]:
         counted = ("_seen", "_owners", "_versions", "_seen_head")
-        return {**self.__dict__, **{name: [] for name in counted}}  # copies count from 0
+        return {
+            **self.__dict__,
+            **{name: [] for name in counted},
+            "_watched": {},
+        }  # copies count from 0
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
@@ -186,6 +196,28 @@ class FrozenBackbone:
             if param._version != version:
                 return name, "changed"
         return None
+
+    def watch(self, trained: Collection[str]) -> None:
+        """Note how often each parameter outside the head was changed, but for those that are ``trained``."""
+        self._watched = {
+            name: (param, param._version)
+            for name, param in self.module.named_parameters()
+            if name in self._came and name not in trained and not param.is_inference()
+        }
+
+    def touched(self) -> list[str]:
+        """Return the names of watched parameters that no longer hold what came."""
+        found = []
+        for name, (param, version) in self._watched.items():
+            if param._version == version:
+                continue
+            # A state dict of the same values counts as a change, too; what was moved to another dtype cannot be known.
+            dtype, digest = self._came[name]
+            if param.dtype == dtype and tensor_digest(param) != digest:
+                found.append(name)
+            else:
+                self._watched[name] = param, param._version
+        return found
 
     def is_whole(self) -> bool:
         """Return whether the backbone, its own weights and head in place, is what came: by its fingerprint."""

@@ -1,0 +1,161 @@
+"""What own training loops do besides the plain one: several tasks, several optimizers, other arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from piggyback import MaskOptimizer, MaskRule, MultiTaskModel, PullToKeep, ScoreInit
+from piggyback.errors import InputError, PiggybackError, TaskStateError, TrainingError
+
+X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(4, 6)
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.fc(self.body(x + self.embed.weight[0]))
+
+
+def started(**options) -> MultiTaskModel:
+    model = MultiTaskModel(Net())
+    model.start_task("a", 3, **options)
+    return model.train()
+
+
+def step(model: MultiTaskModel, *optimizers: torch.optim.Optimizer, steps: int = 1) -> None:
+    for _ in range(steps):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        F.cross_entropy(model(X), Y).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("name", ["embed.weight", "body.0.bias", "body.1.weight"])
+def test_weights_that_no_task_can_bring_are_not_trained_beside_it(name, masks):
+    model = started(masks=masks)
+    weight = model.backbone.get_parameter(name).requires_grad_(True)
+    with pytest.raises(TaskStateError, match=name):
+        step(model, model.optimizer(lr=1e-2), torch.optim.SGD([weight], lr=1.0), steps=2)
+    with pytest.raises(TaskStateError, match=name):
+        model.finish_task()
+    model.cancel_task()
+    if name == "body.1.weight":  # of a norm there is a second copy
+        assert torch.equal(model.eval()(X), Net().eval()(X))
+    else:
+        with pytest.raises(TaskStateError, match=name):
+            model(X)
+
+
+def test_a_state_dict_of_the_same_values_trains_nothing():
+    model = started()
+    optimizer = model.optimizer(lr=1e-2)
+    step(model, optimizer)
+    model.load_state_dict(model.state_dict())
+    step(model, optimizer)
+    model.finish_task()
+    assert torch.equal(model.eval()(X, task=None), Net().eval()(X))
+
+
+def test_an_optimizer_is_for_one_task():
+    model = started()
+    optimizer = model.optimizer(lr=1e-2)
+    step(model, optimizer, steps=6)
+    model.finish_task()
+    model.start_task("b", 3)
+    with pytest.raises(TaskStateError, match="'a'"):
+        step(model, optimizer)
+    step(model, model.optimizer(lr=1e-2), steps=6)
+    assert model.finish_task().density < 1
+
+
+@pytest.mark.parametrize("last", range(1, 5))
+def test_scores_that_the_last_steps_spoiled_become_no_mask(last):
+    class Spoils(torch.optim.SGD):
+        made = 0
+
+        def step(self, closure=None):
+            super().step(closure)
+            self.made += 1
+            if self.made == 13 - last:
+                self.param_groups[0]["params"][0][0, 0] = float("nan")
+
+    model = started()
+    optimizer = model.optimizer(Spoils, lr=1e-2)
+
+    def train() -> None:
+        step(model, optimizer, steps=12)
+        model.finish_task()
+
+    with pytest.raises(TrainingError, match=r"body\.0\.weight"):
+        train()
+    model.cancel_task()
+    model.start_task("a", 3)
+    step(model, model.optimizer(lr=1e-2), steps=4)
+    model.finish_task()
+
+
+def test_one_autocast_may_stay_open_over_all_steps():
+    model = started()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        step(model, model.optimizer(lr=1e-2), steps=8)
+        within = model(X)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model(X), within)
+
+
+def test_a_rate_of_0_is_a_rate():
+    optimizer = started().optimizer(steps=10, head_lr=0)
+    assert [group["lr"] > 0 for group in optimizer.param_groups] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [torch.optim.Muon, torch.optim.LBFGS, torch.optim.SparseAdam, lambda groups, lr: "adam"],
+)
+def test_an_optimizer_that_cannot_learn_masks_is_refused_when_it_is_made(inner):
+    with pytest.raises(InputError, match=r"^inner.*expected"):
+        started().optimizer(inner, lr=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: started().optimizer(lr="1"), "lr"),
+        (lambda: started().optimizer(steps=10, head_lr="1"), "head_lr"),
+        (lambda: started().optimizer(steps=10, init="uniform"), "init"),
+        (lambda: started().optimizer(steps=10, batches=5), "batches"),
+        (lambda: started().optimizer(lr=1e-2, regularizers=PullToKeep(0.1)), "regularizers"),
+        (lambda: started().optimizer(lr=1e-2, regularizers=["x"]), "regularizer "),
+        (lambda: started().optimizer(lr=1e-2, weight_decay="x"), "inner Adam"),
+        (lambda: MaskOptimizer(5), "parameter"),
+        (lambda: MaskOptimizer([{"lr": 3}]), "parameter"),
+        (lambda: started(units=5), "units"),
+        (lambda: started(kind="regression", units="abc"), "units"),
+        (lambda: started(masks="no"), "masks"),
+        (lambda: started(kind="clasification"), "kind .*'classification'"),
+        (lambda: started(kind=5), "kind"),
+        (lambda: started().finish_task("a"), "task"),
+        (lambda: MultiTaskModel(Net(), source=3), "source"),
+        (lambda: MaskRule(threshold="1"), "threshold"),
+        (lambda: ScoreInit(value="1"), "score init: value"),
+        (lambda: ScoreInit("uniform", seed=1.5), "score init: seed"),
+        (lambda: PullToKeep("x"), "strength"),
+    ],
+)  # fmt: skip
+def test_an_argument_of_another_type_is_named_in_one_line(call, named):
+    with pytest.raises(PiggybackError, match=f"^{named}") as error:
+        call()
+    assert "expected" in str(error.value)
+    assert "\n" not in str(error.value)
