@@ -132,13 +132,23 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
     return found
 
 
-def read_files(path: Path, column: str | None = None) -> list[Path]:
-    """Return the image files that a table's ``column`` names, by default "image", relative to the table."""
+def read_files(path: Path, column: str | None = None, *, missing: bool = False) -> list[Path]:
+    """Return the image files that a table's ``column`` names, by default "image", relative to the table.
+
+    Raises DataError with the row of one that is not there, unless ``missing``.
+    """
     columns = read_columns(path)
     cells = columns[_column(path, columns, "image", column)]
     if not isinstance(cells, list):
         raise DataError(f"table {str(path)!r} holds its images itself: expected paths of files")
-    return [path.parent / _file(path, at, cell) for at, cell in enumerate(cells, 1)]
+    files = [path.parent / _file(path, at, cell) for at, cell in enumerate(cells, 1)]
+    gone = [at for at, file in enumerate(files, 1) if not missing and not file.is_file()]
+    if gone:
+        more = f"; and {len(gone) - 1} more rows" * (len(gone) > 1)
+        raise DataError(
+            f"{_row(path, gone[0])}: image {str(files[gone[0] - 1])!r}: no such file{more}"
+        )
+    return files
 
 
 def load_table(
