@@ -79,6 +79,24 @@ def test_bad_images_are_left_out_if_asked(
     assert (ran.code, ran.out) == (1, "")
 
 
+def test_images_that_are_not_there_are_left_out_as_bad_ones_are(
+    piggyback: Command, trained: Path, colours: Path, toy: str, tmp_path: Path
+) -> None:
+    good = colours / "test" / "red" / "3.png"
+    table = tmp_path / "own.csv"
+    table.write_text(f"image\n{good}\ngone.png\naway.png\n")
+    how = ("--task", trained, "--backbone", f"{toy}:build")
+    piggyback("predict", table, *how).refuses("row 2", "gone.png", "1 more")
+    for given in ([table], [good, "gone.png", "away.png"]):
+        ran = piggyback("predict", *given, *how, "--skip-bad", "--json")
+        told = json.loads(ran.out)
+        assert [(Path(one["file"]).name, "error" in one) for one in told] == [
+            ("3.png", False), ("gone.png", True), ("away.png", True),
+        ]  # fmt: skip
+        assert ran.err.count("left out: ") == 2
+    piggyback("predict", good, "*.none", *how, "--skip-bad").refuses("*.none")
+
+
 def test_none_of_these_where_no_task_is_sure(
     piggyback: Command, trained: Path, second: Path, colours: Path, toy: str
 ) -> None:

@@ -19,6 +19,7 @@ from piggyback.train.data.folder import load_folder
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.survey import survey, survey_splits
 from piggyback.train.data.table import load_table, read_texts, table_splits
+from piggyback.train.data.text import TextSet
 
 Make = Callable[..., list[Path]]
 
@@ -104,7 +105,10 @@ def test_an_image_under_two_classes_is_said(make, tmp_path):
     assert noted(load_folder(tmp_path).notes, "1 images of train", "other labels")
 
 
-@pytest.mark.parametrize(("one", "other"), [("Cat", "cat"), ("1", "1.0"), ("007", "7"), ("a  b", "a b")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Cat", "cat"), ("1", "1.0"), ("007", "7"), ("a  b", "a b"), ("a\u200b", "a")],
+)
 def test_classes_that_differ_only_in_how_they_are_written(table, tmp_path, one, other):
     data = load_table(table("image,label", lambda i: (one, other, "x")[i % 3]))
     assert noted(data.notes, repr(one), repr(other))
@@ -161,6 +165,8 @@ def test_labels_with_another_separator_are_said_and_sets_as_python_writes_them_r
     assert not noted(
         load(table("image,label", lambda i: f'"{i % 2},x"'), None, None, "multilabel").notes, "','"
     )
+    with pytest.raises(DataError, match="no row has a label"):
+        load(table("image,label", lambda i: ""), None, None, "multilabel")
     with pytest.raises(DataError, match=r"row 1: labels .*JSON"):
         load(table("image,label", lambda i: f"\"('{i % 2}', 'x')\""), None, None, "multilabel")
 
@@ -179,6 +185,18 @@ def test_numbers_are_measured_in_the_tasks_units(table):
         load_table(place, None, {"label": "height (m),height (cm)"}, "regression")
 
 
+def test_a_number_that_no_float_holds_is_an_error_of_its_row(table):
+    place = table("image,label", lambda i: "1e39" if i == 4 else str(i))
+    with pytest.raises(DataError, match="row 5: 'label' is '1e39'"):
+        load_table(place, None, None, "regression")
+
+
+def test_columns_without_a_name_are_passed_over_and_other_names_listed(table):
+    assert load_table(table("image,label,,", lambda i: f"{i % 2},,")).classes == ("0", "1")
+    with pytest.raises(DataError, match=r"no column 'image'.*'Image', 'Label'"):
+        load_table(table("Image,Label", str))
+
+
 def test_half_a_character_is_an_error_of_its_row(tmp_path):
     good = [{"text": f"good {i} \U0001f600", "label": str(i % 2)} for i in range(20)]
     place = tmp_path / "t.jsonl"
@@ -188,6 +206,8 @@ def test_half_a_character_is_an_error_of_its_row(tmp_path):
             load_table(place)
     place.write_text("".join(json.dumps(row) + "\n" for row in good))
     assert load_table(place).classes == ("0", "1")
+    with pytest.raises(DataError, match="half of a character"):
+        TextSet(("a",), torch.tensor([0]), ("\ud83d",)).content_keys()
 
 
 def test_texts_in_two_splits_and_under_two_labels_are_said(tmp_path):

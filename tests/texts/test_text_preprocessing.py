@@ -39,7 +39,7 @@ def test_a_long_text_keeps_its_end_marks(prepared):
     assert ([len(row) for row in rows], cut) == ([3, 5], 1)
 
 
-@pytest.mark.parametrize("wrong", ["", "  \n", 3, None, b"good", "a" * 2_000_000])
+@pytest.mark.parametrize("wrong", ["", "  \n", 3, None, b"good", "a" * 2_000_000, "\ud83d"])
 def test_what_is_no_text_is_refused(prepared, wrong):
     with pytest.raises(InputError, match="text"):
         prepared(wrong)

@@ -137,7 +137,7 @@ def run(
                 "--out is for the label maps of one segmentation task: give one --task, and images"
             )
         token = read_token(token_file)
-        asked = [Text(each) for each in text or ()] or _files(images, column)
+        asked = [Text(each) for each in text or ()] or _files(images, column, skip_bad)
         places = {} if out is None else _map_places([f for f in asked if isinstance(f, Path)], out)
         bad = Bad(skip_bad, len(asked))
         found = _ask_server(
@@ -158,7 +158,7 @@ def run(
     elif text:
         raise InputError(f"--text: task {headers[0].name!r} sees images; give image files")
     else:
-        given = _files(images, column)
+        given = _files(images, column, skip_bad)
     files = [file for file in given if isinstance(file, Path)]
     folder = _maps_folder(headers, infer_task, out)
     places = {} if folder is None else _map_places(files, folder)
@@ -221,8 +221,11 @@ def _what(given: Path | Text) -> str:
     return "text" if isinstance(given, Text) else "file"
 
 
-def _files(inputs: Sequence[str] | None, column: Sequence[str] | None) -> list[Path]:
-    """The image files that arguments name, and those in tables, each once; raises BadParameter for none."""
+def _files(inputs: Sequence[str] | None, column: Sequence[str] | None, missing: bool) -> list[Path]:
+    """The image files that arguments name, and those in tables, each once; raises BadParameter for none.
+
+    With ``missing`` those that are not there are among them, to be said when they are read.
+    """
     if not inputs:
         raise typer.BadParameter("expected images, or --text", param_hint="'INPUTS...'")
     columns = columns_of(column)
@@ -237,12 +240,12 @@ def _files(inputs: Sequence[str] | None, column: Sequence[str] | None) -> list[P
         from piggyback.train.data.table import is_table, read_files  # with torch, for a table alone
 
         if is_table(path):
-            found += read_files(path, columns.get("image"))
+            found += read_files(path, columns.get("image"), missing=missing)
         else:
             images.append(name)
     if columns and not found:
         raise InputError(f"--column {' '.join(column or ())}: it is for tables, such as photos.csv")
-    return list(dict.fromkeys([*(find_images(images) if images else ()), *found]))
+    return list(dict.fromkeys([*(find_images(images, missing=missing) if images else ()), *found]))
 
 
 def _texts(inputs: Sequence[str], texts: Sequence[str], column: Sequence[str] | None) -> list[Text]:

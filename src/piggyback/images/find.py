@@ -72,10 +72,10 @@ def _is_junk(name: str) -> bool:
     return name.startswith((".", "@")) or name.lower() in _JUNK
 
 
-def find_images(inputs: Iterable[str | Path]) -> list[Path]:
+def find_images(inputs: Iterable[str | Path], *, missing: bool = False) -> list[Path]:
     """Return the image files that ``inputs`` name, each once: files, folders, glob patterns.
 
-    Raises InputError for one that names none.
+    Raises InputError for one that names none; with ``missing`` a file that is not there is returned, too.
     """
     found: dict[Path, None] = {}
     for given in inputs:
@@ -83,7 +83,7 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
         if path.is_dir():
             here = list_images(path)
         elif path.exists() or not _GLOB.intersection(str(given)):
-            here = [path] if path.is_file() else []
+            here = [path] if path.is_file() or (missing and not path.exists()) else []
         else:
             pattern = str(path.relative_to(path.anchor))
             here = sorted(match for match in Path(path.anchor).glob(pattern) if match.is_file())

@@ -87,6 +87,12 @@ class TextPreprocessing:
             raise InputError(
                 f"a text of {len(text)} characters: expected at most {MOST_CHARACTERS}; send parts of it"
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"text {text!r:.80} holds half of a character: expected UTF-8"
+            ) from error
         return torch.tensor(self.bound_reader().encode([text], self.max_length)[0][0])
 
     def batch(self, texts: Sequence[str]) -> Tensor:

@@ -124,7 +124,9 @@ def predict(
     if top < 1:
         raise InputError(f"top {top}: expected 1 or more")
     texts = isinstance(preprocessing, TextPreprocessing)
-    given: Sequence[str | Path] = list(inputs) if texts else find_images(inputs)
+    given: Sequence[str | Path] = (
+        list(inputs) if texts else find_images(inputs, missing=on_bad is not None)
+    )
     made: list[Prediction] = []
     with running(model) as device, torch.inference_mode():
         for part, batch in _batches(given, preprocessing, batch_size, on_bad):
@@ -208,7 +210,7 @@ def segment(
     """
     held = model.get_task(task)
     preprocessing, classes = as_images(prepared(held, "segmentation")), held.info.classes
-    files = find_images(inputs)
+    files = find_images(inputs, missing=on_bad is not None)
     for part, images in _batches(files, preprocessing, batch_size, on_bad):
         with running(model) as device, torch.inference_mode():
             logits = model(images.to(device), task=task).float()

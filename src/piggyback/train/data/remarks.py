@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -23,7 +24,9 @@ def remarks(splits: Mapping[str, Split], keys: Mapping[str, NDArray[np.uint64]])
     train, learned = splits["train"], keys["train"]
     if not isinstance(train, LabelledSet):
         return ()
-    found = list(alike(train.classes)) if train.kind in ("classification", "multilabel") else []
+    # Of tags, B-PLACE and I-PLACE, the types.
+    tagged = train.kind == "tokens"
+    found = alike(dict.fromkeys(name[2:] for name in train.classes) if tagged else train.classes)
     for split, part in splits.items():
         if split == "train" or not isinstance(part, LabelledSet):
             continue
@@ -49,7 +52,7 @@ def remarks(splits: Mapping[str, Split], keys: Mapping[str, NDArray[np.uint64]])
 
 
 def alike(names: Iterable[str]) -> list[str]:
-    """Return a line for names that are one but for how they are written: in capitals, spaces, or as a number.
+    """Return a line for names that are one but for capitals, spaces, letters that are not seen, or a number's form.
 
     >>> alike(["Cat", "cat", "dog"])
     ["'Cat' and 'cat' differ only in how they are written: merge them if they are one class"]
@@ -61,7 +64,8 @@ def alike(names: Iterable[str]) -> list[str]:
         try:
             key: str | float = float(name)
         except ValueError:
-            key = " ".join(name.casefold().split())
+            shown = unicodedata.normalize("NFKC", name).casefold()
+            key = " ".join("".join(filter(str.isprintable, shown)).split())
         by_key[key].append(name)
     pairs = [(some[0], other) for some in by_key.values() for other in some[1:]]
     if not pairs:

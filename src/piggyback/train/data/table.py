@@ -21,7 +21,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -70,6 +70,7 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?\s*')
 """First line of a CSV for Excel."""
 _SPLITTING = re.compile("split|set|fold|part|phase|usage")
 T = TypeVar("T")
+_LARGEST = float(np.finfo(np.float32).max)
 _FIELD, _KNOWN = 1 << 20, 10_000
 
 Columns = Mapping[str, Sequence[Any]]
@@ -132,13 +133,23 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
     return found
 
 
-def read_files(path: Path, column: str | None = None) -> list[Path]:
-    """Return the image files that a table's ``column`` names, by default "image", relative to the table."""
+def read_files(path: Path, column: str | None = None, *, missing: bool = False) -> list[Path]:
+    """Return the image files that a table's ``column`` names, by default "image", relative to the table.
+
+    Raises DataError with the row of one that is not there, unless ``missing``.
+    """
     columns = read_columns(path)
     cells = columns[_column(path, columns, "image", column)]
     if not isinstance(cells, list):
         raise DataError(f"table {str(path)!r} holds its images itself: expected paths of files")
-    return [path.parent / _file(path, at, cell) for at, cell in enumerate(cells, 1)]
+    files = [path.parent / _file(path, at, cell) for at, cell in enumerate(cells, 1)]
+    gone = [at for at, file in enumerate(files, 1) if not missing and not file.is_file()]
+    if gone:
+        more = f"; and {len(gone) - 1} more rows" * (len(gone) > 1)
+        raise DataError(
+            f"{_row(path, gone[0])}: image {str(files[gone[0] - 1])!r}: no such file{more}"
+        )
+    return files
 
 
 def load_table(
@@ -219,6 +230,11 @@ class Table:
             raise DataError(f"table {str(path)!r}: columns for image and for text: expected one")
         known = "image" in columns or ("text" not in columns and "image" in held)
         self.role = "image" if known else "text"
+        if not known and "text" not in {*columns, *held}:
+            raise DataError(
+                f"table {str(path)!r} has no column 'image' and no column 'text': it has {_some(held)}; name one in "
+                "columns= (image=NAME or text=NAME)"
+            )
         sample = _column(path, held, self.role, columns.get(self.role))
         label = columns.get("label", "label")
         wanted = [label] if label in held else [part.strip() for part in label.split(",")]
@@ -408,6 +424,8 @@ class Table:
                 f"no row has more than one label: is {self.separator!r} what stands between them? (separator=)",
             )
         names = self._known(given)
+        if not names:
+            raise DataError(f"table {str(self.path)!r}: no row has a label: expected some")
         places = {name: index for index, name in enumerate(names)}
         labels = torch.zeros(len(given), len(names), dtype=torch.bool)
         for row, each in enumerate(given):
@@ -482,7 +500,7 @@ class Table:
             number = float("" if isinstance(cell, bool) else cell)
         except (TypeError, ValueError):
             number = math.nan
-        if not math.isfinite(number):
+        if not abs(number) <= _LARGEST:
             raise self._fail(at, f"{name!r} is {cell!r:.40}: expected a finite number")
         return number
 
@@ -543,7 +561,7 @@ def _csv_columns(path: Path, file: TextIO) -> Columns:
     names = next(rows, None)
     if names is None:
         raise DataError(f"table {str(path)!r} is empty: expected a line with the columns' names")
-    if twice := [name for name, n in Counter(names).items() if n > 1]:
+    if twice := [name for name, n in Counter(names).items() if name and n > 1]:
         raise DataError(f"table {str(path)!r} has two columns {twice[0]!r}: expected one")
     columns: list[list[str]] = [[] for _ in names]
     known: dict[str, str] = {}  # labels and splits that come again and again are held once
@@ -580,10 +598,14 @@ def _column(path: Path, columns: Columns, role: str, name: str | None) -> str:
     wanted = name or role
     if wanted not in columns:
         raise DataError(
-            f"table {str(path)!r} has no column {wanted!r} for {role}: it has "
-            f"{', '.join(map(repr, list(columns)[:8]))}; name it in columns= ({role}=NAME)"
+            f"table {str(path)!r} has no column {wanted!r} for {role}: it has {_some(columns)}; name it in columns= "
+            f"({role}=NAME)"
         )
     return wanted
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, list(names)[:8]))
 
 
 def _checked(path: Path, cells: Sequence[Any]) -> list[str]:

@@ -105,7 +105,12 @@ class TextSet(LabelledSet):
 
     def content_keys(self) -> NDArray[np.uint64]:
         """Return a number for each text that follows from its letters alone: uint64 (n,)."""
-        found = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in self.texts]
+        try:
+            found = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in self.texts]
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text {error.object!r:.80} holds half of a character: expected UTF-8"
+            ) from error
         return np.frombuffer(b"".join(found), dtype="<u8").copy()
 
     def digest(self) -> str:
