@@ -148,21 +148,23 @@ class Masks(Still):
 
 
 def test_an_early_collapse_starts_over_and_a_late_one_goes_back_to_the_last_mark() -> None:
-    guard, learner = Guard([0.5] * MARKS, guess=math.log(10), derived=0.4), Masks(0.3)
+    learner = Masks(0.3)
+    start = {"live/weight": learner.live()["weight"].clone()}
+    guard = Guard([0.5] * MARKS, guess=math.log(10), derived=0.4, good=start)
     (weight,) = learner.optimizer.param_groups[0]["params"]
 
     def pass_mark(mark: int, loss: float) -> str | None:
-        weight.data[-1] = mark
+        weight.data[-1] = mark + 1
         return guard.watch(learner, 20 * loss, 20, 5 * mark, 5 * MARKS)
 
     said = [pass_mark(mark, 2.5 if mark in (5, 6) else 0.3) for mark in range(1, 7)]
     assert [line is None for line in said] == [True] * 5 + [False]
-    assert (guard.began, weight[-1].item()) == (30, 1.0)  # the first mark's, to start over from
+    assert (guard.began, weight[-1].item()) == (30, 1.0)  # the start's, where all of these are 1
     assert learner.optimizer.param_groups[0]["peak_lr"] == pytest.approx(0.4)  # the derived one
     assert [pass_mark(mark, 2.0) for mark in (7, 8)] == [None, None]  # nothing is expected yet
     said = [pass_mark(mark, 2.5 if mark in (17, 18) else 0.3) for mark in range(9, 19)]
     assert "last good state" in str(said[-1])
-    assert (guard.began, weight[-1].item()) == (30, 16.0)
+    assert (guard.began, weight[-1].item()) == (30, 17.0)
     assert learner.optimizer.param_groups[0]["peak_lr"] == pytest.approx(0.2)
     again = Masks(0.3)
     Guard.from_json(guard.to_json(), guard.good).resume(again)

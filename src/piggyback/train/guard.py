@@ -10,7 +10,7 @@
 
 Masks collapse when many scores cross the threshold within a few steps, so that the network forgets what it knew. That
 is while the rate is high, and the marks before it are already on their way there, which is why an early collapse goes
-back to the first. A good state is live tensors and scores; the inner optimizer begins anew, without the momentum that
+back to the start. A good state is live tensors and scores; the inner optimizer begins anew, without the momentum that
 led there.
 """
 
@@ -91,7 +91,7 @@ class Guard:
     later: bool = False
     """Whether ``good`` is of the second half of the steps since then."""
     good: dict[str, Tensor] = field(default_factory=dict)
-    """What the first mark left, or a later one that was not collapsed."""
+    """The start, or what a later mark left that was not collapsed."""
 
     @staticmethod
     def from_json(values: Mapping[str, Any], good: dict[str, Tensor]) -> Guard:
@@ -131,11 +131,13 @@ class Guard:
         if not self.collapsed or _masked_out(learner) < FEW:
             self.behind = 0
             self.later = self._own > (MARKS - self.began_mark) // 2
-            if self.later or not self.good:
+            if self.later:
                 self.good = _state(learner)
             return None
         self.behind += 1
-        if self.behind < IN_A_ROW or self.halved == TRIES or not self.good:
+        if (
+            self.behind < IN_A_ROW or self.halved == TRIES or not self.good
+        ):  # older checkpoints lack it
             return None
         head = self.head_loss[self._own - 1]
         self.behind = 0
@@ -204,7 +206,8 @@ def guard_of(run: Run) -> Guard | None:
     ends = [-(-made * (mark + 1) // MARKS) for mark in range(MARKS)]
     parts = [losses[max(end - max(made // MARKS, 1), 0) : end] for end in ends]
     means = [float(part.mean()) for part in parts]
-    return Guard(means, kind.guess(labels), float(skill), rate, derived, kind.slack)
+    good = _state(learner)
+    return Guard(means, kind.guess(labels), float(skill), rate, derived, kind.slack, good=good)
 
 
 @torch.no_grad()
