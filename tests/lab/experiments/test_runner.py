@@ -179,10 +179,10 @@ def test_costs_count_trials_seeds_and_what_is_done(tmp_path: Path) -> None:
     manifest = small(["masks", "PackNet"], [0, 1])
     before = {cost.label: cost for cost in costs(Experiment(manifest, Toy(), tmp_path))}
     images = Toy().train_images("gtsrb")
-    # two tasks: two trials with the first seed, the chosen one with the second; two epochs
-    assert (before["masks"].runs, before["masks"].images) == (6, 6 * 2 * images)
-    # one sequence a seed; the first task is pruned and trained on for an epoch, the last is not
-    assert (before["PackNet"].runs, before["PackNet"].images) == (2, 2 * (3 + 2) * images)
+    # two tasks: two trials with the first seed, the chosen one with the second; four epochs
+    assert (before["masks"].runs, before["masks"].images) == (6, 6 * 4 * images)
+    # one sequence a seed; the first task is pruned and trained on for two epochs, the last is not
+    assert (before["PackNet"].runs, before["PackNet"].images) == (2, 2 * (6 + 4) * images)
     assert before["masks"].hours is None
     experiment = ran(manifest, tmp_path)
     after = {cost.label: cost for cost in costs(Experiment(manifest, Toy(), tmp_path))}

@@ -134,7 +134,7 @@ SIDE = 16
 """Of a toy's images, in pixels."""
 _CLASSES, _EACH = 3, 12
 _RECIPE = {
-    "epochs": 2, "batch_size": 8, "image_size": SIDE,
+    "epochs": 4, "batch_size": 8, "image_size": SIDE,
     "amp": "no", "channels_last": "no",
 }  # fmt: skip
 _SMALLER = (*_RECIPE, "crop_pct", "lora_rank", "lora_bytes", "prune_epochs", "mask_lr")
