@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from support.cli_toys import COLOURS, Command
@@ -38,7 +39,7 @@ def test_what_training_refuses_ends_with_1(piggyback: Command, colours: Path) ->
 
 
 def test_tables_of_every_kind_are_surveyed(piggyback: Command, colours: Path) -> None:
-    pictures = sorted(str(file.resolve()) for file in (colours / "train" / "red").iterdir())[:4]
+    pictures = sorted(str(file.resolve()) for file in (colours / "train" / "red").iterdir())[:12]
 
     def check(table: str, *given: str) -> tuple[int, dict[str, Any]]:
         Path("own.csv").write_text(table)
@@ -46,15 +47,18 @@ def test_tables_of_every_kind_are_surveyed(piggyback: Command, colours: Path) ->
         return ran.code, json.loads(ran.out)
 
     rows = [
-        f"{file},{tags},{i}" for i, (file, tags) in enumerate(zip(pictures, "aabb", strict=True))
+        f"{file},{tags},{i}"
+        for i, (file, tags) in enumerate(zip(pictures, "aabb" * 3, strict=True))
     ]
     code, values = check("\n".join(["image,label,width (m)", *rows]))
-    assert (code, values["counts"]) == (0, {"a": {"train": 2}, "b": {"train": 2}})
+    assert (code, values["counts"]) == (0, {"a": {"train": 6}, "b": {"train": 6}})
     assert Path("found/classes.png").exists()
     code, values = check(
-        "\n".join(["image,label,width (m)", *rows[:2], f"{pictures[2]},,3"]), "--kind", "multilabel"
+        "\n".join(["image,label,width (m)", *rows[:-1], f"{pictures[-1]},,3"]),
+        "--kind",
+        "multilabel",
     )
-    assert (code, values["counts"]) == (0, {"a": {"train": 2}})
+    assert (code, values["counts"]) == (0, {"a": {"train": 6}, "b": {"train": 5}})
     code, values = check(
         "\n".join(["image,label,width (m)", *rows]),
         "--kind",
@@ -62,7 +66,7 @@ def test_tables_of_every_kind_are_surveyed(piggyback: Command, colours: Path) ->
         "--column",
         "label=width (m)",
     )
-    assert values["numbers"] == {"width (m)": {"train": [0, 1, 3]}}
+    assert values["numbers"] == {"width (m)": {"train": [0, 5, 11]}}
     code, values = check(
         "text,label,split\na joy,good,train\na bore,bad,train\na joy,bad,test\nfun,good,test\n"
     )
@@ -72,7 +76,9 @@ def test_tables_of_every_kind_are_surveyed(piggyback: Command, colours: Path) ->
         "text,label,split\nin New York,O B-place I-place,train\n", "--kind", "tokens"
     )
     assert values["counts"] == {"place": {"train": 1}}
-    code, values = check("text,label,split\nfun,good,test\na joy,good,train\na bore,bad,train\n")
+    code, values = check(
+        "text,label,split\nfun,good,test\na joy,good,train\na bore,bad,train\nok,good,train\n"
+    )
     assert code == 0  # val and test may lack a class
     assert list(values["counts"]["good"]) == ["train", "test"]
     assert "'bad'" in values["warnings"][0]
@@ -87,3 +93,38 @@ def test_what_is_no_table_has_no_columns(piggyback: Command, colours: Path) -> N
     Path("own.tar.gz").write_bytes(b"")
     for command in (("check", "own.tar.gz"), ("train", "--data", "own.tar.gz")):
         piggyback(*command).refuses("own.tar.gz", "a file")
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("cat", "dog"),  # of one image each nothing can be cut
+        ("test/cat", "test/dog"),
+        ("cat/train", "cat/test", "dog/train"),
+        ("all/cat", "all/dog"),
+        ("cat", "cat", "cat"),
+    ],
+)
+def test_what_training_refuses_check_does_not_pass(
+    piggyback: Command, colours: Path, folders: tuple[str, ...]
+) -> None:
+    files = sorted(colours.rglob("*.png"))
+    for at, folder in enumerate(folders):
+        Path("own", folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(files[at], Path("own", folder, f"{at}.png"))
+    reason = piggyback("train", "--data", "own").err.removeprefix("error: ").strip()
+    found = piggyback("check", "own")
+    assert (found.code, "training would refuse" in found.out) == (1, True), found
+    assert reason in found.out
+
+
+def test_check_says_what_training_would(piggyback: Command, colours: Path) -> None:
+    shutil.copytree(colours / "train", "own")
+    shutil.copytree("own/red", "own/Red")
+    shutil.copy("own/red/1.png", "own/1.png")
+    said = json.loads(piggyback("check", "own", "--json").out)
+    assert (said["refused"], len(said["notes"])) == (None, 3)
+    shown = piggyback("check", "own")
+    assert shown.code == 0
+    for line in said["notes"]:
+        assert line in shown.out

@@ -17,7 +17,7 @@ from PIL import Image
 from piggyback.errors import DataError
 from piggyback.train.data.folder import load_folder
 from piggyback.train.data.labelled import LabelledSet
-from piggyback.train.data.survey import survey, survey_splits
+from piggyback.train.data.survey import survey_splits
 from piggyback.train.data.table import load_table, read_texts, table_splits
 from piggyback.train.data.text import TextSet
 
@@ -60,7 +60,6 @@ def noted(notes: tuple[str, ...], *words: str) -> bool:
 # -- folders ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("look", [load_folder, survey])
 @pytest.mark.parametrize(
     ("folders", "wanted"),
     [
@@ -70,18 +69,17 @@ def noted(notes: tuple[str, ...], *words: str) -> bool:
         (("train/images/cat", "train/images/dog", "test/images/cat"), "'images'.*give"),
     ],
 )
-def test_folders_too_deep_or_turned_round_are_refused(make, tmp_path, look, folders, wanted):
+def test_folders_too_deep_or_turned_round_are_refused(make, tmp_path, folders, wanted):
     for folder in folders:
         make(folder)
     with pytest.raises(DataError, match=wanted):
-        look(tmp_path)
+        load_folder(tmp_path)
 
 
 def test_folds_and_kinds_of_classes_are_said_to_be_the_classes(make, tmp_path):
     for folder in ("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"):
         make(folder)
     assert noted(load_folder(tmp_path).notes, "'fold1'", "'fold2'", "'cat'", "'dog'")
-    assert noted(tuple(survey(tmp_path).warnings()), "'fold1'", "'cat'")
     make("fold1", 1)  # images of its own: it is a class
     assert not noted(load_folder(tmp_path).notes, "'cat'")
 
@@ -92,7 +90,6 @@ def test_images_in_no_class_are_counted(make, tmp_path, within):
         make(f"{within}{name}", 20)
     make(within or ".", 3)
     assert noted(load_folder(tmp_path).notes, "3 image", "in none")
-    assert sum("in none" in what for what in survey(tmp_path).left_out) == 1
 
 
 def test_an_image_under_two_classes_is_said(make, tmp_path):
@@ -109,11 +106,9 @@ def test_an_image_under_two_classes_is_said(make, tmp_path):
     ("one", "other"),
     [("Cat", "cat"), ("1", "1.0"), ("007", "7"), ("a  b", "a b"), ("a\u200b", "a")],
 )
-def test_classes_that_differ_only_in_how_they_are_written(table, tmp_path, one, other):
+def test_classes_that_differ_only_in_how_they_are_written(table, one, other):
     data = load_table(table("image,label", lambda i: (one, other, "x")[i % 3]))
     assert noted(data.notes, repr(one), repr(other))
-    warnings = survey_splits("t", table_splits(tmp_path / "t.csv")).warnings()
-    assert noted(tuple(warnings), repr(one), repr(other))
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -237,7 +232,6 @@ def test_check_names_every_bad_image_of_a_table(table, tmp_path):
     (tmp_path / "11.png").unlink()
     found = survey_splits("t", table_splits(place, look=False))
     assert len(found.unreadable) == 12
-    assert not found.trainable
     with pytest.raises(DataError, match="and 2 more"):
         table_splits(place)
 

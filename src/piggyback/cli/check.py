@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from piggyback.cli.loading import called, is_data_set, load_set, refuse_columns, refuse_kind
+from piggyback.cli.loading import (
+    called,
+    is_data_set,
+    load_set,
+    read_images,
+    refuse_columns,
+    refuse_kind,
+)
+from piggyback.cli.messages import in_options
 from piggyback.cli.options import (
     ColumnOption,
     JsonOption,
@@ -73,7 +82,13 @@ def run(
     """
     if out is not None:
         check_output(out, "--out", folder=True)
-    found = _survey(data, columns_of(column), kind, separator)
+    columns = columns_of(column)
+    found = _survey(data, columns, kind, separator)
+    try:
+        taken = read_images(data, found.name, False, columns, kind, separator)
+        found = replace(found, notes=taken.notes)
+    except DataError as error:
+        found = replace(found, refused=str(error))
     values = found.to_json()
     written = [] if out is None else _write(out, found, values)
     if json:
@@ -82,7 +97,7 @@ def run(
         _show(found, values)
         if written:
             results().print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
-    if not found.trainable:
+    if found.refused or found.unreadable:
         raise typer.Exit(1)
 
 
@@ -125,10 +140,11 @@ def _show(found: Survey, values: Mapping[str, Any]) -> None:
         )
     if words := values["words"]:
         screen.print(f"{words[0]} to {words[2]} words, median {words[1]}")
-    for what, count in found.left_out.items():
-        screen.print(f"passed over: {count} {what}")
+    passed = (f"passed over: {count} {what}" for what, count in found.left_out.items())
+    for line in dict.fromkeys((*passed, *found.notes)):
+        screen.print(in_options(line), soft_wrap=True)
     for line in values["warnings"]:
-        screen.print(f"warning: {line}", soft_wrap=True)
+        screen.print(f"warning: {in_options(line)}", soft_wrap=True)
     for one in found.unreadable[:LISTED]:
         where = f"{one.name}: " * (one.name not in one.problem)
         screen.print(f"  cannot be read: {where}{one.problem}", soft_wrap=True)
@@ -136,7 +152,7 @@ def _show(found: Survey, values: Mapping[str, Any]) -> None:
         same = "the same bytes" if copies.exact else "looks the same"
         named = copies.files if found.what == "images" else [shorten(copies.files[0], 80)]
         screen.print(f"  {copies.what}, {same}: {', '.join(named)}", soft_wrap=True)
-    if not values["warnings"]:
+    if not values["warnings"] and not found.notes:
         screen.print("nothing to complain of")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from piggyback.cli.messages import in_options
 from piggyback.cli.screen import notes
 from piggyback.errors import BackboneError, DataError, InputError, near_misses
 from piggyback.taskfile.header import TaskHeader, read_header
@@ -117,13 +118,13 @@ def load_images(
     separator: str = ",",
 ) -> ImageData:
     """Return the images of a folder or of a data set's name, or a table's samples; show what was left out."""
-    data = _images(root, name, skip_bad, columns, kind, separator)
+    data = read_images(root, name, skip_bad, columns, kind, separator)
     for line in (*(f"left out: {problem}" for problem in data.skipped), *data.notes):
-        notes().print(f"{name}: {line}", soft_wrap=True)
+        notes().print(f"{name}: {in_options(line)}", soft_wrap=True)
     return data
 
 
-def _images(
+def read_images(
     root: Path,
     name: str,
     skip_bad: bool,
@@ -131,6 +132,7 @@ def _images(
     kind: str,
     separator: str,
 ) -> ImageData:
+    """Return the images or texts that ``load_images`` does, and show nothing."""
     from piggyback.train.data.table import is_table, load_table
 
     if is_table(root):

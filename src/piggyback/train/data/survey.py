@@ -23,8 +23,7 @@ from piggyback.images.decode import Box, as_box, content_key, in_threads, pixels
 from piggyback.images.find import list_folders, list_images
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.pictures import Pictures
-from piggyback.train.data.folder import count_loose, inner_folder, layout_notes, split_folders
-from piggyback.train.data.remarks import alike
+from piggyback.train.data.folder import inner_folder, split_folders
 from piggyback.train.data.sets import ImageSet, Split
 from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
@@ -93,8 +92,10 @@ class Survey:
     what: str = "images"
     numbers: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     """Of a regression, by the number's name and the split: smallest, median, largest."""
-    layout: Sequence[str] = ()
-    """What is odd about the folders, a line each."""
+    notes: Sequence[str] = ()
+    """What training would say of the data, a line each."""
+    refused: str = ""
+    """Why training would not take them."""
 
     @property
     def splits(self) -> list[str]:
@@ -110,13 +111,6 @@ class Survey:
         return {label: {split: found[label, split] for split in self.splits} for label in labels}
 
     @property
-    def trainable(self) -> bool:
-        """Whether training would take the data as they are: val and test may lack a class."""
-        learned = "train" if "train" in self.splits else self.splits[0]
-        whole = all(row[learned] for row in self.counts.values())
-        return not self.unreadable and (whole or self.kind != "classification")
-
-    @property
     def unreadable(self) -> list[Sample]:
         """Images that training would refuse, or leave out on request."""
         return [one for one in self.samples if one.problem]
@@ -129,6 +123,8 @@ class Survey:
             found.append(
                 f"{len(self.unreadable)} of the {self.what} cannot be read: remove them, or leave them out in training"
             )
+        elif self.refused:
+            found.append(f"training would refuse the data: {self.refused}")
         for split in next(iter(counts.values()), {}):
             empty = [label for label, row in counts.items() if not row[split]]
             if empty:
@@ -140,7 +136,6 @@ class Survey:
                 found.append(
                     f"{kinds[what]} of the {self.what} {'occurs' if one else 'occur'} {meaning}"
                 )
-        found += [*self.layout, *alike(counts)]
         sizes = {label: row[first] for label, row in counts.items()}
         if not sizes:
             return found
@@ -166,6 +161,8 @@ class Survey:
             "counts": self.counts,
             "numbers": {name: dict(row) for name, row in self.numbers.items()},
             "warnings": self.warnings(),
+            "notes": list(self.notes),
+            "refused": self.refused or None,
             "unreadable": {one.name: one.problem for one in self.unreadable},
             "copies": [
                 {"files": list(one.files), "exact": one.exact, "what": one.what}
@@ -194,13 +191,9 @@ def survey(root: str | Path) -> Survey:
     if not root.is_dir():
         raise DataError(f"image folder {str(root)!r}: no such directory")
     left_out: Counter[str] = Counter()
-    parts = split_folders(root) or {"all": inner_folder(root)}
-    layout = layout_notes(next(iter(parts.values())))
-    for folder in dict.fromkeys((root, *parts.values())):
-        count_loose(folder, left_out)
     places = [
         (file, str(file), split, (folder.name,))
-        for split, part in parts.items()
+        for split, part in (split_folders(root) or {"all": inner_folder(root)}).items()
         for folder in list_folders(part)
         for file in list_images(folder, left_out)
     ]
@@ -209,8 +202,7 @@ def survey(root: str | Path) -> Survey:
             f"image folder {str(root)!r}: expected <class>/<file> or <split>/<class>/<file>, found no image"
         )
     samples = list(in_threads(lambda place: _look(*place), places))
-    found = dict(left_out.most_common())
-    return Survey(root.resolve().name, samples, _copies(samples), found, layout=layout)
+    return Survey(root.resolve().name, samples, _copies(samples), dict(left_out.most_common()))
 
 
 def survey_splits(name: str, splits: Mapping[str, Split]) -> Survey:

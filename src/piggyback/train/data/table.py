@@ -421,7 +421,7 @@ class Table:
         given = _each(cells, self._names)
         if max(map(len, given)) < 2:
             self.notes += (
-                f"no row has more than one label: is {self.separator!r} what stands between them? (separator=)",
+                f"no row has more than one label: is {self.separator!r} what stands between them (separator=)?",
             )
         names = self._known(given)
         if not names:
@@ -529,7 +529,9 @@ def _other_splits(columns: Mapping[str, Columns]) -> tuple[str, ...]:
         if isinstance(cells, list) and split_of(str(cells[0])):
             known = {split_of(cell) for cell in set(map(str, cells))}
             if None not in known and len(known) > 1:
-                found.append(f"column {name!r} names splits and was not used: split={name} uses it")
+                found.append(
+                    f"column {name!r} names splits and was not used: name it in columns= (split={name})"
+                )
     return tuple(found)
 
 
