@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import random
 import socket
 import subprocess
@@ -21,9 +22,10 @@ from pathlib import Path
 import httpx
 import httpx2
 import pytest
+from torch import nn
 
 from piggyback.client import Client
-from piggyback.errors import DataError, OtherClassesError, OverloadError
+from piggyback.errors import DataError, OtherClassesError, OverloadError, PiggybackError
 from piggyback.schemas import RankedClass
 from piggyback.serve import Engine, EngineOptions
 from piggyback.serve.http.limits import Limits
@@ -96,6 +98,23 @@ def test_an_engine_of_another_process_does_not_hang(folder, ask):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda engine: engine.predict(INPUT, None), "task"),
+        (lambda engine: engine.put_task("a", "a.safetensors"), "data"),
+        (lambda engine: pickle.dumps(engine), "an Engine"),
+        (lambda engine: Engine(5, "tasks"), "backbone"),
+        (lambda engine: Engine(nn.Identity(), None), "tasks_dir"),
+        (lambda engine: Engine(nn.Identity(), "tasks", options={}), "options"),
+    ],
+)
+def test_what_an_engine_is_given_is_named_in_one_line(folder, call, named):
+    with engine_over(folder) as engine, pytest.raises(PiggybackError, match=f"^{named}") as error:
+        call(engine)
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")

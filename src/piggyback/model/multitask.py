@@ -74,10 +74,12 @@ class MultiTaskModel(nn.Module):
     and preprocessing of what it returns. The module stays the caller's: its weights are frozen and fingerprinted,
     and ``release`` gives it back as it came.
 
-    Calls from several threads wait for each other, and each gets the answer of its own task. ``state_dict()`` holds
-    what is live, the weights, head and normalisation of the task that ran last, and no other task, tied weights once:
-    save tasks with ``save_task``, and what is being trained by the optimizer's ``state_dict()``. The class has the
-    backbone's name, and ``forward`` its parameters, so that trainers see what it takes.
+    Calls from several threads wait for each other, and each gets the answer of its own task. ``model.backbone(x)``,
+    past all that, runs on the task that was put in place last, be it by another call: call the model or its methods.
+    ``state_dict()`` holds what is live, the weights, head and normalisation of the task that ran last, and no other
+    task, tied weights once: save tasks with ``save_task``, and what is being trained by the optimizer's
+    ``state_dict()``. The class has the backbone's name, and ``forward`` its parameters, so that trainers see what it
+    takes.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10))
     >>> model = MultiTaskModel(net)
@@ -122,6 +124,7 @@ class MultiTaskModel(nn.Module):
         self._tasks: dict[str, Task] = {}  # their masks in the live weights' order of memory
         self._learning: Learning | None = None
         self._in_place: str | Which | None = None  # the task whose weights are live
+        self._answered: set[str | None] = {None}  # tasks whose first answer was looked at
         self._running: list[str | None] = []  # tasks of the calls under way, one inside the other
         self._released = False
         self._broken = ""  # what was done to weights of which there is no second copy
@@ -212,6 +215,7 @@ class MultiTaskModel(nn.Module):
             if self._in_place == name:
                 self._write(None)
             del self._tasks[name], self._heads[name]
+            self._answered.discard(name)
             self._choice.forget(name)
 
     def set_task(self, name: str | None) -> None:
@@ -253,7 +257,10 @@ class MultiTaskModel(nn.Module):
             with self._run(task):
                 if self._learning is not None:
                     return self._learning.run(*args, **kwargs)
-                return self._guarded(self.backbone(*args, **kwargs), (args, kwargs))
+                output = self.backbone(*args, **kwargs)
+                if not torch.compiler.is_compiling() and self._running[-1] not in self._answered:
+                    self._check_answered(self._running[-1], output)
+                return self._guarded(output, (args, kwargs))
         if not isinstance(task, Sequence):
             raise InputError(f"task={task!r}: expected a name, None, or one name per sample")
         self._not_learning("answer for several tasks")
@@ -293,6 +300,19 @@ class MultiTaskModel(nn.Module):
                 return output if self._learning else self._guarded(output, (args, kwargs))
 
         return run
+
+    def _check_answered(self, name: str | None, output: Any) -> None:
+        """Raise TaskStateError where a task's first answer has the outputs of the backbone's own head."""
+        outputs = getattr(self._frozen.head, "out_features", None)
+        task = _BARE if name is None else self._tasks[name]
+        shapes = [shape for tensor in tensors_of(output) for shape in tensor.shape[-1:]]
+        if task.info.classes and outputs in shapes and len(task.info.classes) not in shapes:
+            raise TaskStateError(
+                f"task {name!r} has {len(task.info.classes)} outputs, but the network answers with {outputs}, as its "
+                f"own head {self.head_name!r} would: it holds that in a list or a function; let it call the module by "
+                "its name, or name another with head="
+            )
+        self._answered.add(name)
 
     def _runs_later(self, name: str) -> TaskStateError:
         return TaskStateError(
