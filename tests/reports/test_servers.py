@@ -25,7 +25,7 @@ import pytest
 from torch import nn
 
 from piggyback.client import Client
-from piggyback.errors import DataError, OtherClassesError, OverloadError, PiggybackError
+from piggyback.errors import DataError, InputError, OtherClassesError, OverloadError, PiggybackError
 from piggyback.schemas import RankedClass
 from piggyback.serve import Engine, EngineOptions
 from piggyback.serve.http.limits import Limits
@@ -346,6 +346,17 @@ def test_a_client_gives_the_error_in_the_answers_place(server, tmp_path):
             assert "gone.png" in str(found[2])
         with pytest.raises(DataError):
             client.predict(b"BM not one", "colours", return_errors=True)
+
+
+def test_a_threshold_for_the_choice_of_a_task_is_not_passed_over_where_one_is_named(server):
+    with Client(server.address) as client, pytest.raises(InputError, match=r"^at_least"):
+        client.predict(BYTES, "colours", at_least=0.9)
+
+
+def test_a_form_of_another_fields_name_is_told_the_right_one(server):
+    done = httpx.post(server.address + PREDICT, files={"file": BYTES})
+    assert done.status_code == 422
+    assert "'image'" in done.json()["error"]["message"]
 
 
 def test_none_of_these_where_no_task_is_sure(server):
