@@ -241,9 +241,9 @@ def check_is(what: str, value: object, kind: type | tuple[type, ...], expected: 
 def check_number(what: str, value: object, good: Callable[[Any], bool], expected: str) -> None:
     """Raise InputError where an argument is no number, or not one that is ``good``.
 
-    >>> check_number("threshold", "1", math.isfinite, "a finite number")
+    >>> check_number("threshold", "1", lambda tau: tau > 0, "a number above 0")
     Traceback (most recent call last):
-    piggyback.errors.InputError: threshold '1': expected a finite number
+    piggyback.errors.InputError: threshold '1': expected a number above 0
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (number and good(value)):

@@ -81,4 +81,10 @@ def is_token(text: str) -> bool:
     >>> is_token("s3cret"), is_token("two words")
     (True, False)
     """
-    return text != "" and text.isascii() and text.isprintable() and " " not in text
+    return (
+        isinstance(text, str)
+        and text != ""
+        and text.isascii()
+        and text.isprintable()
+        and " " not in text
+    )

@@ -33,7 +33,7 @@ class Learner(lightning.LightningModule):
         return self.made(self.models[0])
 
 
-def fit(learner, callback, folder, **options):
+def fit(learner, callback, folder, others=(), **options):
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(32, 6, generator=generator), torch.arange(32) % 3)
     trainer = lightning.Trainer(
@@ -44,7 +44,7 @@ def fit(learner, callback, folder, **options):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[callback],
+        callbacks=[callback, *others],
         **options,
     )
     trainer.fit(learner, DataLoader(data, batch_size=8))
@@ -125,3 +125,11 @@ def test_a_run_that_broke_off_goes_on_and_a_trial_run_writes_nothing(tmp_path):
     assert model.backbone.head is head, "the task that was begun"
     assert callback.task is not None
     assert not path.exists()
+
+
+def test_an_average_of_weights_is_refused_before_a_step(tmp_path):
+    learner = Learner(MultiTaskModel(seeded(Tiny)))
+    averaging = lightning.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=1e-2)
+    with pytest.raises(TaskStateError, match="StochasticWeightAveraging"):
+        fit(learner, LightningTask(tmp_path / "a.safetensors", 3), tmp_path, [averaging])
+    assert learner.global_step == 0

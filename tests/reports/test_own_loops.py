@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from piggyback import MaskOptimizer, MaskRule, MultiTaskModel, PullToKeep, ScoreInit
-from piggyback.errors import InputError, PiggybackError, TaskStateError, TrainingError
+from piggyback.errors import (
+    InputError,
+    PiggybackError,
+    SelectionError,
+    TaskStateError,
+    TrainingError,
+)
+from piggyback.train import Recipe
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -159,3 +166,56 @@ def test_an_argument_of_another_type_is_named_in_one_line(call, named):
         call()
     assert "expected" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        lambda net: torch.compile(net, backend="eager"),
+    ],
+)
+def test_a_wrapped_network_is_refused_since_its_files_would_fit_no_plain_one(wrap):
+    with pytest.raises(
+        SelectionError, match=r"expected the network itself, its \.(module|_orig_mod)"
+    ):
+        MultiTaskModel(wrap(Net()))
+
+
+def test_a_file_on_a_network_that_holds_its_head_in_a_list_is_noticed(tmp_path):
+    class Holds(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = [self.fc]
+
+        def forward(self, x):
+            return self.held[0](self.body(x + self.embed.weight[0]))
+
+    model = started()
+    model.finish_task()
+    model.save_task("a", tmp_path / "a.safetensors")
+    other = MultiTaskModel(Holds())
+    other.load_task(tmp_path / "a.safetensors")
+    assert other.body(X + 1).shape == (32, 16)  # a part is no answer
+    with pytest.raises(TaskStateError, match="'fc'"):
+        other(X, task="a")
+    assert model(X, task="a").shape == (32, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": 3},
+        {"rule": "binary"},
+        {"init": "uniform"},
+        {"augment": None},
+        {"regularizers": ("x",)},
+        {"image_size": "224"},
+        {"workers": 1.5},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_recipes_choices_have_their_types(options):
+    with pytest.raises(InputError, match=f"^{next(iter(options))} .*expected"):
+        Recipe(**options)

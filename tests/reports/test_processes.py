@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from piggyback import MultiTaskModel, PiggybackError, ScoreInit
+from piggyback.errors import PiggybackWarning
 
 
 def network(norm: bool = False) -> nn.Module:
@@ -94,6 +95,16 @@ def other_starts(rank: int) -> None:
     fitted(ddp, optimizer, rank)
 
 
+def the_model_and_not_its_wrapper(rank: int) -> list[str]:
+    model = MultiTaskModel(network())
+    model.start_task("a", 3)
+    DistributedDataParallel(model.train())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fitted(model, model.optimizer(lr=1e-2), rank)
+    return [str(one.message) for one in told if one.category is PiggybackWarning]
+
+
 WORKS: list[Callable[[int], Any]] = [a_new_wrapper_for_each_task, trained_statistics]
 REFUSED: list[Callable[[int], Any]] = [
     the_same_wrapper_again,
@@ -109,7 +120,7 @@ def run_all(rank: int, port: int, folder: Path) -> None:
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     found = {}
-    for case in [*WORKS, *REFUSED]:
+    for case in [*WORKS, *REFUSED, the_model_and_not_its_wrapper]:
         try:
             found[case.__name__] = case(rank)
         except PiggybackError as error:
@@ -142,3 +153,9 @@ def test_processes_that_would_drift_apart_are_stopped(outcomes, case):
         kind, text = outcome[case.__name__]
         assert kind == "TaskStateError"
         assert "start_task" in text
+
+
+def test_processes_that_learn_apart_are_told_so_once(outcomes):
+    for outcome in outcomes:
+        (text,) = outcome["the_model_and_not_its_wrapper"]
+        assert "DistributedDataParallel" in text

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import random
 import socket
 import subprocess
@@ -21,9 +22,10 @@ from pathlib import Path
 import httpx
 import httpx2
 import pytest
+from torch import nn
 
 from piggyback.client import Client
-from piggyback.errors import DataError, OtherClassesError, OverloadError
+from piggyback.errors import DataError, InputError, OtherClassesError, OverloadError, PiggybackError
 from piggyback.schemas import RankedClass
 from piggyback.serve import Engine, EngineOptions
 from piggyback.serve.http.limits import Limits
@@ -96,6 +98,23 @@ def test_an_engine_of_another_process_does_not_hang(folder, ask):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda engine: engine.predict(INPUT, None), "task"),
+        (lambda engine: engine.put_task("a", "a.safetensors"), "data"),
+        (lambda engine: pickle.dumps(engine), "an Engine"),
+        (lambda engine: Engine(5, "tasks"), "backbone"),
+        (lambda engine: Engine(nn.Identity(), None), "tasks_dir"),
+        (lambda engine: Engine(nn.Identity(), "tasks", options={}), "options"),
+    ],
+)
+def test_what_an_engine_is_given_is_named_in_one_line(folder, call, named):
+    with engine_over(folder) as engine, pytest.raises(PiggybackError, match=f"^{named}") as error:
+        call(engine)
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +346,17 @@ def test_a_client_gives_the_error_in_the_answers_place(server, tmp_path):
             assert "gone.png" in str(found[2])
         with pytest.raises(DataError):
             client.predict(b"BM not one", "colours", return_errors=True)
+
+
+def test_a_threshold_for_the_choice_of_a_task_is_not_passed_over_where_one_is_named(server):
+    with Client(server.address) as client, pytest.raises(InputError, match=r"^at_least"):
+        client.predict(BYTES, "colours", at_least=0.9)
+
+
+def test_a_form_of_another_fields_name_is_told_the_right_one(server):
+    done = httpx.post(server.address + PREDICT, files={"file": BYTES})
+    assert done.status_code == 422
+    assert "'image'" in done.json()["error"]["message"]
 
 
 def test_none_of_these_where_no_task_is_sure(server):

@@ -39,6 +39,12 @@ class LightningTask(TaskFile, Callback):  # type: ignore[misc]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Look whether the task is what gets trained."""
+        for other in trainer.callbacks:
+            if "Averag" in type(other).__name__:
+                raise TaskStateError(
+                    f"task {self.name!r}: {type(other).__name__} averages weights, and an average is no mask: "
+                    "expected none of its kind among the callbacks"
+                )
         self.check(self._model, trainer.optimizers)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:

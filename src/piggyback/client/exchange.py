@@ -131,6 +131,10 @@ class Exchange:
         self, images: Any, task: str | None, top_k: int, at_least: float | None, return_errors: bool
     ) -> Flow[Any]:
         path = "/v1/predict" if task is None else f"/v1/tasks/{_name(task)}/predict"
+        if task is not None and at_least is not None:
+            raise InputError(
+                f"at_least {at_least!r} with task {task!r}: it is for the choice among tasks; leave one out"
+            )
         several = is_batch(images)
         if several and not len(images):
             raise InputError("no images: expected one or more")

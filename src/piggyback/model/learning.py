@@ -24,7 +24,7 @@ from piggyback.errors import (
 from piggyback.kinds import KINDS, kind_of
 from piggyback.masks.optimizer import MaskOptimizer, optimizers_of
 from piggyback.model.heads import check_classes, head_tensors
-from piggyback.model.processes import average_, calling_ddp, first_other
+from piggyback.model.processes import average_, calling_ddp, first_other, several
 from piggyback.model.tensors import reaches, tensors_of
 from piggyback.network.fingerprint import IGNORED
 from piggyback.network.frozen import FrozenBackbone
@@ -97,6 +97,14 @@ class Learning:
         ddp = calling_ddp() if torch.is_grad_enabled() else None
         if ddp is not None:
             self._check_together(ddp)
+        elif torch.is_grad_enabled() and several() and not self.runs["alone"]:
+            self.runs["alone"] += 1
+            warnings.warn(
+                f"task {self.name!r}: of several processes each learns a task of its own, since the model is not "
+                "called through DistributedDataParallel: call what DDP(model) returned, unless that is meant",
+                PiggybackWarning,
+                stacklevel=3,
+            )
         try:
             output = module(*args, **kwargs)
         except ValueError:

@@ -51,10 +51,12 @@ class MultiTaskModel(nn.Module):
     and preprocessing of what it returns. The module stays the caller's: its weights are frozen and fingerprinted,
     and ``release`` gives it back as it came.
 
-    Calls from several threads wait for each other, and each gets the answer of its own task. ``state_dict()`` holds
-    what is live, the weights, head and normalisation of the task that ran last, and no other task, tied weights once:
-    save tasks with ``save_task``, and what is being trained by the optimizer's ``state_dict()``. The class has the
-    backbone's name, and ``forward`` its parameters, so that trainers see what it takes.
+    Calls from several threads wait for each other, and each gets the answer of its own task. ``model.backbone(x)``,
+    past all that, runs on the task that was put in place last, be it by another call: call the model or its methods.
+    ``state_dict()`` holds what is live, the weights, head and normalisation of the task that ran last, and no other
+    task, tied weights once: save tasks with ``save_task``, and what is being trained by the optimizer's
+    ``state_dict()``. The class has the backbone's name, and ``forward`` its parameters, so that trainers see what it
+    takes.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10))
     >>> model = MultiTaskModel(net)
@@ -202,7 +204,8 @@ class MultiTaskModel(nn.Module):
             with self._switch.run(task):
                 if self._switch.learning is not None:
                     return self._switch.learning.run(*args, **kwargs)
-                return self._switch.guard(self.backbone(*args, **kwargs), (args, kwargs))
+                output = self._switch.checked(self.backbone(*args, **kwargs))
+                return self._switch.guard(output, (args, kwargs))
         if not isinstance(task, Sequence):
             raise InputError(f"task={task!r}: expected a name, None, or one name per sample")
         self._switch.not_learning("answer for several tasks")

@@ -13,12 +13,21 @@ from torch.nn.parallel import DistributedDataParallel
 from piggyback.masks.bits import words
 
 
+def several() -> bool:
+    """Return whether this is one of several processes of torch.distributed.
+
+    >>> several()
+    False
+    """
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def calling_ddp() -> DistributedDataParallel | None:
     """Return the DistributedDataParallel of several processes that this forward pass runs in, if it runs in one.
 
     Torch tells a module nothing of what wraps it, so the calls under way are looked through.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not several():
         return None
     frame = inspect.currentframe()
     while frame is not None:

@@ -46,6 +46,7 @@ class TaskSwitch:
         self.lock = threading.RLock()
         self.ended = ""  # the error for whoever goes on after the network was given back
         self._in_place: str | Which | None = None  # the task whose weights are live
+        self._answered: set[str | None] = {None}  # tasks whose first answer was looked at
         self._running: list[str | None] = []  # tasks of the calls under way, one inside the other
         self._broken = ""  # the error where others changed weights of which there is no second copy
 
@@ -124,6 +125,7 @@ class TaskSwitch:
             if self._in_place == name:
                 self._write(None)
             del self.tasks[name], self.heads[name]
+            self._answered.discard(name)
             self.choice.forget(name)
 
     # -- which is in place ---------------------------------------------------------------------
@@ -252,6 +254,23 @@ class TaskSwitch:
             form, head = task.info.rule.form, self.heads[name]
             self.frozen.write_(task.masks, task.norm, head, task.coefficients, form)
             self._in_place = name
+
+    def checked(self, output: Any) -> Any:
+        """Return a call's ``output``; TaskStateError where a task's first one is that of the backbone's own head."""
+        name = self._running[-1]
+        if name in self._answered or torch.compiler.is_compiling():
+            return output
+        outputs = getattr(self.frozen.head, "out_features", None)
+        classes = len(self.tasks[name].info.classes) if name is not None else 0
+        shapes = [shape for tensor in tensors_of(output) for shape in tensor.shape[-1:]]
+        if classes and outputs in shapes and classes not in shapes:
+            raise TaskStateError(
+                f"task {name!r} has {classes} outputs, but the network answers with {outputs}, as its own head "
+                f"{self.frozen.head_name!r} would: it holds that in a list or a function; let it call the module by "
+                "its name, or name another with head="
+            )
+        self._answered.add(name)
+        return output
 
     # -- what others changed -------------------------------------------------------------------
 

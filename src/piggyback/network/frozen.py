@@ -25,6 +25,15 @@ _HOLDERS = weakref.WeakKeyDictionary()
 weights."""
 
 
+_WRAPPERS = {
+    "torch.DataParallel": "module",
+    "torch.DistributedDataParallel": "module",
+    "torch.AveragedModel": "module",
+    "torch.OptimizedModule": "_orig_mod",
+}
+"""Modules around a network, and where it is in them."""
+
+
 class FrozenBackbone:
     """A module whose masked weights, normalisation and classifier can be exchanged, and put back bit for bit.
 
@@ -40,6 +49,7 @@ class FrozenBackbone:
         self, module: nn.Module, select: Selection = None, head: str | None = None
     ) -> None:
         check_is("backbone", module, nn.Module, "a network, or what load_backbone returns")
+        _refuse_wrapped(module)
         self.head_name = find_head(module) if head is None else _known_module(module, head)
         self.masked_names = tuple(select_weights(module, select, head=self.head_name))
         digests = digests_of(module)
@@ -315,6 +325,16 @@ def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
     """
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)
+
+
+def _refuse_wrapped(module: nn.Module) -> None:
+    """Raise SelectionError for a wrapper: its weights have other names than the network's, and so would task files."""
+    for kind, inside in _WRAPPERS.items():
+        if kind in (f"{c.__module__.split('.')[0]}.{c.__name__}" for c in type(module).__mro__):
+            raise SelectionError(
+                f"{type(module).__name__} wraps a network, and a task learned on it would fit no plain one: expected "
+                f"the network itself, its .{inside}; wrap or compile the MultiTaskModel instead"
+            )
 
 
 def _refuse_held(module: nn.Module) -> None:

@@ -22,7 +22,7 @@ from weakref import ref
 import torch
 from torch import nn
 
-from piggyback.errors import InputError, TaskStateError, UnknownTaskError
+from piggyback.errors import InputError, TaskStateError, UnknownTaskError, check_is
 from piggyback.network.backbone import Backbone
 from piggyback.network.hardware import check_device
 from piggyback.schemas import Answer, TaskStatus
@@ -73,7 +73,12 @@ class Engine:
         memory: int | str = "2GiB",
         options: EngineOptions | None = None,
     ) -> None:
-        self.options = options or EngineOptions()
+        check_is(
+            "backbone", backbone, (str, Backbone, nn.Module), "a name, a Backbone or a network"
+        )
+        check_is("tasks_dir", tasks_dir, (str, os.PathLike), "a folder or a URL")
+        self.options = EngineOptions() if options is None else options
+        check_is("options", self.options, EngineOptions, "an EngineOptions")
         self._process = os.getpid()
         budget = parse_bytes(memory)
         store = open_store(tasks_dir)
@@ -227,6 +232,7 @@ class Engine:
         with other classes than the one it replaces, unless ``replace_classes``, UnavailableError where the disk does
         not take it.
         """
+        check_is("data", data, (bytes, bytearray, memoryview), "the bytes of a task file")
         entry, old = self._folder.put(name, data, self._packed, replace_classes)
         if old is not None and old.version != entry.version:
             self._scheduler.retire(old, gone=False)
@@ -309,7 +315,13 @@ class Engine:
     def _packed(self, name: str, data: bytes) -> PackedTask:
         return self._network.pack(file.load(data, name, expect=self._network.shapes))
 
+    def __reduce__(self) -> Any:
+        raise TaskStateError(
+            "an Engine has threads, which no other process can have: make one in each process"
+        )
+
     def _entry(self, task: str) -> TaskEntry:
+        check_is("task", task, str, "a task's name")
         self._check_process()
         return self._folder.entry(task)
 

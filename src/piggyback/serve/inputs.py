@@ -74,6 +74,10 @@ def prepare(source: Any, preprocessing: Prepares | None, *, max_pixels: int) -> 
     if isinstance(source, (Tensor, np.ndarray)):
         tensor = source.detach().cpu() if isinstance(source, Tensor) else _tensor(source)
         if tensor.is_floating_point():
+            if isinstance(preprocessing, Preprocessing) and tensor.ndim != 3:
+                raise InputError(
+                    f"image {_kind(source)}: expected floats (3, h, w), as the network takes them"
+                )
             # A copy: it waits in a queue, and the caller's may change.
             return tensor.to(torch.float32, copy=True)
     if preprocessing is None:

@@ -69,7 +69,8 @@ def check_fingerprint(name: str, backbone: BackboneInfo, whole: str) -> None:
         source = f" ({backbone.source})" if backbone.source else ""
         raise BackboneMismatchError(
             f"task {name!r} was learned on other weights{source}: its backbone has fingerprint "
-            f"{found[:16]}, this one {whole[:16]}; load the very weights it was trained on"
+            f"{found[:16]}, this one {whole[:16]}; load the very weights it was trained on, and convert "
+            "the MultiTaskModel, not the network before it, where another precision is wanted"
         )
 
 

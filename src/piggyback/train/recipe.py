@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
-from piggyback.errors import InputError
+from piggyback.errors import InputError, check_number
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, Regularizer, TargetDensity
 from piggyback.masks.rule import HEAD_LR, MARGIN, GradScale, MaskRule, ScoreInit, derived_mask_lr
@@ -52,8 +52,8 @@ class Augment:
     """An automatic policy of torchvision: TrivialAugmentWide or RandAugment. They include colour and shear."""
 
     def __post_init__(self) -> None:
-        _check("shift", self.shift, 0 <= self.shift < 1, "a fraction from 0 to below 1")
-        _check("crop", self.crop, 0 < self.crop <= 1, "a fraction above 0, at most 1")
+        check_number("shift", self.shift, lambda v: 0 <= v < 1, "a fraction from 0 to below 1")
+        check_number("crop", self.crop, lambda v: 0 < v <= 1, "a fraction above 0, at most 1")
         _check_types(self)
 
     def source_side(self, size: int) -> int:
@@ -327,7 +327,7 @@ def _positive(value: Any) -> bool:
 
 _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("an integer from 1", "batch_size accumulate", _whole),
-    ("an integer from 1, or none", "patience lora_rank lora_bytes max_length", _whole),
+    ("an integer from 1, or none", "patience lora_rank lora_bytes max_length image_size", _whole),
     (
         "an integer from 1 to 1000000, or none",
         "epochs prune_epochs",
@@ -336,7 +336,8 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("an integer from 0 to 2**63 - 1", "seed", lambda v: type(v) is int and 0 <= v < 2**63),
     ("a finite number above 0", "mask_rate head_lr norm_lr finetune_lr lora_lr", _positive),
     ("a finite number above 0, or none", "mask_lr clip mixup cutmix", _positive),
-    ("a number from 0", "weight_decay checkpoint_minutes workers", lambda v: bool(v >= 0)),
+    ("a number from 0", "weight_decay checkpoint_minutes", lambda v: bool(v >= 0)),
+    ("an integer from 0", "workers", lambda v: isinstance(v, int) and v >= 0),
     ("from 0 to below 1", "warmup label_smoothing prune", lambda v: bool(0 <= v < 1)),
     ("above 0, at most 1", "crop_pct", lambda v: bool(0 < v <= 1)),
 )
@@ -350,6 +351,14 @@ _REGULARIZERS: dict[str, type] = {
 _hints = functools.cache(typing.get_type_hints)
 _TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("True or False", lambda v: isinstance(v, bool)),
+    str: ("a word", lambda v: isinstance(v, str)),
+    MaskRule: ("a MaskRule", lambda v: isinstance(v, MaskRule)),
+    ScoreInit: ("a ScoreInit", lambda v: isinstance(v, ScoreInit)),
+    Augment: ("an Augment", lambda v: isinstance(v, Augment)),
+    tuple[Regularizer, ...]: (
+        "a tuple of such as PullToKeep(0.1)",
+        lambda v: isinstance(v, tuple) and all(isinstance(r, Regularizer) for r in v),
+    ),
     str | None: ("a word, or none", lambda v: v is None or isinstance(v, str)),
     tuple[str, ...] | None: (
         "names, or none",

@@ -237,7 +237,9 @@ async def _form(request: Request, limits: Limits) -> tuple[dict[str, Any], list[
                 raise BadRequestError("the form cannot be read: it ends before its last boundary")
             for name, value in form.multi_items():
                 if (name == "image") != isinstance(value, UploadFile):
-                    wanted = "a file" if name == "image" else "a text or number"
+                    wanted = (
+                        "a file" if name == "image" else "a text or number; images go into 'image'"
+                    )
                     raise InputError(f"form field {name[:40]!r}: expected {wanted}")
                 if name in ("images", "tasks"):  # their names in JSON, which is filled below
                     raise InputError(

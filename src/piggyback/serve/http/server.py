@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -135,9 +136,11 @@ def listen(host: str, port: int) -> socket.socket:
         number = getattr(error, "errno", None) or 0
         said = str(getattr(error, "strerror", None) or error).partition(" (")[0]
         why = os.strerror(number) if number > 0 else said  # below 0: of a name that is not known
-        raise InputError(
-            f"port {port} on {host} cannot be had ({why}); choose another, or 0 for a free one"
-        ) from error
+        free = "another one, or 0 for a free one"
+        other = (
+            free if number in (errno.EADDRINUSE, errno.EACCES) else "127.0.0.1, or 0.0.0.0 for all"
+        )
+        raise InputError(f"port {port} on {host} cannot be had ({why}); choose {other}") from error
 
 
 def is_loopback(host: str) -> bool:
