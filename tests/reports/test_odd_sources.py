@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from piggyback.errors import DataError
+from piggyback.train.data.columns import read_texts
 from piggyback.train.data.folder import load_folder
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.survey import survey_splits
-from piggyback.train.data.table import load_table, read_texts, table_splits
+from piggyback.train.data.table import load_table, table_splits
 from piggyback.train.data.text import TextSet
 
 Make = Callable[..., list[Path]]

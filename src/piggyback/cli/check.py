@@ -102,9 +102,10 @@ def run(
 
 
 def _survey(data: Path, columns: Mapping[str, str], kind: str, separator: str) -> Survey:
+    from piggyback.train.data.columns import is_table
     from piggyback.train.data.segmentation import is_segmentation_folder
     from piggyback.train.data.survey import survey, survey_splits
-    from piggyback.train.data.table import is_table, table_splits
+    from piggyback.train.data.table import table_splits
 
     if is_table(data):
         splits = table_splits(data, columns, kind, separator=separator, look=False)

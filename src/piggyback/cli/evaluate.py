@@ -216,7 +216,8 @@ def _images(
 
     And the groups of a table's rows.
     """
-    from piggyback.train.data.table import Table, is_table
+    from piggyback.train.data.columns import is_table
+    from piggyback.train.data.table import Table
 
     if is_table(root):
         refuse_skip_bad(root, skip_bad)

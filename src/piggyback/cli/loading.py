@@ -133,7 +133,8 @@ def read_images(
     separator: str,
 ) -> ImageData:
     """Return the images or texts that ``load_images`` does, and show nothing."""
-    from piggyback.train.data.table import is_table, load_table
+    from piggyback.train.data.columns import is_table
+    from piggyback.train.data.table import load_table
 
     if is_table(root):
         refuse_skip_bad(root, skip_bad)

@@ -237,7 +237,10 @@ def _files(inputs: Sequence[str] | None, column: Sequence[str] | None, missing: 
         if path.suffix.lower() in SUFFIXES or not path.is_file():
             images.append(name)
             continue
-        from piggyback.train.data.table import is_table, read_files  # with torch, for a table alone
+        from piggyback.train.data.columns import (  # with torch, for a table alone
+            is_table,
+            read_files,
+        )
 
         if is_table(path):
             found += read_files(path, columns.get("image"), missing=missing)
@@ -250,7 +253,7 @@ def _files(inputs: Sequence[str] | None, column: Sequence[str] | None, missing: 
 
 def _texts(inputs: Sequence[str], texts: Sequence[str], column: Sequence[str] | None) -> list[Text]:
     """The texts that are given, and those of files; raises InputError for one that is empty."""
-    from piggyback.train.data.table import read_texts
+    from piggyback.train.data.columns import read_texts
 
     columns = columns_of(column)
     if columns.keys() - {"text"}:

@@ -14,8 +14,9 @@ from PIL import Image
 from piggyback.errors import DataError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.train import train
+from piggyback.train.data.columns import is_table
 from piggyback.train.data.shards import shards_of
-from piggyback.train.data.table import is_table, load_table, table_splits
+from piggyback.train.data.table import load_table, table_splits
 from support.training_toys import Killed, Recorder, assert_same
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from piggyback.errors import DataError
 from piggyback.images.decode import content_key
-from piggyback.train.data.table import load_table, read_texts, table_splits
+from piggyback.train.data.columns import read_texts
+from piggyback.train.data.table import load_table, table_splits
 
 GOOD = "".join(f"text {i} good,good\ntext {i} bad,bad\n" for i in range(20))
 

@@ -19,8 +19,8 @@ from piggyback.lab.experiments.manifest import BackboneChoice, Manifest, Source
 from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import SegmentationNetwork
 from piggyback.train import ImageData, from_tensors, load_folder, load_table
+from piggyback.train.data.columns import is_table
 from piggyback.train.data.labelled import LabelledSet
-from piggyback.train.data.table import is_table
 from piggyback.zoo.load import load_backbone
 from piggyback.zoo.segmentation import PREFIX
 

@@ -1,19 +1,15 @@
-"""Tables of images or texts: CSV, TSV (tab separated, no quoting), JSONL, Parquet, tars, and files of a text a line.
-
-CSV has commas between cells; semicolons or tabs where its first line has no comma.
+"""Tables of images or texts with their labels, as sets of samples.
 
     classification   a label column with the name of a class
     multilabel       a label column with several names, "a,b" or a JSON list, or a column of 0 and 1 for each label
     regression       a column for each number; "height (m)" is a height in metres
     tokens           of texts: words with spaces between them, and as many tags, O, B-TYPE or I-TYPE; or two JSON lists
 
-Everything that is wrong with a table is found here, before training starts, with its row: 1 is the first below the
-names of the columns.
+Everything that is wrong with a table is found here, before training starts, with its row.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -21,11 +17,11 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,27 +34,27 @@ from piggyback.images.paths import PathList
 from piggyback.images.pictures import Pictures
 from piggyback.texts.words import spaced_words
 from piggyback.train.data.arrow import (
-    HUB,
-    PARQUET,
     ArrowColumns,
     Encoded,
-    hub_columns,
-    parquet_columns,
+)
+from piggyback.train.data.columns import (
+    Columns,
+    checked_texts,
+    column_of,
+    file_of,
+    listed,
+    read_columns,
+    row_of,
 )
 from piggyback.train.data.folder import split_of
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 from piggyback.train.data.shards import (
-    TAR,
     TarColumns,
     TarImages,
-    parsed,
-    shards_of,
-    tar_columns,
 )
 from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", PARQUET)
 ROLES = ("image", "text", "label", "split", "group")
 """What a column may be for; each but "group" is by default the column of that name."""
 _KINDS = ("classification", "multilabel", "regression", "tokens")
@@ -66,90 +62,9 @@ _TAG = re.compile(r"O|[BI]-\S+")
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
-_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')
-"""First line of a CSV for Excel."""
 _SPLITTING = re.compile("split|set|fold|part|phase|usage")
 T = TypeVar("T")
 _LARGEST = float(np.finfo(np.float32).max)
-_FIELD, _KNOWN = 1 << 20, 10_000
-
-Columns = Mapping[str, Sequence[Any]]
-"""Cells by the name of their column; row 1 is at 0."""
-
-
-def is_table(path: Path) -> bool:
-    """Return whether a path is that of a table, or of tars or a set of Hugging Face's, which are read as one.
-
-    >>> [is_table(Path(name)) for name in ("reviews.tsv", "hf:beans", "photos")]
-    [True, True, False]
-    """
-    named = path.suffix.lower() in (*SUFFIXES, TAR) or str(path).startswith(HUB)
-    return named or bool(shards_of(path))
-
-
-def read_columns(path: Path) -> Columns:
-    """Return a table's columns by name; DataError, with the row, for one that cannot be read."""
-    if str(path).startswith(HUB):
-        return hub_columns(str(path))
-    if path.suffix.lower() == PARQUET:
-        return parquet_columns(path)
-    if path.suffix.lower() == TAR or path.is_dir():
-        return tar_columns(path)
-    read = _json_columns if path.suffix.lower() == ".jsonl" else _csv_columns
-    if path.exists() and not path.is_file():
-        raise DataError(f"table {str(path)!r}: it is not a regular file: expected one")
-    try:
-        # Lines end as the file says, so that other characters that separate lines stay in a cell.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return read(path, file)
-    except FileNotFoundError:
-        raise DataError(f"table {str(path)!r}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"table {str(path)!r}: {error.object[error.start : error.start + 1]!r} is not UTF-8: expected UTF-8; "
-            "save it as that"
-        ) from error
-    except csv.Error as error:
-        raise DataError(f"table {str(path)!r}: {error}: expected a whole table") from error
-    except OSError as error:
-        raise DataError(f"table {str(path)!r}: {error.strerror}") from error
-
-
-def read_texts(path: Path, column: str | None = None) -> list[str]:
-    """Return the texts of a table's ``column``, by default "text", or the lines of another file."""
-    if is_table(path):
-        columns = read_columns(path)
-        cells = columns[_column(path, columns, "text", column)]
-        return _checked(path, cells)
-    if column is not None:
-        raise DataError(f"{str(path)!r}: a column {column!r} of it: expected a table")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(path)!r}: expected UTF-8 text, a text a line ({error})") from error
-    found = [line for line in lines if line.strip()]
-    if not found:
-        raise DataError(f"{str(path)!r} is empty: expected a text a line")
-    return found
-
-
-def read_files(path: Path, column: str | None = None, *, missing: bool = False) -> list[Path]:
-    """Return the image files that a table's ``column`` names, by default "image", relative to the table.
-
-    Raises DataError with the row of one that is not there, unless ``missing``.
-    """
-    columns = read_columns(path)
-    cells = columns[_column(path, columns, "image", column)]
-    if not isinstance(cells, list):
-        raise DataError(f"table {str(path)!r} holds its images itself: expected paths of files")
-    files = [path.parent / _file(path, at, cell) for at, cell in enumerate(cells, 1)]
-    gone = [at for at, file in enumerate(files, 1) if not missing and not file.is_file()]
-    if gone:
-        more = f"; and {len(gone) - 1} more rows" * (len(gone) > 1)
-        raise DataError(
-            f"{_row(path, gone[0])}: image {str(files[gone[0] - 1])!r}: no such file{more}"
-        )
-    return files
 
 
 def load_table(
@@ -220,7 +135,7 @@ class Table:
                 f"kind {kind!r}: expected one of {', '.join(_KINDS)}{near_misses(kind, _KINDS)}"
             )
         held = read_columns(path)
-        self.where = held.where if isinstance(held, TarColumns) else partial(_row, path)
+        self.where = held.where if isinstance(held, TarColumns) else partial(row_of, path)
         if unknown := [role for role in columns if role not in ROLES]:
             raise DataError(
                 f"column {unknown[0]}={columns[unknown[0]]}: expected one of {', '.join(ROLES)}"
@@ -232,17 +147,17 @@ class Table:
         self.role = "image" if known else "text"
         if not known and "text" not in {*columns, *held}:
             raise DataError(
-                f"table {str(path)!r} has no column 'image' and no column 'text': it has {_some(held)}; name one in "
+                f"table {str(path)!r} has no column 'image' and no column 'text': it has {listed(held)}; name one in "
                 "columns= (image=NAME or text=NAME)"
             )
-        sample = _column(path, held, self.role, columns.get(self.role))
+        sample = column_of(path, held, self.role, columns.get(self.role))
         label = columns.get("label", "label")
         wanted = [label] if label in held else [part.strip() for part in label.split(",")]
         if twice := [name for name, n in Counter(wanted).items() if n > 1]:
             raise DataError(
                 f"table {str(path)!r}: column {twice[0]!r} twice for label: expected each once"
             )
-        self.labels = {name: held[_column(path, held, "label", name)] for name in wanted}
+        self.labels = {name: held[column_of(path, held, "label", name)] for name in wanted}
         if len(self.labels) > 1 and kind in ("classification", "tokens"):
             raise DataError(
                 f"table {str(path)!r}: {len(self.labels)} columns of labels: expected one for classes or tags; "
@@ -255,7 +170,7 @@ class Table:
             )
         named = {"split": "split", **columns} if "split" in held else columns
         split, self.group = (
-            _column(path, held, role, named[role]) if role in named else None
+            column_of(path, held, role, named[role]) if role in named else None
             for role in ("split", "group")
         )
         cells = held[sample]
@@ -311,7 +226,7 @@ class Table:
         return DataError(f"{self.where(at)}: {what}")
 
     def _texts(self, cells: Sequence[Any]) -> list[str]:
-        return _checked(
+        return checked_texts(
             self.path, [_joined(cell) for cell in cells] if self.kind == "tokens" else cells
         )
 
@@ -319,7 +234,7 @@ class Table:
         """The images' paths beside the table; each file is looked at once, however often it is named."""
         if isinstance(cells, (Encoded, TarImages)):
             return self._pictures(cells)
-        names = _each(cells, partial(_file, self.path))
+        names = _each(cells, partial(file_of, self.path))
         different = list(dict.fromkeys(names)) if self.look else []
         checks = in_threads(_problem, PathList.of(self.path.parent, different))
         bad = {name: why for name, why in zip(different, checks, strict=True) if why is not None}
@@ -535,10 +450,6 @@ def _other_splits(columns: Mapping[str, Columns]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _row(path: Path, at: int) -> str:
-    return f"table {str(path)!r}, row {at}"
-
-
 def _problem(source: Path | bytes) -> str | None:
     try:
         check_image(source)
@@ -547,93 +458,7 @@ def _problem(source: Path | bytes) -> str | None:
     return None
 
 
-def _csv_columns(path: Path, file: TextIO) -> Columns:
-    if path.suffix.lower() == ".tsv":
-        how: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    else:
-        # Where commas stand within numbers, spreadsheets write semicolons between cells; some say so in a first line.
-        first = file.readline()
-        told = _SEPARATOR.fullmatch(first)
-        if told is None:
-            file.seek(0)
-        between = told[1] if told else next((mark for mark in ",;\t" if mark in first), ",")
-        how = {"delimiter": between, "strict": True}
-    csv.field_size_limit(max(csv.field_size_limit(), _FIELD))
-    rows = filter(None, csv.reader(file, **how))
-    names = next(rows, None)
-    if names is None:
-        raise DataError(f"table {str(path)!r} is empty: expected a line with the columns' names")
-    if twice := [name for name, n in Counter(names).items() if name and n > 1]:
-        raise DataError(f"table {str(path)!r} has two columns {twice[0]!r}: expected one")
-    columns: list[list[str]] = [[] for _ in names]
-    known: dict[str, str] = {}  # labels and splits that come again and again are held once
-    for at, row in enumerate(rows, 1):
-        if len(row) != len(names):
-            raise DataError(
-                f"table {str(path)!r}, row {at}: {len(row)} cells: expected {len(names)}, as many as columns"
-            )
-        for column, cell in zip(columns, row, strict=True):
-            kept = known.setdefault(cell, cell) if len(known) < _KNOWN else known.get(cell, cell)
-            column.append(kept)
-    return dict(zip(names, columns, strict=True))
-
-
-def _json_columns(path: Path, file: TextIO) -> Columns:
-    columns: dict[str, list[Any]] = {}
-    for at, line in enumerate(filter(str.strip, file), 1):
-        try:
-            row = parsed(line)
-        except ValueError as error:
-            raise DataError(f"table {str(path)!r}, row {at}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"table {str(path)!r}, row {at}: {line[:40]!r}: expected an object")
-        for name in row:
-            columns.setdefault(name, [None] * (at - 1))
-        for name, cells in columns.items():
-            cells.append(row.get(name))
-    if not columns:
-        raise DataError(f"table {str(path)!r} is empty: expected an object a line")
-    return columns
-
-
-def _column(path: Path, columns: Columns, role: str, name: str | None) -> str:
-    wanted = name or role
-    if wanted not in columns:
-        raise DataError(
-            f"table {str(path)!r} has no column {wanted!r} for {role}: it has {_some(columns)}; name it in columns= "
-            f"({role}=NAME)"
-        )
-    return wanted
-
-
-def _some(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, list(names)[:8]))
-
-
-def _checked(path: Path, cells: Sequence[Any]) -> list[str]:
-    """Texts, none of them empty."""
-    if set(map(type, cells)) == {str} and all(map(str.strip, cells)):
-        return list(cells)
-    return [_text(path, at, cell) for at, cell in enumerate(cells, 1)]
-
-
-def _file(path: Path, at: int, cell: Any) -> str:
-    if not isinstance(cell, str) or not cell.strip() or "\0" in cell or "://" in cell:
-        raise DataError(
-            f"{_row(path, at)}: image {cell!r:.80}: expected the path of a file on disk"
-        )
-    return os.path.normpath(cell.strip())
-
-
-def _text(path: Path, at: int, cell: Any) -> str:
-    if not isinstance(cell, str):
-        raise DataError(f"table {str(path)!r}, row {at}: text {cell!r:.40}: expected a text")
-    if not cell.strip():
-        raise DataError(f"table {str(path)!r}, row {at}: the text is empty; leave the row out")
-    return cell
-
-
 def _joined(cell: Any) -> Any:
     """A JSON list of words as a text with spaces between them; anything else as it is."""
-    listed = isinstance(cell, list) and all(isinstance(word, str) for word in cell)
-    return " ".join(cell) if listed else cell
+    words = isinstance(cell, list) and all(isinstance(word, str) for word in cell)
+    return " ".join(cell) if words else cell
