@@ -105,7 +105,8 @@ class Guard:
     @property
     def collapsed(self) -> bool:
         """Whether the last mark was too far from the head alone, towards guessing."""
-        if self._own < FIRST:
+        # Starting over, the rates rise in fewer steps, and the loss stays high for longer.
+        if self._own < (2 * FIRST if self.began_mark else FIRST):
             return False
         alone = self.head_loss[self._own - 1]
         head = min(alone, self.guess)
