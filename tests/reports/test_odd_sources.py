@@ -85,12 +85,19 @@ def test_folds_and_kinds_of_classes_are_said_to_be_the_classes(make, tmp_path):
     assert not noted(load_folder(tmp_path).notes, "'cat'")
 
 
+@pytest.mark.parametrize("other", ["dog", "dog/a"])
+def test_a_single_class_may_have_a_test_and_a_train_in_it(make, tmp_path, other):
+    for folder in ("cat/train", "cat/test", other, f"{other}/more"):
+        make(folder, 20)
+    assert load_folder(tmp_path).classes == ("cat", "dog")
+
+
 @pytest.mark.parametrize("within", ["", "train/"])
 def test_images_in_no_class_are_counted(make, tmp_path, within):
     for name in ("cat", "dog"):
         make(f"{within}{name}", 20)
     make(within or ".", 3)
-    assert noted(load_folder(tmp_path).notes, "3 image", "in none")
+    assert noted(load_folder(tmp_path).notes, "3 image", "outside")
 
 
 def test_an_image_under_two_classes_is_said(make, tmp_path):
@@ -100,7 +107,7 @@ def test_an_image_under_two_classes_is_said(make, tmp_path):
         make(f"test/{name}")
     shutil.copy(tmp_path / "train/cat/03.png", tmp_path / "train/dog/copy.png")
     shutil.copy(tmp_path / "train/cat/04.png", tmp_path / "train/cat/copy.png")
-    assert noted(load_folder(tmp_path).notes, "1 images of train", "other labels")
+    assert noted(load_folder(tmp_path).notes, "1 training images", "other labels")
 
 
 @pytest.mark.parametrize(
@@ -193,16 +200,16 @@ def test_columns_without_a_name_are_passed_over_and_other_names_listed(table):
         load_table(table("Image,Label", str))
 
 
-def test_half_a_character_is_an_error_of_its_row(tmp_path):
+def test_a_lone_surrogate_is_an_error_of_its_row(tmp_path):
     good = [{"text": f"good {i} \U0001f600", "label": str(i % 2)} for i in range(20)]
     place = tmp_path / "t.jsonl"
     for bad in ({"text": "\ud83d", "label": "1"}, {"text": "a", "label": "\udc00"}):
         place.write_text("".join(json.dumps(row) + "\n" for row in [*good, bad]))
-        with pytest.raises(DataError, match="row 21: not JSON"):
+        with pytest.raises(DataError, match="row 21: cannot be read as JSON"):
             load_table(place)
     place.write_text("".join(json.dumps(row) + "\n" for row in good))
     assert load_table(place).classes == ("0", "1")
-    with pytest.raises(DataError, match="half of a character"):
+    with pytest.raises(DataError, match="lone surrogate"):
         TextSet(("a",), torch.tensor([0]), ("\ud83d",)).content_keys()
 
 
@@ -214,7 +221,7 @@ def test_texts_in_two_splits_and_under_two_labels_are_said(tmp_path):
     notes = load_table(place).notes
     assert noted(notes, "1 texts of val")
     assert noted(notes, "1 texts of test")
-    assert noted(notes, "1 texts of train", "other labels")
+    assert noted(notes, "1 training texts", "other labels")
     assert noted(notes, "val has no texts", "'0'")
 
 

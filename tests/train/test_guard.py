@@ -171,6 +171,20 @@ def test_an_early_collapse_starts_over_and_a_late_one_goes_back_to_the_last_mark
     assert again.optimizer.param_groups[0]["peak_lr"] == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("every", [1, 5])
+def test_a_run_that_collapses_late_does_not_start_over_and_says_so(every: int) -> None:
+    learner = Masks(0.3)
+    good = {"live/weight": learner.live()["weight"].clone()}
+    guard = Guard([0.5] * MARKS, guess=math.log(10), derived=0.4, good=good)
+    said = []
+    for mark in range(every, MARKS + 1, every):  # few steps pass several marks at once
+        loss = 0.3 if mark < 10 else 2.5
+        said.append(guard.watch(learner, 20 * loss, 20, mark, MARKS))
+    assert guard.began_mark <= MARKS - 6
+    assert len([line for line in said if line]) <= TRIES
+    assert "collapsed" in guard.verdict(0.7)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_only_masks_that_drop_weights_can_have_collapsed(share: float) -> None:
     guard = Guard([0.5] * MARKS, guess=math.log(10))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,8 +43,14 @@ def test_an_interrupted_run_that_starts_anew_is_said(
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are those of POSIX")
 def test_two_trainings_do_not_write_into_one_folder(
-    backbone: Backbone, data: ImageData, recipe, tmp_path: Path
+    backbone: Backbone,
+    data: ImageData,
+    recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("piggyback.taskfile.disk._LOCK_TRIES", 1)
+
     class Other(Listener):
         """Tries to take the folder meanwhile."""
 
@@ -63,6 +71,16 @@ def test_two_trainings_do_not_write_into_one_folder(
                 train(backbone, data, "toy", recipe(epochs=2), tmp_path, **options)
     assert kept == sorted(file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
     train(backbone, data, "toy", recipe(epochs=2), tmp_path)
+
+
+def test_a_folder_is_waited_for_while_the_workers_of_a_killed_training_notice(
+    tmp_path: Path,
+) -> None:
+    held = ExitStack()
+    held.enter_context(alone_in(tmp_path))
+    threading.Timer(0.3, held.close).start()
+    with alone_in(tmp_path):
+        pass
 
 
 def test_an_output_that_is_a_link_to_nowhere_is_found_before_the_work(tmp_path: Path) -> None:

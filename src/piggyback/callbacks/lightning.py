@@ -40,7 +40,10 @@ class LightningTask(TaskFile, Callback):  # type: ignore[misc]
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Look whether the task is what gets trained."""
         for other in trainer.callbacks:
-            if "Averag" in type(other).__name__:
+            kinds = {
+                kind.__name__ for kind in type(other).__mro__
+            }  # some versions lack one of them
+            if kinds & {"StochasticWeightAveraging", "WeightAveraging"}:
                 raise TaskStateError(
                     f"task {self.name!r}: {type(other).__name__} averages weights, and an average is no mask: "
                     "expected none of its kind among the callbacks"

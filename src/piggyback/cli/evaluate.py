@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -268,11 +268,14 @@ def _unseen(
     data = header.info.provenance.get("data", {})
     sketch = data.get("learned_from")
     seen = 0 if sketch is None else seen_in(images, sketch)
-    cuts = [Cut(**each) for each in data.get("cut", ()) if isinstance(each, dict)]
-    flat = {each.split for each in cuts} == {
-        "val",
-        "test",
-    }  # of splits, val alone may have been cut
+    known = {field.name for field in fields(Cut)}
+    cuts = [
+        Cut(**{key: value for key, value in each.items() if key in known})
+        for each in data.get("cut", ())
+        if isinstance(each, dict)
+    ]
+    # Where splits were given, val alone may have been cut.
+    flat = {each.split for each in cuts} == {"val", "test"}
     held = flat and split in ("val", "test") and isinstance(images, LabelledSet)
     if not seen or not held:
         return images, seen, "all are measured"

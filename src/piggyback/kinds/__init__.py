@@ -74,16 +74,17 @@ def kind_of(info: TaskInfo) -> Kind:
 
 
 def check_kind(kind: str) -> None:
-    """Raise InputError for a kind that is one of these but for its spelling; tasks may have a kind of their own.
+    """Raise InputError for one of these that is misspelt; tasks may have a kind of their own.
 
     >>> check_kind("multi-label")
     Traceback (most recent call last):
-    piggyback.errors.InputError: kind 'multi-label': expected 'multilabel', if that is meant
+    piggyback.errors.InputError: kind 'multi-label': expected 'multilabel'
     """
     check_is("kind", kind, str, f"a text, such as {', '.join(KINDS)}")
-    close = difflib.get_close_matches(kind.lower(), KINDS, n=1, cutoff=0.85)
+    plain = "".join(filter(str.isalnum, kind.lower()))
+    close = difflib.get_close_matches(plain, KINDS, n=1, cutoff=0.94)  # a letter more or less
     if close and kind not in KINDS:
-        raise InputError(f"kind {kind[:40]!r}: expected {close[0]!r}, if that is meant")
+        raise InputError(f"kind {kind[:40]!r}: expected {close[0]!r}")
 
 
 def score_name(kind: str) -> str:

@@ -84,6 +84,9 @@ class MaskOptimizer(torch.optim.Optimizer):
     >>> optimizer.step()
     """
 
+    ended: str = ""
+    """The task in whose training this was used, once that has ended: its scores are no other task's."""
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -125,8 +128,6 @@ class MaskOptimizer(torch.optim.Optimizer):
         check_learnable(self.rule)
         groups = _as_groups(params)
         self._built = False
-        self.ended = ""
-        """The task in whose training this was used, once that has ended: its scores are no other task's."""
         self.inner = _made(inner, groups, inner_options)
         # The inner optimizer has filled in each group's options; these groups are the user's view of them.
         super().__init__([dict(group) for group in self.inner.param_groups], self.inner.defaults)
@@ -627,13 +628,13 @@ def _made(
     inner: Callable[..., torch.optim.Optimizer], groups: list[Group], options: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
     """The inner optimizer of ``groups``; raises InputError for one that takes no such groups, or steps otherwise."""
-    name = getattr(inner, "__name__", "inner")
+    name = getattr(inner, "__name__", type(inner).__name__)
     try:
         made = inner([dict(group) for group in groups], **options)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"inner {name} cannot be made ({first_line(error)}): expected an optimizer of parameters of any shape in "
-            "groups, such as Adam or SGD, and its own options"
+            f"inner {name} cannot be made ({first_line(error)}): expected an optimizer, such as Adam or SGD, that takes all "
+            "these weights, and its own options"
         ) from error
     check_is("inner's result", made, torch.optim.Optimizer, "an optimizer")
     if isinstance(made, torch.optim.SparseAdam):

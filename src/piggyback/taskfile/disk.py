@@ -8,6 +8,7 @@ import os
 import secrets
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from piggyback.errors import (
     TaskFileError,
     check_is,
 )
+
+_LOCK_TRIES = 80
+"""Tenths of a second for which a folder that is held is waited for."""
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, *, follow: bool = True) -> None:
@@ -92,7 +96,7 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it while inside, at most until this process ends; CheckpointError where another does.
+    """Make a folder and hold it while inside; CheckpointError where another process of this machine does.
 
     Nothing is held where the system or the file system has no locks.
     """
@@ -110,7 +114,15 @@ def alone_in(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Workers of a training that was killed hold its lock until they notice, which takes them seconds.
+            for left in reversed(range(_LOCK_TRIES)):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not left:
+                        raise
+                    time.sleep(0.1)
         except BlockingIOError as error:
             raise CheckpointError(
                 f"run folder {str(folder)!r}: another training is writing into it; wait for its end, or choose another "

@@ -91,7 +91,7 @@ class TextPreprocessing:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"text {text!r:.80} holds half of a character: expected UTF-8"
+                f"text {text!r:.80} holds a lone surrogate, which is no character: expected UTF-8"
             ) from error
         return torch.tensor(self.bound_reader().encode([text], self.max_length)[0][0])
 

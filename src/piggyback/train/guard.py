@@ -8,8 +8,8 @@
                  the rate, or the derived one if that is less, in the steps that are left; in its second
                  half it goes back to the last good mark instead; at most twice
 
-Masks collapse when many scores cross the threshold within a few steps, so that the network forgets what it knew. That
-is while the rate is high, and the marks before it are already on their way there, which is why an early collapse goes
+Masks collapse when many scores cross the threshold within a few steps, so that the network forgets what it knew. This
+happens while the rate is high, and the marks before it are already heading there, which is why an early collapse goes
 back to the start. A good state is live tensors and scores; the inner optimizer begins anew, without the momentum that
 led there.
 """
@@ -96,7 +96,9 @@ class Guard:
     @staticmethod
     def from_json(values: Mapping[str, Any], good: dict[str, Tensor]) -> Guard:
         """Return what ``to_json`` wrote, of an older version too, with its tensors."""
-        return Guard(**{"eased": 0.5 ** values["halved"], **values}, good=good)
+        # An older version kept the last good mark, and halved the rate.
+        older = {"eased": 0.5 ** values["halved"], "later": "began" not in values}
+        return Guard(**{**older, **values}, good=good)
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the tensors as plain JSON."""
@@ -105,9 +107,17 @@ class Guard:
     @property
     def collapsed(self) -> bool:
         """Whether the last mark was too far from the head alone, towards guessing."""
+        return self._judged and self._far
+
+    @property
+    def _judged(self) -> bool:
+        """Whether enough marks have passed for the last one to mean anything."""
         # Starting over, the rates rise in fewer steps, and the loss stays high for longer.
-        if self._own < (2 * FIRST if self.began_mark else FIRST):
-            return False
+        return self._own >= (2 * FIRST if self.began_mark else FIRST)
+
+    @property
+    def _far(self) -> bool:
+        """Whether the loss at the last mark is nearer to guessing than to the head alone."""
         alone = self.head_loss[self._own - 1]
         head = min(alone, self.guess)
         # A head that is no better than guessing yet is no measure: then masks are behind it, or they are not.
@@ -131,14 +141,15 @@ class Guard:
         self.last, self.loss, self.seen = self.loss / self.seen, 0.0, 0
         if not self.collapsed or _masked_out(learner) < FEW:
             self.behind = 0
-            self.later = self._own > (MARKS - self.began_mark) // 2
+            self.later = self._judged and self._own > (MARKS - self.began_mark) // 2
             if self.later:
                 self.good = _state(learner)
             return None
         self.behind += 1
-        if (
-            self.behind < IN_A_ROW or self.halved == TRIES or not self.good
-        ):  # older checkpoints lack it
+        if self.behind < IN_A_ROW or self.halved == TRIES:
+            return None
+        # Too few steps may be left to start over in; a checkpoint of an older version may have no state to go back to.
+        if not self.good or (not self.later and self.mark > MARKS - 2 * FIRST):
             return None
         head = self.head_loss[self._own - 1]
         self.behind = 0
@@ -167,7 +178,7 @@ class Guard:
         >>> Guard([], 0.0).verdict(density=1.0)[:42]
         'masked nothing: this is the head alone; tr'
         """
-        if self.mark == MARKS and self.collapsed and 1 - density >= FEW:
+        if self.mark == MARKS and self._far and 1 - density >= FEW:
             return (
                 f"collapsed: the training loss ended at {self.last:.2f}, the head's alone at "
                 f"{self.head_loss[-1]:.2f}; try a lower rate for the masks, or the derived one"

@@ -87,14 +87,15 @@ class Progress:
         error = math.sqrt(2 * share * (1 - share) / max(count, 1))
         return accuracy / 100 >= top - 2 * error
 
-    def end_epoch(self, row: EpochRow, patience: int | None) -> None:
-        """Move to the next epoch."""
+    def end_epoch(self, row: EpochRow, patience: int | None, since: int = 0) -> None:
+        """Move to the next epoch; patience counts from epoch ``since`` on, where the run last started over."""
         self.history.append(row)
         self.epoch, self.step = row.epoch, 0
         self.loss, self.right, self.seen = 0.0, 0, 0
         self.images, self.epoch_seconds = 0, 0.0
-        top = max(past.val_accuracy for past in self.history)
-        reached = next(past.epoch for past in self.history if past.val_accuracy == top)
+        recent = [past for past in self.history if past.epoch > since] or [row]
+        top = max(past.val_accuracy for past in recent)
+        reached = next(past.epoch for past in recent if past.val_accuracy == top)
         self.stopped = patience is not None and row.epoch - reached >= patience
 
     @staticmethod
@@ -244,7 +245,9 @@ def _rate_line(guard: Guard, given: float | None) -> str:
     times = given / guard.derived
     if 0.5 < times < 2:
         return ""
-    off = f"{times:.2g} times" if times > 1 else f"1/{1 / times:.2g} of"
+    ratio = max(times, 1 / times)
+    number = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
+    off = f"{number} times" if times > 1 else f"1/{number} of"
     return f"mask rate {given:.2g}: {off} the derived one, {guard.derived:.2g}"
 
 
@@ -357,7 +360,8 @@ def _end_epoch(run: Run) -> EpochRow:
         seconds=run.elapsed(),
         best=better,
     )
-    progress.end_epoch(row, recipe.patience)
+    since = 0 if run.guard is None else -(-run.guard.began // run.steps)
+    progress.end_epoch(row, recipe.patience, since)
     return row
 
 

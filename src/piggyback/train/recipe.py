@@ -89,7 +89,7 @@ class CommonOptions:
     cutmix: float | None = None
     """Paste in a part of another training image, by shares from Beta(A, A), such as 1; with mixup, half the steps."""
     tune: bool = False
-    """Choose the rate, and for masks the start, on val first, by trainings of 480 steps or a fifth of the run's."""
+    """Choose the rate, and for masks the start, on val first: each gets a share of the run's steps, 480 or more."""
     patience: int | None = None
     """Stop after this many epochs without a better val accuracy; by default never."""
     abstain_at: str | None = None
@@ -356,7 +356,7 @@ _TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     ScoreInit: ("a ScoreInit", lambda v: isinstance(v, ScoreInit)),
     Augment: ("an Augment", lambda v: isinstance(v, Augment)),
     tuple[Regularizer, ...]: (
-        "a tuple of such as PullToKeep(0.1)",
+        "a tuple of regularizers, such as (PullToKeep(0.1),)",
         lambda v: isinstance(v, tuple) and all(isinstance(r, Regularizer) for r in v),
     ),
     str | None: ("a word, or none", lambda v: v is None or isinstance(v, str)),

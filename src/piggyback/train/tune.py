@@ -1,10 +1,10 @@
 """Choice by validation: a training of each of a few settings, then the best in full.
 
 A trial is a whole run, warm-up and cosine included, whose mask rate follows from its own length. All trials together
-take the steps of the training itself, but none is shorter than the shortest default run: a mask that has had fewer
-steps says nothing of its setting, and the head alone would win. They are judged by their loss on val, which tells more
-of few images than accuracy does; the first setting, the usual one, gives way only to one that is better by more than
-chance. Test is not looked at.
+take the steps of the training itself, but each as many as the shortest default run, or the training itself: masks that
+have had fewer steps say nothing of their setting, and the head alone would win. They are judged by their loss on val,
+which tells more of few images than accuracy does; the first setting, the usual one, gives way only to one that is
+better by more than chance. Test is not looked at.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def settings_of(recipe: Recipe) -> list[Setting]:
         name = "mask_rate" if recipe.mask_lr is None else "mask_lr"
         rate = getattr(recipe, name)
         return [
-            Setting("derived rate", {}),
+            Setting("derived rate" if recipe.mask_lr is None else "given rate", {}),
             Setting("a third of the rate", {name: rate / 3}),
             Setting("twice the rate", {name: 2 * rate}),
             Setting("start with floor 1", {"init": ScoreInit(floor=1.0)}),
@@ -108,4 +108,4 @@ def tune(
         ]
         text = {"chosen": best.label, "epochs": epochs, "tried": tried}
         write_file(folder / TUNE, json.dumps(text, indent=1) + "\n")
-    return replace(plain, **best.fields)
+    return replace(recipe, tune=False, **best.fields)

@@ -107,7 +107,7 @@ def test_splits_that_are_missing_are_cut_by_content(tmp_path):
         ("a.jsonl", '{"text": "a", "label": ["x"]}\n', "row 1: label"),
         ("a.jsonl", '{"text": "a", "label": 0.5}\n', "row 1: label 0.5"),
         ("a.jsonl", '["a", "x"]\n', "row 1.*an object"),
-        ("a.jsonl", '{"text": "a"\n', "row 1: not JSON"),
+        ("a.jsonl", '{"text": "a"\n', "row 1: cannot be read as JSON"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named(tmp_path, name, text, wanted):

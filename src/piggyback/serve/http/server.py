@@ -137,10 +137,12 @@ def listen(host: str, port: int) -> socket.socket:
         said = str(getattr(error, "strerror", None) or error).partition(" (")[0]
         why = os.strerror(number) if number > 0 else said  # below 0: of a name that is not known
         free = "another one, or 0 for a free one"
-        other = (
-            free if number in (errno.EADDRINUSE, errno.EACCES) else "127.0.0.1, or 0.0.0.0 for all"
-        )
-        raise InputError(f"port {port} on {host} cannot be had ({why}); choose {other}") from error
+        other = ""
+        if number in (errno.EADDRINUSE, errno.EACCES) or isinstance(error, OverflowError):
+            other = f"; choose {free}"
+        elif number == errno.EADDRNOTAVAIL or number <= 0:
+            other = "; choose 127.0.0.1, or 0.0.0.0 for all"
+        raise InputError(f"port {port} on {host} cannot be had ({why}){other}") from error
 
 
 def is_loopback(host: str) -> bool:

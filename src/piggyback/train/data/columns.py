@@ -139,7 +139,7 @@ def _json_columns(path: Path, file: TextIO) -> Columns:
         try:
             row = parsed(line)
         except ValueError as error:
-            raise DataError(f"{row_of(path, at)}: not JSON ({error})") from error
+            raise DataError(f"{row_of(path, at)}: cannot be read as JSON ({error})") from error
         if not isinstance(row, dict):
             raise DataError(f"{row_of(path, at)}: {line[:40]!r}: expected an object")
         for name in row:

@@ -21,9 +21,10 @@ def remarks(splits: Mapping[str, Split], keys: Mapping[str, NDArray[np.uint64]])
 
     ``keys``: content keys of each, uint64 (n,).
     """
-    train, learned = splits["train"], keys["train"]
+    train = splits["train"]
     if not isinstance(train, LabelledSet):
         return ()
+    learned = keys["train"]
     # Of tags, B-PLACE and I-PLACE, the types.
     tagged = train.kind == "tokens"
     found = alike(dict.fromkeys(name[2:] for name in train.classes) if tagged else train.classes)
@@ -45,8 +46,7 @@ def remarks(splits: Mapping[str, Split], keys: Mapping[str, NDArray[np.uint64]])
         _, firsts, places = np.unique(learned, return_index=True, return_inverse=True)
         if unlike := int((rows != rows[firsts[places]]).any(1).sum()):
             found.append(
-                f"{unlike} {train.what} of train are there a second time with other labels, byte for byte; they were "
-                "kept"
+                f"{unlike} training {train.what} occur again with other labels, byte for byte; they were kept"
             )
     return tuple(found)
 
@@ -65,7 +65,8 @@ def alike(names: Iterable[str]) -> list[str]:
             key: str | float = float(name)
         except ValueError:
             shown = unicodedata.normalize("NFKC", name).casefold()
-            key = " ".join("".join(filter(str.isprintable, shown)).split())
+            seen = (c for c in shown if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
+            key = " ".join("".join(seen).split())
         by_key[key].append(name)
     pairs = [(some[0], other) for some in by_key.values() for other in some[1:]]
     if not pairs:

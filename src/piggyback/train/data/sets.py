@@ -426,8 +426,10 @@ def cut(
             if parts[split] is None
         ]
     )
-    keys = {split: part.content_keys() for split, part in parts.items() if part is not None}
-    keys["train"] = train.content_keys()
+    keys = {}
+    if cuts or isinstance(train, LabelledSet):  # of label maps nothing is said
+        given_parts = {"train": train, **{s: part for s, part in parts.items() if part is not None}}
+        keys = {split: part.content_keys() for split, part in given_parts.items()}
     if cuts:
         rows = cut_off(name, train, cuts, keys["train"] if groups is None else groups)
         given, of_all = train, keys["train"]

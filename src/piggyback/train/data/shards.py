@@ -196,10 +196,13 @@ def _files(shard: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def parsed(text: str) -> Any:
-    """Return what a JSON text says; ValueError where it is none, or has half of a character, which no file can hold."""
+    """Return what a JSON text says; ValueError where it is none, or has a lone surrogate, which no file can hold."""
     found = json.loads(text)
     if "\\u" in text:
-        json.dumps(found, ensure_ascii=False).encode()
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a lone surrogate, \\ud800 to \\udfff, is no character") from None
     return found
 
 

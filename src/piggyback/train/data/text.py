@@ -109,7 +109,7 @@ class TextSet(LabelledSet):
             found = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in self.texts]
         except UnicodeEncodeError as error:
             raise DataError(
-                f"text {error.object!r:.80} holds half of a character: expected UTF-8"
+                f"text {error.object!r:.80} holds a lone surrogate, which is no character: expected UTF-8"
             ) from error
         return np.frombuffer(b"".join(found), dtype="<u8").copy()
 
