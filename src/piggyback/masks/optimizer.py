@@ -633,8 +633,8 @@ def _made(
         made = inner([dict(group) for group in groups], **options)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"inner {name} cannot be made ({first_line(error)}): expected an optimizer, such as Adam or SGD, that takes all "
-            "these weights, and its own options"
+            f"inner {name} cannot be made ({first_line(error)}): expected an optimizer, such as Adam or SGD, that "
+            "takes all these weights, and its own options"
         ) from error
     check_is("inner's result", made, torch.optim.Optimizer, "an optimizer")
     if isinstance(made, torch.optim.SparseAdam):
