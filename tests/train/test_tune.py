@@ -68,13 +68,15 @@ def test_no_trial_is_shorter_than_masks_need(large: ImageData, data: ImageData) 
     assert {3} == {r.epochs for _, r in trials.asked}
 
 
-def test_the_usual_setting_gives_way_only_to_a_clearly_better_one(
+def test_the_derived_rate_gives_way_only_to_a_clearly_better_setting(
     large: ImageData, data: ImageData
 ) -> None:
     trials = Trials(lambda r: 0.95 if r.mask_rate == 2 else 1.0)
     assert tune(Recipe(tune=True), large, trials).mask_rate == 2
     assert len(data.val) < 100
     assert tune(Recipe(tune=True), data, trials).mask_rate == 1
+    higher = Trials(lambda r: 0.95 if r.finetune_lr > 2e-3 else 1.0)
+    assert tune(Recipe("finetune", tune=True), data, higher).finetune_lr > 2e-3
 
 
 def test_rates_are_tried_as_factors_of_what_follows_from_the_run(large: ImageData) -> None:

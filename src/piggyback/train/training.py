@@ -106,7 +106,9 @@ def train(
                 loss=loss,
             )
 
-        recipe = tune(recipe, data, attempt, folder, listener)
+        mine = folder if processes().is_main_process else None
+        with nullcontext() if mine is None else alone_in(mine):
+            recipe = tune(recipe, data, attempt, folder, listener)
     prepare = method or method_of(recipe.method)
     state = processes()
     _check_batch(recipe, data, state.num_processes)

@@ -3,8 +3,8 @@
 A trial is a whole run, warm-up and cosine included, whose mask rate follows from its own length. All trials together
 take the steps of the training itself, but each as many as the shortest default run, or the training itself: masks that
 have had fewer steps say nothing of their setting, and the head alone would win. They are judged by their loss on val,
-which tells more of few images than accuracy does; the first setting, the usual one, gives way only to one that is
-better by more than chance. Test is not looked at.
+which tells more of few images than accuracy does; the derived rate of masks gives way only to a setting that is better
+by more than chance. Test is not looked at.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def tune(
         listener.on_notice(f"tune: {setting.label}: val loss {losses[-1]:.3f}")
     at = min(range(len(settings)), key=lambda i: losses[i])
     # Of models that agree on most samples, the difference of two mean losses is off by about this part of them.
-    if losses[at] > losses[0] * (1 - 1 / (2 * math.sqrt(len(data.val)))):
+    chance = losses[0] / (2 * math.sqrt(len(data.val)))
+    if recipe.method == "masks" and losses[at] > losses[0] - chance:
         at = 0
     best = settings[at]
     listener.on_notice(f"tune chose: {best.label}")
