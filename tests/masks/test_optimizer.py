@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from piggyback.errors import InputError
-from piggyback.masks.optimizer import MaskOptimizer, initial_scores
+from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.masks.regularize import PullToKeep
-from piggyback.masks.rule import MaskRule, ScoreInit, mask_of
+from piggyback.masks.rule import MaskRule, ScoreInit, initial_scores, mask_of
 
 
 class StraightThrough(torch.autograd.Function):

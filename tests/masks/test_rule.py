@@ -10,23 +10,20 @@ import torch
 from torch import nn
 
 from piggyback.errors import InputError
-from piggyback.masks.optimizer import (
-    NEVER,
-    MaskOptimizer,
-    initial_scores,
-    keep_above_,
-    warmup_cosine,
-)
+from piggyback.masks.optimizer import MaskOptimizer, warmup_cosine
 from piggyback.masks.rule import (
+    NEVER,
     MaskRule,
     ScoreInit,
     Z,
     check_learnable,
+    initial_scores,
     lr_factor,
     mask_lr,
     mask_of,
     masked_weight,
 )
+from piggyback.masks.switch import keep_above_
 
 TAU = torch.tensor(5e-3)
 """The threshold as float32 scores are compared with it."""

@@ -41,18 +41,20 @@ from piggyback.masks.rule import (
     ScoreInit,
     check_learnable,
     check_steps,
+    initial_scores,
     lr_factor,
     mask_of,
     masked_weight,
+    number_of,
+    resume_from_,
 )
+from piggyback.masks.switch import keep_above_
 
 NonFinite = Literal["raise", "skip"]
 Group = dict[str, Any]
 _OWN = ("scores", "base", "base_sum")
 """What a state dict has of a masked weight besides the inner optimizer's state of its scores."""
 _WITH_SCORES: weakref.WeakSet[MaskOptimizer] = weakref.WeakSet()
-NEVER = 1.0
-"""Margin of weights that are always kept: no rate that learns anything carries a score so far."""
 
 
 class MaskOptimizer(torch.optim.Optimizer):
@@ -426,36 +428,6 @@ def warmup_cosine(
     )
 
 
-def initial_scores(
-    weight: Tensor, init: ScoreInit, position: int = 0, threshold: float = 5e-3
-) -> Tensor:
-    """Return float32 scores of ``weight``'s shape, device and layout; ``position`` tells equal-shaped weights apart.
-
-    ``threshold`` is the mask rule's tau. A layer of zeros starts at the same margin for all.
-
-    >>> initial_scores(torch.tensor([1.0, -3.0]), ScoreInit("mean"))
-    tensor([2., 2.])
-    >>> initial_scores(torch.tensor([1.0, -3.0]), ScoreInit())
-    tensor([0.0077, 0.0123])
-    """
-    scores = torch.empty_like(weight, dtype=torch.float32, requires_grad=False)
-    if init.kind == "constant":
-        return scores.fill_(init.value)
-    size = weight.detach().float().abs()
-    if init.kind == "mean":
-        return scores.fill_(size.mean())
-    if init.kind == "magnitude":
-        return scores.copy_(_margins(size, init, init.margin(threshold)).add_(threshold))
-    generator = torch.Generator().manual_seed(init.seed * 1_000_003 + position)
-    drawn = torch.rand(weight.shape, generator=generator).mul_(2 * init.value).sub_(init.value)
-    if hasattr(scores, "placements"):  # FSDP's: each process keeps its part of the same numbers
-        from torch.distributed.tensor import distribute_tensor
-
-        like = cast(Any, scores)
-        drawn = distribute_tensor(drawn.to(like.device), like.device_mesh, like.placements)
-    return scores.copy_(drawn)
-
-
 def sum_of_bits(weight: Tensor) -> Tensor:
     """Return the sum, int64 (), of ``weight``'s values as bfloat16, their bits read as integers.
 
@@ -467,65 +439,12 @@ def sum_of_bits(weight: Tensor) -> Tensor:
     return weight.detach().bfloat16().view(torch.int16).sum(dtype=torch.int64)
 
 
-def resume_from_(scores: Tensor, live: Tensor, base: Tensor, rule: MaskRule) -> None:
-    """Let first ``scores`` stand for the mask in ``live``, where it has one: mirrored at the threshold.
-
-    >>> scores, base = torch.tensor([0.01, 0.01]), torch.tensor([2.0, 3.0])
-    >>> resume_from_(scores, torch.tensor([2.0, 0.0]), base, MaskRule()); scores
-    tensor([0.0100, 0.0000])
-    """
-    dropped = (live == 0) & (base != 0)
-    turned = (live == -base) & (base != 0) if rule.kind == "ternary" else torch.zeros_like(dropped)
-    if not bool((dropped | turned).any()):
-        return
-    above = (scores - rule.threshold).abs()
-    if rule.kind == "ternary":  # 0 lies between 0 and the threshold
-        scores.copy_(torch.where(dropped, rule.threshold / 2, scores))
-        scores.copy_(torch.where(turned, -above, scores))
-    else:
-        kept = rule.threshold + above
-        scores.copy_(torch.where(dropped, rule.threshold - above, kept))
-
-
-def _margins(size: Tensor, init: ScoreInit, margin: float) -> Tensor:
-    """The margins of weights of these sizes |W|: ``margin`` in the mean, ``NEVER`` below ``keep`` times rms."""
-    rms = math.sqrt(_number(size.square().mean()))
-    if rms == 0:  # a layer of zeros has no weight that matters more than another
-        return torch.full_like(size, margin)
-    relative = size / rms
-    made = relative.clamp_min(init.floor).pow_(init.power)
-    made = made * (margin / _number(made.mean()))
-    return torch.where(relative < init.keep, torch.full_like(made, NEVER), made)
-
-
 def _finite(tensors: list[Tensor]) -> bool:
     """Whether all are finite; by norms, since these take no memory."""
     # The 2-norm takes a twentieth of the time of the largest magnitude, but may overflow where all is finite.
     return not tensors or any(
-        math.isfinite(_number(nn.utils.get_total_norm(tensors, order))) for order in (2, math.inf)
+        math.isfinite(number_of(nn.utils.get_total_norm(tensors, order))) for order in (2, math.inf)
     )
-
-
-def _number(one: Tensor) -> float:
-    """A tensor of one element as a number; of a sharded weight's, over all its shards."""
-    return float(cast(Any, one).full_tensor() if hasattr(one, "full_tensor") else one)
-
-
-def keep_above_(out: Tensor, base: Tensor, values: Tensor, threshold: float) -> None:
-    """Write ``base`` where ``values > threshold``, else 0, into ``out``; all of one dtype, device and layout.
-
-    ``masked_weight`` of a binary mask in one pass over memory; it differs for NaN only, which keeps the weight.
-
-    >>> out = torch.empty(2)
-    >>> keep_above_(out, torch.tensor([-2.0, 3.0]), torch.tensor([0.006, 0.005]), threshold=5e-3)
-    >>> out
-    tensor([-2.,  0.])
-    """
-    if out.device.type in ("cpu", "cuda"):
-        # The gradient of ``torch.threshold`` selects so, four times as fast as ``torch.where`` on a CPU.
-        torch.ops.aten.threshold_backward.grad_input(base, values, threshold, grad_input=out)
-    else:
-        torch.where(values > threshold, base, base.new_zeros(()), out=out)
 
 
 class _FirstSteps:
@@ -611,7 +530,7 @@ def _named_masked(optimizer: MaskOptimizer) -> Iterator[tuple[str, Tensor]]:
 
 def _state_of(scores: Tensor) -> tuple[int, float]:
     """What a step changes: torch's count of changes, which ``.data`` passes by, or the sum of all scores."""
-    return scores._version, _number(scores.detach().sum(dtype=torch.float64))
+    return scores._version, number_of(scores.detach().sum(dtype=torch.float64))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
     scores s  --threshold-->  mask m  -->  live weight W' = W m
 
-Tensors bring their own methods, so nothing here imports torch: recipes and help pages need only the options.
+Torch is imported where it is used: recipes and help pages need only the options.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from piggyback.errors import InputError, check_is, check_number
 
@@ -26,6 +26,8 @@ Form: TypeAlias = Literal["plain", "channel", "affine"]
 
 Task files may have any; only the plain one is learned.
 """
+NEVER = 1.0
+"""Margin of weights that are always kept: no rate that learns anything carries a score so far."""
 GradScale = Literal["none", "mean", "weight"]
 """What a score's gradient is divided by: nothing, the layer's mean |W|, or each |W|."""
 InitKind = Literal["magnitude", "constant", "uniform", "mean"]
@@ -182,6 +184,80 @@ class ScoreInit:
                 "the threshold, so that weights are kept until their gradients speak against it"
             )
         return self.value - threshold
+
+
+def initial_scores(
+    weight: Tensor, init: ScoreInit, position: int = 0, threshold: float = 5e-3
+) -> Tensor:
+    """Return float32 scores of ``weight``'s shape, device and layout; ``position`` tells equal-shaped weights apart.
+
+    ``threshold`` is the mask rule's tau. A layer of zeros starts at the same margin for all.
+
+    >>> import torch
+    >>> initial_scores(torch.tensor([1.0, -3.0]), ScoreInit("mean"))
+    tensor([2., 2.])
+    >>> initial_scores(torch.tensor([1.0, -3.0]), ScoreInit())
+    tensor([0.0077, 0.0123])
+    """
+    import torch
+
+    scores = torch.empty_like(weight, dtype=torch.float32, requires_grad=False)
+    if init.kind == "constant":
+        return scores.fill_(init.value)
+    size = weight.detach().float().abs()
+    if init.kind == "mean":
+        return scores.fill_(size.mean())
+    if init.kind == "magnitude":
+        return scores.copy_(_margins(size, init, init.margin(threshold)).add_(threshold))
+    generator = torch.Generator().manual_seed(init.seed * 1_000_003 + position)
+    drawn = torch.rand(weight.shape, generator=generator).mul_(2 * init.value).sub_(init.value)
+    if hasattr(scores, "placements"):  # FSDP's: each process keeps its part of the same numbers
+        from torch.distributed.tensor import distribute_tensor
+
+        like = cast(Any, scores)
+        drawn = distribute_tensor(drawn.to(like.device), like.device_mesh, like.placements)
+    return scores.copy_(drawn)
+
+
+def resume_from_(scores: Tensor, live: Tensor, base: Tensor, rule: MaskRule) -> None:
+    """Let first ``scores`` stand for the mask in ``live``, where it has one: mirrored at the threshold.
+
+    >>> import torch
+    >>> scores, base = torch.tensor([0.01, 0.01]), torch.tensor([2.0, 3.0])
+    >>> resume_from_(scores, torch.tensor([2.0, 0.0]), base, MaskRule()); scores
+    tensor([0.0100, 0.0000])
+    """
+    import torch
+
+    dropped = (live == 0) & (base != 0)
+    turned = (live == -base) & (base != 0) if rule.kind == "ternary" else torch.zeros_like(dropped)
+    if not bool((dropped | turned).any()):
+        return
+    above = (scores - rule.threshold).abs()
+    if rule.kind == "ternary":  # 0 lies between 0 and the threshold
+        scores.copy_(torch.where(dropped, rule.threshold / 2, scores))
+        scores.copy_(torch.where(turned, -above, scores))
+    else:
+        kept = rule.threshold + above
+        scores.copy_(torch.where(dropped, rule.threshold - above, kept))
+
+
+def _margins(size: Tensor, init: ScoreInit, margin: float) -> Tensor:
+    """The margins of weights of these sizes |W|: ``margin`` in the mean, ``NEVER`` below ``keep`` times rms."""
+    import torch
+
+    rms = math.sqrt(number_of(size.square().mean()))
+    if rms == 0:  # a layer of zeros has no weight that matters more than another
+        return torch.full_like(size, margin)
+    relative = size / rms
+    made = relative.clamp_min(init.floor).pow_(init.power)
+    made = made * (margin / number_of(made.mean()))
+    return torch.where(relative < init.keep, torch.full_like(made, NEVER), made)
+
+
+def number_of(one: Tensor) -> float:
+    """A tensor of one element as a number; of a sharded weight's, over all its shards."""
+    return float(cast(Any, one).full_tensor() if hasattr(one, "full_tensor") else one)
 
 
 # -- how fast scores move ------------------------------------------------------------------------

@@ -311,3 +311,20 @@ def _blocks(live: list[Tensor], base: list[Tensor], expanded: Tensor) -> Iterato
                 start, used, pieces = start + used // width, 0, []
     if pieces:
         yield _Block(slice(start, start + used // width), expanded[: used // width], pieces)
+
+
+def keep_above_(out: Tensor, base: Tensor, values: Tensor, threshold: float) -> None:
+    """Write ``base`` where ``values > threshold``, else 0, into ``out``; all of one dtype, device and layout.
+
+    ``masked_weight`` of a binary mask in one pass over memory; it differs for NaN only, which keeps the weight.
+
+    >>> out = torch.empty(2)
+    >>> keep_above_(out, torch.tensor([-2.0, 3.0]), torch.tensor([0.006, 0.005]), threshold=5e-3)
+    >>> out
+    tensor([-2.,  0.])
+    """
+    if out.device.type in ("cpu", "cuda"):
+        # The gradient of ``torch.threshold`` selects so, four times as fast as ``torch.where`` on a CPU.
+        torch.ops.aten.threshold_backward.grad_input(base, values, threshold, grad_input=out)
+    else:
+        torch.where(values > threshold, base, base.new_zeros(()), out=out)
