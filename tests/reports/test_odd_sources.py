@@ -238,7 +238,7 @@ def test_check_names_every_bad_image_of_a_table(table, tmp_path):
     for i in range(11):
         (tmp_path / f"{i:02d}.png").write_bytes(b"")
     (tmp_path / "11.png").unlink()
-    found = survey_splits("t", table_splits(place, look=False))
+    found = survey_splits("t", table_splits(place, check_images=False))
     assert len(found.unreadable) == 12
     with pytest.raises(DataError, match="and 2 more"):
         table_splits(place)

@@ -166,7 +166,9 @@ def test_an_early_collapse_starts_over_and_a_late_one_goes_back_to_the_last_mark
     assert "last good state" in str(said[-1])
     assert (guard.began, weight[-1].item()) == (30, 17.0)
     assert learner.optimizer.param_groups[0]["peak_lr"] == pytest.approx(0.2)
-    again = Masks(0.3)
+    again, older = Masks(0.3), Masks(0.3)
+    Guard.from_json({"head_loss": [], "guess": 1.0, "halved": 2}, {}).resume(older)
+    assert older.optimizer.param_groups[0]["peak_lr"] == pytest.approx(0.25)
     Guard.from_json(guard.to_json(), guard.good).resume(again)
     assert again.optimizer.param_groups[0]["peak_lr"] == pytest.approx(0.2)
 

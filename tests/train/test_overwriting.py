@@ -12,7 +12,7 @@ import pytest
 
 from piggyback.errors import CheckpointError, InputError
 from piggyback.network.backbone import Backbone
-from piggyback.taskfile.disk import alone_in, check_output
+from piggyback.taskfile.disk import check_output, lock_folder
 from piggyback.train import ImageData, Listener, Recipe, train
 from piggyback.train.events import EpochRow
 from support.training_toys import Recorder
@@ -57,7 +57,7 @@ def test_two_trainings_do_not_write_into_one_folder(
         refused = 0
 
         def on_epoch(self, row: EpochRow) -> None:
-            with pytest.raises(CheckpointError, match=str(tmp_path)), alone_in(tmp_path):
+            with pytest.raises(CheckpointError, match=str(tmp_path)), lock_folder(tmp_path):
                 pytest.fail("two hold one folder")
             self.refused += 1
 
@@ -65,7 +65,7 @@ def test_two_trainings_do_not_write_into_one_folder(
     train(backbone, data, "toy", recipe(epochs=2), tmp_path, listener=told)
     assert told.refused == 2
     kept = sorted(file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
-    with alone_in(tmp_path):
+    with lock_folder(tmp_path):
         for options in ({}, {"overwrite": True}):
             with pytest.raises(CheckpointError, match="another training"):
                 train(backbone, data, "toy", recipe(epochs=2), tmp_path, **options)
@@ -77,9 +77,9 @@ def test_a_folder_is_waited_for_while_the_workers_of_a_killed_training_notice(
     tmp_path: Path,
 ) -> None:
     held = ExitStack()
-    held.enter_context(alone_in(tmp_path))
+    held.enter_context(lock_folder(tmp_path))
     threading.Timer(0.3, held.close).start()
-    with alone_in(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 

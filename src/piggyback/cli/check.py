@@ -84,11 +84,6 @@ def run(
         check_output(out, "--out", folder=True)
     columns = columns_of(column)
     found = _survey(data, columns, kind, separator)
-    try:
-        taken = read_images(data, found.name, False, columns, kind, separator)
-        found = replace(found, notes=taken.notes)
-    except DataError as error:
-        found = replace(found, refused=str(error))
     values = found.to_json()
     written = [] if out is None else _write(out, found, values)
     if json:
@@ -102,21 +97,32 @@ def run(
 
 
 def _survey(data: Path, columns: Mapping[str, str], kind: str, separator: str) -> Survey:
+    """What is in the data, and what training would say of them."""
     from piggyback.train.data.columns import is_table
     from piggyback.train.data.segmentation import is_segmentation_folder
     from piggyback.train.data.survey import survey, survey_splits
     from piggyback.train.data.table import table_splits
 
     if is_table(data):
-        splits = table_splits(data, columns, kind, separator=separator, look=False)
-        return survey_splits(called(data), splits)
-    refuse_columns(columns)
-    refuse_kind(kind)
-    if is_data_set(data, skip_bad=False):
-        return survey_splits(called(data), load_set(str(data)).splits())
-    if is_segmentation_folder(data):
-        raise DataError(f"{str(data)!r} holds label maps: check is for images or texts with labels")
-    return survey(data)
+        splits = table_splits(data, columns, kind, separator=separator, check_images=False)
+        found = survey_splits(called(data), splits)
+    else:
+        refuse_columns(columns)
+        refuse_kind(kind)
+        if is_data_set(data, skip_bad=False):
+            taken = load_set(str(data))
+            return replace(survey_splits(called(data), taken.splits()), notes=taken.notes)
+        if is_segmentation_folder(data):
+            raise DataError(
+                f"{str(data)!r} holds label maps: check is for images or texts with labels"
+            )
+        found = survey(data)
+    # Training reads them in another way: it cuts splits that are missing, and takes no image that cannot be read.
+    try:
+        taken = read_images(data, found.name, False, columns, kind, separator)
+    except DataError as error:
+        return replace(found, refused=str(error))
+    return replace(found, notes=taken.notes)
 
 
 def _show(found: Survey, values: Mapping[str, Any]) -> None:

@@ -95,7 +95,7 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Make a folder and hold it while inside; CheckpointError where another process of this machine does.
 
     Nothing is held where the system or the file system has no locks.

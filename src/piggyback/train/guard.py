@@ -81,8 +81,8 @@ class Guard:
     """Marks passed."""
     behind: int = 0
     """Marks in a row that were collapsed."""
-    halved: int = 0
-    """Times that it stepped back."""
+    stepped_back: int = 0
+    """Times that the run stepped back or started over."""
     eased: float = 1.0
     """Factor of the masks' rate that came of that."""
     began: int = 0
@@ -96,9 +96,11 @@ class Guard:
     @staticmethod
     def from_json(values: Mapping[str, Any], good: dict[str, Tensor]) -> Guard:
         """Return what ``to_json`` wrote, of an older version too, with its tensors."""
-        # An older version kept the last good mark, and halved the rate.
-        older = {"eased": 0.5 ** values["halved"], "later": "began" not in values}
-        return Guard(**{**older, **values}, good=good)
+        values = dict(values)
+        if (halved := values.pop("halved", None)) is not None:
+            # An older version kept the last good mark, and halved the rate.
+            values |= {"stepped_back": halved, "eased": 0.5**halved, "later": True}
+        return Guard(**values, good=good)
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the tensors as plain JSON."""
@@ -146,14 +148,14 @@ class Guard:
                 self.good = _state(learner)
             return None
         self.behind += 1
-        if self.behind < IN_A_ROW or self.halved == TRIES:
+        if self.behind < IN_A_ROW or self.stepped_back == TRIES:
             return None
         # Too few steps may be left to start over in; a checkpoint of an older version may have no state to go back to.
         if not self.good or (not self.later and self.mark > MARKS - 2 * FIRST):
             return None
         head = self.head_loss[self._own - 1]
         self.behind = 0
-        self.halved += 1
+        self.stepped_back += 1
         load_learner(learner, by_part(self.good))
         groups = learner.optimizer.param_groups
         peak = next(group["peak_lr"] for group in groups if group.get("masked"))
@@ -165,7 +167,7 @@ class Guard:
         what = "back to the last good state" if self.later else "starting over"
         return (
             f"masks collapsed (training loss {self.last:.2f}, the head alone {head:.2f}): {what} with rate "
-            f"{factor * peak:.2g} ({self.halved} of at most {TRIES} times)"
+            f"{factor * peak:.2g} ({self.stepped_back} of at most {TRIES} times)"
         )
 
     def resume(self, learner: Learner) -> None:

@@ -20,7 +20,7 @@ from piggyback.kinds import kind_of
 from piggyback.kinds.base import Loss
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
-from piggyback.taskfile.disk import alone_in
+from piggyback.taskfile.disk import lock_folder
 from piggyback.taskfile.file import save
 from piggyback.taskfile.header import check_writable
 from piggyback.taskfile.task import Task, check_name
@@ -107,7 +107,7 @@ def train(
             )
 
         mine = folder if processes().is_main_process else None
-        with nullcontext() if mine is None else alone_in(mine):
+        with nullcontext() if mine is None else lock_folder(mine):
             recipe = tune(recipe, data, attempt, folder, listener)
     prepare = method or method_of(recipe.method)
     state = processes()
@@ -166,7 +166,7 @@ def train(
         start=start,
     )
     mine = folder if state.is_main_process else None
-    with _undisturbed(state.device), nullcontext() if mine is None else alone_in(mine):
+    with _undisturbed(state.device), nullcontext() if mine is None else lock_folder(mine):
         if mine is not None and saved is None:
             _clear(mine)
         run = Run(

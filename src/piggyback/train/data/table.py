@@ -109,13 +109,13 @@ def table_splits(
     kind: str = "classification",
     *,
     separator: str = ",",
-    look: bool = True,
+    check_images: bool = True,
 ) -> dict[str, ImageSet | TextSet]:
     """Return the samples of each split in a table; all are train where it has none. Errors as ``load_table``.
 
-    Without ``look``, images that cannot be read are no error.
+    Without ``check_images``, images that cannot be read are no error.
     """
-    return Table(path, columns or {}, kind, separator, look).splits()
+    return Table(path, columns or {}, kind, separator, check_images).splits()
 
 
 class Table:
@@ -127,9 +127,10 @@ class Table:
         columns: Mapping[str, str],
         kind: str,
         separator: str,
-        look: bool = True,
+        check_images: bool = True,
     ) -> None:
-        self.path, self.kind, self.separator, self.look = path, kind, separator, look
+        self.path, self.kind, self.separator = path, kind, separator
+        self.check_images = check_images
         if kind not in _KINDS:
             raise DataError(
                 f"kind {kind!r}: expected one of {', '.join(_KINDS)}{near_misses(kind, _KINDS)}"
@@ -235,7 +236,7 @@ class Table:
         if isinstance(cells, (Encoded, TarImages)):
             return self._pictures(cells)
         names = _each(cells, partial(file_of, self.path))
-        different = list(dict.fromkeys(names)) if self.look else []
+        different = list(dict.fromkeys(names)) if self.check_images else []
         checks = in_threads(_problem, PathList.of(self.path.parent, different))
         bad = {name: why for name, why in zip(different, checks, strict=True) if why is not None}
         if bad:
@@ -258,7 +259,7 @@ class Table:
 
         found = list(in_threads(look, range(len(cells))))
         bad = [why for why in found if isinstance(why, str)]
-        if bad and self.look:
+        if bad and self.check_images:
             raise DataError("; ".join(bad[:10]) + f"; and {len(bad) - 10} more" * (len(bad) > 10))
         keys = (key if isinstance(key, int) else 0 for key in found)
         return Pictures(cells, np.fromiter(keys, np.uint64, len(found)))
