@@ -113,6 +113,19 @@ def test_a_table_of_tagged_words_is_a_source_of_its_kind(root: Path) -> None:
         sources(root, "{pets: {folder: pets, kind: tokens}}").data("pets")
 
 
+@pytest.mark.parametrize(
+    "options", ["folder: pets, kind: tokens", "folder: t.csv, kind: tokens, train_per_class: 1"]
+)
+def test_options_that_a_source_cannot_have_are_told_before_anything_trains(
+    root: Path, options: str
+) -> None:
+    (root / "t.csv").write_text("text,label\na b,O O\n")
+    manifest = parse_manifest(TEXT.replace("{SOURCES}", f"{{pets: {{{options}}}}}"), "mine")
+    with pytest.raises(DataError, match=r"'pets'.*(kind|train_per_class)"):
+        Experiment(manifest, Sources((root,), folders=manifest.sources), root / "out").run()
+    assert not (root / "out").exists()
+
+
 def test_what_is_missing_is_told_before_anything_trains(root: Path) -> None:
     manifest = parse_manifest(TEXT.replace("{SOURCES}", "{pets: cats}"), "mine")
     found = Sources((root,), folders=manifest.sources)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from piggyback.network.backbone import Backbone
 from piggyback.network.segmentation import SegmentationNetwork
 from piggyback.train import ImageData, from_tensors, load_folder, load_table
 from piggyback.train.data.columns import is_table
-from piggyback.train.data.labelled import LabelledSet
+from piggyback.train.data.sets import ImageSet
+from piggyback.train.data.text import TextSet
 from piggyback.zoo.load import load_backbone
 from piggyback.zoo.segmentation import PREFIX
 
@@ -48,15 +49,8 @@ class Sources:
             return load(task, self.roots, download=self.download)
         place = self._folder(task, source)
         if _is_table(place):
-            if source.classes is not None:
-                raise DataError(
-                    f"source {task!r}: classes are for folders, and {source.folder!r} is a table: "
-                    "leave its rows out there"
-                )
             data = load_table(place, task, kind=source.kind)
             return data if source.train_per_class is None else _few(data, source.train_per_class)
-        if source.kind != "classification":
-            raise DataError(f"source {task!r}: kind {source.kind!r} is for tables")
         if not place.is_dir():
             place = unpacked(place, (source.folder,))
         return load_folder(
@@ -106,13 +100,28 @@ class Sources:
         return lines
 
     def _folder(self, task: str, source: Source) -> Path:
-        """Where a source lies: its folder, or its .tar."""
-        return self._find(
+        """Where a source lies: its folder or .tar, or its table; DataError for options that it cannot have."""
+        place = self._find(
             f"source {task!r}: no folder or table {source.folder!r}",
             "put it there as <split>/<class>/<file> or as a table, or give --data",
             source.folder,
             f"{source.folder}.tar",
         )
+        plain = source.kind == "classification"
+        if _is_table(place) and source.classes is not None:
+            raise DataError(
+                f"source {task!r}: classes are for folders, and {source.folder!r} is a table: leave its rows out there"
+            )
+        if not _is_table(place) and not plain:
+            raise DataError(
+                f"source {task!r}: kind {source.kind!r} is for tables: expected none for a folder"
+            )
+        if source.train_per_class is not None and not plain:
+            raise DataError(
+                f"source {task!r}: train_per_class is for tasks with one class per row: expected none for "
+                f"{source.kind!r}"
+            )
+        return place
 
     def _checkpoint(self, name: str, choice: BackboneChoice) -> Path:
         return self._find(
@@ -227,11 +236,7 @@ class _Features(nn.Module):
 
 def _few(data: ImageData, each: int) -> ImageData:
     """The same with at most ``each`` training rows of every class, the table's first."""
-    train = data.train
-    if not isinstance(train, LabelledSet) or train.kind != "classification":
-        raise DataError(
-            f"source {data.name!r}: train_per_class is for tasks with one class per row"
-        )
+    train = cast(ImageSet | TextSet, data.train)
     kept = [(train.labels == label).nonzero()[:each, 0] for label in range(len(data.classes))]
     return replace(data, train=train.subset(torch.cat(kept).sort().values))
 
