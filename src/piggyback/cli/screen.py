@@ -180,7 +180,7 @@ class ScreenListener(Listener):
         self.progress.update(
             self.bar,
             completed=done,
-            told=f"{epoch}, {step.images_per_second:.0f} images/s, {left}",
+            told=f"{epoch}, {step.images_per_second:.0f} {self.plan.what}/s, {left}",
         )
 
     def _time(self, done: int, total: int) -> None:
@@ -200,9 +200,10 @@ class ScreenListener(Listener):
             return
         kept = "" if row.density is None else f", kept {100 * row.density:.1f}%"
         score = "" if self.plan is None or self.plan.score == "accuracy" else f" {self.plan.score}"
+        what = "images" if self.plan is None else self.plan.what
         self.console.print(
             f"{self.label} {row.epoch}/{epochs}: loss {row.train_loss:.3f}, "
-            f"val{score} {row.val_accuracy:.1f}%{kept}, {row.images_per_second:.0f} images/s"
+            f"val{score} {row.val_accuracy:.1f}%{kept}, {row.images_per_second:.0f} {what}/s"
         )
 
     def on_notice(self, text: str) -> None:
