@@ -22,7 +22,7 @@ def mood(piggyback: Command, encoder: Path, reviews: Path) -> Path:  # noqa: F81
     line = ("train", "--data", reviews, "--backbone", f"transformers:{encoder}", *FAST)
     ran = piggyback(*line, "--method", "head", "--out", "mood.safetensors")
     assert ran.code == 0, ran.err
-    assert "texts" in ran.err and " texts/s" in ran.err
+    assert " texts/s" in ran.err
     return Path("mood.safetensors").resolve()
 
 

@@ -78,6 +78,10 @@ def test_masks_learn_and_the_file_gives_the_same_answers(
     assert result.bytes == result.path.stat().st_size == header.bytes_total
     assert result.bits_per_weight == header.bits_per_weight
     assert 0 < result.bits_per_weight < 8 * result.bytes / result.task.weights
+    # What a notebook shows.
+    for shown in map(repr, (result, result.task, header, header.info, data, backbone)):
+        assert len(shown) < 900
+        assert "\n" not in shown
     model = MultiTaskModel(backbone.module, head=backbone.head)
     model.load_task(result.path)
     assert evaluate(model, "colours", data.test).accuracy == result.accuracy

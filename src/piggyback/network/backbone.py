@@ -41,5 +41,5 @@ class BackboneInfo:
     """How to load it, as ``load_backbone`` takes it; empty when it was built by hand."""
     fingerprint: str = ""
     """SHA-256, hex, over the names and contents of all its tensors but the classifier's."""
-    weights: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict, repr=False)
     """SHA-256, hex, of each masked weight's dtype, shape and content."""

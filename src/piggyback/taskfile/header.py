@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class TaskHeader:
 
     name: str
     info: TaskInfo
-    layers: tuple[LayerHeader, ...]
+    layers: tuple[LayerHeader, ...] = field(repr=False)
     version: int = 1
     bytes_masks: int = 0
     """The mask stream and all that is needed to decode it."""

@@ -46,7 +46,7 @@ class TaskInfo:
     preprocessing: Prepares | None = None
     """Of images, or of texts."""
     backbone: BackboneInfo = field(default_factory=BackboneInfo)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Data, seed, recipe, scores reached; plain JSON values."""
     units: tuple[str, ...] = ()
     """Of each output of a regression; empty where no unit is known."""

@@ -58,12 +58,12 @@ class TrainResult:
     """Trained, evaluation and checkpoints not counted."""
     task: Task | None = None
     """For the methods masks and head."""
-    state: Mapping[str, Tensor] | None = None
+    state: Mapping[str, Tensor] | None = field(default=None, repr=False)
     """The whole state dict for the method finetune; adapters, head and trained normalisation for lora."""
-    history: tuple[EpochRow, ...] = ()
+    history: tuple[EpochRow, ...] = field(default=(), repr=False)
     path: Path | None = None
     """The file that was written, if any."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     kind: str = "classification"
     """Of the task; ``score_name`` says what its accuracy is."""
 
