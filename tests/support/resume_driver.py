@@ -2,7 +2,8 @@
 
     python resume_driver.py FOLDER METHOD KILLS
 
-The moments are counted in the child's own processor time, so that a busy machine does not move them.
+A moment is a step, and a random part of the time after it in the child's own processor time, so that a busy or slow
+machine does not move them far.
 Prints, per kill, what the child left: nothing, a checkpoint, or all its work done; writes
 FOLDER/{whole,killed}/end.safetensors: scores, optimizer state, head, and all else that training
 changes.
@@ -23,12 +24,26 @@ from torch import nn
 
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
-from piggyback.train import Augment, Recipe, from_tensors, train, training
+from piggyback.train import Augment, Listener, Recipe, Step, from_tensors, train, training
 from piggyback.train.checkpoint import optimizer_tensors
 from piggyback.train.loop import Run
 
 
-def run(folder: Path, method: str) -> None:
+class KillAfter(Listener):
+    """Ends the process as by kill -9 a while of processor time after so many steps; 0 for never."""
+
+    def __init__(self, steps: int, seconds: float) -> None:
+        self.steps, self.seconds = steps, seconds
+
+    def on_step(self, step: Step) -> None:
+        self.steps -= 1
+        if self.steps == 0:
+            signal.setitimer(
+                signal.ITIMER_PROF, self.seconds
+            )  # SIGPROF, which nobody handles, is fatal
+
+
+def run(folder: Path, method: str, listener: Listener) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     module = nn.Sequential(
@@ -67,44 +82,40 @@ def run(folder: Path, method: str) -> None:
 
     training.finish = finish_and_tell
     backbone = Backbone(module.eval(), "", Preprocessing(12), "8")
-    train(backbone, data, "toy", recipe, folder, resume=True)
+    train(backbone, data, "toy", recipe, folder, resume=True, listener=listener)
 
 
-def in_child(folder: Path, method: str, seconds: float = 0) -> tuple[int, float]:
-    """Run in a child process that ends as by kill -9 after ``seconds`` of processor time, 0 for never.
+def in_child(folder: Path, method: str, steps: int = 0, seconds: float = 0) -> int:
+    """Run in a child process that is killed as ``KillAfter`` says; return its status.
 
-    Returns its status and the processor time it took. No thread runs yet when it is forked.
+    No thread runs yet when it is forked.
     """
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF, which nobody handles, is fatal
-            run(folder, method)
+            run(folder, method, KillAfter(steps, seconds))
             code = 0
         finally:
             os._exit(code)
-    _, status, used = os.wait4(child, 0)
-    return status, used.ru_utime + used.ru_stime
+    return os.waitpid(child, 0)[1]
 
 
 def main() -> None:
     root, method, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     for name in ("whole", "killed"):
         (root / name).mkdir(parents=True)
-    status, undisturbed = in_child(root / "whole", method)
-    if status:
+    if status := in_child(root / "whole", method):
         sys.exit(f"the undisturbed run ended with {status}")
     chance = random.Random(0)
     for _ in range(kills):
-        in_child(root / "killed", method, chance.uniform(0.1, 0.7) * undisturbed)
+        in_child(root / "killed", method, chance.randint(2, 5), chance.uniform(0.0, 0.01) + 1e-6)
         there = (root / "killed" / "checkpoint.safetensors").exists()
         done = (root / "killed" / "result.json").exists()
         sys.stdout.write("done\n" if done else "checkpoint\n" if there else "nothing\n")
         if done:
             break
-    status, _ = in_child(root / "killed", method)
-    sys.exit(1 if status else 0)
+    sys.exit(1 if in_child(root / "killed", method) else 0)
 
 
 if __name__ == "__main__":

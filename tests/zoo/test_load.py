@@ -159,7 +159,7 @@ def test_offline_without_cached_weights_fails_in_seconds_and_says_what_to_do(
     begin = time.monotonic()
     with pytest.raises(BackboneError) as caught:
         load_backbone(spec)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     message = str(caught.value)
     assert spec in message
     assert "\n" not in message

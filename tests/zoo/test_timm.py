@@ -110,7 +110,7 @@ def test_cached_timm_weights_load_at_once_without_a_network(offline: Path) -> No
         backbone = load_backbone(spec)
         assert same_weights(backbone.module, model), spec
         assert backbone.source == (spec if "hf-hub" in spec else "timm:resnet10t.c3_in1k")
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
 
 
 def test_damaged_cached_weights_are_an_error(offline: Path) -> None:
