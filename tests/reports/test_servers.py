@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -47,11 +49,19 @@ def folder(tmp_path: Path) -> Path:
 
 def other_classes(folder: Path, kind: str) -> bytes:
     task = load_file(folder / "t1.safetensors")
-    classes = {"order": task.info.classes[::-1], "names": (*task.info.classes[:-1], "new")}[kind]
-    return save(replace(task, info=replace(task.info, classes=classes)))
+    changes = {
+        "order": {"classes": task.info.classes[::-1]},
+        "names": {"classes": (*task.info.classes[:-1], "new")},
+        "kind": {"kind": "multilabel"},
+        "units": {"kind": "regression", "units": ("m",) * len(task.info.classes)},
+    }
+    if kind == "units":
+        task = replace(task, info=replace(task.info, kind="regression"))
+        (folder / "t1.safetensors").write_bytes(save(task))
+    return save(replace(task, info=replace(task.info, **changes[kind])))
 
 
-@pytest.mark.parametrize("kind", ["order", "names"])
+@pytest.mark.parametrize("kind", ["order", "names", "kind", "units"])
 def test_an_upload_changes_no_classes_unless_asked(folder, kind):
     data = other_classes(folder, kind)
     with engine_over(folder) as engine:
@@ -59,9 +69,9 @@ def test_an_upload_changes_no_classes_unless_asked(folder, kind):
         with pytest.raises(OtherClassesError, match="t1"):
             engine.put_task("t1", data)
         assert engine.task("t1") == before
-        assert engine.put_task("t1", data, replace_classes=True).classes != before.classes
+        assert engine.put_task("t1", data, replace_classes=True).version != before.version
         engine.put_task("t9", data)  # a name that was free
-        assert engine.put_task("t1", data).classes == engine.task("t9").classes
+        assert engine.put_task("t1", data).version == engine.task("t9").version
 
 
 FORKED = """
@@ -105,6 +115,13 @@ def test_an_engine_of_another_process_does_not_hang(folder, ask):
     [
         (lambda engine: engine.predict(INPUT, None), "task"),
         (lambda engine: engine.put_task("a", "a.safetensors"), "data"),
+        (lambda engine: engine.put_task("a", b"", replace_classes="no"), "replace_classes"),
+        (lambda engine: engine.infer(INPUT, "t1"), "tasks 't1'"),
+        (lambda engine: engine.infer(INPUT, []), "tasks"),
+        (lambda engine: engine.predict(INPUT, "t1", timeout="1"), "timeout '1'"),
+        (lambda engine: engine.predict(INPUT, "t1", timeout=math.nan), "timeout nan"),
+        (lambda engine: asyncio.run(engine.predict_async(INPUT, "t1", timeout=1e300)), "timeout"),
+        (lambda engine: engine.close(timeout="1"), "timeout '1'"),
         (lambda engine: pickle.dumps(engine), "an Engine"),
         (lambda engine: Engine(5, "tasks"), "backbone"),
         (lambda engine: Engine(nn.Identity(), None), "tasks_dir"),

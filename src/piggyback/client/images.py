@@ -46,10 +46,9 @@ def encode(image: Any) -> tuple[str, bytes]:
         name = repr(os.fspath(image))
         try:
             data = Path(image).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"image {name}: cannot be read ({error.strerror}); check the path"
-            ) from error
+        except (OSError, ValueError) as error:  # ValueError: of a path with a zero byte
+            why = getattr(error, "strerror", None) or error
+            raise DataError(f"image {name}: cannot be read ({why}); check the path") from error
         return _kind_of(data, name), data
     if isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)
