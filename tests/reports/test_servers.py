@@ -27,9 +27,18 @@ import pytest
 from torch import nn
 
 from piggyback.client import Client
-from piggyback.errors import DataError, InputError, OtherClassesError, OverloadError, PiggybackError
+from piggyback.errors import (
+    DataError,
+    InputError,
+    OtherClassesError,
+    OverloadError,
+    PiggybackError,
+    UnavailableError,
+    UnknownTaskError,
+)
 from piggyback.schemas import RankedClass
 from piggyback.serve import Engine, EngineOptions
+from piggyback.serve.http.app import create_app
 from piggyback.serve.http.limits import Limits
 from piggyback.serve.http.logs import logging_to
 from piggyback.serve.stats import MOST_CLASSES, OTHERS, Counts
@@ -116,6 +125,16 @@ def test_an_engine_of_another_process_does_not_hang(folder, ask):
         (lambda engine: engine.predict(INPUT, None), "task"),
         (lambda engine: engine.put_task("a", "a.safetensors"), "data"),
         (lambda engine: engine.put_task("a", b"", replace_classes="no"), "replace_classes"),
+        (lambda engine: engine.task(None), "task"),
+        (lambda engine: engine.delete_task([]), "task"),
+        (lambda engine: Engine(nn.Identity(), ""), "tasks_dir ''"),
+        (lambda engine: EngineOptions(patience_ms="20"), "patience_ms '20'"),
+        (lambda engine: EngineOptions(compile="no"), "compile 'no'"),
+        (lambda engine: Limits(images="4"), "limit images '4'"),
+        (lambda engine: Limits(stop_s=math.inf), "limit stop_s inf"),
+        (lambda engine: create_app(None), "engine None"),
+        (lambda engine: create_app(engine, limits={}), "limits"),
+        (lambda engine: create_app(engine, cors_origins="https://a.example"), "cors_origins"),
         (lambda engine: engine.infer(INPUT, "t1"), "tasks 't1'"),
         (lambda engine: engine.infer(INPUT, []), "tasks"),
         (lambda engine: engine.predict(INPUT, "t1", timeout="1"), "timeout '1'"),
@@ -207,6 +226,17 @@ def test_the_log_tells_of_each_file(folder):
     assert replaced["classes"]
     assert "cut off" in refused["reason"]
     assert found == {"added": 3, "replaced": 1, "removed": 2, "refused": 1}
+
+
+def test_where_the_folder_cannot_be_listed_no_task_is_called_unknown(tmp_path):
+    with engine_over(tmp_path / "not mounted") as engine:
+        with pytest.raises(UnavailableError, match="'t1'"):
+            engine.predict(INPUT, "t1")
+        write_tasks(tmp_path / "not mounted", 2)
+        engine.rescan()
+        assert engine.predict(INPUT, "t1").task == "t1"
+        with pytest.raises(UnknownTaskError):
+            engine.predict(INPUT, "t9")
 
 
 def test_a_folder_that_goes_away_is_said_once_and_so_is_its_return(folder):

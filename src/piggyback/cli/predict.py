@@ -137,7 +137,11 @@ def run(
                 "--out is for the label maps of one segmentation task: give one --task, and images"
             )
         token = read_token(token_file)
-        asked = [Text(each) for each in text or ()] or _files(images, column, skip_bad)
+        asked: Sequence[Path | Text] = (
+            _texts(images or [], text or [], column)
+            if text or "text" in columns_of(column)
+            else _files(images, column, skip_bad)
+        )
         places = {} if out is None else _map_places([f for f in asked if isinstance(f, Path)], out)
         bad = Bad(skip_bad, len(asked))
         found = _ask_server(
@@ -253,8 +257,6 @@ def _files(inputs: Sequence[str] | None, column: Sequence[str] | None, missing: 
 
 def _texts(inputs: Sequence[str], texts: Sequence[str], column: Sequence[str] | None) -> list[Text]:
     """The texts that are given, and those of files; raises InputError for one that is empty."""
-    from piggyback.train.data.columns import read_texts
-
     columns = columns_of(column)
     if columns.keys() - {"text"}:
         raise InputError(f"--column {' '.join(column or ())}: expected text=NAME alone")
@@ -264,6 +266,8 @@ def _texts(inputs: Sequence[str], texts: Sequence[str], column: Sequence[str] | 
         raise InputError("--text '': expected a text with a letter in it")
     found = [Text(text) for text in texts]
     for name in inputs:
+        from piggyback.train.data.columns import read_texts  # with torch, for files alone
+
         found += [Text(text) for text in read_texts(Path(name), columns.get("text"))]
     return found
 

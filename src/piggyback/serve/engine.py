@@ -324,7 +324,6 @@ class Engine:
         )
 
     def _entry(self, task: str) -> TaskEntry:
-        check_is("task", task, str, "a task's name")
         self._check_process()
         return self._folder.entry(task)
 

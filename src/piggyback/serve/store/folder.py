@@ -22,6 +22,7 @@ from piggyback.errors import (
     TaskFileError,
     UnavailableError,
     UnknownTaskError,
+    check_is,
     near_misses,
 )
 from piggyback.kinds import kind_of
@@ -148,7 +149,11 @@ class TaskFolder:
             )
 
     def entry(self, name: str) -> TaskEntry:
-        """Return what is served as ``name``; UnknownTaskError lists names like it."""
+        """Return what is served as ``name``.
+
+        UnknownTaskError lists names like it; UnavailableError where the store may have it, and cannot be listed.
+        """
+        check_is("task", name, str, "a task's name")
         entry = self.entries.get(name)
         if entry is None:
             raise self._unknown(name)
@@ -299,7 +304,11 @@ class TaskFolder:
         if not files.isdisjoint(self.refused):
             self.refused = {f: why for f, why in self.refused.items() if f not in files}
 
-    def _unknown(self, name: str) -> UnknownTaskError:
+    def _unknown(self, name: str) -> PiggybackError:
+        if self.problem is not None:  # which names the place: not for those who ask a server
+            return UnavailableError(
+                f"task {name[:100]!r}: it is not in memory, and the tasks directory cannot be listed; bring it back"
+            )
         held = f"{len(self.entries)} tasks are served" if self.entries else "no task is served"
         why = self.refused.get(file_name(name))
         hint = near_misses(name, self.entries) if why is None else f"; its file is refused: {why}"
