@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from piggyback.errors import (
     OtherClassesError,
     OverloadError,
     PiggybackError,
+    TaskStateError,
     UnavailableError,
     UnknownTaskError,
 )
@@ -282,6 +284,32 @@ def test_polls_are_debug_lines_and_refusals_have_their_code():
         for path in paths:
             httpx.get(running.address + path)
     assert [line["path"] for line in lines(stream) if "path" in line] == paths
+
+
+def test_images_that_cannot_be_used_are_counted_as_errors(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(task_file("a"))
+    with Engine(Colours(), tmp_path, options=EngineOptions(watch_s=0, device="cpu")) as engine:
+        engine.predict([picture("red"), b"bad"], "a", return_errors=True)
+        for ask, task in ((engine.predict, "a"), (engine.infer, ["a"])):
+            with pytest.raises(DataError):
+                ask(b"bad", task)
+        assert engine.stats().requests == {("a", "ok"): 1, ("a", "error"): 3}
+
+
+def test_a_callback_that_asks_the_engine_does_not_hang_it(folder):
+    found = []
+
+    def ask(done):
+        with pytest.raises(TaskStateError, match="callback"):
+            engine.predict(INPUT, "t1")
+        found.append(engine.submit(INPUT, "t1"))
+
+    with engine_over(folder, workers=1) as engine:
+        engine.submit(INPUT, "t1").add_done_callback(ask)
+        until = time.monotonic() + 60
+        while not found and time.monotonic() < until:
+            time.sleep(0.01)
+        assert found[0].result(60).task == "t1"
 
 
 def test_answers_are_counted_by_class(folder):

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier, Event, Thread
+from threading import Barrier, Event, Thread, current_thread
 from typing import Any, Self
 from weakref import ref
 
@@ -169,7 +169,7 @@ class Engine:
         OverloadError, DeadlineError, UnavailableError for a task that cannot be loaded now, ClosedError.
         """
         asked, batch = self._of_task(image_or_batch, task, top_k, return_errors)
-        answers = self._scheduler.answers(asked, timeout)
+        answers = self._answers(asked, timeout)
         return answers if batch else answers[0]
 
     async def predict_async(
@@ -198,7 +198,7 @@ class Engine:
         InputError where one of the latter is named, or no other is there.
         """
         asked = self._of_tasks(image, tasks, top_k)
-        return _surest_first(self._scheduler.answers(asked, timeout))
+        return _surest_first(self._answers(asked, timeout))
 
     async def infer_async(
         self,
@@ -334,6 +334,15 @@ class Engine:
                 f"this Engine was made in process {self._process} and its threads are there, not in {os.getpid()}: "
                 "make an Engine after the fork, in each process its own"
             )
+
+    def _answers(self, asked: BatchRequest, timeout: float | None) -> list[Any]:
+        """Wait for answers; raises TaskStateError in a callback of ``submit``'s future, which a worker calls."""
+        if current_thread() in self._workers:
+            raise TaskStateError(
+                "predict in a future's callback: that runs in the engine's own worker, which would wait for itself; "
+                "use submit there, or another thread"
+            )
+        return self._scheduler.answers(asked, timeout)
 
     def _of_task(
         self, image_or_batch: Any, task: str, top_k: int, return_errors: bool

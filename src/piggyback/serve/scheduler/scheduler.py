@@ -29,6 +29,7 @@ from piggyback.errors import (
     DeadlineError,
     InputError,
     OverloadError,
+    PiggybackError,
     UnavailableError,
     check_number,
 )
@@ -239,8 +240,10 @@ class Scheduler:
                 if key not in made:
                     try:
                         made[key] = self._input(image, entry)
-                    except DataError as error:
-                        if asked.failed != "return":
+                    except PiggybackError as error:
+                        with self._lock:
+                            self._counts.count(entry.name, "error")
+                        if asked.failed != "return" or not isinstance(error, DataError):
                             raise
                         bad = Request(entry, None, _NOTHING, asked.top_k, began, began)
                         bad.future.set_exception(error)
