@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -202,9 +203,11 @@ def test_bake_refuses_other_names_and_names_the_extra(
 ) -> None:
     before = trained.read_bytes()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    shutil.copy(trained, "another.safetensors")
     for name, told in (
         ("model.pt", "ending in .safetensors or .onnx"),
-        (trained, "task file itself"),
+        (trained, "is the file of task"),
+        ("another.safetensors", "is the file of task"),
         ("task.onnx", 'pip install ".[onnx]"'),
     ):
         piggyback("bake", trained, *backbone, "--to", name).refuses(told)
