@@ -131,6 +131,9 @@ def test_a_server_takes_texts_and_no_paths(piggyback: Command, mood: Path, encod
             assert len(json.loads(ran.out)) == count, ran.err
         piggyback(*line, "--text", " ").refuses("--text")
         url = f"{running.address}/v1/tasks/mood/predict"
+        headers = {"Content-Type": "text/plain; charset=UTF-8"}
+        marked = httpx.post(url, content="\ufeffa good film".encode(), headers=headers).json()
+        assert marked["answers"][0]["confidence"] == pytest.approx(one.confidence, abs=1e-6)
         refused = {
             "empty": {"json": {"text": "  "}},
             "both": {"json": {"text": "a", "image": "aaaa"}},

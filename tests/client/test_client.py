@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from piggyback.client import AsyncClient, Client
+from piggyback.client import AsyncClient, Client, Text
 from piggyback.client.exchange import IMAGES_A_REQUEST
 from piggyback.errors import (
     ClosedError,
@@ -264,11 +264,13 @@ def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
         (b"", DataError),
         (b"II*\0 a TIFF", DataError),
         (None, InputError),
+        (Text("\ud800"), InputError),
     ],
 )
 def test_what_is_not_an_image_is_not_sent(
     client: Client, server: FakeServer, image: object, error: type[Exception]
 ) -> None:
-    with pytest.raises(error, match="image"):
-        client.predict(image, "signs")
+    for given in (image, [image, b"BM"]):
+        with pytest.raises(error, match=r"image|surrogate"):
+            client.predict(given, "signs")
     assert server.asked == []

@@ -165,7 +165,8 @@ async def _read(
         if charset not in CHARSETS:  # the bytes of UTF-16 are UTF-8 as well, of another text
             raise UnsupportedError(f"charset {charset[:40]!r}: expected a text in UTF-8")
         try:
-            body = model.model_construct(text=(await request.body()).decode())
+            # Without the mark that some editors begin a file with, as in files of texts.
+            body = model.model_construct(text=(await request.body()).decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise BadRequestError(
                 f"the text cannot be read ({error.reason}): expected UTF-8"
