@@ -69,6 +69,12 @@ def test_inspect_shows_the_header(piggyback: Command, trained: Path) -> None:
     assert "3: blue, green, red" in card
 
 
+def test_two_ways_to_write_one_result_are_refused(piggyback: Command, trained: Path) -> None:
+    piggyback("inspect", trained, "--json", "--card").refuses("--json and --card")
+    line = ("predict", "a.png", "--task", trained, "--json", "--format", "csv")
+    piggyback(*line).refuses("--json and --format csv")
+
+
 def test_inspect_json_agrees_with_the_task(piggyback: Command, trained: Path) -> None:
     told = json.loads(piggyback("inspect", trained, "--json").out)
     task = load_file(trained)

@@ -120,6 +120,8 @@ def run(
       piggyback predict reviews.csv --column text=review --task mood.safetensors
       piggyback predict photos.csv --column image=file --task signs.safetensors
     """
+    if json and format == "csv":
+        raise InputError("--json and --format csv: expected one of the two")
     how: Format = "json" if json else format
     if at_least is not None and not infer_task:
         raise InputError("--at-least: it is for --infer-task; give that too, or leave it out")
