@@ -71,7 +71,7 @@ async def get_engine(request: Request) -> Engine:
 
 
 class _Token(HTTPBearer):
-    """One dependency, not two: each costs a request as much as reading a small form does."""
+    """One dependency, not two: FastAPI solves each of them anew for every request."""
 
     async def __call__(self, request: Request) -> None:  # type: ignore[override]
         """Raise AccessError for a request without the server's token, if that has one."""
