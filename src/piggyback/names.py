@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from piggyback.errors import InputError, TaskNameError
@@ -33,6 +34,19 @@ the first a letter or digit
             "the first a letter or digit"
         )
     return name
+
+
+def check_several(tasks: object) -> list[str]:
+    """Return the names of several tasks as a list; raises InputError for a single name, and for none.
+
+    >>> check_several(("signs", "letters"))
+    ['signs', 'letters']
+    """
+    several = isinstance(tasks, Iterable) and not isinstance(tasks, (str, bytes))
+    names = list(tasks) if several else []  # type: ignore[call-overload]
+    if not names:
+        raise InputError(f"tasks {tasks!r:.100}: expected a list of names, or None for all")
+    return names
 
 
 def plain(text: str) -> str:

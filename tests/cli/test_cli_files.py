@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,12 @@ def test_inspect_shows_the_header(piggyback: Command, trained: Path) -> None:
     card = piggyback("inspect", trained, "--card").out
     assert "\n# colours\n" in card
     assert "3: blue, green, red" in card
+
+
+def test_two_ways_to_write_one_result_are_refused(piggyback: Command, trained: Path) -> None:
+    piggyback("inspect", trained, "--json", "--card").refuses("--json and --card")
+    line = ("predict", "a.png", "--task", trained, "--json", "--format", "csv")
+    piggyback(*line).refuses("--json and --format csv")
 
 
 def test_inspect_json_agrees_with_the_task(piggyback: Command, trained: Path) -> None:
@@ -202,9 +209,11 @@ def test_bake_refuses_other_names_and_names_the_extra(
 ) -> None:
     before = trained.read_bytes()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    shutil.copy(trained, "another.safetensors")
     for name, told in (
         ("model.pt", "ending in .safetensors or .onnx"),
-        (trained, "task file itself"),
+        (trained, "is the file of task"),
+        ("another.safetensors", "is the file of task"),
         ("task.onnx", 'pip install ".[onnx]"'),
     ):
         piggyback("bake", trained, *backbone, "--to", name).refuses(told)

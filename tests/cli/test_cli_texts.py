@@ -122,11 +122,18 @@ def test_a_server_takes_texts_and_no_paths(piggyback: Command, mood: Path, encod
         several = client.predict([Text("a good film"), Text("bad, , , [[[[[[[[[[ {{{{")], "mood")
         assert several[0].classes == one.classes
         assert client.task("mood").max_tokens == 24
-        ran = piggyback(
-            "predict", "--text", "a good film", "--task", "mood", "--url", running.address, "--json"
-        )
+        line = ("predict", "--task", "mood", "--url", running.address, "--json")
+        ran = piggyback(*line, "--text", "a good film")
         assert json.loads(ran.out)[0]["classes"][0]["class"] == one.classes[0]
+        Path("more.csv").write_text("review\na poor film\na good book\n")
+        for given, count in (((), 2), (("--text", "a good film"), 3)):
+            ran = piggyback(*line, *given, "more.csv", "--column", "text=review")
+            assert len(json.loads(ran.out)) == count, ran.err
+        piggyback(*line, "--text", " ").refuses("--text")
         url = f"{running.address}/v1/tasks/mood/predict"
+        headers = {"Content-Type": "text/plain; charset=UTF-8"}
+        marked = httpx.post(url, content="\ufeffa good film".encode(), headers=headers).json()
+        assert marked["answers"][0]["confidence"] == pytest.approx(one.confidence, abs=1e-6)
         refused = {
             "empty": {"json": {"text": "  "}},
             "both": {"json": {"text": "a", "image": "aaaa"}},

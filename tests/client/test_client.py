@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from piggyback.client import Client
+from piggyback.client import AsyncClient, Client, Text
 from piggyback.client.exchange import IMAGES_A_REQUEST
 from piggyback.errors import (
     ClosedError,
@@ -165,6 +168,29 @@ def test_a_forked_process_does_not_use_its_parents_connections(
     assert [asked.connection for asked in server.asked] == [0, 1, 1]
 
 
+@pytest.mark.parametrize("again", [copy.copy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_and_a_pickled_client_have_connections_of_their_own(
+    server: FakeServer, again: Any
+) -> None:
+    client = Client(server.url, token="s3cret")
+    client.tasks()
+    other = again(client)
+    other.tasks()
+    client.close()
+    assert other.tasks()
+    assert [asked.connection for asked in server.asked] == [0, 1, 1]
+    assert server.asked[1].headers["authorization"] == "Bearer s3cret"
+
+
+def test_an_asynchronous_client_works_in_one_event_loop_after_another(server: FakeServer) -> None:
+    client = AsyncClient(server.url)
+    for _ in range(2):
+        assert asyncio.run(client.tasks())
+    asyncio.run(client.close())
+    with pytest.raises(ClosedError):
+        asyncio.run(client.tasks())
+
+
 def test_wrong_arguments_are_not_sent(
     client: Client, make: Any, server: FakeServer, tmp_path: Path
 ) -> None:
@@ -173,6 +199,12 @@ def test_wrong_arguments_are_not_sent(
         (lambda: client.predict([], "signs"), "no images"),
         (lambda: client.infer(b"BM", "signs"), "expected a list of names"),
         (lambda: client.infer(b"BM", []), "expected a list of names"),
+        (lambda: client.infer(b"BM", 3), "expected a list of names"),
+        (lambda: client.predict(b"BM", "signs", top_k=True), "top_k True"),
+        (lambda: client.put_task("signs", b"", replace_classes="no"), "replace_classes 'no'"),
+        (lambda: client.wait("x"), "timeout 'x'"),
+        (lambda: client.wait(float("nan")), "timeout nan"),
+        (lambda: client.wait(-1), "timeout -1"),
         (lambda: make(server.url, timeout=0), "timeout 0"),
         (lambda: make(server.url, retries=-1), "retries -1"),
     ):
@@ -228,14 +260,17 @@ def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
     ("image", "error"),
     [
         ("missing.png", DataError),
+        ("zero\0byte.png", DataError),
         (b"", DataError),
         (b"II*\0 a TIFF", DataError),
         (None, InputError),
+        (Text("\ud800"), InputError),
     ],
 )
 def test_what_is_not_an_image_is_not_sent(
     client: Client, server: FakeServer, image: object, error: type[Exception]
 ) -> None:
-    with pytest.raises(error, match="image"):
-        client.predict(image, "signs")
+    for given in (image, [image, b"BM"]):
+        with pytest.raises(error, match=r"image|surrogate"):
+            client.predict(given, "signs")
     assert server.asked == []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -13,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,9 +28,19 @@ import pytest
 from torch import nn
 
 from piggyback.client import Client
-from piggyback.errors import DataError, InputError, OtherClassesError, OverloadError, PiggybackError
+from piggyback.errors import (
+    DataError,
+    InputError,
+    OtherClassesError,
+    OverloadError,
+    PiggybackError,
+    TaskStateError,
+    UnavailableError,
+    UnknownTaskError,
+)
 from piggyback.schemas import RankedClass
 from piggyback.serve import Engine, EngineOptions
+from piggyback.serve.http.app import create_app
 from piggyback.serve.http.limits import Limits
 from piggyback.serve.http.logs import logging_to
 from piggyback.serve.stats import MOST_CLASSES, OTHERS, Counts
@@ -47,11 +60,19 @@ def folder(tmp_path: Path) -> Path:
 
 def other_classes(folder: Path, kind: str) -> bytes:
     task = load_file(folder / "t1.safetensors")
-    classes = {"order": task.info.classes[::-1], "names": (*task.info.classes[:-1], "new")}[kind]
-    return save(replace(task, info=replace(task.info, classes=classes)))
+    changes = {
+        "order": {"classes": task.info.classes[::-1]},
+        "names": {"classes": (*task.info.classes[:-1], "new")},
+        "kind": {"kind": "multilabel"},
+        "units": {"kind": "regression", "units": ("m",) * len(task.info.classes)},
+    }
+    if kind == "units":
+        task = replace(task, info=replace(task.info, kind="regression"))
+        (folder / "t1.safetensors").write_bytes(save(task))
+    return save(replace(task, info=replace(task.info, **changes[kind])))
 
 
-@pytest.mark.parametrize("kind", ["order", "names"])
+@pytest.mark.parametrize("kind", ["order", "names", "kind", "units"])
 def test_an_upload_changes_no_classes_unless_asked(folder, kind):
     data = other_classes(folder, kind)
     with engine_over(folder) as engine:
@@ -59,9 +80,9 @@ def test_an_upload_changes_no_classes_unless_asked(folder, kind):
         with pytest.raises(OtherClassesError, match="t1"):
             engine.put_task("t1", data)
         assert engine.task("t1") == before
-        assert engine.put_task("t1", data, replace_classes=True).classes != before.classes
+        assert engine.put_task("t1", data, replace_classes=True).version != before.version
         engine.put_task("t9", data)  # a name that was free
-        assert engine.put_task("t1", data).classes == engine.task("t9").classes
+        assert engine.put_task("t1", data).version == engine.task("t9").version
 
 
 FORKED = """
@@ -105,6 +126,23 @@ def test_an_engine_of_another_process_does_not_hang(folder, ask):
     [
         (lambda engine: engine.predict(INPUT, None), "task"),
         (lambda engine: engine.put_task("a", "a.safetensors"), "data"),
+        (lambda engine: engine.put_task("a", b"", replace_classes="no"), "replace_classes"),
+        (lambda engine: engine.task(None), "task"),
+        (lambda engine: engine.delete_task([]), "task"),
+        (lambda engine: Engine(nn.Identity(), ""), "tasks_dir ''"),
+        (lambda engine: EngineOptions(patience_ms="20"), "patience_ms '20'"),
+        (lambda engine: EngineOptions(compile="no"), "compile 'no'"),
+        (lambda engine: Limits(images="4"), "limit images '4'"),
+        (lambda engine: Limits(stop_s=math.inf), "limit stop_s inf"),
+        (lambda engine: create_app(None), "engine None"),
+        (lambda engine: create_app(engine, limits={}), "limits"),
+        (lambda engine: create_app(engine, cors_origins="https://a.example"), "cors_origins"),
+        (lambda engine: engine.infer(INPUT, "t1"), "tasks 't1'"),
+        (lambda engine: engine.infer(INPUT, []), "tasks"),
+        (lambda engine: engine.predict(INPUT, "t1", timeout="1"), "timeout '1'"),
+        (lambda engine: engine.predict(INPUT, "t1", timeout=math.nan), "timeout nan"),
+        (lambda engine: asyncio.run(engine.predict_async(INPUT, "t1", timeout=1e300)), "timeout"),
+        (lambda engine: engine.close(timeout="1"), "timeout '1'"),
         (lambda engine: pickle.dumps(engine), "an Engine"),
         (lambda engine: Engine(5, "tasks"), "backbone"),
         (lambda engine: Engine(nn.Identity(), None), "tasks_dir"),
@@ -192,6 +230,17 @@ def test_the_log_tells_of_each_file(folder):
     assert found == {"added": 3, "replaced": 1, "removed": 2, "refused": 1}
 
 
+def test_where_the_folder_cannot_be_listed_no_task_is_called_unknown(tmp_path):
+    with engine_over(tmp_path / "not mounted") as engine:
+        with pytest.raises(UnavailableError, match="'t1'"):
+            engine.predict(INPUT, "t1")
+        write_tasks(tmp_path / "not mounted", 2)
+        engine.rescan()
+        assert engine.predict(INPUT, "t1").task == "t1"
+        with pytest.raises(UnknownTaskError):
+            engine.predict(INPUT, "t9")
+
+
 def test_a_folder_that_goes_away_is_said_once_and_so_is_its_return(folder):
     away = folder.with_name("away")
     with engine_over(folder) as engine, logged() as stream:
@@ -235,6 +284,32 @@ def test_polls_are_debug_lines_and_refusals_have_their_code():
         for path in paths:
             httpx.get(running.address + path)
     assert [line["path"] for line in lines(stream) if "path" in line] == paths
+
+
+def test_images_that_cannot_be_used_are_counted_as_errors(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(task_file("a"))
+    with Engine(Colours(), tmp_path, options=EngineOptions(watch_s=0, device="cpu")) as engine:
+        engine.predict([picture("red"), b"bad"], "a", return_errors=True)
+        for ask, task in ((engine.predict, "a"), (engine.infer, ["a"])):
+            with pytest.raises(DataError):
+                ask(b"bad", task)
+        assert engine.stats().requests == {("a", "ok"): 1, ("a", "error"): 3}
+
+
+def test_a_callback_that_asks_the_engine_does_not_hang_it(folder):
+    found = []
+
+    def ask(done):
+        with pytest.raises(TaskStateError, match="callback"):
+            engine.predict(INPUT, "t1")
+        found.append(engine.submit(INPUT, "t1"))
+
+    with engine_over(folder, workers=1) as engine:
+        engine.submit(INPUT, "t1").add_done_callback(ask)
+        until = time.monotonic() + 60
+        while not found and time.monotonic() < until:
+            time.sleep(0.01)
+        assert found[0].result(60).task == "t1"
 
 
 def test_answers_are_counted_by_class(folder):

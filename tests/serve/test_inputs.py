@@ -106,6 +106,8 @@ def test_without_preprocessing_only_floats_will_do(source: Any) -> None:
         (np.zeros((3, 4, 5), np.uint8), r"ndarray uint8 \(3, 4, 5\)"),
         (np.zeros((4, 5, 3), np.int32), r"ndarray int32 \(4, 5, 3\)"),
         (np.zeros((4, 5), object), r"ndarray object \(4, 5\)"),
+        (np.zeros((4, 5, 3), np.float32), r"ndarray float32 \(4, 5, 3\)"),
+        (torch.zeros(3, 0, 3), r"Tensor torch.float32 \(3, 0, 3\)"),
         (12, "int"),
         (None, "NoneType"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import CheckpointOption, HeadOption, OtherBackboneOption
 from piggyback.cli.screen import results
-from piggyback.errors import InputError, PiggybackError, require
+from piggyback.errors import InputError, PiggybackError, TaskFileError, require
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import KINDS, kind_of
 from piggyback.taskfile.disk import check_output
@@ -81,8 +82,12 @@ def run(
         raise InputError(
             f"--to {str(to)!r}: a folder is for text tasks; expected a name ending in .safetensors or .onnx"
         )
-    if to.resolve() == task.resolve():
-        raise InputError(f"--to {str(to)!r} is the task file itself: choose another name")
+    if to.is_file():
+        with suppress(TaskFileError):
+            lost = read_header(to).name
+            raise InputError(
+                f"--to {str(to)!r} is the file of task {lost!r}, which would be lost: choose another name"
+            )
     if to.suffix == ".onnx":
         for module in ("onnx", "onnxscript", "onnxruntime"):
             require(module, "onnx")

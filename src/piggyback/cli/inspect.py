@@ -10,6 +10,7 @@ import typer
 
 from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import grid, results, table, write_json
+from piggyback.errors import InputError
 from piggyback.kinds import score_name
 from piggyback.lab.tables.formats import human_bytes
 from piggyback.taskfile.header import TaskHeader, read_header
@@ -37,6 +38,8 @@ def run(
       piggyback inspect tasks/signs.safetensors --json
       piggyback inspect tasks/signs.safetensors --card > signs.md
     """
+    if json and card:
+        raise InputError("--json and --card: expected one of the two")
     header = read_header(task)
     if json:
         write_json(_as_json(header))

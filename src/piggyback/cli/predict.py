@@ -120,6 +120,8 @@ def run(
       piggyback predict reviews.csv --column text=review --task mood.safetensors
       piggyback predict photos.csv --column image=file --task signs.safetensors
     """
+    if json and format == "csv":
+        raise InputError("--json and --format csv: expected one of the two")
     how: Format = "json" if json else format
     if at_least is not None and not infer_task:
         raise InputError("--at-least: it is for --infer-task; give that too, or leave it out")
@@ -137,7 +139,11 @@ def run(
                 "--out is for the label maps of one segmentation task: give one --task, and images"
             )
         token = read_token(token_file)
-        asked = [Text(each) for each in text or ()] or _files(images, column, skip_bad)
+        asked: Sequence[Path | Text] = (
+            _texts(images or [], text or [], column)
+            if text or "text" in columns_of(column)
+            else _files(images, column, skip_bad)
+        )
         places = {} if out is None else _map_places([f for f in asked if isinstance(f, Path)], out)
         bad = Bad(skip_bad, len(asked))
         found = _ask_server(
@@ -253,8 +259,6 @@ def _files(inputs: Sequence[str] | None, column: Sequence[str] | None, missing: 
 
 def _texts(inputs: Sequence[str], texts: Sequence[str], column: Sequence[str] | None) -> list[Text]:
     """The texts that are given, and those of files; raises InputError for one that is empty."""
-    from piggyback.train.data.columns import read_texts
-
     columns = columns_of(column)
     if columns.keys() - {"text"}:
         raise InputError(f"--column {' '.join(column or ())}: expected text=NAME alone")
@@ -264,6 +268,8 @@ def _texts(inputs: Sequence[str], texts: Sequence[str], column: Sequence[str] | 
         raise InputError("--text '': expected a text with a letter in it")
     found = [Text(text) for text in texts]
     for name in inputs:
+        from piggyback.train.data.columns import read_texts  # with torch, for files alone
+
         found += [Text(text) for text in read_texts(Path(name), columns.get("text"))]
     return found
 

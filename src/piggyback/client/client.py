@@ -9,11 +9,13 @@ from typing import Any, TypeVar, cast, overload
 
 import anyio
 import httpx2 as httpx
+from anyio.lowlevel import RunVar
 
 from piggyback.client.exchange import FAILURES, Exchange, Flow, Request
 from piggyback.schemas import Answer, TaskStatus
 
 T = TypeVar("T")
+_LOOP: RunVar[object] = RunVar("piggyback_loop")
 
 
 class Client(Exchange):
@@ -144,6 +146,13 @@ class AsyncClient(Exchange):
 
     _kind = httpx.AsyncClient
 
+    def _here(self) -> Any:
+        """The process and the event loop, whose connections end with it."""
+        loop = _LOOP.get(None)
+        if loop is None:
+            _LOOP.set(loop := object())
+        return os.getpid(), loop
+
     async def __aenter__(self) -> AsyncClient:
         return self
 
@@ -152,7 +161,8 @@ class AsyncClient(Exchange):
 
     async def close(self) -> None:
         """Close the connections; the client cannot be used after that."""
-        await self._http.aclose()
+        if not self._http.is_closed:
+            await self._open().aclose()
 
     async def predict(
         self,

@@ -25,8 +25,10 @@ from piggyback.errors import (
     TaskNameError,
     UnavailableError,
     UnknownTaskError,
+    check_is,
+    check_number,
 )
-from piggyback.names import check_name, is_token, plain
+from piggyback.names import check_name, check_several, is_token, plain
 from piggyback.schemas import (
     Answer,
     Answers,
@@ -96,7 +98,7 @@ class Exchange:
         number = isinstance(timeout, (int, float)) and 0 < timeout < math.inf
         if not number and not isinstance(timeout, httpx.Timeout):
             raise InputError(f"timeout {timeout!r}: expected seconds above 0")
-        if not isinstance(retries, int) or retries < 0:
+        if type(retries) is not int or retries < 0:
             raise InputError(f"retries {retries!r}: expected an integer from 0")
         if token is not None and not is_token(token):
             raise InputError("token: expected printable ASCII without spaces")  # it is not shown
@@ -113,16 +115,29 @@ class Exchange:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the connections: a copy, and a client sent to another process, have their own."""
+        return {name: value for name, value in vars(self).items() if name != "_http"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
+
     def _connect(self) -> None:
         self._http = self._kind(base_url=self.url, timeout=self._timeout, **self._options)
-        self._process = os.getpid()
+        self._place: Any = None
+
+    def _here(self) -> Any:
+        """Where connections can be used."""
+        return os.getpid()
 
     def _open(self) -> Any:
         """The client of httpx; a new one after a fork, where two processes would read each other's answers."""
-        if self._process != os.getpid():
-            self._connect()
         if self._http.is_closed:
             raise ClosedError(f"client of {self.url}: it was closed; make a new one")
+        if self._place not in (None, here := self._here()):
+            self._connect()
+        self._place = here
         return self._http
 
     # -- what each method asks --------------------------------------------------------------------
@@ -187,9 +202,8 @@ class Exchange:
         return found
 
     def _infer(self, image: Any, tasks: Sequence[str] | None, top_k: int) -> Flow[list[Answer]]:
-        if isinstance(tasks, str) or (tasks is not None and not tasks):
-            raise InputError(f"tasks {tasks!r}: expected a list of names, or None for all")
-        query = {"task": [_name(name) for name in tasks or ()], "top_k": _count(top_k)}
+        names = [] if tasks is None else check_several(tasks)
+        query = {"task": [_name(name) for name in names], "top_k": _count(top_k)}
         content = _content([Image("0", *encode(image))])
         found = yield from self._ask("POST", "/v1/predict", Inferences, params=query, **content)
         self._check_count(len(found.images), 1)
@@ -205,6 +219,7 @@ class Exchange:
         self, name: str, file: str | os.PathLike[str] | bytes, replace_classes: bool
     ) -> Flow[TaskStatus]:
         check_name(name)
+        check_is("replace_classes", replace_classes, bool, "True or False")
         if isinstance(file, (bytes, bytearray, memoryview)):
             data = bytes(file)
         else:
@@ -230,6 +245,7 @@ class Exchange:
         return Health(status="starting", reason=str(why))
 
     def _wait(self, timeout: float) -> Flow[None]:
+        check_number("timeout", timeout, lambda seconds: seconds >= 0, "seconds, 0 or more")
         end = time.monotonic() + timeout
         while (found := (yield from self._health())).status != "ready":
             why = found.reason or found.status
@@ -352,7 +368,7 @@ def _name(task: str) -> str:
 
 
 def _count(top_k: int) -> int:
-    if not isinstance(top_k, int) or top_k < 1:
+    if type(top_k) is not int or top_k < 1:
         raise InputError(f"top_k {top_k!r}: expected an integer from 1")
     return top_k
 

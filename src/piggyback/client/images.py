@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from piggyback.errors import DataError, InputError
-from piggyback.texts.preprocessing import Text
+from piggyback.texts.preprocessing import Text, utf8
 
 TEXT = "text/plain"
 _KINDS = (
@@ -34,22 +34,22 @@ def encode(image: Any) -> tuple[str, bytes]:
     It may be a path, an encoded image, a PIL image, a uint8 array (h, w, 3) or (h, w), or a uint8
     tensor (3, h, w). What the network sees is what it would see of the same object in this process.
 
-    Raises DataError for a file that cannot be read or is not an image, InputError for other things.
+    Raises DataError for a file that cannot be read or is not an image, InputError for other things, and for half a
+    character in a text.
 
     >>> kind, data = encode(b"BM and so on")
     >>> kind
     'image/bmp'
     """
     if isinstance(image, Text):
-        return TEXT, image.encode()
+        return TEXT, utf8(image)
     if isinstance(image, (str, os.PathLike)):
         name = repr(os.fspath(image))
         try:
             data = Path(image).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"image {name}: cannot be read ({error.strerror}); check the path"
-            ) from error
+        except (OSError, ValueError) as error:  # ValueError: of a path with a zero byte
+            why = getattr(error, "strerror", None) or error
+            raise DataError(f"image {name}: cannot be read ({why}); check the path") from error
         return _kind_of(data, name), data
     if isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier, Event, Thread
+from threading import Barrier, Event, Thread, current_thread
 from typing import Any, Self
 from weakref import ref
 
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from piggyback.errors import InputError, TaskStateError, UnknownTaskError, check_is
+from piggyback.names import check_several
 from piggyback.network.backbone import Backbone
 from piggyback.network.hardware import check_device
 from piggyback.schemas import Answer, TaskStatus
@@ -30,7 +31,7 @@ from piggyback.serve.inputs import samples
 from piggyback.serve.options import EngineOptions, parse_bytes
 from piggyback.serve.replicas.network import Network
 from piggyback.serve.replicas.packed import PackedTask
-from piggyback.serve.scheduler.scheduler import BatchRequest, Failed, Scheduler
+from piggyback.serve.scheduler.scheduler import BatchRequest, Failed, Scheduler, check_timeout
 from piggyback.serve.scheduler.workers import load, use_cores, work
 from piggyback.serve.stats import Stats
 from piggyback.serve.store.decoding import Decoder
@@ -168,7 +169,7 @@ class Engine:
         OverloadError, DeadlineError, UnavailableError for a task that cannot be loaded now, ClosedError.
         """
         asked, batch = self._of_task(image_or_batch, task, top_k, return_errors)
-        answers = self._scheduler.answers(asked, timeout)
+        answers = self._answers(asked, timeout)
         return answers if batch else answers[0]
 
     async def predict_async(
@@ -197,7 +198,7 @@ class Engine:
         InputError where one of the latter is named, or no other is there.
         """
         asked = self._of_tasks(image, tasks, top_k)
-        return _surest_first(self._scheduler.answers(asked, timeout))
+        return _surest_first(self._answers(asked, timeout))
 
     async def infer_async(
         self,
@@ -229,10 +230,11 @@ class Engine:
 
         Everything is checked before the folder is touched: the file is decoded to its last byte. Raises TaskNameError,
         TaskFileError, BackboneMismatchError, InputError for a task that cannot be served, OtherClassesError for one
-        with other classes than the one it replaces, unless ``replace_classes``, UnavailableError where the disk does
-        not take it.
+        of another kind or with other classes or units than the one it replaces, unless ``replace_classes``,
+        UnavailableError where the disk does not take it.
         """
         check_is("data", data, (bytes, bytearray, memoryview), "the bytes of a task file")
+        check_is("replace_classes", replace_classes, bool, "True or False")
         entry, old = self._folder.put(name, data, self._packed, replace_classes)
         if old is not None and old.version != entry.version:
             self._scheduler.retire(old, gone=False)
@@ -257,6 +259,7 @@ class Engine:
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Stop: answer what is queued if ``drain``, within ``timeout`` seconds; what is left gets ClosedError."""
+        check_timeout(timeout)
         self._stopping.set()
         if self._watcher.is_alive():  # a look at a disk that hangs may never end
             self._watcher.join(WATCHER_END_S)
@@ -321,7 +324,6 @@ class Engine:
         )
 
     def _entry(self, task: str) -> TaskEntry:
-        check_is("task", task, str, "a task's name")
         self._check_process()
         return self._folder.entry(task)
 
@@ -332,6 +334,15 @@ class Engine:
                 f"this Engine was made in process {self._process} and its threads are there, not in {os.getpid()}: "
                 "make an Engine after the fork, in each process its own"
             )
+
+    def _answers(self, asked: BatchRequest, timeout: float | None) -> list[Any]:
+        """Wait for answers; raises TaskStateError in a callback of ``submit``'s future, which a worker calls."""
+        if current_thread() in self._workers:
+            raise TaskStateError(
+                "predict in a future's callback: that runs in the engine's own worker, which would wait for itself; "
+                "use submit there, or another thread"
+            )
+        return self._scheduler.answers(asked, timeout)
 
     def _of_task(
         self, image_or_batch: Any, task: str, top_k: int, return_errors: bool
@@ -347,7 +358,7 @@ class Engine:
         self._check_process()
         found = list(self._folder.entries.values())
         if tasks is not None:
-            found = [self._entry(name) for name in dict.fromkeys(tasks)]
+            found = list({name: self._entry(name) for name in check_several(tasks)}.values())
         if not found:
             raise UnknownTaskError("no tasks to choose from: put task files into the folder first")
         whole = [entry for entry in found if not entry.outputs.per_pixel]

@@ -74,7 +74,8 @@ def prepare(source: Any, preprocessing: Prepares | None, *, max_pixels: int) -> 
     if isinstance(source, (Tensor, np.ndarray)):
         tensor = source.detach().cpu() if isinstance(source, Tensor) else _tensor(source)
         if tensor.is_floating_point():
-            if isinstance(preprocessing, Preprocessing) and tensor.ndim != 3:
+            planes = tensor.ndim == 3 and len(tensor) == 3 and tensor.numel() > 0
+            if isinstance(preprocessing, Preprocessing) and not planes:
                 raise InputError(
                     f"image {_kind(source)}: expected floats (3, h, w), as the network takes them"
                 )

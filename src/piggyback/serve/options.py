@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from threading import TIMEOUT_MAX
 from typing import Any, Literal, TypeVar
 
-from piggyback.errors import InputError, near_misses
+from piggyback.errors import InputError, check_is, check_number, near_misses
 
 T = TypeVar("T")
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -56,9 +56,10 @@ class EngineOptions:
             if name in ("workers", "loaders") and not unset and value > MOST_THREADS:
                 raise InputError(f"{name} {value}: expected at most {MOST_THREADS}")
         for name in ("patience_ms", "watch_s"):
-            seconds = getattr(self, name)
-            if not 0 <= seconds <= TIMEOUT_MAX:
-                raise InputError(f"{name} {seconds!r}: expected a number, 0 or more")
+            value = getattr(self, name)
+            check_number(name, value, lambda s: 0 <= s <= TIMEOUT_MAX, "a number, 0 or more")
+        for name in ("decode_apart", "compile"):
+            check_is(name, getattr(self, name), bool, "True or False")
 
     @property
     def place(self) -> str:

@@ -39,6 +39,16 @@ class Text(str):
     """A text that came from afar: unlike a plain ``str`` it is never taken for the path of an image."""
 
 
+def utf8(text: str) -> bytes:
+    """Return a text in UTF-8; raises InputError for half a character."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"text {text!r:.80} holds a lone surrogate, which is no character: expected UTF-8"
+        ) from error
+
+
 @dataclass(frozen=True)
 class TextPreprocessing:
     """Cut a text into tokens, at most ``max_length`` of them.
@@ -87,12 +97,7 @@ class TextPreprocessing:
             raise InputError(
                 f"a text of {len(text)} characters: expected at most {MOST_CHARACTERS}; send parts of it"
             )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"text {text!r:.80} holds a lone surrogate, which is no character: expected UTF-8"
-            ) from error
+        utf8(text)
         return torch.tensor(self.bound_reader().encode([text], self.max_length)[0][0])
 
     def batch(self, texts: Sequence[str]) -> Tensor:

@@ -29,6 +29,7 @@ PIECES = [
     b"; name=", b":", b"\r\n\r\n", b"--XX--", b"red", b"\x00\xff", b" ",
 ]  # fmt: skip
 RED = base64.b64encode(b"red").decode()
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +75,7 @@ def refused(done, status, code, *words):
     ],
 )
 def test_malformed_json(client, body):
-    headers = {"Content-Type": "application/json"}
-    refused(client.post(PREDICT, content=body, headers=headers), 400, "malformed_json")
+    refused(client.post(PREDICT, content=body, headers=JSON), 400, "malformed_json")
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,28 @@ def test_a_query_that_is_not_understood(client, query):
 
 @pytest.mark.parametrize(
     "body",
-    [{"json": {"image": RED, "top_k": 1}}, {"files": {"image": b"red"}, "data": {"top_k": 1}}],
+    [
+        {"json": {"image": RED, "top_k": 1}, "params": {"top_k": 1}},
+        {"files": {"image": b"red"}, "data": {"top_k": 1}, "params": {"top_k": 1}},
+        {"files": {"image": b"red"}, "data": {"top_k": [1, 2]}},
+        {"files": {"image": b"red"}, "params": {"top_k": [1, 2]}},
+        {"content": f'{{"image": "{RED}", "top_k": 1, "top_k": 2}}', "headers": JSON},
+    ],
 )
 def test_top_k_in_two_places(client, body):
-    refused(client.post(f"{PREDICT}?top_k=1", **body), 422, "invalid", "top_k")
+    refused(client.post(PREDICT, **body), 422, "invalid", "top_k")
+
+
+def test_of_two_images_of_one_name_in_json_none_is_passed_over(client):
+    for body in (f'{{"image": "{RED}", "image": "{RED}"}}', '{"text": "a", "text": "b"}'):
+        refused(client.post(PREDICT, content=body, headers=JSON), 422, "invalid", "more than once")
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "'latin-1'"])
+def test_a_text_of_another_charset_is_not_read_as_utf_8(client, charset):
+    headers = {"Content-Type": f"text/plain; charset={charset}"}
+    done = client.post(PREDICT, content="red".encode("utf-16-le"), headers=headers)
+    refused(done, 415, "unsupported", charset.strip("'"))
 
 
 @pytest.mark.parametrize(

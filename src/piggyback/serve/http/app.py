@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 import piggyback
-from piggyback.errors import InputError, PiggybackError
+from piggyback.errors import InputError, PiggybackError, check_is
 from piggyback.names import is_token, plain, read_token
 from piggyback.serve.http.errors import answer_errors
 from piggyback.serve.http.limits import Limits
@@ -60,7 +60,7 @@ def create_app(
     With a ``token``, everything under /v1 and /metrics wants it, and tasks can be uploaded and deleted. With
     ``local_only``, only requests for an address or "localhost" are answered: for a server on loopback without a token.
     ``cors_origins``: whose pages may ask, such as ``["https://shop.example"]``. Raises InputError for a token that no
-    header could carry.
+    header could carry, and for what is none of these.
 
     >>> def start() -> Engine: ...
     >>> app = create_app(start)
@@ -71,7 +71,12 @@ def create_app(
     """
     if token is not None and not is_token(token):
         raise InputError("the token: expected one or more ASCII characters without spaces")
-    service = Service(engine, limits or Limits(), token, local_only)
+    if not (callable(engine) or hasattr(engine, "predict_async")):
+        raise InputError(f"engine {engine!r:.100}: expected an Engine or a function that makes one")
+    limits = Limits() if limits is None else limits
+    check_is("limits", limits, Limits, "Limits(...)")
+    check_is("cors_origins", cors_origins, (list, tuple), "a list of origins")
+    service = Service(engine, limits, token, local_only)
     metrics = Metrics(service)
 
     @asynccontextmanager

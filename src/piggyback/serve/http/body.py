@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -36,6 +37,8 @@ _ALSO_IMAGES = frozenset(
 )  # fmt: skip
 """What programs also call these, or bytes that they know nothing of."""
 TEXT_TYPE = "text/plain"
+CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
+"""Of a text that is a body."""
 INPUTS = ("image", "images", "text", "texts")
 TOP_K = 5
 MAX_TOP_K = 10_000
@@ -153,12 +156,17 @@ async def _read(
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedError("a compressed body: send it as it is")
     names: list[str | None] = []
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind, _, more = request.headers.get("content-type", "").lower().partition(";")
+    kind = kind.strip()
     if kind in IMAGE_TYPES or kind in _ALSO_IMAGES:
         body = model.model_construct(images=[await request.body()])
     elif kind == TEXT_TYPE:
+        charset = more.partition("charset=")[2].partition(";")[0].strip("\"' ") or "utf-8"
+        if charset not in CHARSETS:  # the bytes of UTF-16 are UTF-8 as well, of another text
+            raise UnsupportedError(f"charset {charset[:40]!r}: expected a text in UTF-8")
         try:
-            body = model.model_construct(text=(await request.body()).decode())
+            # Without the mark that some editors begin a file with, as in files of texts.
+            body = model.model_construct(text=(await request.body()).decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise BadRequestError(
                 f"the text cannot be read ({error.reason}): expected UTF-8"
@@ -167,7 +175,10 @@ async def _read(
         fields, names = await _form(request, limits)
         body = model.model_validate(fields)
     elif kind == "application/json":
-        body = model.model_validate_json(_checked(await request.body(), limits), strict=True)
+        data = _checked(await request.body(), limits)
+        body = model.model_validate_json(data, strict=True)
+        if any(data.count(b'"%s"' % name.encode()) > 1 for name in model.model_fields):
+            json.loads(data, object_pairs_hook=_each_once)
     else:
         raise UnsupportedError(
             f"content type {kind[:80]!r}: expected multipart/form-data, application/json, {TEXT_TYPE}, "
@@ -178,9 +189,9 @@ async def _read(
     asked = PredictRequest(
         images,
         names or [None] * len(images),
-        _once("top_k", query, body, TOP_K),
+        _once("top_k", request, query, body, TOP_K),
         named or None,
-        _once("at_least", query, body, AT_LEAST),
+        _once("at_least", request, query, body, AT_LEAST),
     )
     if len(asked.images) > limits.images:
         raise TooLargeError(
@@ -191,12 +202,22 @@ async def _read(
     return asked
 
 
-def _once(name: str, query: PredictQuery, body: PredictBody, default: Any) -> Any:
+def _once(name: str, request: Request, query: PredictQuery, body: PredictBody, default: Any) -> Any:
     """What the query or the body says, not both."""
+    if len(request.query_params.getlist(name)) > 1:
+        raise InputError(f"{name} is in the query more than once: expected it once")
     said = [value for one in (query, body) if (value := getattr(one, name, None)) is not None]
     if len(said) > 1:
         raise InputError(f"{name} is in the query and in the body: expected it once")
     return said[0] if said else default
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    """Raises InputError for a field that an object has twice, of which a parser takes the last one."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"field {name[:40]!r} is in the body more than once: expected it once")
 
 
 def _inputs(body: PredictBody) -> list[bytes] | list[Text]:

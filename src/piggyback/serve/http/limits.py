@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from threading import TIMEOUT_MAX
 
-from piggyback.errors import InputError
+from piggyback.errors import InputError, check_number
 from piggyback.serve.store.folder import MAX_BYTES
 
 
@@ -17,7 +18,7 @@ class Limits:
     >>> Limits(images=0)
     Traceback (most recent call last):
     ...
-    piggyback.errors.InputError: limit images = 0: expected more than 0
+    piggyback.errors.InputError: limit images 0: expected a whole number, 1 or more
     """
 
     body_bytes: int = 16 * 2**20
@@ -42,5 +43,8 @@ class Limits:
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
-            if not value > 0:
-                raise InputError(f"limit {name} = {value}: expected more than 0")
+            if name.endswith("_s"):
+                expected = f"seconds above 0, at most {TIMEOUT_MAX:.0f}"
+                check_number(f"limit {name}", value, lambda s: 0 < s <= TIMEOUT_MAX, expected)
+            elif type(value) is not int or value < 1:
+                raise InputError(f"limit {name} {value!r}: expected a whole number, 1 or more")

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -70,23 +70,24 @@ async def get_engine(request: Request) -> Engine:
     return service_of(request).engine
 
 
-async def require_token(
-    request: Request,
-    given: Annotated[
-        HTTPAuthorizationCredentials | None,
-        Depends(HTTPBearer(scheme_name="token", auto_error=False)),
-    ],
-) -> None:
-    """Raise AccessError for a request without the server's token, if that has one."""
-    token = service_of(request).token
-    if token is None:
-        return
-    found = "" if given is None else given.credentials.strip()
-    if not hmac.compare_digest(found.encode("latin-1", "replace"), token.encode()):
-        what = "another one" if found else "none"
-        raise AccessError(
-            f"this server wants a token: expected 'Authorization: Bearer TOKEN', found {what}"
-        )
+class _Token(HTTPBearer):
+    """One dependency, not two: FastAPI solves each of them anew for every request."""
+
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]
+        """Raise AccessError for a request without the server's token, if that has one."""
+        token = service_of(request).token
+        if token is None:
+            return
+        given = await super().__call__(request)
+        found = "" if given is None else given.credentials.strip()
+        if not hmac.compare_digest(found.encode("latin-1", "replace"), token.encode()):
+            what = "another one" if found else "none"
+            raise AccessError(
+                f"this server wants a token: expected 'Authorization: Bearer TOKEN', found {what}"
+            )
+
+
+require_token = _Token(scheme_name="token", auto_error=False)
 
 
 async def may_change(request: Request) -> None:

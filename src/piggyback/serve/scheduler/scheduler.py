@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import TIMEOUT_MAX
 from typing import Any, Literal
 
 from torch import Tensor
@@ -28,7 +29,9 @@ from piggyback.errors import (
     DeadlineError,
     InputError,
     OverloadError,
+    PiggybackError,
     UnavailableError,
+    check_number,
 )
 from piggyback.images.map_pictures import Frame
 from piggyback.schemas import Answer, Tier
@@ -120,6 +123,7 @@ class Scheduler:
 
     def answers(self, asked: BatchRequest, timeout: float | None) -> list[Any]:
         """Return the answers, blocking for ``timeout`` seconds at most."""
+        check_timeout(timeout)
         until = None if timeout is None else time.monotonic() + timeout
 
         def left() -> float | None:
@@ -139,6 +143,7 @@ class Scheduler:
 
     async def answers_async(self, asked: BatchRequest, timeout: float | None) -> list[Any]:
         """Return what ``answers`` does without blocking the event loop; cancelling it drops what waits."""
+        check_timeout(timeout)
         self._reserve(asked)
         try:
             job = self._preparers.submit(self._prepare, asked)
@@ -235,8 +240,10 @@ class Scheduler:
                 if key not in made:
                     try:
                         made[key] = self._input(image, entry)
-                    except DataError as error:
-                        if asked.failed != "return":
+                    except PiggybackError as error:
+                        with self._lock:
+                            self._counts.count(entry.name, "error")
+                        if asked.failed != "return" or not isinstance(error, DataError):
                             raise
                         bad = Request(entry, None, _NOTHING, asked.top_k, began, began)
                         bad.future.set_exception(error)
@@ -470,6 +477,12 @@ class Scheduler:
             and self._retired.pop(key)
         ):
             self._counts.forget(key[0])
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise InputError where ``timeout`` is neither None nor seconds that one can wait for."""
+    if timeout is not None:  # below 0: it is too late already
+        check_number("timeout", timeout, lambda s: s <= TIMEOUT_MAX, "seconds, or None for ever")
 
 
 def _results(

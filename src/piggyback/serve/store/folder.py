@@ -12,7 +12,7 @@ import hashlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from piggyback.errors import (
@@ -22,6 +22,7 @@ from piggyback.errors import (
     TaskFileError,
     UnavailableError,
     UnknownTaskError,
+    check_is,
     near_misses,
 )
 from piggyback.kinds import kind_of
@@ -148,7 +149,11 @@ class TaskFolder:
             )
 
     def entry(self, name: str) -> TaskEntry:
-        """Return what is served as ``name``; UnknownTaskError lists names like it."""
+        """Return what is served as ``name``.
+
+        UnknownTaskError lists names like it; UnavailableError where the store may have it, and cannot be listed.
+        """
+        check_is("task", name, str, "a task's name")
         entry = self.entries.get(name)
         if entry is None:
             raise self._unknown(name)
@@ -185,8 +190,8 @@ class TaskFolder:
         """Write a task's file and return its entry, and the one that it replaces at once.
 
         Everything is checked before a byte is written: TaskNameError, TaskFileError and whatever ``check`` raises, and
-        ``decode`` of name and bytes if it is given. OtherClassesError where the task has other classes than the one
-        that it replaces, or the same in another order, unless ``replace_classes``.
+        ``decode`` of name and bytes if it is given. OtherClassesError where the task is of another kind than the
+        one that it replaces, or has other classes, another order of them or other units, unless ``replace_classes``.
         UnavailableError where the file cannot be written; then the old one is still there.
         """
         check_name(name)
@@ -248,11 +253,11 @@ class TaskFolder:
         return entry
 
     def _check_classes(self, entry: TaskEntry) -> None:
-        """Raises OtherClassesError where an entry has other classes than the one that it would replace."""
+        """Raises OtherClassesError where answers would mean something else than those of the entry it would replace."""
         old = self.entries.get(entry.name)
-        if old is not None and old.classes != entry.classes:
+        if old is not None and (change := _change(old.outputs, entry.outputs)):
             raise OtherClassesError(
-                f"task {entry.name!r}: {_change(old.classes, entry.classes)}; callers may rely on the old ones: put it "
+                f"task {entry.name!r}: {change}; callers may rely on the old ones: put it "
                 "under another name, or ask for it with replace_classes=True (?replace=classes over HTTP)"
             )
 
@@ -265,11 +270,8 @@ class TaskFolder:
         if old is None:
             self._tell("added", task=entry.name, version=entry.version, bytes=entry.file_bytes)
         elif old != entry:
-            more = (
-                {"classes": _change(old.classes, entry.classes)}
-                if old.classes != entry.classes
-                else {}
-            )
+            change = _change(old.outputs, entry.outputs)
+            more = {"classes": change} if change else {}
             self._tell(
                 "replaced", task=entry.name, version=entry.version, before=old.version, **more
             )
@@ -302,7 +304,11 @@ class TaskFolder:
         if not files.isdisjoint(self.refused):
             self.refused = {f: why for f, why in self.refused.items() if f not in files}
 
-    def _unknown(self, name: str) -> UnknownTaskError:
+    def _unknown(self, name: str) -> PiggybackError:
+        if self.problem is not None:  # which names the place: not for those who ask a server
+            return UnavailableError(
+                f"task {name[:100]!r}: it is not in memory, and the tasks directory cannot be listed; bring it back"
+            )
         held = f"{len(self.entries)} tasks are served" if self.entries else "no task is served"
         why = self.refused.get(file_name(name))
         hint = near_misses(name, self.entries) if why is None else f"; its file is refused: {why}"
@@ -359,8 +365,14 @@ def servable(shapes: Shapes, fingerprint: str, own: Prepares | None = None) -> C
     return check
 
 
-def _change(old: Sequence[str], new: Sequence[str]) -> str:
-    """In words how classes would change."""
+def _change(before: Kind, after: Kind) -> str:
+    """In words how what answers mean would change; empty where it would not."""
+    if before.name != after.name:
+        return f"it would be of kind {after.name!r}, it is of kind {before.name!r}"
+    old, new = before.classes, after.classes
+    if old == new:
+        units, now = (one.units or ("",) * len(old) for one in (before, after))
+        return f"its units would be {now}, they are {units}" if units != now else ""
     gone, come = (sorted(set(a) - set(b))[:3] for a, b in ((old, new), (new, old)))
     if not gone and not come:
         return "its classes would be in another order"

@@ -94,6 +94,8 @@ def open_store(
     ...     list(store.list()), store.read("signs")
     (['signs'], b'...')
     """
+    if place == "":  # which pathlib takes for the working directory
+        raise InputError("tasks_dir '': expected a folder or a URL")
     if not isinstance(place, str) or "://" not in place:
         return LocalStore(place)
     protocol, _, path = place.partition("://")
