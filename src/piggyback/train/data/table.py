@@ -18,10 +18,9 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from piggyback.train.data.arrow import (
     ArrowColumns,
     Encoded,
 )
+from piggyback.train.data.coded import Coded, coded, read_each
 from piggyback.train.data.columns import (
     Columns,
     checked_texts,
@@ -63,7 +63,6 @@ _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
 _SPLITTING = re.compile("split|set|fold|part|phase|usage")
-T = TypeVar("T")
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -181,9 +180,11 @@ class Table:
         if split is None:
             used = {sample, self.group, *self.labels}
             self.notes += _other_splits({name: held for name in held if name not in used})
-        self.samples = self._images(cells) if known else self._texts(cells)
+        self.samples: Any = self._images(cells) if known else self._texts(cells)
         self.parts = (
-            ["train"] * len(self.samples) if split is None else _each(held[split], self._split)
+            Coded(["train"], np.zeros(len(cells), np.int64))
+            if split is None
+            else read_each(held[split], self._split).merged()
         )
         self.groups = None if self.group is None else self._groups(held[self.group])
 
@@ -194,17 +195,18 @@ class Table:
         if self.role == "image":
             self.notes += self._repeated(labels)
             files: Any = self.samples
-            if not isinstance(files, Pictures):
-                files = PathList.of(self.path.parent, files)
+            if isinstance(files, Coded):
+                places = PathList.of(self.path.parent, files.values)
+                files = places.at(torch.from_numpy(files.codes))
             whole = ImageSet(names, labels, files=files, units=units)
         else:
             made = TaggedSet if self.kind == "tokens" else TextSet
             whole = made(names, labels, tuple(self.samples), units=units)
-        found = dict.fromkeys(self.parts, whole)
+        found = dict.fromkeys(self.parts.values, whole)
         if len(found) > 1:
-            parts = np.array(self.parts)
-            for part in found:
-                found[part] = whole.subset(torch.from_numpy(np.flatnonzero(parts == part)))
+            for code, part in enumerate(found):
+                rows = np.flatnonzero(self.parts.codes == code)
+                found[part] = whole.subset(torch.from_numpy(rows))
         return found
 
     def _split(self, at: int, cell: Any) -> str:
@@ -231,16 +233,17 @@ class Table:
             self.path, [_joined(cell) for cell in cells] if self.kind == "tokens" else cells
         )
 
-    def _images(self, cells: Sequence[Any]) -> list[str] | Pictures:
+    def _images(self, cells: Sequence[Any]) -> Coded[str] | Pictures:
         """The images' paths beside the table; each file is looked at once, however often it is named."""
         if isinstance(cells, (Encoded, TarImages)):
             return self._pictures(cells)
-        names = _each(cells, partial(file_of, self.path))
-        different = list(dict.fromkeys(names)) if self.check_images else []
+        names = read_each(cells, partial(file_of, self.path)).merged()
+        different = names.values if self.check_images else []
         checks = in_threads(_problem, PathList.of(self.path.parent, different))
         bad = {name: why for name, why in zip(different, checks, strict=True) if why is not None}
         if bad:
-            rows = [f"row {names.index(name) + 1}: {why}" for name, why in [*bad.items()][:10]]
+            firsts = dict(zip(different, names.firsts().tolist(), strict=True))
+            rows = [f"row {firsts[name] + 1}: {why}" for name, why in [*bad.items()][:10]]
             more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
             slash = "; write / between folders" * (
                 os.sep == "/" and any("\\" in name for name in bad)
@@ -266,18 +269,18 @@ class Table:
 
     def _repeated(self, labels: Tensor) -> tuple[str, ...]:
         """What is to be said of images in several rows; DataError where a file's labels differ."""
-        names: Sequence[Any] = self.samples
-        if isinstance(self.samples, Pictures):
-            names = self.samples.keys.tolist()
-        first: dict[Any, int] = {}
-        starts = (first.setdefault(name, row) for row, name in enumerate(names))
-        firsts = np.fromiter(starts, np.int64, len(names))
+        names: Coded[Any] = (
+            self.samples
+            if isinstance(self.samples, Coded)
+            else Coded.of(self.samples.keys.tolist())
+        )
+        firsts = names.firsts()[names.codes]
         later = np.flatnonzero(firsts != np.arange(len(names)))
         if not len(later):
             return ()
         values = labels.numpy().reshape(len(names), -1)
         other = (values[later] != values[firsts[later]]).any(1)
-        if other.any() and isinstance(names[0], str):
+        if other.any() and isinstance(self.samples, Coded):
             row = later[other][0]
             raise self._fail(
                 int(row) + 1,
@@ -299,10 +302,14 @@ class Table:
                 )
         return found
 
-    def _known(self, given: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    def _known(self, given: Coded[tuple[str, ...]]) -> tuple[str, ...]:
         """The names that train's samples have, sorted; DataError for one that only another split has."""
-        pairs = set(zip(given, self.parts, strict=True))
-        train = [names for names, part in pairs if part == "train"] or given
+        splits = self.parts.values
+        places = np.bincount(given.codes * len(splits) + self.parts.codes).nonzero()[0]
+        pairs = [
+            (given.values[at // len(splits)], splits[at % len(splits)]) for at in places.tolist()
+        ]
+        train = [names for names, part in pairs if part == "train"] or given.values
         known = tuple(sorted({name for names in train for name in names}))
         if {name for names, _ in pairs for name in names} == set(known):
             return known
@@ -318,13 +325,13 @@ class Table:
 
     def _classification(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells,) = self.labels.values()
-        given = _each(cells, self._label)
+        given = read_each(cells, self._label)
         classes = self._known(given)
-        places = {(name,): index for index, name in enumerate(classes)}
-        numbers = np.fromiter(map(places.__getitem__, given), np.int64, len(given))
-        return classes, torch.from_numpy(numbers), ()
+        places = {name: index for index, name in enumerate(classes)}
+        numbers = torch.tensor([places[name] for (name,) in given.values])
+        return classes, numbers[torch.from_numpy(given.codes)], ()
 
-    def _label(self, at: int, cell: Any) -> tuple[str]:
+    def _label(self, at: int, cell: Any) -> tuple[str, ...]:
         whole = isinstance(cell, (str, int)) and not isinstance(cell, bool)
         if not whole or not str(cell).strip():
             raise self._fail(at, f"label {cell!r:.40}: expected the name of a class")
@@ -332,10 +339,10 @@ class Table:
 
     def _multilabel(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells, *others) = self.labels.values()
-        if others or all(str(cell).strip().lower() in _FLAGS for cell in cells):
+        if others or all(str(cell).strip().lower() in _FLAGS for cell in coded(cells).values):
             return tuple(self.labels), self._numbers(self._flag, torch.bool), ()
-        given = _each(cells, self._names)
-        if max(map(len, given)) < 2:
+        given = read_each(cells, self._names)
+        if max(map(len, given.values)) < 2:
             self.notes += (
                 f"no row has more than one label: is {self.separator!r} what stands between them (separator=)?",
             )
@@ -343,10 +350,10 @@ class Table:
         if not names:
             raise DataError(f"table {str(self.path)!r}: no row has a label: expected some")
         places = {name: index for index, name in enumerate(names)}
-        labels = torch.zeros(len(given), len(names), dtype=torch.bool)
-        for row, each in enumerate(given):
+        labels = torch.zeros(len(given.values), len(names), dtype=torch.bool)
+        for row, each in enumerate(given.values):
             labels[row, [places[name] for name in each]] = True
-        return names, labels, ()
+        return names, labels[torch.from_numpy(given.codes)], ()
 
     def _names(self, at: int, cell: Any) -> tuple[str, ...]:
         """The labels in a cell; none of an empty one."""
@@ -375,10 +382,11 @@ class Table:
 
     def _numbers(self, read: Callable[[str, int, Any], float], dtype: torch.dtype) -> Tensor:
         """Every cell of the label columns as a number, (rows, columns)."""
-        columns = [
-            torch.tensor(_each(cells, partial(read, name)), dtype=dtype)
-            for name, cells in self.labels.items()
-        ]
+        columns = []
+        for name, cells in self.labels.items():
+            given = read_each(cells, partial(read, name))
+            values = torch.tensor(given.values, dtype=dtype)
+            columns.append(values[torch.from_numpy(given.codes)])
         return torch.stack(columns, dim=1)
 
     def _regression(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
@@ -395,7 +403,7 @@ class Table:
     def _tokens(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells,) = self.labels.values()
         rows = [self._tags(at, cell) for at, cell in enumerate(cells, 1)]
-        types = self._known([tuple(tag[2:] for tag in row if tag != "O") for row in rows])
+        types = self._known(Coded.of(tuple([tag[2:] for tag in row if tag != "O"]) for row in rows))
         tags = ("O", *(f"{place}-{name}" for name in types for place in "BI"))
         places = {tag: index for index, tag in enumerate(tags)}
         return tags, torch.tensor([places[tag] for row in rows for tag in row]), ()
@@ -421,15 +429,6 @@ class Table:
         return number
 
 
-def _each(cells: Sequence[Any], read: Callable[[int, Any], T]) -> list[T]:
-    """What ``read`` makes of each row's cell, given the row; of texts that come again it is asked once."""
-    if set(map(type, cells)) == {str}:
-        with suppress(DataError):  # whose row is found below
-            made = {cell: read(0, cell) for cell in set(cells)}
-            return [made[cell] for cell in cells]
-    return [read(at, cell) for at, cell in enumerate(cells, 1)]
-
-
 def _name(cell: str | int) -> str:
     """A label's name; accents, which may be written in two ways, in one of them."""
     return unicodedata.normalize("NFC", str(cell)).strip()
@@ -442,8 +441,10 @@ def _other_splits(columns: Mapping[str, Columns]) -> tuple[str, ...]:
         if isinstance(held, ArrowColumns) and not _SPLITTING.search(name.lower()):
             continue
         cells = held[name]
-        if isinstance(cells, list) and split_of(str(cells[0])):
-            known = {split_of(cell) for cell in set(map(str, cells))}
+        if isinstance(cells, (Encoded, TarImages)):
+            continue
+        if split_of(str(cells[0])):
+            known = {split_of(cell) for cell in set(map(str, coded(cells).values))}
             if None not in known and len(known) > 1:
                 found.append(
                     f"column {name!r} names splits and was not used: name it in columns= (split={name})"
