@@ -19,7 +19,7 @@ from piggyback.train.data.columns import read_texts
 from piggyback.train.data.folder import load_folder
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.survey import survey_splits
-from piggyback.train.data.table import load_table, table_splits
+from piggyback.train.data.table import Table, load_table, table_splits
 from piggyback.train.data.text import TextSet
 
 Make = Callable[..., list[Path]]
@@ -238,7 +238,7 @@ def test_check_names_every_bad_image_of_a_table(table, tmp_path):
     for i in range(11):
         (tmp_path / f"{i:02d}.png").write_bytes(b"")
     (tmp_path / "11.png").unlink()
-    found = survey_splits("t", table_splits(place, check_images=False))
+    found = survey_splits("t", Table(place, {}, "classification", ",", check_images=False).splits)
     assert len(found.unreadable) == 12
     with pytest.raises(DataError, match="and 2 more"):
         table_splits(place)

@@ -93,7 +93,7 @@ class Survey:
     numbers: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     """Of a regression, by the number's name and the split: smallest, median, largest."""
     notes: Sequence[str] = ()
-    """What training would say of the data, a line each."""
+    """What training would say of the data besides, a line each."""
     refused: str = ""
     """Why training would not take them."""
 

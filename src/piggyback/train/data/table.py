@@ -18,7 +18,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from piggyback.train.data.columns import (
     row_of,
 )
 from piggyback.train.data.folder import split_of
+from piggyback.train.data.remarks import KEPT
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 from piggyback.train.data.shards import (
     TarColumns,
@@ -85,21 +86,7 @@ def load_table(
     Raises DataError with the row, the value, and what was expected.
     """
     path = Path(path)
-    table = Table(path, columns or {}, kind, separator)
-    parts = table.splits()
-    if "train" not in parts:
-        raise DataError(
-            f"table {str(path)!r} has splits {', '.join(parts)}: expected one called train"
-        )
-    return cut(
-        name or path.stem,
-        parts["train"],
-        parts.get("val"),
-        parts.get("test"),
-        seed=seed,
-        notes=table.notes,
-        groups=table.groups_of("train"),
-    )
+    return Table(path, columns or {}, kind, separator).data(name or path.stem, seed)
 
 
 def table_splits(
@@ -108,17 +95,16 @@ def table_splits(
     kind: str = "classification",
     *,
     separator: str = ",",
-    check_images: bool = True,
 ) -> dict[str, ImageSet | TextSet]:
-    """Return the samples of each split in a table; all are train where it has none. Errors as ``load_table``.
-
-    Without ``check_images``, images that cannot be read are no error.
-    """
-    return Table(path, columns or {}, kind, separator, check_images).splits()
+    """Return the samples of each split in a table; all are train where it has none. Errors as ``load_table``."""
+    return dict(Table(path, columns or {}, kind, separator).splits)
 
 
 class Table:
-    """A table's columns that are wanted of it."""
+    """A table's columns that are wanted of it, read once.
+
+    Without ``check_images``, images that cannot be read are an error of ``data`` only.
+    """
 
     def __init__(
         self,
@@ -129,7 +115,7 @@ class Table:
         check_images: bool = True,
     ) -> None:
         self.path, self.kind, self.separator = path, kind, separator
-        self.check_images = check_images
+        self.check_images, self.unreadable = check_images, ""
         if kind not in _KINDS:
             raise DataError(
                 f"kind {kind!r}: expected one of {', '.join(_KINDS)}{near_misses(kind, _KINDS)}"
@@ -188,6 +174,26 @@ class Table:
         )
         self.groups = None if self.group is None else self._groups(held[self.group])
 
+    def data(self, name: str, seed: int = 0) -> ImageData:
+        """Return a training's three splits; those that are missing are cut from train. Errors as ``load_table``."""
+        if self.unreadable:
+            raise DataError(self.unreadable)
+        parts = self.splits
+        if "train" not in parts:
+            raise DataError(
+                f"table {str(self.path)!r} has splits {', '.join(parts)}: expected one called train"
+            )
+        return cut(
+            name,
+            parts["train"],
+            parts.get("val"),
+            parts.get("test"),
+            seed=seed,
+            notes=self.notes,
+            groups=self.groups_of("train"),
+        )
+
+    @cached_property
     def splits(self) -> dict[str, ImageSet | TextSet]:
         """The samples of each split, everything checked."""
         names, labels, units = getattr(self, f"_{self.kind}")()
@@ -238,18 +244,24 @@ class Table:
         if isinstance(cells, (Encoded, TarImages)):
             return self._pictures(cells)
         names = read_each(cells, partial(file_of, self.path)).merged()
-        different = names.values if self.check_images else []
-        checks = in_threads(_problem, PathList.of(self.path.parent, different))
-        bad = {name: why for name, why in zip(different, checks, strict=True) if why is not None}
-        if bad:
-            firsts = dict(zip(different, names.firsts().tolist(), strict=True))
-            rows = [f"row {firsts[name] + 1}: {why}" for name, why in [*bad.items()][:10]]
-            more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
-            slash = "; write / between folders" * (
-                os.sep == "/" and any("\\" in name for name in bad)
-            )
-            raise DataError(f"table {str(self.path)!r}, {'; '.join(rows)}{more}{slash}")
+        checks = in_threads(_problem, PathList.of(self.path.parent, names.values))
+        rows = zip(names.firsts().tolist(), names.values, checks, strict=True)
+        bad = [(name, f"row {row + 1}: {why}") for row, name, why in rows if why is not None]
+        slash = os.sep == "/" and any("\\" in name for name, _ in bad)
+        self._note_unreadable(
+            [why for _, why in bad],
+            f"table {str(self.path)!r}, ",
+            "; write / between folders" * slash,
+        )
         return names
+
+    def _note_unreadable(self, bad: Sequence[str], before: str = "", after: str = "") -> None:
+        """Keep what an error says of images that cannot be read; it is raised here, or by ``data``."""
+        if bad:
+            more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
+            self.unreadable = f"{before}{'; '.join(bad[:10])}{more}{after}"
+        if bad and self.check_images:
+            raise DataError(self.unreadable)
 
     def _pictures(self, cells: Sequence[Any]) -> Pictures:
         """Images in the table itself; each is looked at as one in a file is."""
@@ -262,8 +274,7 @@ class Table:
 
         found = list(in_threads(look, range(len(cells))))
         bad = [why for why in found if isinstance(why, str)]
-        if bad and self.check_images:
-            raise DataError("; ".join(bad[:10]) + f"; and {len(bad) - 10} more" * (len(bad) > 10))
+        self._note_unreadable(bad)
         keys = (key if isinstance(key, int) else 0 for key in found)
         return Pictures(cells, np.fromiter(keys, np.uint64, len(found)))
 
@@ -287,7 +298,7 @@ class Table:
                 f"image {names[row]!r} has other labels than in row {firsts[row] + 1}: expected all labels of an "
                 "image in one row",
             )
-        return (f"{len(later)} rows have an image that an earlier row has; they were kept",)
+        return (f"{len(later)} rows have an image that an earlier row has{KEPT}",)
 
     def _groups(self, cells: Sequence[Any]) -> list[str]:
         """The group of each row; DataError for a row without, and for a group in two splits."""
