@@ -108,6 +108,12 @@ def test_splits_that_are_missing_are_cut_by_content(tmp_path):
         ("a.jsonl", '{"text": "a", "label": 0.5}\n', "row 1: label 0.5"),
         ("a.jsonl", '["a", "x"]\n', "row 1.*an object"),
         ("a.jsonl", '{"text": "a"\n', "row 1: cannot be read as JSON"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n',
+            "row 2: .*'label'",
+        ),
+        ("a.jsonl", '{"text": ' + "[" * 100_000 + "\n", "row 1: .*too deep"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named(tmp_path, name, text, wanted):
@@ -176,6 +182,18 @@ def test_numbers_have_the_unit_in_their_columns_name(photos):
     found = table_splits(place, {"label": "height (m),depth"}, "regression")["train"]
     assert (found.classes, found.units) == (("height", "depth"), ("m", ""))
     assert found.labels.tolist() == [[i / 2, -i] for i in range(12)]
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_said_before_training(photos):
+    """Seconds of a few minutes in 2025 are; those of years are not, nor a number that is the same everywhere."""
+    start = 1764355200
+    lines = "".join(
+        f"{i:02d}.png,{start + 7 * i},{start + 10**7 * i},{i / 10}\n" for i in range(12)
+    )
+    place = write(photos, "a.csv", "image,seconds (s),years,height\n" + lines)
+    data = load_table(place, columns={"label": "seconds (s),years,height"}, kind="regression")
+    (said,) = [note for note in data.notes if "float32" in note]
+    assert said.startswith("'seconds' loses up to 6")
 
 
 def test_a_group_stays_in_one_split(photos):

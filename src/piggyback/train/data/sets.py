@@ -249,8 +249,8 @@ class ImageData:
             same = [name for name, d in zip(classes, spread.tolist(), strict=True) if not d]
             if same:
                 raise DataError(
-                    f"{self.name}: {same[0]!r} is the same number for all images of train: expected "
-                    "different ones"
+                    f"{self.name}: {same[0]!r} is the same number in float32 for all {self.train.what} of train: "
+                    "expected different ones"
                 )
         empty = [name for name, n in zip(classes, self.train.counts(), strict=True) if not n]
         if empty and self.kind != "tokens":  # of a type whose spans are all one word no I is there

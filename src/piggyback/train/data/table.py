@@ -64,6 +64,8 @@ _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
 _SPLITTING = re.compile("split|set|fold|part|phase|usage")
+_MOST_LOST = 1e-3
+"""Part of a number's standard deviation that rounding to float32 may take before it is said."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -408,8 +410,9 @@ class Table:
             raise DataError(
                 f"table {str(self.path)!r}: two columns of {twice[0]!r} in {' and '.join(units)}: expected one"
             )
-        numbers = self._numbers(self._number, torch.float32)
-        return tuple(names), numbers, tuple(units) if any(units) else ()
+        numbers = self._numbers(self._number, torch.float64)
+        self.notes += _rounded(names, numbers)
+        return tuple(names), numbers.float(), tuple(units) if any(units) else ()
 
     def _tokens(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells,) = self.labels.values()
@@ -438,6 +441,20 @@ class Table:
         if not abs(number) <= _LARGEST:
             raise self._fail(at, f"{name!r} is {cell!r:.40}: expected a finite number")
         return number
+
+
+def _rounded(names: Sequence[str], numbers: Tensor) -> tuple[str, ...]:
+    """A line for each column of float64 ``numbers`` whose differences suffer when they become float32."""
+    lost = (numbers - numbers.float()).abs().amax(0).tolist()
+    spreads = numbers.std(0, correction=0).tolist()
+    return tuple(
+        [
+            f"{name!r} loses up to {most:.3g} in float32, and its standard deviation is {spread:.3g}: "
+            "subtract an offset or choose another unit"
+            for name, most, spread in zip(names, lost, spreads, strict=True)
+            if most > _MOST_LOST * spread > 0
+        ]
+    )
 
 
 def _name(cell: str | int) -> str:
