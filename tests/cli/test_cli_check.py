@@ -90,6 +90,10 @@ def test_what_is_no_table_has_no_columns(piggyback: Command, colours: Path) -> N
     Path("own.csv").write_text("image,label\nnone.png,a\n")
     found = piggyback("check", "own.csv")
     assert (found.code, "none.png" in found.out) == (1, True)
+    Path("parts").mkdir()
+    Path("parts/0.parquet").write_bytes(b"")
+    for command in (("check", "parts"), ("train", "--data", "parts")):
+        piggyback(*command).refuses("Parquet", "hf:parts")
     Path("own.tar.gz").write_bytes(b"")
     for command in (("check", "own.tar.gz"), ("train", "--data", "own.tar.gz")):
         piggyback(*command).refuses("own.tar.gz", "a file")

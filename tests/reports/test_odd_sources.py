@@ -119,6 +119,22 @@ def test_classes_that_differ_only_in_how_they_are_written(table, one, other):
     assert noted(data.notes, repr(one), repr(other))
 
 
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ("a nan", "'nan'"),
+        ("None b", "'None'"),
+        ("0.5 1.5 2", "regression"),
+        ("none b 1.5", ""),
+        ("1 2.0", ""),
+    ],
+)
+def test_labels_that_are_missing_or_numbers_are_said(table, cells, said):
+    given = cells.split()
+    data = load_table(table("image,label", lambda i: given[i % len(given)]))
+    assert noted(data.notes, said) == bool(said), data.notes
+
+
 # -- tables ----------------------------------------------------------------------------------------
 
 

@@ -193,6 +193,10 @@ def is_data_set(root: Path, skip_bad: bool) -> bool:
     Raises DataError for what is neither.
     """
     if root.is_dir():
+        if any(root.glob("*.parquet")):
+            raise DataError(
+                f"folder {str(root)!r} holds Parquet files, not images: name one of them, or all as hf:{root}"
+            )
         return False
     if root.is_file():
         raise DataError(

@@ -108,6 +108,9 @@ def test_splits_that_are_missing_are_cut_by_content(tmp_path):
         ("a.jsonl", '{"text": "a", "label": 0.5}\n', "row 1: label 0.5"),
         ("a.jsonl", '["a", "x"]\n', "row 1.*an object"),
         ("a.jsonl", '{"text": "a"\n', "row 1: cannot be read as JSON"),
+        ("a.csv", 'text,label\na,x\n"b,y\n', "row 2: .*whole table"),
+        ("a.tsv", 'text\tlabel\n"a"\t"x"\n"b"\t"y"\n', "row 1: 'text'.*in quotes.*csv"),
+        ("a.tsv", 'text\tlabel\na\tx\n"say ""b"""\ty\n', "row 2: 'text'.*in quotes.*csv"),
         (
             "a.jsonl",
             '{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n',

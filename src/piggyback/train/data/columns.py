@@ -10,7 +10,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +21,8 @@ from piggyback.train.data.shards import TAR, TarImages, parsed, shards_of, tar_c
 SUFFIXES = (".csv", ".tsv", ".jsonl", PARQUET)
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*')
 """First line of a CSV for Excel."""
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+"""A cell as CSV has it in quotes."""
 _FIELD, _KNOWN = 1 << 20, 10_000
 
 Columns = Mapping[str, Sequence[Any]]
@@ -59,8 +61,6 @@ def read_columns(path: Path) -> Columns:
             f"table {str(path)!r}: {error.object[error.start : error.start + 1]!r} is not UTF-8: expected UTF-8; "
             "save it as that"
         ) from error
-    except csv.Error as error:
-        raise DataError(f"table {str(path)!r}: {error}: expected a whole table") from error
     except OSError as error:
         raise DataError(f"table {str(path)!r}: {error.strerror}") from error
 
@@ -114,7 +114,7 @@ def _csv_columns(path: Path, file: TextIO) -> Columns:
         between = told[1] if told else next((mark for mark in ",;\t" if mark in first), ",")
         how = {"delimiter": between, "strict": True}
     csv.field_size_limit(max(csv.field_size_limit(), _FIELD))
-    rows = filter(None, csv.reader(file, **how))
+    rows = _rows(path, csv.reader(file, **how))
     names = next(rows, None)
     if names is None:
         raise DataError(f"table {str(path)!r} is empty: expected a line with the columns' names")
@@ -130,7 +130,36 @@ def _csv_columns(path: Path, file: TextIO) -> Columns:
         for column, cell in zip(columns, row, strict=True):
             kept = known.setdefault(cell, cell) if len(known) < _KNOWN else known.get(cell, cell)
             column.append(kept)
-    return dict(zip(names, columns, strict=True))
+    found = dict(zip(names, columns, strict=True))
+    if path.suffix.lower() == ".tsv":
+        _refuse_quoted(path, found)
+    return found
+
+
+def _rows(path: Path, reader: Iterable[list[str]]) -> Iterator[list[str]]:
+    """The rows that are not empty, the names first; DataError with that of a quote that is not closed, or the like."""
+    at = 0
+    try:
+        for row in reader:
+            if row:
+                yield row
+                at += 1
+    except csv.Error as error:
+        raise DataError(f"{row_of(path, at)}: {error}: expected a whole table") from error
+
+
+def _refuse_quoted(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
+    """Raise DataError for a TSV that was written with quotes around cells: they would be learned as letters."""
+    for name, cells in columns.items():
+        marked = [(at, cell) for at, cell in enumerate(cells, 1) if '"' in cell]
+        if not marked or not all(_QUOTED.fullmatch(cell) for _, cell in marked):
+            continue
+        if 1 < len(cells) == len(marked) or any('""' in cell[1:-1] for _, cell in marked):
+            at, cell = marked[0]
+            raise DataError(
+                f"{row_of(path, at)}: {name!r} is {cell!r:.40}, in quotes, which a TSV does not have: save it as .csv, "
+                "where tabs may stand between cells"
+            )
 
 
 def _json_columns(path: Path, file: TextIO) -> Columns:

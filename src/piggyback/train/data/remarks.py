@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 KEPT = "; they were kept"
 """Ends a line on copies."""
+_MISSING = frozenset({"nan", "null", "<na>", "n/a", "#n/a"})
+"""How programs write that a cell has nothing."""
 _ABSENT = " has no "
 """Between a split and the classes that it lacks."""
 
@@ -34,6 +36,12 @@ def remarks(splits: Mapping[str, Split], keys: Mapping[str, NDArray[np.uint64]])
     # Of tags, B-PLACE and I-PLACE, the types.
     tagged = train.kind == "tokens"
     found = alike(dict.fromkeys(name[2:] for name in train.classes) if tagged else train.classes)
+    if train.kind in ("classification", "multilabel"):
+        found += [
+            f"{name!r} is a class of its own: leave its rows out if it stands for no label"
+            for name in train.classes
+            if name == "None" or name.casefold() in _MISSING
+        ]
     for split, part in splits.items():
         if split == "train" or not isinstance(part, LabelledSet):
             continue

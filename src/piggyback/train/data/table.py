@@ -63,6 +63,7 @@ _TAG = re.compile(r"O|[BI]-\S+")
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
+_FRACTION = re.compile(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _SPLITTING = re.compile("split|set|fold|part|phase|usage")
 _MOST_LOST = 1e-3
 """Part of a number's standard deviation that rounding to float32 may take before it is said."""
@@ -340,6 +341,12 @@ class Table:
         (cells,) = self.labels.values()
         given = read_each(cells, self._label)
         classes = self._known(given)
+        if all(map(_FRACTION.fullmatch, classes)) and not all(
+            float(c).is_integer() for c in classes
+        ):
+            self.notes += (
+                f"the {len(classes)} classes are numbers with fractions: kind= regression learns numbers",
+            )
         places = {name: index for index, name in enumerate(classes)}
         numbers = torch.tensor([places[name] for (name,) in given.values])
         return classes, numbers[torch.from_numpy(given.codes)], ()
