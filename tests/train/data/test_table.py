@@ -10,7 +10,7 @@ from PIL import Image
 
 from piggyback.errors import DataError
 from piggyback.images.decode import content_key
-from piggyback.train.data.columns import read_texts
+from piggyback.train.data.columns import read_files, read_texts
 from piggyback.train.data.table import load_table, table_splits
 
 GOOD = "".join(f"text {i} good,good\ntext {i} bad,bad\n" for i in range(20))
@@ -136,8 +136,12 @@ def test_a_missing_table_and_an_unknown_role_are_named(tmp_path):
 def test_texts_alone_are_lines_or_a_column(tmp_path):
     assert read_texts(write(tmp_path, "a.txt", "one\n\ntwo, three\n")) == ["one", "two, three"]
     assert read_texts(write(tmp_path, "a.csv", "q,n\none,1\n"), "q") == ["one"]
-    for name in ("none.txt", "empty.txt"):
-        (tmp_path / "empty.txt").write_text("")
+    write(tmp_path, "empty.txt", "")
+    write(tmp_path, "names.csv", "text,image\n")
+    write(tmp_path, "a.ndjson", '{"text": "one"}\n')
+    with pytest.raises(DataError, match=r"names\.csv.*no rows"):
+        read_files(tmp_path / "names.csv")
+    for name in ("none.txt", "empty.txt", "names.csv", "a.ndjson"):
         with pytest.raises(DataError, match=name):
             read_texts(tmp_path / name)
 

@@ -21,6 +21,7 @@ from piggyback.train.data.shards import TAR, TarImages, parsed, shards_of, tar_c
 SUFFIXES = (".csv", ".tsv", ".jsonl", PARQUET)
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*')
 """First line of a CSV for Excel."""
+_JSON = (".json", ".ndjson")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 """A cell as CSV has it in quotes."""
 _FIELD, _KNOWN = 1 << 20, 10_000
@@ -69,10 +70,13 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
     """Return the texts of a table's ``column``, by default "text", or the lines of another file."""
     if is_table(path):
         columns = read_columns(path)
-        cells = columns[column_of(path, columns, "text", column)]
-        return checked_texts(path, cells)
+        return checked_texts(path, cells_of(path, columns, "text", column))
     if column is not None:
         raise DataError(f"{str(path)!r}: a column {column!r} of it: expected a table")
+    if path.suffix.lower() in _JSON:
+        raise DataError(
+            f"{str(path)!r} is JSON, and its lines are no texts: expected an object a line in a file called .jsonl"
+        )
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -89,7 +93,7 @@ def read_files(path: Path, column: str | None = None, *, missing: bool = False) 
     Raises DataError with the row of one that is not there, unless ``missing``.
     """
     columns = read_columns(path)
-    cells = columns[column_of(path, columns, "image", column)]
+    cells = cells_of(path, columns, "image", column)
     if isinstance(cells, (Encoded, TarImages)):
         raise DataError(f"table {str(path)!r} holds its images itself: expected paths of files")
     files = [path.parent / file_of(path, at, cell) for at, cell in enumerate(cells, 1)]
@@ -189,6 +193,14 @@ def column_of(path: Path, columns: Columns, role: str, name: str | None) -> str:
             f"({role}=NAME)"
         )
     return wanted
+
+
+def cells_of(path: Path, columns: Columns, role: str, name: str | None) -> Sequence[Any]:
+    """Return the cells of the column for ``role``; DataError where there are none, or as ``column_of``."""
+    cells = columns[column_of(path, columns, role, name)]
+    if not len(cells):
+        raise DataError(f"table {str(path)!r} has no rows: expected one or more below the names")
+    return cells
 
 
 def row_of(path: Path, at: int) -> str:

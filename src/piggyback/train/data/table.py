@@ -39,6 +39,7 @@ from piggyback.train.data.arrow import (
 from piggyback.train.data.coded import Coded, coded, read_each
 from piggyback.train.data.columns import (
     Columns,
+    cells_of,
     checked_texts,
     column_of,
     file_of,
@@ -162,9 +163,7 @@ class Table:
             column_of(path, held, role, named[role]) if role in named else None
             for role in ("split", "group")
         )
-        cells = held[sample]
-        if not len(cells):
-            raise DataError(f"table {str(path)!r} has no rows: expected samples with labels")
+        cells = cells_of(path, held, self.role, sample)
         self.notes: tuple[str, ...] = getattr(held, "notes", ())
         if split is None:
             used = {sample, self.group, *self.labels}
