@@ -176,7 +176,8 @@ def _json_columns(path: Path, file: TextIO) -> Columns:
         if not isinstance(row, dict):
             raise DataError(f"{row_of(path, at)}: {line[:40]!r}: expected an object")
         for name in row:
-            columns.setdefault(name, [None] * (at - 1))
+            if name not in columns:  # earlier rows have nothing there
+                columns[name] = [None] * (at - 1)
         for name, cells in columns.items():
             cells.append(row.get(name))
     if not columns:
