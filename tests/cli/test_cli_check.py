@@ -90,6 +90,10 @@ def test_what_is_no_table_has_no_columns(piggyback: Command, colours: Path) -> N
     Path("own.csv").write_text("image,label\nnone.png,a\n")
     found = piggyback("check", "own.csv")
     assert (found.code, "none.png" in found.out) == (1, True)
+    Path("parts").mkdir()
+    Path("parts/0.parquet").write_bytes(b"")
+    for command in (("check", "parts"), ("train", "--data", "parts")):
+        piggyback(*command).refuses("Parquet", "hf:parts")
     Path("own.tar.gz").write_bytes(b"")
     for command in (("check", "own.tar.gz"), ("train", "--data", "own.tar.gz")):
         piggyback(*command).refuses("own.tar.gz", "a file")
@@ -123,8 +127,30 @@ def test_check_says_what_training_would(piggyback: Command, colours: Path) -> No
     shutil.copytree("own/red", "own/Red")
     shutil.copy("own/red/1.png", "own/1.png")
     said = json.loads(piggyback("check", "own", "--json").out)
-    assert (said["refused"], len(said["notes"])) == (None, 3)
+    assert (said["refused"], len(said["notes"])) == (None, 2)
+    assert (
+        "under two labels" in said["warnings"][0]
+    )  # of which training's own line is not said again
     shown = piggyback("check", "own")
     assert shown.code == 0
     for line in said["notes"]:
         assert line in shown.out
+
+
+def test_a_table_is_read_once_and_each_thing_said_once(
+    piggyback: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from piggyback.train.data import table
+
+    reads, read = [], table.read_columns
+    monkeypatch.setattr(table, "read_columns", lambda path: reads.append(path) or read(path))
+    rows = [f"text {i},{'ab'[i % 2]},train\n" for i in range(20)]
+    Path("own.csv").write_text(
+        "text,label,split\n" + "".join(rows) + "text 0,a,val\ntext 0,a,val\n"
+    )
+    found = piggyback("check", "own.csv")
+    assert (found.code, len(reads)) == (0, 1)
+    assert found.out.count("no texts in val for 'b'") == 1
+    assert found.out.count("in more than one split") == 1
+    assert "val has no" not in found.out
+    assert "byte for byte" not in found.out

@@ -19,7 +19,7 @@ from piggyback.train.data.columns import read_texts
 from piggyback.train.data.folder import load_folder
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.survey import survey_splits
-from piggyback.train.data.table import load_table, table_splits
+from piggyback.train.data.table import Table, load_table, table_splits
 from piggyback.train.data.text import TextSet
 
 Make = Callable[..., list[Path]]
@@ -117,6 +117,22 @@ def test_an_image_under_two_classes_is_said(make, tmp_path):
 def test_classes_that_differ_only_in_how_they_are_written(table, one, other):
     data = load_table(table("image,label", lambda i: (one, other, "x")[i % 3]))
     assert noted(data.notes, repr(one), repr(other))
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ("a nan", "'nan'"),
+        ("None b", "'None'"),
+        ("0.5 1.5 2", "regression"),
+        ("none b 1.5", ""),
+        ("1 2.0", ""),
+    ],
+)
+def test_labels_that_are_missing_or_numbers_are_said(table, cells, said):
+    given = cells.split()
+    data = load_table(table("image,label", lambda i: given[i % len(given)]))
+    assert noted(data.notes, said) == bool(said), data.notes
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -238,7 +254,7 @@ def test_check_names_every_bad_image_of_a_table(table, tmp_path):
     for i in range(11):
         (tmp_path / f"{i:02d}.png").write_bytes(b"")
     (tmp_path / "11.png").unlink()
-    found = survey_splits("t", table_splits(place, check_images=False))
+    found = survey_splits("t", Table(place, {}, "classification", ",", check_images=False).splits)
     assert len(found.unreadable) == 12
     with pytest.raises(DataError, match="and 2 more"):
         table_splits(place)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,6 @@ from piggyback.cli.loading import (
     called,
     is_data_set,
     load_set,
-    read_images,
     refuse_columns,
     refuse_kind,
 )
@@ -35,6 +35,7 @@ from piggyback.taskfile.disk import check_output
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from piggyback.train.data.sets import ImageData
     from piggyback.train.data.survey import Survey
 
 LISTED = 10
@@ -99,30 +100,35 @@ def run(
 def _survey(data: Path, columns: Mapping[str, str], kind: str, separator: str) -> Survey:
     """What is in the data, and what training would say of them."""
     from piggyback.train.data.columns import is_table
+    from piggyback.train.data.folder import load_folder
+    from piggyback.train.data.remarks import unsurveyed
     from piggyback.train.data.segmentation import is_segmentation_folder
     from piggyback.train.data.survey import survey, survey_splits
-    from piggyback.train.data.table import table_splits
+    from piggyback.train.data.table import Table
 
+    name = called(data)
+    taken: Callable[[], ImageData]
+    # Training takes them in another way: it cuts splits that are missing, and takes no image that cannot be read.
     if is_table(data):
-        splits = table_splits(data, columns, kind, separator=separator, check_images=False)
-        found = survey_splits(called(data), splits)
+        table = Table(data, columns, kind, separator, check_images=False)
+        found, taken = survey_splits(name, table.splits), partial(table.data, name)
     else:
         refuse_columns(columns)
         refuse_kind(kind)
         if is_data_set(data, skip_bad=False):
-            taken = load_set(str(data))
-            return replace(survey_splits(called(data), taken.splits()), notes=taken.notes)
-        if is_segmentation_folder(data):
+            whole = load_set(str(data))
+            found, taken = survey_splits(name, whole.splits()), lambda: whole
+        elif is_segmentation_folder(data):
             raise DataError(
                 f"{str(data)!r} holds label maps: check is for images or texts with labels"
             )
-        found = survey(data)
-    # Training reads them in another way: it cuts splits that are missing, and takes no image that cannot be read.
+        else:
+            found = survey(data)
+            taken = partial(load_folder, data, found.name)
     try:
-        taken = read_images(data, found.name, False, columns, kind, separator)
+        return replace(found, notes=unsurveyed(taken().notes, found.splits))
     except DataError as error:
         return replace(found, refused=str(error))
-    return replace(found, notes=taken.notes)
 
 
 def _show(found: Survey, values: Mapping[str, Any]) -> None:

@@ -222,7 +222,7 @@ def _images(
     if is_table(root):
         refuse_skip_bad(root, skip_bad)
         read = Table(root, columns, kind, separator)
-        found = read.splits()
+        found = read.splits
         if len(found) == 1:
             (split,) = found
         return _chosen(f"table {str(root)!r}", found, split), read.groups_of(split)

@@ -118,13 +118,13 @@ def load_images(
     separator: str = ",",
 ) -> ImageData:
     """Return the images of a folder or of a data set's name, or a table's samples; show what was left out."""
-    data = read_images(root, name, skip_bad, columns, kind, separator)
+    data = _read_images(root, name, skip_bad, columns, kind, separator)
     for line in (*(f"left out: {problem}" for problem in data.skipped), *data.notes):
         notes().print(f"{name}: {in_options(line)}", soft_wrap=True)
     return data
 
 
-def read_images(
+def _read_images(
     root: Path,
     name: str,
     skip_bad: bool,
@@ -132,7 +132,6 @@ def read_images(
     kind: str,
     separator: str,
 ) -> ImageData:
-    """Return the images or texts that ``load_images`` does, and show nothing."""
     from piggyback.train.data.columns import is_table
     from piggyback.train.data.table import load_table
 
@@ -194,6 +193,10 @@ def is_data_set(root: Path, skip_bad: bool) -> bool:
     Raises DataError for what is neither.
     """
     if root.is_dir():
+        if any(root.glob("*.parquet")):
+            raise DataError(
+                f"folder {str(root)!r} holds Parquet files, not images: name one of them, or all as hf:{root}"
+            )
         return False
     if root.is_file():
         raise DataError(

@@ -56,6 +56,37 @@ def test_paths_and_texts_read_as_from_csv(tmp_path):
     assert table_splits(texts)["train"].texts == ("x", "y")
 
 
+def test_cells_that_come_again_are_read_as_those_of_a_csv(tmp_path):
+    """Of whatever type, and of a dictionary with words that no row has, a row group's own."""
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(encoded(i))
+    rows = [(f"./{i % 4}.png" if i % 8 > 3 else f"{i % 4}.png", i % 2, i % 4) for i in range(40)]
+    splits = [("train", "Train", "val", "test")[at] for *_, at in rows]
+    words = arrow.array(["none.png", *(name for name, *_ in rows[7::-1])])
+    codes = arrow.array([8 - i % 8 for i in range(40)])
+    columns = {
+        "image": arrow.DictionaryArray.from_arrays(codes, words),
+        "label": arrow.array([n for _, n, _ in rows]),
+        "split": arrow.array(splits, arrow.large_string()),
+    }
+    lines = (f"{name},{n},{s}\n" for (name, n, _), s in zip(rows, splits, strict=True))
+    (tmp_path / "a.csv").write_text("image,label,split\n" + "".join(lines))
+    ours = load_table(written(tmp_path / "a.parquet", columns))
+    theirs = load_table(tmp_path / "a.csv")
+    assert ours.describe()["sha256"] == theirs.describe()["sha256"]
+    assert len(ours.notes) == 3
+    assert ours.notes == theirs.notes
+    for split, part in ours.splits().items():
+        assert list(part.files) == list(theirs.splits()[split].files)
+
+    columns["label"] = arrow.array([n if at != 32 else None for at, (_, n, _) in enumerate(rows)])
+    with pytest.raises(DataError, match="row 33: label None"):
+        load_table(written(tmp_path / "a.parquet", columns))
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(DataError, match=r"row 3: .*2\.png"):
+        load_table(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize("how", ["struct", "binary", "paths in structs"])
 def test_images_in_the_file_are_those_beside_it(tmp_path, how):
     images = held()

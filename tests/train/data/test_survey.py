@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from piggyback.errors import DataError
-from piggyback.train.data.survey import survey
+from piggyback.train.data import survey as module
+from piggyback.train.data.survey import survey, survey_splits
+from piggyback.train.data.table import table_splits
 
 
 @pytest.fixture
@@ -78,3 +80,20 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         survey(tmp_path)
     with pytest.raises(DataError, match="no such"):
         survey(tmp_path / "none")
+
+
+def test_a_file_in_many_rows_is_looked_at_once_in_a_split(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(str(file) for file in folder.rglob("*.png"))[:2]
+    rows = [f"{files[i % 2]},{'ab'[i % 2]},{('train', 'test')[i // 8]}\n" for i in range(11)]
+    (tmp_path / "own.csv").write_text("image,label,split\n" + "".join(rows))
+    looked, look = [], module._look
+    monkeypatch.setattr(module, "_look", lambda *a, **k: looked.append(a[0]) or look(*a, **k))
+    found = survey_splits("own", table_splits(tmp_path / "own.csv"))
+    assert found.counts == {"a": {"train": 4, "test": 2}, "b": {"train": 4, "test": 1}}
+    assert sorted(map(str, looked)) == sorted(files * 2)
+    assert [(len(one.files), one.what) for one in found.copies] == [
+        (6, "across splits"),
+        (5, "across splits"),
+    ]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from piggyback.errors import DataError
 from piggyback.images.decode import content_key
-from piggyback.train.data.columns import read_texts
+from piggyback.train.data.columns import read_files, read_texts
 from piggyback.train.data.table import load_table, table_splits
 
 GOOD = "".join(f"text {i} good,good\ntext {i} bad,bad\n" for i in range(20))
@@ -108,6 +108,15 @@ def test_splits_that_are_missing_are_cut_by_content(tmp_path):
         ("a.jsonl", '{"text": "a", "label": 0.5}\n', "row 1: label 0.5"),
         ("a.jsonl", '["a", "x"]\n', "row 1.*an object"),
         ("a.jsonl", '{"text": "a"\n', "row 1: cannot be read as JSON"),
+        ("a.csv", 'text,label\na,x\n"b,y\n', "row 2: .*whole table"),
+        ("a.tsv", 'text\tlabel\n"a"\t"x"\n"b"\t"y"\n', "row 1: 'text'.*in quotes.*csv"),
+        ("a.tsv", 'text\tlabel\na\tx\n"say ""b"""\ty\n', "row 2: 'text'.*in quotes.*csv"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n',
+            "row 2: .*'label'",
+        ),
+        ("a.jsonl", '{"text": ' + "[" * 100_000 + "\n", "row 1: .*too deep"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named(tmp_path, name, text, wanted):
@@ -127,8 +136,12 @@ def test_a_missing_table_and_an_unknown_role_are_named(tmp_path):
 def test_texts_alone_are_lines_or_a_column(tmp_path):
     assert read_texts(write(tmp_path, "a.txt", "one\n\ntwo, three\n")) == ["one", "two, three"]
     assert read_texts(write(tmp_path, "a.csv", "q,n\none,1\n"), "q") == ["one"]
-    for name in ("none.txt", "empty.txt"):
-        (tmp_path / "empty.txt").write_text("")
+    write(tmp_path, "empty.txt", "")
+    write(tmp_path, "names.csv", "text,image\n")
+    write(tmp_path, "a.ndjson", '{"text": "one"}\n')
+    with pytest.raises(DataError, match=r"names\.csv.*no rows"):
+        read_files(tmp_path / "names.csv")
+    for name in ("none.txt", "empty.txt", "names.csv", "a.ndjson"):
         with pytest.raises(DataError, match=name):
             read_texts(tmp_path / name)
 
@@ -176,6 +189,18 @@ def test_numbers_have_the_unit_in_their_columns_name(photos):
     found = table_splits(place, {"label": "height (m),depth"}, "regression")["train"]
     assert (found.classes, found.units) == (("height", "depth"), ("m", ""))
     assert found.labels.tolist() == [[i / 2, -i] for i in range(12)]
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_said_before_training(photos):
+    """Seconds of a few minutes in 2025 are; those of years are not, nor a number that is the same everywhere."""
+    start = 1764355200
+    lines = "".join(
+        f"{i:02d}.png,{start + 7 * i},{start + 10**7 * i},{i / 10}\n" for i in range(12)
+    )
+    place = write(photos, "a.csv", "image,seconds (s),years,height\n" + lines)
+    data = load_table(place, columns={"label": "seconds (s),years,height"}, kind="regression")
+    (said,) = [note for note in data.notes if "float32" in note]
+    assert said.startswith("'seconds' loses up to 6")
 
 
 def test_a_group_stays_in_one_split(photos):

@@ -14,15 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from piggyback.errors import DataError, first_line, require
+from piggyback.train.data.coded import Coded, read_each
 from piggyback.train.data.folder import split_of
 
 PARQUET, HUB = ".parquet", "hf:"
 SPLIT = "split"
+_LOOKED_AT = 10_000
+"""Cells by which a column is one whose cells come again."""
 
 
 class ArrowColumns(Mapping[str, Sequence[Any]]):
-    """Columns by name: lists of cells, or ``Encoded`` images."""
+    """Columns by name: cells, or ``Encoded`` images."""
 
     def __init__(self, what: str, schema: Any, read: Callable[[str], Any], root: Path) -> None:
         if twice := [name for name, n in Counter(schema.names).items() if n > 1]:
@@ -40,10 +45,10 @@ class ArrowColumns(Mapping[str, Sequence[Any]]):
             bytes_and_path = kinds.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}
             if bytes_and_path or kinds.is_binary(kind) or kinds.is_large_binary(kind):
                 return Encoded(column, self.root)
-            cells: list[Any] = column.to_pylist()
+            cells = _cells(column)
         feature = self._features.get(name) or {}
         names = feature.get("names") or (feature.get("feature") or {}).get("names")
-        return [_named(cell, names) for cell in cells] if names else cells
+        return read_each(cells, lambda _, cell: _named(cell, names)) if names else cells
 
     def __contains__(self, name: object) -> bool:
         return name in self.names  # without reading it
@@ -103,6 +108,20 @@ def hub_columns(spec: str) -> ArrowColumns:
     columns = ArrowColumns(f"set {spec!r}", whole.schema, whole.column, Path(name))
     columns.notes = tuple(f"left out: split {s!r}" for s in parts if s not in known)
     return columns
+
+
+def _cells(column: Any) -> Sequence[Any]:
+    """A column's cells; where texts or whole numbers come again, arrow tells them apart, which is faster."""
+    kinds = require("pyarrow.types", "parquet")
+    if kinds.is_dictionary(column.type):  # which may have words that no row has, in any order
+        column = column.cast(column.type.value_type)
+    kind, some = column.type, column[:_LOOKED_AT]
+    tellable = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_integer(kind)
+    if not tellable or 2 * len(some.unique()) >= len(some):
+        cells: list[Any] = column.to_pylist()
+        return cells
+    found = column.dictionary_encode("encode").combine_chunks()
+    return Coded(found.dictionary.to_pylist(), found.indices.to_numpy().astype(np.int64))
 
 
 @contextmanager

@@ -10,17 +10,20 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from piggyback.errors import DataError
-from piggyback.train.data.arrow import HUB, PARQUET, hub_columns, parquet_columns
-from piggyback.train.data.shards import TAR, parsed, shards_of, tar_columns
+from piggyback.train.data.arrow import HUB, PARQUET, Encoded, hub_columns, parquet_columns
+from piggyback.train.data.shards import TAR, TarImages, parsed, shards_of, tar_columns
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", PARQUET)
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*')
 """First line of a CSV for Excel."""
+_JSON = (".json", ".ndjson")
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+"""A cell as CSV has it in quotes."""
 _FIELD, _KNOWN = 1 << 20, 10_000
 
 Columns = Mapping[str, Sequence[Any]]
@@ -59,8 +62,6 @@ def read_columns(path: Path) -> Columns:
             f"table {str(path)!r}: {error.object[error.start : error.start + 1]!r} is not UTF-8: expected UTF-8; "
             "save it as that"
         ) from error
-    except csv.Error as error:
-        raise DataError(f"table {str(path)!r}: {error}: expected a whole table") from error
     except OSError as error:
         raise DataError(f"table {str(path)!r}: {error.strerror}") from error
 
@@ -69,10 +70,13 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
     """Return the texts of a table's ``column``, by default "text", or the lines of another file."""
     if is_table(path):
         columns = read_columns(path)
-        cells = columns[column_of(path, columns, "text", column)]
-        return checked_texts(path, cells)
+        return checked_texts(path, cells_of(path, columns, "text", column))
     if column is not None:
         raise DataError(f"{str(path)!r}: a column {column!r} of it: expected a table")
+    if path.suffix.lower() in _JSON:
+        raise DataError(
+            f"{str(path)!r} is JSON, and its lines are no texts: expected an object a line in a file called .jsonl"
+        )
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -89,8 +93,8 @@ def read_files(path: Path, column: str | None = None, *, missing: bool = False) 
     Raises DataError with the row of one that is not there, unless ``missing``.
     """
     columns = read_columns(path)
-    cells = columns[column_of(path, columns, "image", column)]
-    if not isinstance(cells, list):
+    cells = cells_of(path, columns, "image", column)
+    if isinstance(cells, (Encoded, TarImages)):
         raise DataError(f"table {str(path)!r} holds its images itself: expected paths of files")
     files = [path.parent / file_of(path, at, cell) for at, cell in enumerate(cells, 1)]
     gone = [at for at, file in enumerate(files, 1) if not missing and not file.is_file()]
@@ -114,7 +118,7 @@ def _csv_columns(path: Path, file: TextIO) -> Columns:
         between = told[1] if told else next((mark for mark in ",;\t" if mark in first), ",")
         how = {"delimiter": between, "strict": True}
     csv.field_size_limit(max(csv.field_size_limit(), _FIELD))
-    rows = filter(None, csv.reader(file, **how))
+    rows = _rows(path, csv.reader(file, **how))
     names = next(rows, None)
     if names is None:
         raise DataError(f"table {str(path)!r} is empty: expected a line with the columns' names")
@@ -130,7 +134,36 @@ def _csv_columns(path: Path, file: TextIO) -> Columns:
         for column, cell in zip(columns, row, strict=True):
             kept = known.setdefault(cell, cell) if len(known) < _KNOWN else known.get(cell, cell)
             column.append(kept)
-    return dict(zip(names, columns, strict=True))
+    found = dict(zip(names, columns, strict=True))
+    if path.suffix.lower() == ".tsv":
+        _refuse_quoted(path, found)
+    return found
+
+
+def _rows(path: Path, reader: Iterable[list[str]]) -> Iterator[list[str]]:
+    """The rows that are not empty, the names first; DataError with that of a quote that is not closed, or the like."""
+    at = 0
+    try:
+        for row in reader:
+            if row:
+                yield row
+                at += 1
+    except csv.Error as error:
+        raise DataError(f"{row_of(path, at)}: {error}: expected a whole table") from error
+
+
+def _refuse_quoted(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
+    """Raise DataError for a TSV that was written with quotes around cells: they would be learned as letters."""
+    for name, cells in columns.items():
+        marked = [(at, cell) for at, cell in enumerate(cells, 1) if '"' in cell]
+        if not marked or not all(_QUOTED.fullmatch(cell) for _, cell in marked):
+            continue
+        if 1 < len(cells) == len(marked) or any('""' in cell[1:-1] for _, cell in marked):
+            at, cell = marked[0]
+            raise DataError(
+                f"{row_of(path, at)}: {name!r} is {cell!r:.40}, in quotes, which a TSV does not have: save it as .csv, "
+                "where tabs may stand between cells"
+            )
 
 
 def _json_columns(path: Path, file: TextIO) -> Columns:
@@ -143,7 +176,8 @@ def _json_columns(path: Path, file: TextIO) -> Columns:
         if not isinstance(row, dict):
             raise DataError(f"{row_of(path, at)}: {line[:40]!r}: expected an object")
         for name in row:
-            columns.setdefault(name, [None] * (at - 1))
+            if name not in columns:  # earlier rows have nothing there
+                columns[name] = [None] * (at - 1)
         for name, cells in columns.items():
             cells.append(row.get(name))
     if not columns:
@@ -162,6 +196,14 @@ def column_of(path: Path, columns: Columns, role: str, name: str | None) -> str:
     return wanted
 
 
+def cells_of(path: Path, columns: Columns, role: str, name: str | None) -> Sequence[Any]:
+    """Return the cells of the column for ``role``; DataError where there are none, or as ``column_of``."""
+    cells = columns[column_of(path, columns, role, name)]
+    if not len(cells):
+        raise DataError(f"table {str(path)!r} has no rows: expected one or more below the names")
+    return cells
+
+
 def row_of(path: Path, at: int) -> str:
     """Return what an error calls a row."""
     return f"table {str(path)!r}, row {at}"
@@ -169,12 +211,16 @@ def row_of(path: Path, at: int) -> str:
 
 def checked_texts(path: Path, cells: Sequence[Any]) -> list[str]:
     """Return texts, none of them empty; raises DataError with the row of one that is."""
-    for at, cell in enumerate(cells, 1):
+    texts = list(cells)
+    # A million good texts are told from bad ones at once; the loop is for the error.
+    if set(map(type, texts)) == {str} and all(map(str.strip, texts)):
+        return texts
+    for at, cell in enumerate(texts, 1):
         if not isinstance(cell, str):
             raise DataError(f"{row_of(path, at)}: text {cell!r:.40}: expected a text")
         if not cell.strip():
             raise DataError(f"{row_of(path, at)}: the text is empty; leave the row out")
-    return list(cells)
+    return texts
 
 
 def file_of(path: Path, at: int, cell: Any) -> str:

@@ -149,9 +149,16 @@ class ImageSet(LabelledSet):
         if isinstance(self.files, Pictures):
             digest.update(self.files.keys.astype("<u8").tobytes())
             return digest.hexdigest()
-        for file in self.files:
+        files, places = self.files, range(len(self.files))
+        if isinstance(files, PathList):  # a table may name a file in many rows
+            files, rows = files.distinct()
+            places = rows.tolist()
+        lines = []
+        for file in files:
             name = "/".join(file.parts[-2:]).encode(errors="surrogateescape")
-            digest.update(b"%b\0%d\n" % (name, file.stat().st_size))
+            lines.append(b"%b\0%d\n" % (name, file.stat().st_size))
+        for at in places:
+            digest.update(lines[at])
         return digest.hexdigest()
 
 
@@ -242,8 +249,8 @@ class ImageData:
             same = [name for name, d in zip(classes, spread.tolist(), strict=True) if not d]
             if same:
                 raise DataError(
-                    f"{self.name}: {same[0]!r} is the same number for all images of train: expected "
-                    "different ones"
+                    f"{self.name}: {same[0]!r} is the same number in float32 for all {self.train.what} of train: "
+                    "expected different ones"
                 )
         empty = [name for name, n in zip(classes, self.train.counts(), strict=True) if not n]
         if empty and self.kind != "tokens":  # of a type whose spans are all one word no I is there
@@ -311,7 +318,8 @@ def sketch_of(*sets: Split) -> str:
 
     So a task file can say, in a kilobyte, of other images how many its training has seen.
     """
-    keys = np.unique(np.concatenate([images.content_keys() for images in sets]))
+    # Counting makes numpy sort, which is ten times faster than its way with hashes.
+    keys, _ = np.unique(np.concatenate([s.content_keys() for s in sets]), return_counts=True)
     return base64.b64encode(keys[:SKETCH].astype("<u8").tobytes()).decode()
 
 

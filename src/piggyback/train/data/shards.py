@@ -196,13 +196,30 @@ def _files(shard: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def parsed(text: str) -> Any:
-    """Return what a JSON text says; ValueError where it is none, or has a lone surrogate, which no file can hold."""
-    found = json.loads(text)
+    """Return what a JSON text says; ValueError where it is none, names a key twice, or holds a lone surrogate.
+
+    >>> parsed('{"label": "a", "label": "b"}')
+    Traceback (most recent call last):
+    ValueError: two keys 'label': expected one
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
     if "\\u" in text:
         try:
             json.dumps(found, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise ValueError("a lone surrogate, \\ud800 to \\udfff, is no character") from None
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where a key comes twice, of which one would count and nobody would know which."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+        raise ValueError(f"two keys {twice!r:.80}: expected one")
     return found
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from piggyback.errors import DataError
 from piggyback.images.decode import Box, as_box, content_key, in_threads, pixels_of
 from piggyback.images.find import list_folders, list_images
 from piggyback.images.label_maps import SegmentationSet
+from piggyback.images.paths import PathList
 from piggyback.images.pictures import Pictures
 from piggyback.train.data.folder import inner_folder, split_folders
 from piggyback.train.data.sets import ImageSet, Split
@@ -93,15 +95,15 @@ class Survey:
     numbers: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     """Of a regression, by the number's name and the split: smallest, median, largest."""
     notes: Sequence[str] = ()
-    """What training would say of the data, a line each."""
+    """What training would say of the data besides, a line each."""
     refused: str = ""
     """Why training would not take them."""
 
-    @property
+    @cached_property
     def splits(self) -> list[str]:
         return list(dict.fromkeys(one.split for one in self.samples))
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, dict[str, int]]:
         """Readable samples by class, or with a label, then by split."""
         labels = sorted({label for one in self.samples for label in one.labels})
@@ -225,6 +227,12 @@ def survey_splits(name: str, splits: Mapping[str, Split]) -> Survey:
                 Sample(text, text, split, had, key=key)
                 for text, had, key in zip(part.texts, labels, keys, strict=True)
             ]
+        elif part.images is None and isinstance(part.files, PathList) and part.boxes is None:
+            once, places = part.files.distinct()  # a table may name a file in many rows
+            names = list(map(str, once))
+            looks = list(in_threads(partial(_look, split=split, labels=()), once, names))
+            rows = zip(places.tolist(), labels, strict=True)
+            samples += [replace(looks[at], labels=had) for at, had in rows]
         else:
             held = part.files if part.images is None else part.images
             if part.images is None and not isinstance(part.files, Pictures):

@@ -18,10 +18,9 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +36,10 @@ from piggyback.train.data.arrow import (
     ArrowColumns,
     Encoded,
 )
+from piggyback.train.data.coded import Coded, coded, read_each
 from piggyback.train.data.columns import (
     Columns,
+    cells_of,
     checked_texts,
     column_of,
     file_of,
@@ -47,6 +48,7 @@ from piggyback.train.data.columns import (
     row_of,
 )
 from piggyback.train.data.folder import split_of
+from piggyback.train.data.remarks import KEPT
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 from piggyback.train.data.shards import (
     TarColumns,
@@ -62,8 +64,10 @@ _TAG = re.compile(r"O|[BI]-\S+")
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
+_FRACTION = re.compile(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _SPLITTING = re.compile("split|set|fold|part|phase|usage")
-T = TypeVar("T")
+_MOST_LOST = 1e-3
+"""Part of a number's standard deviation that rounding to float32 may take before it is said."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -86,21 +90,7 @@ def load_table(
     Raises DataError with the row, the value, and what was expected.
     """
     path = Path(path)
-    table = Table(path, columns or {}, kind, separator)
-    parts = table.splits()
-    if "train" not in parts:
-        raise DataError(
-            f"table {str(path)!r} has splits {', '.join(parts)}: expected one called train"
-        )
-    return cut(
-        name or path.stem,
-        parts["train"],
-        parts.get("val"),
-        parts.get("test"),
-        seed=seed,
-        notes=table.notes,
-        groups=table.groups_of("train"),
-    )
+    return Table(path, columns or {}, kind, separator).data(name or path.stem, seed)
 
 
 def table_splits(
@@ -109,17 +99,16 @@ def table_splits(
     kind: str = "classification",
     *,
     separator: str = ",",
-    check_images: bool = True,
 ) -> dict[str, ImageSet | TextSet]:
-    """Return the samples of each split in a table; all are train where it has none. Errors as ``load_table``.
-
-    Without ``check_images``, images that cannot be read are no error.
-    """
-    return Table(path, columns or {}, kind, separator, check_images).splits()
+    """Return the samples of each split in a table; all are train where it has none. Errors as ``load_table``."""
+    return dict(Table(path, columns or {}, kind, separator).splits)
 
 
 class Table:
-    """A table's columns that are wanted of it."""
+    """A table's columns that are wanted of it, read once.
+
+    Without ``check_images``, images that cannot be read are an error of ``data`` only.
+    """
 
     def __init__(
         self,
@@ -130,7 +119,7 @@ class Table:
         check_images: bool = True,
     ) -> None:
         self.path, self.kind, self.separator = path, kind, separator
-        self.check_images = check_images
+        self.check_images, self.unreadable = check_images, ""
         if kind not in _KINDS:
             raise DataError(
                 f"kind {kind!r}: expected one of {', '.join(_KINDS)}{near_misses(kind, _KINDS)}"
@@ -174,19 +163,39 @@ class Table:
             column_of(path, held, role, named[role]) if role in named else None
             for role in ("split", "group")
         )
-        cells = held[sample]
-        if not len(cells):
-            raise DataError(f"table {str(path)!r} has no rows: expected samples with labels")
+        cells = cells_of(path, held, self.role, sample)
         self.notes: tuple[str, ...] = getattr(held, "notes", ())
         if split is None:
             used = {sample, self.group, *self.labels}
             self.notes += _other_splits({name: held for name in held if name not in used})
-        self.samples = self._images(cells) if known else self._texts(cells)
+        self.samples: Any = self._images(cells) if known else self._texts(cells)
         self.parts = (
-            ["train"] * len(self.samples) if split is None else _each(held[split], self._split)
+            Coded(["train"], np.zeros(len(cells), np.int64))
+            if split is None
+            else read_each(held[split], self._split).merged()
         )
         self.groups = None if self.group is None else self._groups(held[self.group])
 
+    def data(self, name: str, seed: int = 0) -> ImageData:
+        """Return a training's three splits; those that are missing are cut from train. Errors as ``load_table``."""
+        if self.unreadable:
+            raise DataError(self.unreadable)
+        parts = self.splits
+        if "train" not in parts:
+            raise DataError(
+                f"table {str(self.path)!r} has splits {', '.join(parts)}: expected one called train"
+            )
+        return cut(
+            name,
+            parts["train"],
+            parts.get("val"),
+            parts.get("test"),
+            seed=seed,
+            notes=self.notes,
+            groups=self.groups_of("train"),
+        )
+
+    @cached_property
     def splits(self) -> dict[str, ImageSet | TextSet]:
         """The samples of each split, everything checked."""
         names, labels, units = getattr(self, f"_{self.kind}")()
@@ -194,17 +203,18 @@ class Table:
         if self.role == "image":
             self.notes += self._repeated(labels)
             files: Any = self.samples
-            if not isinstance(files, Pictures):
-                files = PathList.of(self.path.parent, files)
+            if isinstance(files, Coded):
+                places = PathList.of(self.path.parent, files.values)
+                files = places.at(torch.from_numpy(files.codes))
             whole = ImageSet(names, labels, files=files, units=units)
         else:
             made = TaggedSet if self.kind == "tokens" else TextSet
             whole = made(names, labels, tuple(self.samples), units=units)
-        found = dict.fromkeys(self.parts, whole)
+        found = dict.fromkeys(self.parts.values, whole)
         if len(found) > 1:
-            parts = np.array(self.parts)
-            for part in found:
-                found[part] = whole.subset(torch.from_numpy(np.flatnonzero(parts == part)))
+            for code, part in enumerate(found):
+                rows = np.flatnonzero(self.parts.codes == code)
+                found[part] = whole.subset(torch.from_numpy(rows))
         return found
 
     def _split(self, at: int, cell: Any) -> str:
@@ -231,22 +241,29 @@ class Table:
             self.path, [_joined(cell) for cell in cells] if self.kind == "tokens" else cells
         )
 
-    def _images(self, cells: Sequence[Any]) -> list[str] | Pictures:
+    def _images(self, cells: Sequence[Any]) -> Coded[str] | Pictures:
         """The images' paths beside the table; each file is looked at once, however often it is named."""
         if isinstance(cells, (Encoded, TarImages)):
             return self._pictures(cells)
-        names = _each(cells, partial(file_of, self.path))
-        different = list(dict.fromkeys(names)) if self.check_images else []
-        checks = in_threads(_problem, PathList.of(self.path.parent, different))
-        bad = {name: why for name, why in zip(different, checks, strict=True) if why is not None}
-        if bad:
-            rows = [f"row {names.index(name) + 1}: {why}" for name, why in [*bad.items()][:10]]
-            more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
-            slash = "; write / between folders" * (
-                os.sep == "/" and any("\\" in name for name in bad)
-            )
-            raise DataError(f"table {str(self.path)!r}, {'; '.join(rows)}{more}{slash}")
+        names = read_each(cells, partial(file_of, self.path)).merged()
+        checks = in_threads(_problem, PathList.of(self.path.parent, names.values))
+        rows = zip(names.firsts().tolist(), names.values, checks, strict=True)
+        bad = [(name, f"row {row + 1}: {why}") for row, name, why in rows if why is not None]
+        slash = os.sep == "/" and any("\\" in name for name, _ in bad)
+        self._note_unreadable(
+            [why for _, why in bad],
+            f"table {str(self.path)!r}, ",
+            "; write / between folders" * slash,
+        )
         return names
+
+    def _note_unreadable(self, bad: Sequence[str], before: str = "", after: str = "") -> None:
+        """Keep what an error says of images that cannot be read; it is raised here, or by ``data``."""
+        if bad:
+            more = f"; and {len(bad) - 10} more" * (len(bad) > 10)
+            self.unreadable = f"{before}{'; '.join(bad[:10])}{more}{after}"
+        if bad and self.check_images:
+            raise DataError(self.unreadable)
 
     def _pictures(self, cells: Sequence[Any]) -> Pictures:
         """Images in the table itself; each is looked at as one in a file is."""
@@ -259,32 +276,31 @@ class Table:
 
         found = list(in_threads(look, range(len(cells))))
         bad = [why for why in found if isinstance(why, str)]
-        if bad and self.check_images:
-            raise DataError("; ".join(bad[:10]) + f"; and {len(bad) - 10} more" * (len(bad) > 10))
+        self._note_unreadable(bad)
         keys = (key if isinstance(key, int) else 0 for key in found)
         return Pictures(cells, np.fromiter(keys, np.uint64, len(found)))
 
     def _repeated(self, labels: Tensor) -> tuple[str, ...]:
         """What is to be said of images in several rows; DataError where a file's labels differ."""
-        names: Sequence[Any] = self.samples
-        if isinstance(self.samples, Pictures):
-            names = self.samples.keys.tolist()
-        first: dict[Any, int] = {}
-        starts = (first.setdefault(name, row) for row, name in enumerate(names))
-        firsts = np.fromiter(starts, np.int64, len(names))
+        names: Coded[Any] = (
+            self.samples
+            if isinstance(self.samples, Coded)
+            else Coded.of(self.samples.keys.tolist())
+        )
+        firsts = names.firsts()[names.codes]
         later = np.flatnonzero(firsts != np.arange(len(names)))
         if not len(later):
             return ()
         values = labels.numpy().reshape(len(names), -1)
         other = (values[later] != values[firsts[later]]).any(1)
-        if other.any() and isinstance(names[0], str):
+        if other.any() and isinstance(self.samples, Coded):
             row = later[other][0]
             raise self._fail(
                 int(row) + 1,
                 f"image {names[row]!r} has other labels than in row {firsts[row] + 1}: expected all labels of an "
                 "image in one row",
             )
-        return (f"{len(later)} rows have an image that an earlier row has; they were kept",)
+        return (f"{len(later)} rows have an image that an earlier row has{KEPT}",)
 
     def _groups(self, cells: Sequence[Any]) -> list[str]:
         """The group of each row; DataError for a row without, and for a group in two splits."""
@@ -299,10 +315,14 @@ class Table:
                 )
         return found
 
-    def _known(self, given: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    def _known(self, given: Coded[tuple[str, ...]]) -> tuple[str, ...]:
         """The names that train's samples have, sorted; DataError for one that only another split has."""
-        pairs = set(zip(given, self.parts, strict=True))
-        train = [names for names, part in pairs if part == "train"] or given
+        splits = self.parts.values
+        places = np.bincount(given.codes * len(splits) + self.parts.codes).nonzero()[0]
+        pairs = [
+            (given.values[at // len(splits)], splits[at % len(splits)]) for at in places.tolist()
+        ]
+        train = [names for names, part in pairs if part == "train"] or given.values
         known = tuple(sorted({name for names in train for name in names}))
         if {name for names, _ in pairs for name in names} == set(known):
             return known
@@ -318,13 +338,19 @@ class Table:
 
     def _classification(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells,) = self.labels.values()
-        given = _each(cells, self._label)
+        given = read_each(cells, self._label)
         classes = self._known(given)
-        places = {(name,): index for index, name in enumerate(classes)}
-        numbers = np.fromiter(map(places.__getitem__, given), np.int64, len(given))
-        return classes, torch.from_numpy(numbers), ()
+        if all(map(_FRACTION.fullmatch, classes)) and not all(
+            float(c).is_integer() for c in classes
+        ):
+            self.notes += (
+                f"the {len(classes)} classes are numbers with fractions: kind= regression learns numbers",
+            )
+        places = {name: index for index, name in enumerate(classes)}
+        numbers = torch.tensor([places[name] for (name,) in given.values])
+        return classes, numbers[torch.from_numpy(given.codes)], ()
 
-    def _label(self, at: int, cell: Any) -> tuple[str]:
+    def _label(self, at: int, cell: Any) -> tuple[str, ...]:
         whole = isinstance(cell, (str, int)) and not isinstance(cell, bool)
         if not whole or not str(cell).strip():
             raise self._fail(at, f"label {cell!r:.40}: expected the name of a class")
@@ -332,10 +358,10 @@ class Table:
 
     def _multilabel(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells, *others) = self.labels.values()
-        if others or all(str(cell).strip().lower() in _FLAGS for cell in cells):
+        if others or all(str(cell).strip().lower() in _FLAGS for cell in coded(cells).values):
             return tuple(self.labels), self._numbers(self._flag, torch.bool), ()
-        given = _each(cells, self._names)
-        if max(map(len, given)) < 2:
+        given = read_each(cells, self._names)
+        if max(map(len, given.values)) < 2:
             self.notes += (
                 f"no row has more than one label: is {self.separator!r} what stands between them (separator=)?",
             )
@@ -343,10 +369,10 @@ class Table:
         if not names:
             raise DataError(f"table {str(self.path)!r}: no row has a label: expected some")
         places = {name: index for index, name in enumerate(names)}
-        labels = torch.zeros(len(given), len(names), dtype=torch.bool)
-        for row, each in enumerate(given):
+        labels = torch.zeros(len(given.values), len(names), dtype=torch.bool)
+        for row, each in enumerate(given.values):
             labels[row, [places[name] for name in each]] = True
-        return names, labels, ()
+        return names, labels[torch.from_numpy(given.codes)], ()
 
     def _names(self, at: int, cell: Any) -> tuple[str, ...]:
         """The labels in a cell; none of an empty one."""
@@ -375,10 +401,11 @@ class Table:
 
     def _numbers(self, read: Callable[[str, int, Any], float], dtype: torch.dtype) -> Tensor:
         """Every cell of the label columns as a number, (rows, columns)."""
-        columns = [
-            torch.tensor(_each(cells, partial(read, name)), dtype=dtype)
-            for name, cells in self.labels.items()
-        ]
+        columns = []
+        for name, cells in self.labels.items():
+            given = read_each(cells, partial(read, name))
+            values = torch.tensor(given.values, dtype=dtype)
+            columns.append(values[torch.from_numpy(given.codes)])
         return torch.stack(columns, dim=1)
 
     def _regression(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
@@ -389,13 +416,14 @@ class Table:
             raise DataError(
                 f"table {str(self.path)!r}: two columns of {twice[0]!r} in {' and '.join(units)}: expected one"
             )
-        numbers = self._numbers(self._number, torch.float32)
-        return tuple(names), numbers, tuple(units) if any(units) else ()
+        numbers = self._numbers(self._number, torch.float64)
+        self.notes += _rounded(names, numbers)
+        return tuple(names), numbers.float(), tuple(units) if any(units) else ()
 
     def _tokens(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells,) = self.labels.values()
         rows = [self._tags(at, cell) for at, cell in enumerate(cells, 1)]
-        types = self._known([tuple(tag[2:] for tag in row if tag != "O") for row in rows])
+        types = self._known(Coded.of(tuple([tag[2:] for tag in row if tag != "O"]) for row in rows))
         tags = ("O", *(f"{place}-{name}" for name in types for place in "BI"))
         places = {tag: index for index, tag in enumerate(tags)}
         return tags, torch.tensor([places[tag] for row in rows for tag in row]), ()
@@ -421,13 +449,18 @@ class Table:
         return number
 
 
-def _each(cells: Sequence[Any], read: Callable[[int, Any], T]) -> list[T]:
-    """What ``read`` makes of each row's cell, given the row; of texts that come again it is asked once."""
-    if set(map(type, cells)) == {str}:
-        with suppress(DataError):  # whose row is found below
-            made = {cell: read(0, cell) for cell in set(cells)}
-            return [made[cell] for cell in cells]
-    return [read(at, cell) for at, cell in enumerate(cells, 1)]
+def _rounded(names: Sequence[str], numbers: Tensor) -> tuple[str, ...]:
+    """A line for each column of float64 ``numbers`` whose differences suffer when they become float32."""
+    lost = (numbers - numbers.float()).abs().amax(0).tolist()
+    spreads = numbers.std(0, correction=0).tolist()
+    return tuple(
+        [
+            f"{name!r} loses up to {most:.3g} in float32, and its standard deviation is {spread:.3g}: "
+            "subtract an offset or choose another unit"
+            for name, most, spread in zip(names, lost, spreads, strict=True)
+            if most > _MOST_LOST * spread > 0
+        ]
+    )
 
 
 def _name(cell: str | int) -> str:
@@ -442,8 +475,10 @@ def _other_splits(columns: Mapping[str, Columns]) -> tuple[str, ...]:
         if isinstance(held, ArrowColumns) and not _SPLITTING.search(name.lower()):
             continue
         cells = held[name]
-        if isinstance(cells, list) and split_of(str(cells[0])):
-            known = {split_of(cell) for cell in set(map(str, cells))}
+        if isinstance(cells, (Encoded, TarImages)):
+            continue
+        if split_of(str(cells[0])):
+            known = {split_of(cell) for cell in set(map(str, coded(cells).values))}
             if None not in known and len(known) > 1:
                 found.append(
                     f"column {name!r} names splits and was not used: name it in columns= (split={name})"
