@@ -43,7 +43,8 @@ class Augment:
     """
 
     shift: float = 0.125
-    """Largest random shift, as a fraction of the image's side; the border is mirrored. 0 turns it off."""
+    """Largest random shift, as a fraction of the image's side; 0 turns it off. What it leaves open gets the colour that
+    the network sees as 0, or a mirror image where there are label maps."""
     flip: bool = False
     """Mirror half of the images left to right; wrong for letters, digits and signs, so off unless asked for."""
     crop: float = 1.0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.train import Augment, ImageData, load_folder
+from piggyback.train import Augment, ImageData, from_tensors, load_folder
 from piggyback.train.data.batches import (
     EvalBatches,
     TrainBatches,
@@ -76,15 +76,29 @@ def test_evaluation_sees_every_image_once(data: ImageData) -> None:
     assert seen == len(data.test)
 
 
-def test_shift_moves_by_at_most_the_fraction_and_mirrors_the_border() -> None:
+@pytest.mark.parametrize("fill", [None, 77])
+def test_shift_moves_by_at_most_the_fraction_and_fills_the_gap(fill: int | None) -> None:
     image = torch.randint(0, 255, (3, 16, 16), dtype=torch.uint8)
-    padded = F.pad(image.float()[None], (2, 2, 2, 2), mode="reflect")[0].byte()
+    pads = {"mode": "reflect"} if fill is None else {"value": fill}
+    padded = F.pad(image.float()[None], (2, 2, 2, 2), **pads)[0].byte()
+    colour = None if fill is None else torch.full((3, 1, 1), fill, dtype=torch.uint8)
     views = {(y, x): padded[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)}
     seen = set()
     for row in draws(0, 0, np.arange(400)):
-        moved = augment(image, Augment(shift=0.125), 16, row)
+        moved = augment(image, Augment(shift=0.125), 16, row, colour)
         seen.update(place for place, view in views.items() if torch.equal(view, moved))
     assert seen == set(views)
+
+
+def test_what_a_shift_leaves_open_is_nothing_to_the_network() -> None:
+    view = Preprocessing(16, mean=(0.2, 0.4, 0.6), std=(0.2, 0.2, 0.2))
+    white = (torch.full((8, 3, 16, 16), 255, dtype=torch.uint8), torch.arange(8) % 2)
+    train = from_tensors("white", ["a", "b"], white, white, white).train
+    made = TrainBatches(train, view, Augment(shift=0.25), batch_size=8, seed=0, epoch=0)
+    seen = view.network_input(made[0][0])
+    gap = (made[0][0] < 255).all(1)
+    assert gap.any()
+    assert seen.movedim(1, -1)[gap].abs().max() < 0.01
 
 
 def test_flip_is_off_by_default_and_takes_half() -> None:

@@ -71,15 +71,17 @@ class TrainBatches(Dataset[Batch]):
             return self.images.batch(indices), self.images.targets(indices, self.preprocessing)
         seen = as_images(self.preprocessing)
         size, source = seen.image_size, source_view(seen, self.options)
+        maps = self.images.kind == "segmentation"
+        fill = None if maps else mean_colour(seen)  # of a label map's gap nobody knows the class
         made = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         chances = draws(self.seed, self.epoch, chosen.numpy())
         for place, index in enumerate(indices.tolist()):
             image = self.images.load(index, source)
-            made[place] = augment(image, self.options, size, chances[place])
+            made[place] = augment(image, self.options, size, chances[place], fill)
         labels = self.images.targets(indices, source)
-        if self.images.kind == "segmentation":
-            maps = zip(labels, chances, strict=True)
-            labels = torch.stack([augment_map(m, self.options, size, c) for m, c in maps])
+        if maps:
+            pairs = zip(labels, chances, strict=True)
+            labels = torch.stack([augment_map(m, self.options, size, c) for m, c in pairs])
         return made, labels
 
 
@@ -167,8 +169,25 @@ def draws(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[
     return uniforms(seed, epoch + _STREAM, indices, _DRAWS)
 
 
-def augment(image: Tensor, options: Augment, size: int, chances: npt.NDArray[np.float64]) -> Tensor:
+def mean_colour(preprocessing: Preprocessing) -> Tensor:
+    """Return the colour that the network sees as 0, uint8 (3, 1, 1).
+
+    >>> mean_colour(Preprocessing(8, mean=(0.5, 0.2, 0.0))).flatten()
+    tensor([128,  51,   0], dtype=torch.uint8)
+    """
+    return (255 * torch.tensor(preprocessing.mean)).round().clamp(0, 255).byte().view(3, 1, 1)
+
+
+def augment(
+    image: Tensor,
+    options: Augment,
+    size: int,
+    chances: npt.NDArray[np.float64],
+    fill: Tensor | None = None,
+) -> Tensor:
     """Return an augmented copy of ``image``, uint8 (3, s, s), as uint8 (3, size, size).
+
+    What a shift leaves open becomes ``fill``, (3, 1, 1), or the image's mirror image.
 
     >>> image = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
     >>> augment(image, Augment(), 4, draws(0, 1, np.array([2]))[0]).shape
@@ -176,7 +195,7 @@ def augment(image: Tensor, options: Augment, size: int, chances: npt.NDArray[np.
     """
     if options.policy != "none":
         image = _by_policy(image, options.policy, int(chances[6] * 2**53))
-    return _moved(image, options, size, chances)
+    return _moved(image, options, size, chances, fill=fill)
 
 
 def augment_map(
@@ -197,6 +216,7 @@ def _moved(
     size: int,
     chances: npt.NDArray[np.float64],
     mode: InterpolationMode = InterpolationMode.BILINEAR,
+    fill: Tensor | None = None,
 ) -> Tensor:
     """Crop, shift and flip, which change where pixels are and nothing else."""
     dx, dy, mirror, area, left, top = chances.tolist()[:6]
@@ -207,14 +227,23 @@ def _moved(
         y, x = int(top * room), int(left * room)
         image = F.resized_crop(image, y, x, part, part, [size, size], mode, antialias=True)
     if most := int(options.shift * size):
-        image = _shifted(image, int(dy * (2 * most + 1)) - most, int(dx * (2 * most + 1)) - most)
+        image = _shifted(
+            image, int(dy * (2 * most + 1)) - most, int(dx * (2 * most + 1)) - most, fill
+        )
     if options.flip and mirror < 0.5:
         image = image.flip(-1)
     return image
 
 
-def _shifted(image: Tensor, dy: int, dx: int) -> Tensor:
-    """``image`` moved by (dy, dx) pixels, the gap filled with its mirror image."""
+def _shifted(image: Tensor, dy: int, dx: int, fill: Tensor | None) -> Tensor:
+    """``image`` moved by (dy, dx) pixels, the gap filled with a colour or its mirror image."""
+    if fill is not None:
+        height, width = image.shape[-2:]
+        moved = fill.expand_as(image).clone()
+        moved[:, max(0, -dy) : height - dy, max(0, -dx) : width - dx] = image[
+            :, max(0, dy) : height + dy, max(0, dx) : width + dx
+        ]
+        return moved
     rows = _mirrored(image.shape[-2], dy)
     columns = _mirrored(image.shape[-1], dx)
     return image[:, rows][:, :, columns]
