@@ -43,8 +43,9 @@ class Augment:
     """
 
     shift: float = 0.125
-    """Largest random shift, as a fraction of the image's side; 0 turns it off. What it leaves open gets the colour that
-    the network sees as 0, or a mirror image where there are label maps."""
+    """Largest random shift, as a fraction of the image's side; 0 turns it off. What it leaves open is filled with the
+    image's mirror image where ``flip`` allows that, and for label maps; else with the colour that the network sees as
+    0."""
     flip: bool = False
     """Mirror half of the images left to right; wrong for letters, digits and signs, so off unless asked for."""
     crop: float = 1.0
