@@ -39,19 +39,20 @@ class Augment:
     """What may happen to a training image.
 
     >>> Augment(flip=True)
-    Augment(shift=0.125, flip=True, crop=1.0, policy='none')
+    Augment(shift=0.125, flip=True, crop=1.0, policy='none', border='mirror')
     """
 
     shift: float = 0.125
-    """Largest random shift, as a fraction of the image's side; 0 turns it off. What it leaves open is filled with the
-    image's mirror image where ``flip`` allows that, and for label maps; else with the colour that the network sees as
-    0."""
+    """Largest random shift, as a fraction of the image's side. 0 turns it off."""
     flip: bool = False
     """Mirror half of the images left to right; wrong for letters, digits and signs, so off unless asked for."""
     crop: float = 1.0
     """Smallest area, as a fraction, of a random square crop that is resized back; 1 turns it off."""
     policy: Literal["none", "trivial", "rand"] = "none"
     """An automatic policy of torchvision: TrivialAugmentWide or RandAugment. They include colour and shear."""
+    border: Literal["mirror", "plain"] = "mirror"
+    """What a shift leaves open: the image's mirror image, or the colour that the network sees as 0, which was better
+    for traffic signs and worse for letters and birds. Label maps are always mirrored."""
 
     def __post_init__(self) -> None:
         check_number("shift", self.shift, lambda v: 0 <= v < 1, "a fraction from 0 to below 1")
@@ -288,6 +289,8 @@ class Recipe(
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide the result, as JSON: what makes two runs different ones."""
         found = {name: value for name, value in self.to_json().items() if name not in HOW}
+        if self.augment.border == "mirror":  # as results had it before there was a choice
+            del found["augment"]["border"]
         return {k: v for k, v in found.items() if k not in LATER or v is not None}
 
 

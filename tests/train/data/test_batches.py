@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -90,19 +91,16 @@ def test_shift_moves_by_at_most_the_fraction_and_fills_the_gap(fill: int | None)
     assert seen == set(views)
 
 
-def test_what_a_shift_leaves_open_is_nothing_to_the_network_but_where_images_may_be_mirrored() -> (
-    None
-):
+@pytest.mark.parametrize("border", ["mirror", "plain"])
+def test_a_plain_border_is_nothing_to_the_network(border: Literal["mirror", "plain"]) -> None:
     view = Preprocessing(16, mean=(0.2, 0.4, 0.6), std=(0.2, 0.2, 0.2))
     white = (torch.full((8, 3, 16, 16), 255, dtype=torch.uint8), torch.arange(8) % 2)
     train = from_tensors("white", ["a", "b"], white, white, white).train
-    for flip in (False, True):
-        options = Augment(shift=0.25, flip=flip)
-        made, _ = TrainBatches(train, view, options, batch_size=8, seed=0, epoch=0)[0]
-        gap = (made < 255).all(1)
-        assert bool(gap.any()) != flip
-        if not flip:
-            assert view.network_input(made).movedim(1, -1)[gap].abs().max() < 0.01
+    options = Augment(shift=0.25, border=border)
+    made, _ = TrainBatches(train, view, options, batch_size=8, seed=0, epoch=0)[0]
+    gap = (made < 255).all(1)
+    assert bool(gap.any()) == (border == "plain")
+    assert (view.network_input(made).movedim(1, -1)[gap].abs() < 0.01).all()
 
 
 def test_flip_is_off_by_default_and_takes_half() -> None:

@@ -72,8 +72,8 @@ class TrainBatches(Dataset[Batch]):
         seen = as_images(self.preprocessing)
         size, source = seen.image_size, source_view(seen, self.options)
         maps = self.images.kind == "segmentation"
-        # Where mirroring is wrong, a mirrored border is, too; of a gap in a label map nobody knows the class.
-        fill = None if maps or self.options.flip else mean_colour(seen)
+        plain = self.options.border == "plain" and not maps
+        fill = mean_colour(seen) if plain else None
         made = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         chances = draws(self.seed, self.epoch, chosen.numpy())
         for place, index in enumerate(indices.tolist()):
