@@ -16,7 +16,7 @@ import piggyback
 SOURCE = Path(piggyback.__file__).parent
 LAYERS = (
     {"errors"},
-    {"names", "schemas"},
+    {"names", "schemas", "strict_json"},
     {"masks"},
     {"images"},
     {"texts"},

@@ -14,7 +14,7 @@ from piggyback.kinds import kind_of
 from piggyback.kinds.tokens import spans_of
 from piggyback.taskfile.task import TaskInfo
 from piggyback.texts.words import words_of
-from piggyback.train.data.table import load_table, table_splits
+from piggyback.train.data.table import load_table
 from piggyback.train.data.tagged import IGNORED, TaggedSet
 from piggyback.zoo.load import load_backbone
 from support.text_toys import encoder, tagged  # noqa: F401
@@ -162,10 +162,10 @@ def test_tags_of_images_and_of_two_columns_are_refused(tmp_path):
     place = tmp_path / "images.csv"
     place.write_text("image,label\na.png,O\n")
     with pytest.raises(DataError, match=r"images.*tokens"):
-        table_splits(place, kind="tokens")
+        load_table(place, kind="tokens")
     place.write_text("text,a,b\nfilm,O,O\n")
     with pytest.raises(DataError, match="2 columns"):
-        table_splits(place, {"label": "a,b"}, kind="tokens")
+        load_table(place, columns={"label": "a,b"}, kind="tokens")
 
 
 def test_a_network_that_pools_is_refused(tagged, tmp_path, recipe):  # noqa: F811

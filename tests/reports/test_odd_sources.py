@@ -19,7 +19,7 @@ from piggyback.train.data.columns import read_texts
 from piggyback.train.data.folder import load_folder
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.survey import survey_splits
-from piggyback.train.data.table import Table, load_table, table_splits
+from piggyback.train.data.table import Table, load_table
 from piggyback.train.data.text import TextSet
 
 Make = Callable[..., list[Path]]
@@ -140,7 +140,7 @@ def test_labels_that_are_missing_or_numbers_are_said(table, cells, said):
 
 @pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\n', "\ufeffsep=;\r\n"])
 def test_a_first_line_that_names_the_separator_is_none_of_the_columns(table, first):
-    found = table_splits(table("image;label", lambda i: f"a,{i % 2}", first, ";"))["train"]
+    found = Table(table("image;label", lambda i: f"a,{i % 2}", first, ";")).splits["train"]
     assert found.classes == ("a,0", "a,1")
 
 
@@ -171,7 +171,7 @@ def test_a_label_column_that_is_named_twice_is_refused(table, kind):
 
 def test_one_column_of_flags_is_one_label(table):
     place = table("image,smiling", lambda i: str(i % 2))
-    found = table_splits(place, {"label": "smiling"}, "multilabel")["train"]
+    found = Table(place, {"label": "smiling"}, "multilabel").splits["train"]
     assert found.classes == ("smiling",)
     assert found.labels[:, 0].tolist() == [bool(i % 2) for i in range(12)]
 
@@ -193,7 +193,7 @@ def test_labels_with_another_separator_are_said_and_sets_as_python_writes_them_r
 def test_numbers_are_measured_in_the_tasks_units(table):
     def read(unit: str) -> LabelledSet:
         column = f"height ({unit})" if unit else "height"
-        return table_splits(table(f"image,{column}", str), {"label": column}, "regression")["train"]
+        return Table(table(f"image,{column}", str), {"label": column}, "regression").splits["train"]
 
     assert torch.equal(read("m").relabelled(("height",), ("m",)).labels, read("m").labels)
     assert read("").relabelled(("height",), ("m",)).units == ()  # of no unit nothing is known
@@ -257,7 +257,7 @@ def test_check_names_every_bad_image_of_a_table(table, tmp_path):
     found = survey_splits("t", Table(place, {}, "classification", ",", check_images=False).splits)
     assert len(found.unreadable) == 12
     with pytest.raises(DataError, match="and 2 more"):
-        table_splits(place)
+        load_table(place)
 
 
 def test_files_in_a_tar_that_are_passed_over_are_counted(make, tmp_path):

@@ -101,7 +101,7 @@ def _survey(data: Path, columns: Mapping[str, str], kind: str, separator: str) -
     """What is in the data, and what training would say of them."""
     from piggyback.train.data.columns import is_table
     from piggyback.train.data.folder import load_folder
-    from piggyback.train.data.remarks import unsurveyed
+    from piggyback.train.data.remarks import Surveyed
     from piggyback.train.data.segmentation import is_segmentation_folder
     from piggyback.train.data.survey import survey, survey_splits
     from piggyback.train.data.table import Table
@@ -126,9 +126,12 @@ def _survey(data: Path, columns: Mapping[str, str], kind: str, separator: str) -
             found = survey(data)
             taken = partial(load_folder, data, found.name)
     try:
-        return replace(found, notes=unsurveyed(taken().notes, found.splits))
+        told = taken().notes
     except DataError as error:
         return replace(found, refused=str(error))
+    own = ("", *found.splits)
+    left = [note for note in told if not (isinstance(note, Surveyed) and note.lacking in own)]
+    return replace(found, notes=left)
 
 
 def _show(found: Survey, values: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ from piggyback.taskfile.container import (
     check_shape,
     header_length,
     parse_header,
-    strict_json,
+    read_json,
 )
 from piggyback.taskfile.disk import error_context
 from piggyback.taskfile.task import TaskInfo, check_name
@@ -367,7 +367,7 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     Raises TaskFileError for anything that ``to_metadata`` would not write.
     """
     version = check_format(metadata)
-    values = strict_json(metadata["task"], "task description")
+    values = read_json(metadata["task"], "task description")
     new = isinstance(values, dict) and version > 3 and OUTPUTS in values
     fields = sorted([*_FIELDS, OUTPUTS] if new else _FIELDS)
     _expect(isinstance(values, dict) and values.keys() == set(fields), "fields", fields)

@@ -129,7 +129,7 @@ def test_top_k_in_two_places(client, body):
 
 def test_of_two_images_of_one_name_in_json_none_is_passed_over(client):
     for body in (f'{{"image": "{RED}", "image": "{RED}"}}', '{"text": "a", "text": "b"}'):
-        refused(client.post(PREDICT, content=body, headers=JSON), 422, "invalid", "more than once")
+        refused(client.post(PREDICT, content=body, headers=JSON), 422, "invalid", "twice")
 
 
 @pytest.mark.parametrize("charset", ["utf-16", "'latin-1'"])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from piggyback.errors import DataError
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.train.data.table import load_table, table_splits
+from piggyback.train.data.table import Table, load_table
 from support.training_toys import Killed, Recorder, assert_same
 
 arrow = pytest.importorskip("pyarrow", reason="needs the extra 'parquet'")
@@ -53,7 +53,7 @@ def test_paths_and_texts_read_as_from_csv(tmp_path):
         assert list(part.files) == list(theirs.splits()[split].files)
         assert part.labels.tolist() == theirs.splits()[split].labels.tolist()
     texts = written(tmp_path / "t.parquet", {"text": ["x", "y"], "label": ["a", "b"]})
-    assert table_splits(texts)["train"].texts == ("x", "y")
+    assert Table(texts).splits["train"].texts == ("x", "y")
 
 
 def test_cells_that_come_again_are_read_as_those_of_a_csv(tmp_path):
@@ -99,7 +99,7 @@ def test_images_in_the_file_are_those_beside_it(tmp_path, how):
         images = [{"bytes": None, "path": f"files/{i}.png"} for i in range(12)]
     names = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
     place = written(tmp_path / "a.parquet", {"image": images, "label": [0, 1] * 6}, names)
-    found = table_splits(place)["train"]
+    found = Table(place).splits["train"]
     assert found.classes == ("cat", "dog")
     seen = Preprocessing(8)
     for i in range(12):

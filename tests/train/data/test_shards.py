@@ -16,7 +16,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.train import train
 from piggyback.train.data.columns import is_table
 from piggyback.train.data.shards import shards_of
-from piggyback.train.data.table import load_table, table_splits
+from piggyback.train.data.table import Table, load_table
 from support.training_toys import Killed, Recorder, assert_same
 
 
@@ -71,14 +71,14 @@ def test_splits_from_names_patterns_and_fields(tmp_path):
         written(tmp_path / "a" / f"pets-{split}-000.tar", samples(numbers))
         written(tmp_path / "b" / split / "000.tar", samples(range(len(numbers)), "json"))
     for source in (tmp_path / "a", tmp_path / "a" / "*.tar", tmp_path / "b"):
-        parts = table_splits(source)
+        parts = Table(source).splits
         assert {split: len(part) for split, part in parts.items()} == {
             "train": 12,
             "val": 6,
             "test": 4,
         }
     assert parts["val"].classes == ("cat", "dog")
-    one = table_splits(tmp_path / "b" / "train" / "000.tar", {"label": "owner"})["train"]
+    one = Table(tmp_path / "b" / "train" / "000.tar", {"label": "owner"}).splits["train"]
     assert (one.classes, len(one)) == (("0", "1", "2"), 12)
     grouped = load_table(tmp_path / "a" / "pets-train-000.tar").test
     assert torch.equal(
@@ -144,19 +144,19 @@ def test_a_tar_cut_anywhere_or_damaged_is_refused(tmp_path):
     for cut in range(0, -(-len(last) // 512) * 512 + 1, 256):
         place.write_bytes(data[:cut])
         with pytest.raises(DataError, match=r"whole\.tar") as caught:
-            table_splits(place)
+            load_table(place)
         assert "\n" not in str(caught.value)
     place.write_bytes(data + data)
     with pytest.raises(DataError, match=r"whole\.tar.*damaged"):
-        table_splits(place)
+        load_table(place)
     start = data.index(b"pets/0003.png")
     place.write_bytes(data[:start] + b"\xff" * 512 + data[start + 512 :])
     with pytest.raises(DataError, match=r"whole\.tar.*damaged"):
-        table_splits(place)
+        load_table(place)
     place.write_bytes(data)
     with tarfile.open(place, "a") as tar:
         link = tarfile.TarInfo("9.png")
         link.type, link.linkname = tarfile.SYMTYPE, "pets/0000.png"
         tar.addfile(link)
     with pytest.raises(DataError, match=r"whole\.tar.*'9\.png' is a link"):
-        table_splits(place)
+        load_table(place)

@@ -12,7 +12,7 @@ from PIL import Image
 from piggyback.errors import DataError
 from piggyback.train.data import survey as module
 from piggyback.train.data.survey import survey, survey_splits
-from piggyback.train.data.table import table_splits
+from piggyback.train.data.table import Table
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_file_in_many_rows_is_looked_at_once_in_a_split(
     (tmp_path / "own.csv").write_text("image,label,split\n" + "".join(rows))
     looked, look = [], module._look
     monkeypatch.setattr(module, "_look", lambda *a, **k: looked.append(a[0]) or look(*a, **k))
-    found = survey_splits("own", table_splits(tmp_path / "own.csv"))
+    found = survey_splits("own", Table(tmp_path / "own.csv").splits)
     assert found.counts == {"a": {"train": 4, "test": 2}, "b": {"train": 4, "test": 1}}
     assert sorted(map(str, looked)) == sorted(files * 2)
     assert [(len(one.files), one.what) for one in found.copies] == [

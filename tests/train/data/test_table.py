@@ -11,7 +11,7 @@ from PIL import Image
 from piggyback.errors import DataError
 from piggyback.images.decode import content_key
 from piggyback.train.data.columns import read_files, read_texts
-from piggyback.train.data.table import load_table, table_splits
+from piggyback.train.data.table import Table, load_table
 
 GOOD = "".join(f"text {i} good,good\ntext {i} bad,bad\n" for i in range(20))
 
@@ -34,7 +34,7 @@ def test_csv_tsv_and_json_lines_read_the_same(tmp_path):
         write(tmp_path, "a.jsonl", "".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in rows)),
     ]  # fmt: skip
     for file in files:
-        found = table_splits(file)["train"]
+        found = Table(file).splits["train"]
         assert found.classes == ("x", "y")
         assert list(zip(found.texts, found.labels.tolist(), strict=True)) == [
             (t, "xy".index(n)) for t, n in rows
@@ -174,9 +174,9 @@ def test_several_labels_in_a_cell_a_list_or_columns_are_the_same(photos):
     lists = "".join(json.dumps({"image": f, "label": n}) + "\n" for f, n in rows)
     flags = "".join(f"{f},{int('a' in n)},{int('b' in n)}\n" for f, n in rows)
     tables = [
-        table_splits(write(photos, "a.csv", "image,label\n" + cells), None, "multilabel", separator="|"),
-        table_splits(write(photos, "b.jsonl", lists), None, "multilabel"),
-        table_splits(write(photos, "c.csv", "image,a,b\n" + flags), {"label": "a,b"}, "multilabel"),
+        Table(write(photos, "a.csv", "image,label\n" + cells), None, "multilabel", separator="|").splits,
+        Table(write(photos, "b.jsonl", lists), None, "multilabel").splits,
+        Table(write(photos, "c.csv", "image,a,b\n" + flags), {"label": "a,b"}, "multilabel").splits,
     ]  # fmt: skip
     for found in tables:
         assert found["train"].classes == ("a", "b")
@@ -186,7 +186,7 @@ def test_several_labels_in_a_cell_a_list_or_columns_are_the_same(photos):
 def test_numbers_have_the_unit_in_their_columns_name(photos):
     lines = "".join(f"{i:02d}.png,{i / 2},{-i}\n" for i in range(12))
     place = write(photos, "a.csv", "image,height (m),depth\n" + lines)
-    found = table_splits(place, {"label": "height (m),depth"}, "regression")["train"]
+    found = Table(place, {"label": "height (m),depth"}, "regression").splits["train"]
     assert (found.classes, found.units) == (("height", "depth"), ("m", ""))
     assert found.labels.tolist() == [[i / 2, -i] for i in range(12)]
 
@@ -273,7 +273,7 @@ def test_characters_that_separate_lines_elsewhere_stay_in_a_cell(tmp_path):
         write(tmp_path, "a.jsonl", '{"text": "one\u2028two", "label": "a"}\n{"text": "b", "label": "b"}\n'),
     ]  # fmt: skip
     for file in files:
-        found = table_splits(file)["train"]
+        found = Table(file).splits["train"]
         assert len(found) == 2
         assert "\u2028two" in found.texts[0]
 

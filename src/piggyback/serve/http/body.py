@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -25,6 +24,7 @@ from piggyback.errors import (
 from piggyback.names import TASK_NAME, check_name
 from piggyback.schemas import AT_LEAST
 from piggyback.serve.http.limits import Limits
+from piggyback.strict_json import strict_json
 from piggyback.texts.preprocessing import Text
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif")
@@ -178,7 +178,10 @@ async def _read(
         data = _checked(await request.body(), limits)
         body = model.model_validate_json(data, strict=True)
         if any(data.count(b'"%s"' % name.encode()) > 1 for name in model.model_fields):
-            json.loads(data, object_pairs_hook=_each_once)
+            try:  # a parser takes the last one
+                strict_json(data)
+            except ValueError as error:
+                raise InputError(f"the body: {error}: expected it once") from None
     else:
         raise UnsupportedError(
             f"content type {kind[:80]!r}: expected multipart/form-data, application/json, {TEXT_TYPE}, "
@@ -210,14 +213,6 @@ def _once(name: str, request: Request, query: PredictQuery, body: PredictBody, d
     if len(said) > 1:
         raise InputError(f"{name} is in the query and in the body: expected it once")
     return said[0] if said else default
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> None:
-    """Raises InputError for a field that an object has twice, of which a parser takes the last one."""
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"field {name[:40]!r} is in the body more than once: expected it once")
 
 
 def _inputs(body: PredictBody) -> list[bytes] | list[Text]:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from piggyback.errors import DataError
+from piggyback.strict_json import strict_json
 from piggyback.train.data.arrow import HUB, PARQUET, Encoded, hub_columns, parquet_columns
-from piggyback.train.data.shards import TAR, TarImages, parsed, shards_of, tar_columns
+from piggyback.train.data.shards import TAR, TarImages, shards_of, tar_columns
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", PARQUET)
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*')
@@ -170,7 +171,7 @@ def _json_columns(path: Path, file: TextIO) -> Columns:
     columns: dict[str, list[Any]] = {}
     for at, line in enumerate(filter(str.strip, file), 1):
         try:
-            row = parsed(line)
+            row = strict_json(line)
         except ValueError as error:
             raise DataError(f"{row_of(path, at)}: cannot be read as JSON ({error})") from error
         if not isinstance(row, dict):

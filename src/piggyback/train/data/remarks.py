@@ -15,12 +15,20 @@ from piggyback.train.data.labelled import LabelledSet
 if TYPE_CHECKING:
     from piggyback.train.data.sets import Split
 
-KEPT = "; they were kept"
-"""Ends a line on copies."""
 _MISSING = frozenset({"nan", "null", "<na>", "n/a", "#n/a"})
 """How programs write that a cell has nothing."""
-_ABSENT = " has no "
-"""Between a split and the classes that it lacks."""
+
+
+class Surveyed(str):
+    """A note on what a survey of the same samples finds, too: copies, or a split that lacks classes."""
+
+    lacking: str
+    """That split; empty for copies."""
+
+    def __new__(cls, text: str, split: str = "") -> Surveyed:
+        note = super().__new__(cls, text)
+        note.lacking = split
+        return note
 
 
 def remarks(splits: Mapping[str, Split], keys: Mapping[str, NDArray[np.uint64]]) -> tuple[str, ...]:
@@ -48,31 +56,20 @@ def remarks(splits: Mapping[str, Split], keys: Mapping[str, NDArray[np.uint64]])
         if train.kind == "classification":
             absent = [c for c, n in zip(part.classes, part.counts(), strict=True) if not n]
             if absent:
-                found.append(
-                    f"{split}{_ABSENT}{part.what} of {len(absent)} of {len(part.classes)} classes, {absent[0]!r} first"
-                )
+                some = f"{len(absent)} of {len(part.classes)} classes, {absent[0]!r} first"
+                found.append(Surveyed(f"{split} has no {part.what} of {some}", split))
         nearest = np.searchsorted(learned, keys[split]).clip(max=len(learned) - 1)
         if same := int((learned[nearest] == keys[split]).sum()):
-            found.append(f"{same} {part.what} of {split} are also in train, byte for byte{KEPT}")
+            copies = (
+                f"{same} {part.what} of {split} are also in train, byte for byte; they were kept"
+            )
+            found.append(Surveyed(copies))
     if len(train.labels) == len(places):  # of tags there are more
         rows = train.labels.numpy().reshape(len(places), -1)
         if unlike := int((rows != rows[firsts[places]]).any(1).sum()):
-            found.append(
-                f"{unlike} training {train.what} occur again with other labels, byte for byte{KEPT}"
-            )
+            again = f"{unlike} training {train.what} occur again with other labels, byte for byte"
+            found.append(Surveyed(f"{again}; they were kept"))
     return tuple(found)
-
-
-def unsurveyed(notes: Iterable[str], splits: Iterable[str]) -> tuple[str, ...]:
-    """Return those of a training's notes that a survey of ``splits`` does not say itself: it finds all copies.
-
-    >>> unsurveyed([f"2 texts of val are also in train{KEPT}", "val has no texts of x"], ["train"])
-    ('val has no texts of x',)
-    """
-    absent = tuple([f"{split}{_ABSENT}" for split in splits])
-    return tuple(
-        [note for note in notes if not note.endswith(KEPT) and not note.startswith(absent)]
-    )
 
 
 def alike(names: Iterable[str]) -> list[str]:

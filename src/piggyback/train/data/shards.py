@@ -9,7 +9,6 @@ key.json                 or fields, which are columns: "label", and others for -
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections import Counter
@@ -21,6 +20,7 @@ import numpy as np
 
 from piggyback.errors import DataError, first_line
 from piggyback.images.find import SUFFIXES, list_folders
+from piggyback.strict_json import strict_json
 from piggyback.train.data.folder import split_of
 
 TAR = ".tar"
@@ -195,39 +195,11 @@ def _files(shard: Path) -> Iterator[tuple[str, int, int]]:
         raise DataError(f"{what} {found}: expected a whole tar; write or fetch it again")
 
 
-def parsed(text: str) -> Any:
-    """Return what a JSON text says; ValueError where it is none, names a key twice, or holds a lone surrogate.
-
-    >>> parsed('{"label": "a", "label": "b"}')
-    Traceback (most recent call last):
-    ValueError: two keys 'label': expected one
-    """
-    try:
-        found = json.loads(text, object_pairs_hook=_object)
-    except RecursionError:
-        raise ValueError("it nests too deep") from None
-    if "\\u" in text:
-        try:
-            json.dumps(found, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("a lone surrogate, \\ud800 to \\udfff, is no character") from None
-    return found
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError where a key comes twice, of which one would count and nobody would know which."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
-        raise ValueError(f"two keys {twice!r:.80}: expected one")
-    return found
-
-
 def _text(data: bytes, kind: str, where: str) -> Any:
     """A label's text, or the fields of a JSON object."""
     try:
         text = data.decode("utf-8-sig").strip()
-        found = parsed(text) if kind == _FIELDS else text
+        found = strict_json(text) if kind == _FIELDS else text
     except ValueError as error:
         raise DataError(f"{where}: .{kind} cannot be read: {first_line(error)}") from error
     if len(data) > _MOST_TEXT or (kind == _FIELDS and not isinstance(found, dict)):

@@ -48,7 +48,7 @@ from piggyback.train.data.columns import (
     row_of,
 )
 from piggyback.train.data.folder import split_of
-from piggyback.train.data.remarks import KEPT
+from piggyback.train.data.remarks import Surveyed
 from piggyback.train.data.sets import ImageData, ImageSet, cut
 from piggyback.train.data.shards import (
     TarColumns,
@@ -90,18 +90,7 @@ def load_table(
     Raises DataError with the row, the value, and what was expected.
     """
     path = Path(path)
-    return Table(path, columns or {}, kind, separator).data(name or path.stem, seed)
-
-
-def table_splits(
-    path: Path,
-    columns: Mapping[str, str] | None = None,
-    kind: str = "classification",
-    *,
-    separator: str = ",",
-) -> dict[str, ImageSet | TextSet]:
-    """Return the samples of each split in a table; all are train where it has none. Errors as ``load_table``."""
-    return dict(Table(path, columns or {}, kind, separator).splits)
+    return Table(path, columns, kind, separator).data(name or path.stem, seed)
 
 
 class Table:
@@ -113,11 +102,12 @@ class Table:
     def __init__(
         self,
         path: Path,
-        columns: Mapping[str, str],
-        kind: str,
-        separator: str,
+        columns: Mapping[str, str] | None = None,
+        kind: str = "classification",
+        separator: str = ",",
         check_images: bool = True,
     ) -> None:
+        columns = columns or {}
         self.path, self.kind, self.separator = path, kind, separator
         self.check_images, self.unreadable = check_images, ""
         if kind not in _KINDS:
@@ -300,7 +290,9 @@ class Table:
                 f"image {names[row]!r} has other labels than in row {firsts[row] + 1}: expected all labels of an "
                 "image in one row",
             )
-        return (f"{len(later)} rows have an image that an earlier row has{KEPT}",)
+        return (
+            Surveyed(f"{len(later)} rows have an image that an earlier row has; they were kept"),
+        )
 
     def _groups(self, cells: Sequence[Any]) -> list[str]:
         """The group of each row; DataError for a row without, and for a group in two splits."""
