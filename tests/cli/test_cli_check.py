@@ -94,6 +94,10 @@ def test_what_is_no_table_has_no_columns(piggyback: Command, colours: Path) -> N
     Path("parts/0.parquet").write_bytes(b"")
     for command in (("check", "parts"), ("train", "--data", "parts")):
         piggyback(*command).refuses("Parquet", "hf:parts")
+    (colours / "metadata.parquet").write_bytes(
+        b""
+    )  # beside folders of classes it is only another file
+    assert piggyback("check", colours).code == 0
     Path("own.tar.gz").write_bytes(b"")
     for command in (("check", "own.tar.gz"), ("train", "--data", "own.tar.gz")):
         piggyback(*command).refuses("own.tar.gz", "a file")

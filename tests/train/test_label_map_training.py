@@ -177,6 +177,11 @@ def test_label_maps_hold_classes_only_after_augmentation(patches):
     assert torch.equal(torch.stack(ranks, 1).flatten(0, 1), labels)
 
 
+def test_a_plain_border_is_refused_with_label_maps(network, patches, recipe):
+    with pytest.raises(InputError, match=r"augment\.border"):
+        train(network, patches, "a", recipe(augment=Augment(border="plain")))
+
+
 def test_an_empty_share_of_the_last_batch(patches):
     batches = EvalBatches(patches.val, Preprocessing(16), batch_size=7, rank=1, world=2)
     images, labels = batches[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,12 +81,10 @@ def run(
         raise InputError(
             f"--to {str(to)!r}: a folder is for text tasks; expected a name ending in .safetensors or .onnx"
         )
-    if to.is_file():
-        with suppress(TaskFileError):
-            lost = read_header(to).name
-            raise InputError(
-                f"--to {str(to)!r} is the file of task {lost!r}, which would be lost: choose another name"
-            )
+    if (lost := _task_in(to)) is not None:
+        raise InputError(
+            f"--to {str(to)!r} is the file of task {lost!r}, which would be lost: choose another name"
+        )
     if to.suffix == ".onnx":
         for module in ("onnx", "onnxscript", "onnxruntime"):
             require(module, "onnx")
@@ -117,6 +114,14 @@ def run(
         found = f"largest difference from the live model {difference:.2g}, "
     write_file(to, data)
     results().print(f"wrote {to}: {found}{len(data):,} bytes", soft_wrap=True)
+
+
+def _task_in(file: Path) -> str | None:
+    """The name of the task in a file; None where there is none."""
+    try:
+        return read_header(file).name if file.is_file() else None
+    except TaskFileError:
+        return None
 
 
 def to_onnx(baked: nn.Module, header: TaskHeader) -> tuple[bytes, float]:

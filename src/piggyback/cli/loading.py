@@ -193,7 +193,7 @@ def is_data_set(root: Path, skip_bad: bool) -> bool:
     Raises DataError for what is neither.
     """
     if root.is_dir():
-        if any(root.glob("*.parquet")):
+        if any(root.glob("*.parquet")) and not any(inside.is_dir() for inside in root.iterdir()):
             raise DataError(
                 f"folder {str(root)!r} holds Parquet files, not images: name one of them, or all as hf:{root}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from piggyback.errors import BackboneMismatchError, InputError
 from piggyback.images.preprocessing import Preprocessing
@@ -37,6 +37,19 @@ def as_images(prepared: Prepares) -> Preprocessing:
 
 class Text(str):
     """A text that came from afar: unlike a plain ``str`` it is never taken for the path of an image."""
+
+
+def bad_text(texts: Sequence[object]) -> int | None:
+    """Return the place of the first that is no text, or one without a letter; None where all are good.
+
+    >>> bad_text(["a film", " "])
+    1
+    """
+    # A million good texts are told from bad ones at once.
+    if not set(map(type, texts)) - {str} and all(map(str.strip, cast(Sequence[str], texts))):
+        return None
+    bad = (at for at, one in enumerate(texts) if not (isinstance(one, str) and one.strip()))
+    return next(bad, None)
 
 
 def utf8(text: str) -> bytes:

@@ -52,7 +52,7 @@ class Augment:
     """An automatic policy of torchvision: TrivialAugmentWide or RandAugment. They include colour and shear."""
     border: Literal["mirror", "plain"] = "mirror"
     """What a shift leaves open: the image's mirror image, or the colour that the network sees as 0, which was better
-    for traffic signs and worse for letters and birds. Label maps are always mirrored."""
+    for traffic signs and worse for letters and birds."""
 
     def __post_init__(self) -> None:
         check_number("shift", self.shift, lambda v: 0 <= v < 1, "a fraction from 0 to below 1")

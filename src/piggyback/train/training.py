@@ -244,6 +244,10 @@ def _loss(
             raise InputError(
                 f"{field} {asked!r} for a {kind.name} task: expected a classification; leave it out"
             )
+    if recipe.augment.border == "plain" and kind.name == "segmentation":
+        raise InputError(
+            "augment.border 'plain' with label maps, of whose gaps nobody knows the class: leave it out"
+        )
     if own is not None:
         return Loss(name, function=own)
     if name not in kind.losses_known:

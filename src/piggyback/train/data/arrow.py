@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from piggyback.errors import DataError, first_line, require
-from piggyback.train.data.coded import Coded, read_each
+from piggyback.train.data.categorical import Categorical, read_each
 from piggyback.train.data.folder import split_of
 
 PARQUET, HUB = ".parquet", "hf:"
@@ -121,7 +121,7 @@ def _cells(column: Any) -> Sequence[Any]:
         cells: list[Any] = column.to_pylist()
         return cells
     found = column.dictionary_encode("encode").combine_chunks()
-    return Coded(found.dictionary.to_pylist(), found.indices.to_numpy().astype(np.int64))
+    return Categorical(found.dictionary.to_pylist(), found.indices.to_numpy().astype(np.int64))
 
 
 @contextmanager

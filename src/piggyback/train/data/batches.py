@@ -71,18 +71,16 @@ class TrainBatches(Dataset[Batch]):
             return self.images.batch(indices), self.images.targets(indices, self.preprocessing)
         seen = as_images(self.preprocessing)
         size, source = seen.image_size, source_view(seen, self.options)
-        maps = self.images.kind == "segmentation"
-        plain = self.options.border == "plain" and not maps
-        fill = mean_colour(seen) if plain else None
+        fill = mean_colour(seen) if self.options.border == "plain" else None
         made = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         chances = draws(self.seed, self.epoch, chosen.numpy())
         for place, index in enumerate(indices.tolist()):
             image = self.images.load(index, source)
             made[place] = augment(image, self.options, size, chances[place], fill)
         labels = self.images.targets(indices, source)
-        if maps:
-            pairs = zip(labels, chances, strict=True)
-            labels = torch.stack([augment_map(m, self.options, size, c) for m, c in pairs])
+        if self.images.kind == "segmentation":
+            maps = zip(labels, chances, strict=True)
+            labels = torch.stack([augment_map(m, self.options, size, c) for m, c in maps])
         return made, labels
 
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from piggyback.errors import DataError
 from piggyback.strict_json import strict_json
+from piggyback.texts.preprocessing import bad_text
 from piggyback.train.data.arrow import HUB, PARQUET, Encoded, hub_columns, parquet_columns
 from piggyback.train.data.shards import TAR, TarImages, shards_of, tar_columns
 
@@ -212,16 +213,12 @@ def row_of(path: Path, at: int) -> str:
 
 def checked_texts(path: Path, cells: Sequence[Any]) -> list[str]:
     """Return texts, none of them empty; raises DataError with the row of one that is."""
-    texts = list(cells)
-    # A million good texts are told from bad ones at once; the loop is for the error.
-    if set(map(type, texts)) == {str} and all(map(str.strip, texts)):
-        return texts
-    for at, cell in enumerate(texts, 1):
-        if not isinstance(cell, str):
-            raise DataError(f"{row_of(path, at)}: text {cell!r:.40}: expected a text")
-        if not cell.strip():
-            raise DataError(f"{row_of(path, at)}: the text is empty; leave the row out")
-    return texts
+    if (row := bad_text(cells)) is not None:
+        cell, where = cells[row], row_of(path, row + 1)
+        if isinstance(cell, str):
+            raise DataError(f"{where}: the text is empty; leave the row out")
+        raise DataError(f"{where}: text {cell!r:.40}: expected a text")
+    return list(cells)
 
 
 def file_of(path: Path, at: int, cell: Any) -> str:

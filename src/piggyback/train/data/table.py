@@ -36,7 +36,7 @@ from piggyback.train.data.arrow import (
     ArrowColumns,
     Encoded,
 )
-from piggyback.train.data.coded import Coded, coded, read_each
+from piggyback.train.data.categorical import Categorical, categorical, read_each
 from piggyback.train.data.columns import (
     Columns,
     cells_of,
@@ -160,7 +160,7 @@ class Table:
             self.notes += _other_splits({name: held for name in held if name not in used})
         self.samples: Any = self._images(cells) if known else self._texts(cells)
         self.parts = (
-            Coded(["train"], np.zeros(len(cells), np.int64))
+            Categorical(["train"], np.zeros(len(cells), np.int64))
             if split is None
             else read_each(held[split], self._split).merged()
         )
@@ -193,7 +193,7 @@ class Table:
         if self.role == "image":
             self.notes += self._repeated(labels)
             files: Any = self.samples
-            if isinstance(files, Coded):
+            if isinstance(files, Categorical):
                 places = PathList.of(self.path.parent, files.values)
                 files = places.at(torch.from_numpy(files.codes))
             whole = ImageSet(names, labels, files=files, units=units)
@@ -231,7 +231,7 @@ class Table:
             self.path, [_joined(cell) for cell in cells] if self.kind == "tokens" else cells
         )
 
-    def _images(self, cells: Sequence[Any]) -> Coded[str] | Pictures:
+    def _images(self, cells: Sequence[Any]) -> Categorical[str] | Pictures:
         """The images' paths beside the table; each file is looked at once, however often it is named."""
         if isinstance(cells, (Encoded, TarImages)):
             return self._pictures(cells)
@@ -272,10 +272,10 @@ class Table:
 
     def _repeated(self, labels: Tensor) -> tuple[str, ...]:
         """What is to be said of images in several rows; DataError where a file's labels differ."""
-        names: Coded[Any] = (
+        names: Categorical[Any] = (
             self.samples
-            if isinstance(self.samples, Coded)
-            else Coded.of(self.samples.keys.tolist())
+            if isinstance(self.samples, Categorical)
+            else Categorical.of(self.samples.keys.tolist())
         )
         firsts = names.firsts()[names.codes]
         later = np.flatnonzero(firsts != np.arange(len(names)))
@@ -283,7 +283,7 @@ class Table:
             return ()
         values = labels.numpy().reshape(len(names), -1)
         other = (values[later] != values[firsts[later]]).any(1)
-        if other.any() and isinstance(self.samples, Coded):
+        if other.any() and isinstance(self.samples, Categorical):
             row = later[other][0]
             raise self._fail(
                 int(row) + 1,
@@ -307,7 +307,7 @@ class Table:
                 )
         return found
 
-    def _known(self, given: Coded[tuple[str, ...]]) -> tuple[str, ...]:
+    def _known(self, given: Categorical[tuple[str, ...]]) -> tuple[str, ...]:
         """The names that train's samples have, sorted; DataError for one that only another split has."""
         splits = self.parts.values
         places = np.bincount(given.codes * len(splits) + self.parts.codes).nonzero()[0]
@@ -350,7 +350,7 @@ class Table:
 
     def _multilabel(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells, *others) = self.labels.values()
-        if others or all(str(cell).strip().lower() in _FLAGS for cell in coded(cells).values):
+        if others or all(str(cell).strip().lower() in _FLAGS for cell in categorical(cells).values):
             return tuple(self.labels), self._numbers(self._flag, torch.bool), ()
         given = read_each(cells, self._names)
         if max(map(len, given.values)) < 2:
@@ -415,7 +415,9 @@ class Table:
     def _tokens(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells,) = self.labels.values()
         rows = [self._tags(at, cell) for at, cell in enumerate(cells, 1)]
-        types = self._known(Coded.of(tuple([tag[2:] for tag in row if tag != "O"]) for row in rows))
+        types = self._known(
+            Categorical.of(tuple([tag[2:] for tag in row if tag != "O"]) for row in rows)
+        )
         tags = ("O", *(f"{place}-{name}" for name in types for place in "BI"))
         places = {tag: index for index, tag in enumerate(tags)}
         return tags, torch.tensor([places[tag] for row in rows for tag in row]), ()
@@ -470,7 +472,7 @@ def _other_splits(columns: Mapping[str, Columns]) -> tuple[str, ...]:
         if isinstance(cells, (Encoded, TarImages)):
             continue
         if split_of(str(cells[0])):
-            known = {split_of(cell) for cell in set(map(str, coded(cells).values))}
+            known = {split_of(cell) for cell in set(map(str, categorical(cells).values))}
             if None not in known and len(known) > 1:
                 found.append(
                     f"column {name!r} names splits and was not used: name it in columns= (split={name})"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from piggyback.errors import DataError, InputError
-from piggyback.texts.preprocessing import Prepares, TextPreprocessing
+from piggyback.texts.preprocessing import Prepares, TextPreprocessing, bad_text
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.hashing import shuffled
 
@@ -45,12 +45,10 @@ class TextSet(LabelledSet):
     what: ClassVar[str] = "texts"
 
     def __post_init__(self) -> None:
-        # A million good texts are told from bad ones at once; the loop is for the error.
-        if set(map(type, self.texts)) - {str} or not all(map(str.strip, self.texts)):
-            for row, text in enumerate(self.texts):
-                if not isinstance(text, str) or not text.strip():
-                    found = "empty" if isinstance(text, str) else f"of type {type(text).__name__}"
-                    raise DataError(f"text {row} is {found}: expected a text with a letter in it")
+        if (row := bad_text(self.texts)) is not None:
+            text = self.texts[row]
+            found = "empty" if isinstance(text, str) else f"of type {type(text).__name__}"
+            raise DataError(f"text {row} is {found}: expected a text with a letter in it")
         self.check_labels(len(self.texts))
 
     def __repr__(self) -> str:
