@@ -51,6 +51,9 @@ def test_round_trip(piggyback: Command, densenet: tuple[Path, Any], tmp_path: Pa
     assert said["backbone"]["source"] == "torchvision:densenet121.IMAGENET1K_V1"
     assert (len(said["classes"]), said["rule"]["kind"]) == (102, "ternary")
     task = load_file("flowers.safetensors")
+    onto = ("export-official", "flowers.safetensors", "--out", "flowers.safetensors")
+    for ran in (imported(piggyback, folder / "packed.pt", folder), piggyback(*onto)):
+        ran.refuses("--out 'flowers.safetensors'", "lost")
     with torch.device("meta"):
         indices = shared_weights("densenet121", torchvision.models.densenet121())
     expected = pack["dataset2masks"]["flowers"]

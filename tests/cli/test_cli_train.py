@@ -84,6 +84,14 @@ def test_out_names_the_runs_folder_or_the_task_file(
     assert "wrote tasks/squares.safetensors" in ran.out
     assert load_file("tasks/squares.safetensors").name == "squares"
     assert Path("runs/squares/metrics.csv").exists()
+    assert piggyback(*line, "--method", "head", "--out", "tasks/squares.safetensors").code == 0
+    # A task from elsewhere is not lost unasked.
+    copied = Path("tasks/squares.safetensors").rename("moved.safetensors")
+    kept = copied.read_bytes()
+    piggyback(*line, "--method", "head", "--out", copied).refuses("'squares'", "--overwrite")
+    assert (copied.read_bytes(), Path("runs/moved").exists()) == (kept, False)
+    assert piggyback(*line, "--method", "head", "--out", copied, "--overwrite").code == 0
+    assert load_file(copied).name == "moved"
 
 
 def test_a_network_for_one_size_is_built_again_for_the_images_where_it_can_be(

@@ -73,6 +73,13 @@ def test_two_trainings_do_not_write_into_one_folder(
     train(backbone, data, "toy", recipe(epochs=2), tmp_path)
 
 
+def test_a_path_back_out_of_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for folder in (False, True):
+        with pytest.raises(InputError, match="none"):
+            check_output(tmp_path / "none" / ".." / "a", "--out", folder=folder)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_is_waited_for_while_the_workers_of_a_killed_training_notice(
     tmp_path: Path,
 ) -> None:

@@ -13,11 +13,11 @@ import typer
 from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.options import CheckpointOption, HeadOption, OtherBackboneOption
 from piggyback.cli.screen import results
-from piggyback.errors import InputError, PiggybackError, TaskFileError, require
+from piggyback.errors import InputError, PiggybackError, require
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.kinds import KINDS, kind_of
 from piggyback.taskfile.disk import check_output
-from piggyback.taskfile.header import read_header
+from piggyback.taskfile.header import keep_task, read_header
 from piggyback.taskfile.task import OWN
 from piggyback.texts.preprocessing import TextPreprocessing
 
@@ -81,10 +81,7 @@ def run(
         raise InputError(
             f"--to {str(to)!r}: a folder is for text tasks; expected a name ending in .safetensors or .onnx"
         )
-    if (lost := _task_in(to)) is not None:
-        raise InputError(
-            f"--to {str(to)!r} is the file of task {lost!r}, which would be lost: choose another name"
-        )
+    keep_task(to, "--to")
     if to.suffix == ".onnx":
         for module in ("onnx", "onnxscript", "onnxruntime"):
             require(module, "onnx")
@@ -114,14 +111,6 @@ def run(
         found = f"largest difference from the live model {difference:.2g}, "
     write_file(to, data)
     results().print(f"wrote {to}: {found}{len(data):,} bytes", soft_wrap=True)
-
-
-def _task_in(file: Path) -> str | None:
-    """The name of the task in a file; None where there is none."""
-    try:
-        return read_header(file).name if file.is_file() else None
-    except TaskFileError:
-        return None
 
 
 def to_onnx(baked: nn.Module, header: TaskHeader) -> tuple[bytes, float]:

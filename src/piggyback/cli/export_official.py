@@ -9,6 +9,7 @@ import typer
 
 from piggyback.cli.screen import results
 from piggyback.taskfile.disk import check_output
+from piggyback.taskfile.header import keep_task
 
 
 def run(
@@ -33,6 +34,7 @@ def run(
     from piggyback.taskfile.file import load_file
 
     check_output(out, "--out")
+    keep_task(out, "--out")
     loaded = [load_file(file) for file in tasks]
     arch, module = architecture_of(loaded[0])
     save_official(export_official(loaded, arch, module), out)

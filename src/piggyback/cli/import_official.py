@@ -13,6 +13,7 @@ from piggyback.cli.screen import results
 from piggyback.lab.official import SPECS
 from piggyback.names import check_name
 from piggyback.taskfile.disk import check_output
+from piggyback.taskfile.header import keep_task
 
 Architecture = enum.Enum("Architecture", {name: name for name in SPECS})  # type: ignore[misc]
 
@@ -52,6 +53,7 @@ def run(
     check_pack(pack, dataset)  # before a network is downloaded for it
     out = out or Path(f"{check_name(dataset)}.safetensors")
     check_output(out, "--out")
+    keep_task(out, "--out")
     loaded = load_backbone(backbone or SPECS[arch.value], checkpoint=checkpoint)
     task = import_official(pack, dataset, arch.value, loaded)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from piggyback.cli.options import (
 from piggyback.errors import TaskNameError
 from piggyback.names import check_name
 from piggyback.taskfile.disk import check_output
+from piggyback.taskfile.header import keep_task
 from piggyback.train.recipe import Recipe
 
 
@@ -106,6 +107,11 @@ def run(
     folder = Path("runs") / task if out is None or file else out
     if file is not None:
         check_output(file, "--out")
+        mine = (
+            each.read_bytes() == file.read_bytes() for each in folder.glob(f"{task}*.safetensors")
+        )
+        if file.is_file() and not overwrite and not any(mine):
+            keep_task(file, "--out", "choose another name, or replace it with --overwrite")
     check_output(folder, "--out" if folder == out else "run folder", folder=True)
 
     from piggyback.cli.loading import load_images, load_sized

@@ -55,6 +55,10 @@ def check_output(path: Path, what: str, *, folder: bool = False) -> None:
     Leaves nothing behind. Room on the disk cannot be known before.
     """
     try:
+        for at, part in enumerate(path.parts):
+            # Once the folder was made, the path would lead to what it was not looked at for.
+            if part == ".." and not (inside := Path(*path.parts[:at])).is_dir():
+                raise InputError(f"{what} {str(path)!r}: no folder {str(inside)!r} to go back from")
         if (
             path.is_symlink()
             and not path.exists()

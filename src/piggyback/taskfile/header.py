@@ -145,6 +145,18 @@ def header_of(data: bytes, expect: Shapes | None = None) -> TaskHeader:
     return parse(memoryview(data), expect)[0]
 
 
+def keep_task(path: Path, what: str, how: str = "choose another name, or remove it") -> None:
+    """Raise InputError, naming ``what``, where a file that is to be written is a task's, which would be lost."""
+    try:
+        lost = read_header(path).name if path.is_file() else None
+    except TaskFileError:
+        return
+    if lost is not None:
+        raise InputError(
+            f"{what} {str(path)!r} is the file of task {lost!r}, which would be lost: {how}"
+        )
+
+
 def read_header(path: str | os.PathLike[str]) -> TaskHeader:
     """Return what the file at ``path`` says about itself: checksum verified, no mask decoded."""
     with error_context(path):
