@@ -9,12 +9,14 @@ import sys
 
 import httpx
 import pytest
+from fastapi import FastAPI, HTTPException, UploadFile
+from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
 
 import piggyback.serve.http
 from piggyback import schemas
-from piggyback.errors import MissingExtraError
+from piggyback.errors import InputError, MissingExtraError
 from piggyback.serve.http import Limits, app_from_env, create_app
 from piggyback.serve.http.routes import get_engine
 from piggyback.serve.options import EngineOptions
@@ -220,6 +222,59 @@ def test_an_engine_that_is_given_ready_is_left_open():
     with TestClient(create_app(lambda: engine)) as client:
         wait_until(lambda: client.get("/health").status_code == 200)
     assert engine.closed == [True]
+
+
+@pytest.mark.parametrize("engine", [FakeEngine(), FakeEngine], ids=["ready", "function"])
+def test_an_application_may_be_started_again(engine):
+    app = create_app(engine)
+    for _ in range(2):
+        with TestClient(app) as client:
+            wait_until(lambda: client.get("/health").status_code == 200)
+
+
+def test_a_mounted_application_whose_lifespan_nobody_runs_says_so():
+    outer = FastAPI()
+    outer.mount("/tasks", create_app(FakeEngine))
+    with TestClient(outer) as client:
+        assert "lifespan" in client.get("/tasks/health").json()["reason"]
+    outer.mount("/ready", create_app(FakeEngine()))
+    with TestClient(outer) as client:
+        assert client.get("/ready/v1/tasks").status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["shop.example", "https://shop.example/", "", 1, "https://a b"])
+def test_an_origin_that_no_browser_sends_is_refused(origin):
+    with pytest.raises(InputError, match="cors_origins"):
+        create_app(FakeEngine(), cors_origins=[origin])
+
+
+def test_what_fails_in_a_route_of_ones_own_is_not_blamed_on_the_client(caplog):
+    class Row(BaseModel):
+        name: str
+
+    app = create_app(FakeEngine(), limits=Limits(body_bytes=1000), cors_origins=["*"])
+
+    @app.get("/row")
+    async def row() -> Row:
+        return Row.model_validate({"name": 7})
+
+    @app.get("/busy")
+    async def busy() -> None:
+        raise HTTPException(503, {"why": "busy"})
+
+    @app.post("/up")
+    async def up(file: UploadFile) -> int:
+        return len(await file.read())
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        failed = client.get("/row", headers={"Origin": "https://shop.example"})
+        assert (failed.status_code, failed.json()["error"]["code"]) == (500, "internal")
+        assert "ValidationError" in caplog.text
+        assert failed.headers["access-control-allow-origin"] == "*"
+        assert client.get("/busy").json()["error"] == {
+            "code": "unavailable", "message": '{"why": "busy"}'
+        }  # fmt: skip
+        assert client.post("/up", files={"file": b"x" * 2000}).status_code == 413
 
 
 @pytest.fixture

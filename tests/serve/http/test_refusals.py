@@ -93,7 +93,7 @@ def test_malformed_json(client, body):
         ({"image": "éé"}, 400, "bad_request", "image"),
         ({"image": "abcde"}, 400, "bad_request", "image"),
         ({"image": ""}, 400, "bad_image", "empty"),
-        ({"images": [RED] * 4}, 413, "too_large", "takes 3"),
+        ({"images": [RED] * 4}, 413, "too_large", "at most 3"),
         ({"image": RED, "top_k": 0}, 422, "invalid", "top_k"),
         ({"image": RED, "top_k": True}, 422, "invalid", "top_k"),
         ({"image": RED, "top_k": 1.5}, 422, "invalid", "top_k"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -36,6 +37,8 @@ APP_LOAD_ERROR = 4
 """The exit code by which a worker tells gunicorn that another one would fail, too."""
 PORT_S = 0.05
 """Until the engine is started."""
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^/\s@:\[\]]+)(:[0-9]+)?")
 
 DOCS_POLICY = (
     "default-src 'self'; img-src 'self' data:; script-src 'self' 'unsafe-inline'; "
@@ -75,7 +78,14 @@ def create_app(
         raise InputError(f"engine {engine!r:.100}: expected an Engine or a function that makes one")
     limits = Limits() if limits is None else limits
     check_is("limits", limits, Limits, "Limits(...)")
+    check_is("local_only", local_only, bool, "True or False")
     check_is("cors_origins", cors_origins, (list, tuple), "a list of origins")
+    for origin in cors_origins:
+        if not (isinstance(origin, str) and _ORIGIN.fullmatch(origin)):
+            raise InputError(
+                f"cors_origins: {origin!r}: expected an origin as browsers send it, such as 'https://shop.example' or "
+                "'http://localhost:3000', or '*'"
+            )
     service = Service(engine, limits, token, local_only)
     metrics = Metrics(service)
 
@@ -83,13 +93,14 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # The server around this takes its port after this has returned: one that is taken ends it before
         # anything is loaded.
+        service.reset()
         asyncio.get_running_loop().call_later(PORT_S, service.begin)
         yield
         await service.end()
 
     app = FastAPI(
         title="Piggyback",
-        summary="Many image classifiers, one network in memory.",
+        summary="Many tasks, one network in memory.",
         version=piggyback.__version__,
         lifespan=lifespan,
         docs_url=None,
@@ -100,6 +111,7 @@ def create_app(
     app.state.metrics = metrics.registry
     # The last that is added is the first to see a request.
     app.add_middleware(BodyLimitMiddleware, service=service)
+    app.add_middleware(AccessMiddleware, service=service, metrics=metrics)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -108,7 +120,6 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(AccessMiddleware, service=service, metrics=metrics)
     answer_errors(app, [*open_routes.routes, *api.routes])
     app.include_router(api)
     app.include_router(open_routes)
@@ -179,7 +190,7 @@ def _add_pages(app: FastAPI) -> None:
     async def index(request: Request) -> Response:
         return await page.get_response("index.html", request.scope)
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     async def docs() -> Response:
         response = get_swagger_ui_html(
             openapi_url="openapi.json",

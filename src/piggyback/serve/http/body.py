@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Query, Request
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Message
@@ -23,6 +31,7 @@ from piggyback.errors import (
 )
 from piggyback.names import TASK_NAME, check_name
 from piggyback.schemas import AT_LEAST
+from piggyback.serve.http.errors import invalid_request
 from piggyback.serve.http.limits import Limits
 from piggyback.strict_json import strict_json
 from piggyback.texts.preprocessing import Text
@@ -149,10 +158,35 @@ async def _read(
     """What is asked, all limits checked.
 
     Raises BadRequestError for a body that cannot be read, UnsupportedError for a content type that is not taken,
-    TooLargeError, and InputError (or pydantic's ValidationError) for fields that are not
-    known or have impossible values.
+    TooLargeError, and InputError for fields that are not known or have impossible values.
     """
     limits: Limits = request.app.state.service.limits
+    try:
+        body, names = await _body(request, model, limits)
+    except ValidationError as error:
+        raise invalid_request(error) from None
+    named = [*tasks, *(getattr(body, "tasks", None) or ())]
+    images = _inputs(body)
+    asked = PredictRequest(
+        images,
+        names or [None] * len(images),
+        _once("top_k", request, query, body, TOP_K),
+        named or None,
+        _once("at_least", request, query, body, AT_LEAST),
+    )
+    if len(asked.images) > limits.images:
+        raise TooLargeError(
+            f"{len(asked.images)} images or texts: at most {limits.images} per request; split it into several"
+        )
+    if len(named) > limits.tasks:
+        raise InputError(f"{len(named)} tasks: at most {limits.tasks} per request")
+    return asked
+
+
+async def _body(
+    request: Request, model: type[PredictBody], limits: Limits
+) -> tuple[PredictBody, list[str | None]]:
+    """The body as its content type says, and the names of a form's files; ValidationError besides ``_read``'s."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedError("a compressed body: send it as it is")
     names: list[str | None] = []
@@ -187,22 +221,7 @@ async def _read(
             f"content type {kind[:80]!r}: expected multipart/form-data, application/json, {TEXT_TYPE}, "
             f"{', '.join(IMAGE_TYPES)}"
         )
-    named = [*tasks, *(getattr(body, "tasks", None) or ())]
-    images = _inputs(body)
-    asked = PredictRequest(
-        images,
-        names or [None] * len(images),
-        _once("top_k", request, query, body, TOP_K),
-        named or None,
-        _once("at_least", request, query, body, AT_LEAST),
-    )
-    if len(asked.images) > limits.images:
-        raise TooLargeError(
-            f"{len(asked.images)} images or texts: the server takes {limits.images} in a request; send several"
-        )
-    if len(named) > limits.tasks:
-        raise InputError(f"{len(named)} tasks: the server takes {limits.tasks} in a request")
-    return asked
+    return body, names
 
 
 def _once(name: str, request: Request, query: PredictQuery, body: PredictBody, default: Any) -> Any:

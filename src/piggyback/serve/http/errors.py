@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,8 +24,17 @@ from piggyback.errors import (
 )
 from piggyback.schemas import ErrorBody, ErrorDetail, ImageError
 
-CODES = {404: "not_found", 405: "method_not_allowed", 421: "wrong_host", 500: "internal"}
-"""Of the statuses that none of this library's errors has."""
+CODES = {404: "not_found", 405: "method_not_allowed", 421: "wrong_host", 503: "unavailable"}
+"""Of statuses without an error of this library."""
+
+
+def code_of(status: int) -> str:
+    """Return the code of a status that comes without an error of this library.
+
+    >>> code_of(404), code_of(418), code_of(502)
+    ('not_found', 'bad_request', 'internal')
+    """
+    return CODES.get(status, "internal" if status >= 500 else "bad_request")
 
 
 def error_response(
@@ -37,10 +47,8 @@ def error_response(
 ) -> Response:
     """Return the answer of a request that went wrong."""
     line = " ".join(message.split())
-    code = code or CODES.get(status, "bad_request")
-    body = ErrorBody(
-        error=ErrorDetail(code=code, message=line, request_id=request_id), errors=list(errors)
-    )
+    detail = ErrorDetail(code=code or code_of(status), message=line, request_id=request_id)
+    body = ErrorBody(error=detail, errors=list(errors))
     text = body.model_dump_json(exclude_none=True)
     return Response(text, status, headers, media_type="application/json")
 
@@ -62,14 +70,17 @@ def answer_errors(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         return error_response(error.http_status, str(error), error.code, headers, errors=each)
 
     @app.exception_handler(RequestValidationError)
-    @app.exception_handler(ValidationError)
-    async def invalid(request: Request, error: Any) -> Response:
-        return await ours(request, _first(error.errors()[0]))
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return await ours(request, invalid_request(error))
 
     @app.exception_handler(HTTPException)
     async def theirs(request: Request, error: HTTPException) -> Response:
+        if isinstance(
+            error.__cause__, PiggybackError
+        ):  # FastAPI's for all that reading a body raises
+            return await ours(request, error.__cause__)
         headers = dict(error.headers or {})
-        message = str(error.detail)
+        message = error.detail if isinstance(error.detail, str) else json.dumps(error.detail)
         if message == "Not Found":
             message = f"no such path {request.url.path[:80]!r}; see /openapi.json"
         elif error.status_code == 405:
@@ -77,13 +88,16 @@ def answer_errors(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             alike = [one for one in routes if one.matches(request.scope)[0] is Match.PARTIAL]
             methods = {m for one in alike if isinstance(one, Route) for m in one.methods or ()}
             headers["Allow"] = ", ".join(sorted(methods)) or headers.get("Allow", "")
-            message = f"{request.method[:20]} is not for this path: expected {headers['Allow']}"
-        request.state.code = CODES.get(error.status_code, "bad_request")
+            message = (
+                f"{request.method[:20]} is not allowed on this path: expected {headers['Allow']}"
+            )
+        request.state.code = code_of(error.status_code)
         return error_response(error.status_code, message, request.state.code, headers)
 
 
-def _first(found: Mapping[str, Any]) -> PiggybackError:
-    """What validation found first, as an error of ours."""
+def invalid_request(error: RequestValidationError | ValidationError) -> PiggybackError:
+    """Return what validation found first in a request, as an error of ours."""
+    found: Mapping[str, Any] = error.errors()[0]
     cause = found.get("ctx", {}).get("error")
     where = ".".join(str(part) for part in found["loc"] if part not in ("query", "path"))
     if found["type"] in ("json_invalid", "model_type"):
@@ -93,5 +107,5 @@ def _first(found: Mapping[str, Any]) -> PiggybackError:
     if isinstance(cause, PiggybackError):
         return cause
     if found["type"] == "extra_forbidden":
-        return InputError(f"field {where[:40]!r}: there is none of this name; see /openapi.json")
+        return InputError(f"unknown field {where[:40]!r}; see /openapi.json")
     return InputError(f"{where}: {found['msg']}, found {repr(found['input'])[:60]}")

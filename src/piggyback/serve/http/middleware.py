@@ -1,6 +1,6 @@
 """What every request goes through, around the router.
 
-    request -> id, host, log, counts (Access) -> CORS, if wanted -> bytes and seconds of the body (BodyLimit) -> router
+    request -> CORS, if wanted -> id, host, log, counts (Access) -> bytes and seconds of the body (BodyLimit) -> router
 
 Both are plain ASGI: Starlette's ``BaseHTTPMiddleware`` starts a task for each request, which costs more than all
 the rest here.
@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from piggyback.errors import ClosedError, OverloadError, SlowRequestError, TooLargeError
-from piggyback.serve.http.errors import CODES, error_response
+from piggyback.serve.http.errors import code_of, error_response
 from piggyback.serve.http.metrics import Metrics
 from piggyback.serve.http.service import Service
 
@@ -95,7 +95,7 @@ class AccessMiddleware:
         try:
             if self._service.local_only and not names_this_machine(headers.get("host", "")):
                 what = "this server answers for localhost only; give it a token to use another name"
-                state["code"] = CODES[421]
+                state["code"] = code_of(421)
                 await error_response(421, what)(scope, receive, send_on)
             else:
                 await self.app(scope, receive, send_on)
@@ -114,7 +114,7 @@ class AccessMiddleware:
             if status:
                 raise
             what = "the server failed; its log has the reason under this request"
-            state["code"] = CODES[500]
+            state["code"] = code_of(500)
             await error_response(500, what, request_id=number)(scope, receive, send_on)
         finally:
             self._service.in_flight -= 1

@@ -83,7 +83,7 @@ class _Token(HTTPBearer):
         if not hmac.compare_digest(found.encode("latin-1", "replace"), token.encode()):
             what = "another one" if found else "none"
             raise AccessError(
-                f"this server wants a token: expected 'Authorization: Bearer TOKEN', found {what}"
+                f"this server requires a token: expected 'Authorization: Bearer TOKEN', found {what}"
             )
 
 

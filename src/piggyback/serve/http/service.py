@@ -48,9 +48,9 @@ class Service:
             self._start = engine
         else:
             self.started = engine
-        self._stopping = False
+        self._begun = self._stopping = False
         self._drain = True
-        self._thread = threading.Thread(target=self._run, name="piggyback-start", daemon=True)
+        self._thread: threading.Thread | None = None
 
     @property
     def status(self) -> Literal["starting", "ready", "stopping", "failed"]:
@@ -66,7 +66,9 @@ class Service:
         """The status, and one line on why there are no answers."""
         known = isinstance(self.failure, PiggybackError)
         reasons = {
-            "starting": "the network is being loaded; ask again in a moment",
+            "starting": "the network is being loaded; ask again in a moment"
+            if self._begun
+            else "the application was not started: run its lifespan, or give it an engine that is ready",
             "stopping": "the server is stopping",
             "failed": "the server could not start: "
             f"{self.failure if known else 'an internal error; see its log'}",
@@ -80,10 +82,17 @@ class Service:
             return self.started
         raise _ERRORS[self.status](self.health.reason)
 
+    def reset(self) -> None:
+        """Be as new: an application may be started again after it has ended."""
+        self._begun, self._stopping, self._drain, self.failure = True, False, True, None
+        if self._start is not None:
+            self.started = self._thread = None
+
     def begin(self) -> None:
         """Start the engine in a thread, if it was not given ready; returns at once."""
         if self._start is not None and not self._stopping:
             LOGGER.info({"event": "starting"})
+            self._thread = threading.Thread(target=self._run, name="piggyback-start", daemon=True)
             self._thread.start()
 
     def refuse(self) -> None:
@@ -117,8 +126,8 @@ class Service:
             self.failure = error
 
     def _close(self) -> None:
-        until = time.monotonic() + self.limits.stop_s
-        while self._drain and self._thread.is_alive() and time.monotonic() < until:
-            self._thread.join(_STEP_S)
+        thread, until = self._thread, time.monotonic() + self.limits.stop_s
+        while self._drain and thread and thread.is_alive() and time.monotonic() < until:
+            thread.join(_STEP_S)
         if self.started is not None:
             self.started.close(drain=self._drain, timeout=self.limits.stop_s)
