@@ -283,6 +283,11 @@ def test_a_start_that_is_none_is_refused(field, value):
         ScoreInit(**{field: value})
 
 
+def test_a_power_that_would_mask_weights_before_the_first_step_is_refused():
+    with pytest.raises(InputError, match="power 12"):
+        initial_scores(torch.randn(1000), ScoreInit(power=12.0))
+
+
 def test_a_margin_of_nothing_is_refused_before_the_first_step():
     group = [{"params": [nn.Linear(2, 2).weight], "masked": True, "lr": 1e-3}]
     with pytest.raises(InputError, match=r"value 0\.01 with threshold 0\.01"):

@@ -101,14 +101,33 @@ def test_batches_tell_how_far_the_task_is() -> None:
         (torch.randn(6, 3, 8, 8), torch.tensor([-1, 0, 1, 0, 1, 0])),
         (torch.randn(6, 3, 8, 8), torch.arange(5)),
         (torch.full((6, 3, 8, 8), math.nan), torch.arange(6) % 3),
+        (torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])),
+        (torch.randn(6, 3, 8, 8), torch.ones(6, dtype=torch.int64)),
     ],
-    ids=["no pair", "list", "floats", "multi-hot", "negative", "another number", "nan"],
+    ids=[
+        "no pair",
+        "list",
+        "floats",
+        "multi-hot",
+        "negative",
+        "fewer",
+        "nan",
+        "beyond",
+        "one class",
+    ],
 )
 def test_batches_that_have_no_classes_are_refused(batch) -> None:
     model = started()
     with pytest.raises(InputError, match="batches"):
         model.optimizer(steps=100, batches=[batch])
     assert model.training
+
+
+def test_an_iterator_is_not_used_up() -> None:
+    batches = iter([(torch.randn(6, 3, 8, 8), torch.arange(6) % 3)] * 3)
+    with pytest.raises(InputError, match="batches: an iterator"):
+        started().optimizer(steps=100, batches=batches)
+    assert len(list(batches)) == 3
 
 
 def test_a_loop_of_as_many_steps_as_it_said_masks_something() -> None:
@@ -128,6 +147,7 @@ def test_masks_that_were_trained_and_mask_nothing_are_told() -> None:
     model = started()
     optimizer = model.optimizer(lr=1e-9)
     step(model, optimizer)
+    optimizer.zero_grad()
     with pytest.warns(PiggybackWarning, match="'a'.*masked nothing"):
         model.finish_task()
     assert "masked nothing" in str(model.summary())

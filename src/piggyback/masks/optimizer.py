@@ -242,7 +242,8 @@ class MaskOptimizer(torch.optim.Optimizer):
         """Return torch's layout; a masked weight's entry has ``scores``, their inner state, and ``base``.
 
         With ``base=`` it has ``base_sum`` instead, by which ``load_state_dict`` knows the base weights again: they are
-        the caller's, and a checkpoint need not hold them twice.
+        the caller's, and a checkpoint need not hold them twice. Masked groups also have the rule and the start that
+        the scores were made by.
         """
         own = self.state
         self.state = defaultdict(dict)
@@ -252,19 +253,30 @@ class MaskOptimizer(torch.optim.Optimizer):
                     entry["base_sum"] = sum_of_bits(entry.pop("base"))
                 self.state[param] = entry
         try:
-            return super().state_dict()
+            made = super().state_dict()
         finally:
             self.state = own
+        for group in made["param_groups"]:
+            if group["masked"]:
+                group["scores"] = self._made_by()
+        return made
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a ``state_dict`` and write the live weights that its scores and base weights give.
 
-        Raises CheckpointError, before anything is changed, when groups, shapes, kinds or base weights do not fit.
+        Raises CheckpointError, before anything is changed, when groups, shapes, kinds, base weights, or rule and start
+        of the scores do not fit.
         """
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        saved = state_dict["param_groups"]
+        saved = [dict(group) for group in state_dict["param_groups"]]
+        for made_by in [group.pop("scores") for group in saved if "scores" in group]:
+            if made_by != self._made_by():
+                raise CheckpointError(
+                    f"optimizer state: scores of a {made_by}: expected a {self._made_by()}; make the optimizer with "
+                    "the rule and init that it had"
+                )
         expected, found = ([len(g["params"]) for g in gs] for gs in (self.param_groups, saved))
         if expected != found:
             raise CheckpointError(
@@ -323,6 +335,11 @@ class MaskOptimizer(torch.optim.Optimizer):
         for group, inner_group in zip(self.param_groups, self.inner.param_groups, strict=True):
             for index, param in enumerate(group["params"]):
                 yield inner_group["params"], index, param, group["masked"]
+
+    def _made_by(self) -> str:
+        """By what scores become a mask, and where they start."""
+        rule, init = self.rule, self.init
+        return f"{rule.kind} rule with threshold {rule.threshold:g} and {init.kind} start at {init.value:g}"
 
     def _masked(self) -> list[Tensor]:
         return [p for group in self.param_groups if group["masked"] for p in group["params"]]

@@ -167,7 +167,7 @@ class ScoreInit:
         check_number("score init: value", self.value, math.isfinite, "a finite number")
         for name in ("power", "floor", "keep"):
             number = getattr(self, name)
-            check_number(f"score init: {name}", number, _from_0, "a finite number from 0")
+            check_number(f"score init: {name}", number, _from_0, "a number from 0 to 1000")
         whole = isinstance(self.seed, numbers.Integral)
         seeds = "an integer from 0 to 2**32 - 1"
         check_number("score init: seed", self.seed, lambda s: whole and 0 <= s < 2**32, seeds)
@@ -208,7 +208,13 @@ def initial_scores(
     if init.kind == "mean":
         return scores.fill_(size.mean())
     if init.kind == "magnitude":
-        return scores.copy_(_margins(size, init, init.margin(threshold)).add_(threshold))
+        scores.copy_(_margins(size, init, init.margin(threshold)).add_(threshold))
+        if not number_of((scores > threshold).all()):
+            raise InputError(
+                f"score init: power {init.power}: the margins of small weights are lost in rounding, which would mask "
+                "them out before the first step: expected a lower power or a higher floor"
+            )
+        return scores
     generator = torch.Generator().manual_seed(init.seed * 1_000_003 + position)
     drawn = torch.rand(weight.shape, generator=generator).mul_(2 * init.value).sub_(init.value)
     if hasattr(scores, "placements"):  # FSDP's: each process keeps its part of the same numbers
@@ -385,7 +391,7 @@ def lr_factor(schedule: str, step: int, steps: int, warmup: float) -> float:
 
 
 def _from_0(number: float) -> bool:
-    return 0 <= number < math.inf
+    return 0 <= number <= 1000
 
 
 def _half_cosine(x: float) -> float:

@@ -86,9 +86,12 @@ def skill_of_batches(
 ) -> float:
     """Return the ``feature_skill`` of what reaches ``head`` when ``model`` runs on batches of inputs and labels.
 
-    Raises InputError for other batches, and where the head is not called once for each.
+    Raises InputError for other batches, for an iterator, which this would use up, where all labels are the same, and
+    where the head is not called once for each.
     """
     check_is("batches", batches, Iterable, "pairs of inputs and labels")
+    if isinstance(batches, Iterator):
+        raise InputError("batches: an iterator would be used up: expected a DataLoader or a list")
     labels: list[Tensor] = []
     training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -109,7 +112,12 @@ def skill_of_batches(
         )
     if not all(bool(part.isfinite().all()) for part in found):
         raise InputError("batches: what reaches the head is not finite; look at the inputs")
-    return feature_skill(torch.cat(found), torch.cat(labels))
+    truths = torch.cat(labels)
+    if len(truths) > 1 and bool((truths == truths[0]).all()):
+        raise InputError(
+            f"batches: the first {len(truths)} samples have one label: expected shuffled ones (shuffle=True)"
+        )
+    return feature_skill(torch.cat(found), truths)
 
 
 def _pair(batch: Any, info: TaskInfo) -> tuple[Any, Tensor]:
@@ -127,6 +135,10 @@ def _pair(batch: Any, info: TaskInfo) -> tuple[Any, Tensor]:
             if many and tuple(labels.shape[1:]) == (n,):
                 return inputs, labels.float()
             if not many and whole and not bool((labels < 0).any()):
+                if (highest := int(labels.max())) >= n > 0:
+                    raise InputError(
+                        f"batches: label {highest}: expected 0 to {n - 1} of {n} classes"
+                    )
                 return inputs, labels
     raise InputError(
         f"batches: expected pairs of inputs and labels, {wanted}, found {found}; "

@@ -323,8 +323,8 @@ class Learning:
 
     @property
     def trained(self) -> bool:
-        """Whether masked weights have had gradients."""
-        return any(self.backbone.live.params[name].grad is not None for name in self._names())
+        """Whether an optimizer has made scores of the masked weights, as its first step does."""
+        return bool(self._optimizers())
 
     def capture(self, provenance: Mapping[str, Any]) -> Task:
         """Return the task as it stands, its masks read off the live weights.
