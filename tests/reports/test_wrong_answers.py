@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +21,13 @@ from piggyback.errors import (
     InputError,
     PiggybackWarning,
     SelectionError,
+    TaskFileError,
     TaskStateError,
     TrainingError,
 )
 from piggyback.network.head import find_head
 from piggyback.network.select import select_weights
+from piggyback.taskfile import file
 from piggyback.taskfile.file import save_file as save_task_file
 from piggyback.train import Recipe, train
 
@@ -498,3 +503,94 @@ def test_classes_that_no_file_can_hold_are_refused_before_training():
     with pytest.raises(InputError, match="'a'"):
         model.start_task("a", [f"{i} {'x' * 1000}" for i in range(1000)])
     model.start_task("a", 3)
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [("multi_label_classification", "multilabel"), ("regression", "regression")],
+)
+def test_labels_that_transformers_takes_for_those_of_another_kind_are_refused(problem, kind):
+    net = Net()
+    net.config = SimpleNamespace(problem_type=None)
+    model = MultiTaskModel(net)
+    model.start_task("t", 3)
+    model(X)
+    net.config.problem_type = problem  # as its forward does at the first labels
+    with pytest.raises(TaskStateError, match=f"kind='{kind}'"):
+        model(X)
+    with pytest.raises(TaskStateError, match=f"kind='{kind}'"):
+        model.finish_task()
+
+
+@pytest.mark.parametrize(
+    ("classes", "head", "named"),
+    [
+        (1, None, "'0'"),
+        (3, nn.LazyLinear(3), "weight"),
+        (3, nn.Linear(8, 3, device="meta"), "weight"),
+    ],
+)
+def test_a_head_that_can_tell_nothing_is_refused_and_all_stays_as_it_was(classes, head, named):
+    model = MultiTaskModel(Net())
+    with pytest.raises(InputError, match=named):
+        model.start_task("t", classes, head=head)
+    assert model.training_task is None
+    assert model(X).shape == (6, 10)
+
+
+def test_outputs_are_counted_without_the_batch():
+    model = MultiTaskModel(Net())
+    model.start_task("t", 6, head=nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 5)))
+    with pytest.raises(TaskStateError, match="6 outputs"):
+        model(X)
+
+
+def test_a_task_whose_head_is_not_a_number_is_neither_written_nor_read(monkeypatch):
+    model = MultiTaskModel(Net())
+    model.start_task("t", 3)
+    task = model.finish_task()
+    task.head["bias"][0] = torch.nan
+    with pytest.raises(InputError, match="'bias'"):
+        file.save(task)
+    with monkeypatch.context() as patched:
+        patched.setattr(file, "check_finite", lambda task: None)
+        written = file.save(task)
+    with pytest.raises(TaskFileError, match="'bias'"):
+        file.load(written)
+
+
+@pytest.mark.parametrize("method", ["finetune", "lora", "head"])
+def test_a_held_network_is_no_backbone_of_a_training(method):
+    net = Net()
+    model = MultiTaskModel(net)
+    with pytest.raises(TaskStateError, match="release"):
+        train(Backbone(net, None, "", ""), None, "t", Recipe(method=method))
+    model.release()
+
+
+def test_a_process_that_is_forked_during_a_call_says_so_in_place_of_hanging():
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            begun.set()
+            go_on.wait(60)
+            return super().forward(x)
+
+    model = MultiTaskModel(Slow())
+    thread = threading.Thread(target=model, args=(X,))
+    thread.start()
+    begun.wait(60)
+    child = os.fork()
+    if child == 0:  # without pytest's ends: nothing here may return
+        try:
+            signal.alarm(30)
+            model(X)
+        except TaskStateError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 7

@@ -10,6 +10,7 @@ from typing import Any
 from piggyback.errors import InputError, TaskFileError, TaskStateError
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.model.multitask import MultiTaskModel
+from piggyback.taskfile.header import keep_task
 from piggyback.taskfile.task import Task
 
 
@@ -32,7 +33,11 @@ class TaskFile:
         """The finished task; None until training has ended."""
 
     def start(self, model: MultiTaskModel) -> None:
-        """Start the task, unless it is in training already: after an interrupted run it goes on."""
+        """Start the task, unless it is in training already: after an interrupted run it goes on.
+
+        Raises InputError where the file is another task's; this task's own, of an earlier run, is written anew.
+        """
+        keep_task(self.path, "file", own=self.name)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -17,8 +17,13 @@ SUFFIXES = frozenset(
 )  # fmt: skip
 """File name endings, in lower case, that count as images; other files are passed over."""
 _GLOB = frozenset("*?[")
-_JUNK = frozenset({"__macosx", "$recycle.bin", "lost+found", "thumbs", "_thumbs", "thumbnails"})
-"""Folders, in lower case, that programs leave behind; those that begin with . or @ are passed over, too."""
+_JUNK = frozenset(
+    {
+        "__macosx", "$recycle.bin", "lost+found", "thumb", "thumbs", "_thumbs", "thumbnails", "_gsdata_",
+        "system volume information",
+    }
+)  # fmt: skip
+"""Folders, in lower case, that programs leave behind; those that begin with ., @ or # are passed over, too."""
 _JUNK_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
@@ -69,7 +74,7 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def _is_junk(name: str) -> bool:
-    return name.startswith((".", "@")) or name.lower() in _JUNK
+    return name.startswith((".", "@", "#")) or name.lower() in _JUNK
 
 
 def find_images(inputs: Iterable[str | Path], *, missing: bool = False) -> list[Path]:

@@ -135,6 +135,14 @@ class MaskOptimizer(torch.optim.Optimizer):
         super().__init__([dict(group) for group in self.inner.param_groups], self.inner.defaults)
         self._built = True
 
+    def __repr__(self) -> str:
+        masked = self._masked()
+        rates = ", ".join(f"{group['lr']:g}" for group in self.param_groups if "lr" in group)
+        return (
+            f"MaskOptimizer({type(self.inner).__name__}, {len(masked)} masked weights of "
+            f"{sum(map(Tensor.numel, masked)):,} numbers, lr {rates})"
+        )
+
     def scores(self, param: Tensor) -> Tensor:
         """Return the scores of a masked weight: float32, its shape; raises InputError before they exist."""
         state = self.state.get(param, {})

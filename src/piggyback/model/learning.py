@@ -13,6 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
 
 from piggyback.errors import (
     InputError,
@@ -38,6 +39,12 @@ FIRST_RUNS = 5
 EVERY = 50  # passes, of which one is followed by a look at normalisation's statistics
 MANY = 16
 """Outputs from which on a head's weights are rounded to five bits."""
+_PROBLEMS = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
+}
+"""What transformers calls the kinds, in a config that it fills in from the labels."""
 _BUILT_FOR: weakref.WeakKeyDictionary[DistributedDataParallel, Counter[str]]
 _BUILT_FOR = weakref.WeakKeyDictionary()
 """The task, by its ``runs``, that each was first used for: it reduces what was trainable when it was built."""
@@ -65,6 +72,17 @@ class Learning:
             )
         check_classes(self.info, self.head)
         check_writable(self.name, self.info)
+        if self.info.kind == "classification" and len(self.info.classes) == 1:
+            raise InputError(
+                f"task {self.name!r} has one class, {self.info.classes[0]!r}, and would give it to everything: "
+                "expected two or more, or kind='multilabel' or 'regression'"
+            )
+        for name, param in self.head.named_parameters():
+            if isinstance(param, UninitializedParameter) or param.is_meta or param.is_complex():
+                raise InputError(
+                    f"head: its {name} has no values, or complex ones: expected real numbers, in a layer whose inputs "
+                    "are known"
+                )
         for name, param in self.backbone.module.named_parameters():
             if param.is_inference():
                 raise InputError(
@@ -124,6 +142,8 @@ class Learning:
         ):
             self.runs["head"] += 1
             self._check_output(reaches(tensors, self.head), output)
+        if self.runs["live"] <= FIRST_RUNS:
+            self._check_problem()
         return output
 
     def _run_one(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -164,11 +184,22 @@ class Learning:
             )
         shapes = [tuple(tensor.shape) for tensor in tensors_of(output)]
         wanted = len(self.info.classes)
-        labelled = self.info.kind in KINDS and self.info.head_kind in ROW_HEADS
-        if labelled and shapes and not any(wanted in shape for shape in shapes):
+        # The first dimension is the batch's, of which as many may come as there are classes.
+        labelled = self.info.kind in KINDS
+        if labelled and shapes and not any(wanted in shape[1:] for shape in shapes):
             raise TaskStateError(
                 f"{where} has {wanted} outputs, but the network's are {', '.join(map(str, shapes[:3]))}: it is not the "
                 "last layer; name that one with head="
+            )
+
+    def _check_problem(self) -> None:
+        """Raise TaskStateError where the network, one of transformers, takes the labels for those of another kind."""
+        problem = getattr(getattr(self.backbone.module, "config", None), "problem_type", "") or ""
+        kind = _PROBLEMS.get(problem, self.info.kind)
+        if self.info.kind in _PROBLEMS.values() and kind != self.info.kind:
+            raise TaskStateError(
+                f"task {self.name!r} is a {self.info.kind}, but the network's config.problem_type is {problem!r}: "
+                f"start it with kind={kind!r}, or set config.problem_type to None"
             )
 
     def _check_together(self, ddp: DistributedDataParallel) -> None:
@@ -332,6 +363,7 @@ class Learning:
         Warns where training changed a buffer that the task does not bring, so that it will not run as it did.
         """
         self._check_untouched()
+        self._check_problem()
         for optimizer in self._optimizers():
             optimizer.check_scores()
         live, norms = self.backbone.live, self._norms()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,9 @@ class TaskInference:
     """(batch, tasks), in [0, 1]: of a classification 1 - entropy of the outputs / log(classes); see ``kinds``."""
     tasks: tuple[str, ...]
     """The columns of ``confidence``."""
+
+    def __repr__(self) -> str:
+        return f"TaskInference({len(self.names)} samples, tasks {reprlib.repr(self.tasks)})"
 
 
 def infer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class TaskSwitch:
         self.heads: dict[str | None, nn.Module] = {None: frozen.head}
         self.learning: Learning | None = None
         self.choice = TaskChoice()
-        self.lock = threading.RLock()
+        self._lock, self._process = threading.RLock(), os.getpid()
         self.ended = ""  # the error for whoever goes on after the network was given back
         self._in_place: str | Which | None = None  # the task whose weights are live
         self._answered: set[str | None] = {None}  # tasks whose first answer was looked at
@@ -51,13 +52,26 @@ class TaskSwitch:
         self._broken = ""  # the error where others changed weights of which there is no second copy
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "lock"}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
-        self.lock = threading.RLock()
+        self._lock, self._process = threading.RLock(), os.getpid()
         if self.learning is None:
             self.frozen.count()
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The lock; TaskStateError in a forked process where a thread that was left behind had it."""
+        if self._process != os.getpid():
+            if not self._lock.acquire(blocking=False):
+                raise TaskStateError(
+                    "this process was forked while another thread ran the model, whose weights may be half written: "
+                    "build the MultiTaskModel in the new process, or start that by spawn"
+                )
+            self._lock.release()
+            self._process = os.getpid()
+        return self._lock
 
     # -- tasks held ----------------------------------------------------------------------------
 

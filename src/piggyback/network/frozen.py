@@ -57,7 +57,7 @@ class FrozenBackbone:
         self.fingerprint = whole_of(digests, self.head_name)
         self.with_head = whole_of(digests)
         """The fingerprint for tasks that keep the classifier."""
-        _refuse_held(module)
+        refuse_held(module)
         # All that can fail has been done: from here on the module changes.
         self.module = module
         self.head = module.get_submodule(self.head_name)
@@ -337,7 +337,7 @@ def _refuse_wrapped(module: nn.Module) -> None:
             )
 
 
-def _refuse_held(module: nn.Module) -> None:
+def refuse_held(module: nn.Module) -> None:
     """Raise TaskStateError where the masks of another model are, or may come to be, in the module's weights."""
     for layer in module.modules():
         if layer not in _HOLDERS:

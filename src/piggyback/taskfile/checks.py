@@ -122,6 +122,16 @@ def checked_coefficients(task: Task) -> Mapping[str, Tensor]:
     return found
 
 
+def check_finite(task: Task) -> None:
+    """Raise InputError where the task's head or normalisation has NaN or infinities: its answers would be none."""
+    for what, tensors in (("head", task.head), ("normalisation", task.norm)):
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise InputError(
+                    f"task {task.name!r}: the {what}'s {name!r} is not finite: expected numbers; train it anew"
+                )
+
+
 def check_scales(scales: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
     """Raise TaskFileError for scales that are not finite and from 0, or codes of -128."""
     for name, values in scales.items():

@@ -16,6 +16,7 @@ from piggyback.errors import InputError, TaskFileError, check_is
 from piggyback.masks.bits import PackedMask
 from piggyback.taskfile import container
 from piggyback.taskfile.checks import (
+    check_finite,
     check_scales,
     checked_coefficients,
     checked_mask,
@@ -56,6 +57,7 @@ def save(task: Task) -> bytes:
     >>> load(save(task)).head["weight"].shape
     torch.Size([2, 3])
     """
+    check_finite(task)
     coded = writer.encode([checked_mask(task, name) for name in task.masks])
     layers = tuple(
         LayerHeader(name, mask.shape, mask.kept, codec, bits)
@@ -127,6 +129,7 @@ def load(data: bytes, name: str | None = None, expect: Shapes | None = None) -> 
     )
     try:
         checked_coefficients(task)
+        check_finite(task)
     except InputError as error:
         raise TaskFileError(f"{error}; the file is damaged") from error
     return task

@@ -145,13 +145,15 @@ def header_of(data: bytes, expect: Shapes | None = None) -> TaskHeader:
     return parse(memoryview(data), expect)[0]
 
 
-def keep_task(path: Path, what: str, how: str = "choose another name, or remove it") -> None:
-    """Raise InputError, naming ``what``, where a file that is to be written is a task's, which would be lost."""
+def keep_task(
+    path: Path, what: str, how: str = "choose another name, or remove it", own: str | None = None
+) -> None:
+    """Raise InputError, naming ``what``, where a file that is to be written is a task's other than ``own``."""
     try:
         lost = read_header(path).name if path.is_file() else None
     except TaskFileError:
         return
-    if lost is not None:
+    if lost not in (None, own):
         raise InputError(
             f"{what} {str(path)!r} is the file of task {lost!r}, which would be lost: {how}"
         )

@@ -20,6 +20,7 @@ from piggyback.kinds import kind_of
 from piggyback.kinds.base import Loss
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
+from piggyback.network.frozen import refuse_held
 from piggyback.taskfile.disk import lock_folder
 from piggyback.taskfile.file import save
 from piggyback.taskfile.header import check_writable
@@ -80,6 +81,7 @@ def train(
     check_is("backbone", backbone, Backbone, "what load_backbone returns, or a Backbone")
     check_is("recipe", recipe, Recipe, "a Recipe")
     check_name(name)
+    refuse_held(backbone.module)
     data = as_data(data, name)
     if loss is not None:
         recipe = replace(recipe, loss=_called(loss, recipe))

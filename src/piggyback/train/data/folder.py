@@ -27,17 +27,17 @@ _SPLIT_WORDS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val",
     "test": "test", "testing": "test", "testset": "test",
 }  # fmt: skip
-_BESIDE = frozenset({"seg", "set", "split", "data", "dataset", "images", "imgs"})
+_BESIDE = frozenset({"seg", "set", "split", "data", "dataset", "images", "imgs", "dir", "folder"})
 """Words that a split's folder may have in its name besides."""
 
 
 def split_of(name: str) -> str | None:
     """Return which split a folder's name stands for, "train", "val" or "test"; None where it is a class.
 
-    >>> [split_of(name) for name in ("Train", "seg_test", "dev", "Testing", "test tube")]
-    ['train', 'test', 'val', 'test', None]
+    >>> [split_of(name) for name in ("Train", "seg_test", "dev", "TESTING", "trainData", "test tube")]
+    ['train', 'test', 'val', 'test', 'train', None]
     """
-    words = re.findall(r"[a-z]+", name.lower())
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
     found = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
     others = [word for word in words if word not in _SPLIT_WORDS and word not in _BESIDE]
     return found.pop() if len(found) == 1 and not others else None
