@@ -14,7 +14,6 @@ import torch
 from piggyback.errors import InputError, TaskFileError
 from piggyback.masks.bits import unpack_mask
 from piggyback.masks.rule import Form, MaskRule
-from piggyback.taskfile import header
 from piggyback.taskfile.file import load, load_file, save, save_file
 from piggyback.taskfile.header import read_header
 from piggyback.taskfile.task import Task
@@ -70,23 +69,6 @@ def test_the_header_tells_version_form_and_bytes(form: Form, tmp_path: Path) -> 
     assert found.bits_per_weight == pytest.approx(bits)
 
 
-def test_a_task_of_the_plain_form_is_written_as_version_1(tmp_path: Path) -> None:
-    task = MAKER["task"]("affine")
-    plain = replace(task, info=replace(task.info, rule=MaskRule()), coefficients={})
-    save_file(plain, tmp_path / "a")
-    assert read_header(tmp_path / "a").version == 1
-    assert b'form\\"' not in (tmp_path / "a").read_bytes(), "as a key of the description"
-
-
-@every_form
-def test_a_reader_of_version_1_asks_for_an_upgrade(
-    form: Form, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(header, "VERSION", 1)
-    with pytest.raises(TaskFileError, match=r"version 2: this library reads up to 1; upgrade"):
-        golden(form)
-
-
 def renamed(header: dict[str, Any], old: str, new: str) -> None:
     header[new] = header.pop(old)
 
@@ -94,9 +76,9 @@ def renamed(header: dict[str, Any], old: str, new: str) -> None:
 DAMAGES: dict[str, tuple[Callable[..., object], str]] = {
     "form in version 1": (lambda h, t: h["__metadata__"].update(version="1"), "a mask rule"),
     "no form in version 2": (lambda h, t: t["rule"].pop("form"), "a mask rule"),
-    "plain form in version 2": (lambda h, t: t["rule"].update(form="plain"), "expected a form"),
+    "plain form in version 2": (lambda h, t: t["rule"].update(form="plain"), "version 2: expected 1"),
     "unknown form": (lambda h, t: t["rule"].update(form="rows"), "form 'rows'.*damaged"),
-    "form no text": (lambda h, t: t["rule"].update(form=[]), "expected a form"),
+    "form no text": (lambda h, t: t["rule"].update(form=[]), "expected one of plain"),
     "ternary affine": (lambda h, t: t["rule"].update(kind="ternary"), "expected a binary one"),
     "another form": (lambda h, t: t["rule"].update(form="channel"), r"'block.depthwise.weight'.*\(6,\)"),
     "another weight": (lambda h, t: renamed(h, "form.fc.weight", "form.fd.weight"), "3.*'fc.weight'"),

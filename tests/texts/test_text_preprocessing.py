@@ -18,6 +18,7 @@ from piggyback.taskfile.task import Task, TaskInfo
 from piggyback.texts.preprocessing import TextPreprocessing
 from piggyback.zoo.load import load_backbone
 from support.text_toys import WORDS, encoder, write_encoder  # noqa: F401
+from taskfile.test_file import rebuilt
 
 
 @pytest.fixture
@@ -96,13 +97,13 @@ def test_a_damaged_description_is_refused(prepared, change):
         from_metadata(metadata)
 
 
-def test_version_4_is_for_texts_alone(prepared):
-    metadata = to_metadata("mood", TaskInfo(preprocessing=prepared), ())
-    with pytest.raises(TaskFileError):
-        from_metadata({**metadata, "version": "3"})
-    plain = to_metadata("mood", TaskInfo(), ())
-    with pytest.raises(TaskFileError):
-        from_metadata({**plain, "version": "4"})
+@pytest.mark.parametrize("version", ["3", "4"])
+def test_version_4_is_for_texts_alone(prepared, version):
+    info = TaskInfo(preprocessing=prepared if version == "3" else None)
+    norm = {"norm.weight": torch.ones(2)}  # in float16: of version 3
+    data = save(Task("mood", {}, {}, norm, info))
+    with pytest.raises(TaskFileError, match=f"version {version}: expected"):
+        load(rebuilt(data, lambda h, t: h["__metadata__"].update(version=version)))
 
 
 def test_a_digest_is_a_sha256():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from piggyback.errors import BackboneMismatchError, InputError
+from piggyback.errors import BackboneMismatchError, InputError, check_number
 
 if TYPE_CHECKING:
     from torch import Tensor  # a file's header is read without it
@@ -40,16 +40,13 @@ class Preprocessing:
             raise InputError(
                 f"interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}"
             )
-        if not 0 < self.crop_pct <= 1:
-            raise InputError(f"crop_pct {self.crop_pct!r}: expected a number in (0, 1]")
+        check_number("crop_pct", self.crop_pct, lambda x: 0 < x <= 1, "a number in (0, 1]")
         for name, triple in (("mean", self.mean), ("std", self.std)):
-            if len(triple) != 3 or not all(
-                isinstance(v, (int, float)) and math.isfinite(v) for v in triple
-            ):
-                raise InputError(
-                    f"{name} {triple!r}: expected three finite numbers, one per channel"
-                )
-        if not all(v > 0 for v in self.std):
+            if len(triple) != 3:
+                raise InputError(f"{name} {triple!r}: expected three finite numbers")
+            for value in triple:
+                check_number(name, value, math.isfinite, "three finite numbers")
+        if not all(value > 0 for value in self.std):
             raise InputError(f"std {self.std!r}: expected three positive numbers")
 
     def __call__(self, image: Any) -> Tensor:
