@@ -141,7 +141,7 @@ def broken(task):
         (
             replace(task, masks={"body.weight": PackedMask((16, 6), mask.keep[:-1])}),
             InputError,
-            "has 11 bytes: expected 12",
+            r"\(11,\): expected torch.uint8 \(12,\)",
         ),
         (replace(task, head={}), TaskFileError, "expected a weight"),
         (replace(task, info=replace(info, head_kind="custom")), InputError, "pass head="),
