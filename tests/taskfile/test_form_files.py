@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,42 +10,36 @@ from typing import Any
 import pytest
 import torch
 
+from golden import tasks as golden
 from piggyback.errors import InputError, TaskFileError
 from piggyback.masks.bits import unpack_mask
 from piggyback.masks.rule import Form, MaskRule
 from piggyback.taskfile.file import load, load_file, save, save_file
 from piggyback.taskfile.header import read_header
-from piggyback.taskfile.task import Task
 from taskfile.test_file import rebuilt, same
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-MAKER = runpy.run_path(str(GOLDEN / "make_v2.py"))
 FORMS: tuple[Form, ...] = ("channel", "affine")
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
-def golden(form: Form) -> Task:
-    return load((GOLDEN / f"v2-{form}.safetensors").read_bytes())
-
-
 @every_form
 def test_golden_files_load_for_ever(form: Form) -> None:
-    found = golden(form)
-    ternary = form == "channel"
-    for name, shape in MAKER["SHAPES"].items():
-        count = torch.Size(shape).numel()
-        values = [MAKER["mask_value"](i, ternary) for i in range(count)]
+    data = (GOLDEN / f"v2-{form}.safetensors").read_bytes()
+    found, ternary = load(data), form == "channel"
+    for name, shape in golden.SHAPES_2.items():
+        values = golden.values_2(name, ternary)
         assert unpack_mask(found.masks[name]).to(torch.int8).flatten().tolist() == values
         assert found.coefficients[name].dtype == torch.float32
-        assert found.coefficients[name].tolist() == MAKER["coefficients"](form, shape)
+        assert found.coefficients[name].tolist() == golden.coefficients(form, shape)
     assert found.info.rule == MaskRule("ternary" if ternary else "binary", 0.005, form)
-    assert same(found, MAKER["task"](form))
-    assert save(found) == (GOLDEN / f"v2-{form}.safetensors").read_bytes()
+    assert same(found, golden.task_2(form))
+    assert save(found) == data
 
 
 @every_form
 def test_a_file_brings_coefficients_back_bit_for_bit(form: Form, tmp_path: Path) -> None:
-    task = MAKER["task"](form)
+    task = golden.task_2(form)
     odd = {n: torch.randn_like(k) * 1e-40 for n, k in task.coefficients.items()}  # subnormal too
     task = replace(task, coefficients=odd)
     save_file(task, tmp_path / "a")
@@ -59,7 +52,7 @@ def test_a_file_brings_coefficients_back_bit_for_bit(form: Form, tmp_path: Path)
 
 @every_form
 def test_the_header_tells_version_form_and_bytes(form: Form, tmp_path: Path) -> None:
-    task = MAKER["task"](form)
+    task = golden.task_2(form)
     save_file(task, tmp_path / "a")
     found = read_header(tmp_path / "a")
     assert (found.version, found.info.rule.form) == (2, form)
@@ -120,7 +113,7 @@ def test_coefficients_in_a_plain_file_are_refused() -> None:
     ],
 )
 def test_what_would_be_refused_is_not_written(change: Any, message: str, tmp_path: Path) -> None:
-    task = MAKER["task"]("affine")
+    task = golden.task_2("affine")
     wrong = replace(task, coefficients=change(task.coefficients))
     with pytest.raises(InputError, match=message):
         save_file(wrong, tmp_path / "a")
