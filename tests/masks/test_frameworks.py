@@ -9,14 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
-from torch.utils.data import DataLoader, Dataset, TensorDataset
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from torch.utils.data import DataLoader, TensorDataset
 
 from piggyback.masks.optimizer import MaskOptimizer
 from piggyback.model.multitask import MultiTaskModel
@@ -136,79 +129,6 @@ def test_accelerate_resumes_to_the_same_bits(precision, tmp_path, accelerate_und
     fit_accelerate(accelerator, *prepared, EPOCHS // 2)
     assert_same(after, state(whole))
     assert 0 < whole.finish_task().density < 1
-
-
-class Sentences(Dataset):
-    def __len__(self):
-        return 32
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        words = torch.randint(0, 25, (10,), generator=generator) + 25 * (index % 2)
-        return {"input_ids": words, "attention_mask": torch.ones(10), "labels": index % 3}
-
-
-class StopAfter(TrainerCallback):
-    """Ends training early, with the schedule of the whole run."""
-
-    def __init__(self, epochs):
-        self.epochs = epochs
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if state.epoch >= self.epochs:
-            control.should_training_stop = True
-
-
-def loss_of(outputs, labels, num_items_in_batch=None):
-    total = nn.functional.cross_entropy(outputs.logits, labels, reduction="sum")
-    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-
-
-def fit_transformers(folder, stop=EPOCHS, resume=None):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_labels=7,  # not the task's
-    )
-    model, optimizer = started(BertForSequenceClassification(config), norm="frozen")
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(folder),
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=8,
-            gradient_accumulation_steps=2,
-            max_grad_norm=1.0,
-            save_strategy="epoch",
-            remove_unused_columns=False,
-            label_names=["labels"],
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-        ),
-        train_dataset=Sentences(),
-        optimizers=(optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)),
-        compute_loss_func=loss_of,
-        callbacks=[StopAfter(stop)],
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return model
-
-
-def test_the_hugging_face_trainer_resumes_to_the_same_bits(tmp_path, accelerate_undone):
-    whole = fit_transformers(tmp_path / "whole")
-    fit_transformers(tmp_path / "half", stop=EPOCHS // 2)
-    second = fit_transformers(tmp_path / "half", resume=True)
-    assert_same(state(whole), state(second))
-    assert 0 < second.finish_task().density < 1
-    words = {name: torch.as_tensor(value)[None] for name, value in Sentences()[0].items()}
-    del words["labels"]
-    assert second(**words, task="signs").logits.shape == (1, 3)
-    assert second(**words, task=None).logits.shape == (1, 7)
 
 
 def test_steps_and_switches_of_a_compiled_backbone_compile_nothing_new():

@@ -13,7 +13,7 @@ from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from piggyback import Backbone, MaskOptimizer, MaskRule, MultiTaskModel, ScoreInit, load_backbone
+from piggyback import MaskOptimizer, MaskRule, MultiTaskModel, ScoreInit
 from piggyback.errors import (
     InputError,
     PiggybackWarning,
@@ -23,8 +23,6 @@ from piggyback.errors import (
 )
 from piggyback.network.head import find_head
 from piggyback.network.select import select_weights
-from piggyback.taskfile.file import save_file as save_task_file
-from piggyback.train import Recipe, train
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(6) % 3
@@ -256,31 +254,6 @@ def test_statistics_that_a_batch_has_spoiled_are_noticed_early():
     model.train()
     with pytest.raises(TrainingError, match=r"1\.running_mean"):
         model(torch.full((2, 4), torch.nan))
-
-
-@pytest.mark.parametrize(
-    ("call", "named"),
-    [
-        (lambda model: model.load_task("a\0b"), "path"),
-        (lambda model: model.load_task(5), "path"),
-        (lambda model: model.add_task("a.safetensors"), "task"),
-        (lambda model: load_backbone(5), "backbone"),
-        (lambda model: load_backbone(model), "backbone"),
-        (lambda model: MultiTaskModel("timm:resnet18"), "backbone"),
-        (lambda model: MultiTaskModel(nn.Sequential(nn.Linear(2, 2)), preprocessing=len), "preprocessing"),
-        (lambda model: model.start_task("t", 3, rule="binary"), "rule"),
-        (lambda model: model.start_task("t", 3, start="a"), "start"),
-        (lambda model: save_task_file("a.safetensors", None), "task"),
-        (lambda model: MaskOptimizer([torch.zeros(2, requires_grad=True)], "adam"), "inner"),
-        (lambda model: Recipe(abstain_at=3), "abstain_at"),
-        (lambda model: train(Backbone(model, None, "", ""), None, "t", recipe={}), "recipe"),
-        (lambda model: train("timm:resnet18", None, "t"), "backbone"),
-    ],
-)  # fmt: skip
-def test_an_argument_of_another_type_is_named_in_one_line(call, named):
-    with pytest.raises(InputError, match=f"^{named} .*expected") as error:
-        call(MultiTaskModel(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 5))))
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf")])

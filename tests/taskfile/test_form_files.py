@@ -16,7 +16,7 @@ from piggyback.masks.bits import unpack_mask
 from piggyback.masks.rule import Form, MaskRule
 from piggyback.taskfile.file import load, load_file, save, save_file
 from piggyback.taskfile.header import read_header
-from taskfile.test_file import rebuilt, same
+from taskfile.test_file import rebuilt, renamed, same
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FORMS: tuple[Form, ...] = ("channel", "affine")
@@ -60,10 +60,6 @@ def test_the_header_tells_version_form_and_bytes(form: Form, tmp_path: Path) -> 
     assert found.bytes_total == (tmp_path / "a").stat().st_size
     bits = 8 * (found.bytes_masks + found.bytes_form) / task.weights
     assert found.bits_per_weight == pytest.approx(bits)
-
-
-def renamed(header: dict[str, Any], old: str, new: str) -> None:
-    header[new] = header.pop(old)
 
 
 DAMAGES: dict[str, tuple[Callable[..., object], str]] = {

@@ -574,9 +574,7 @@ def _as_groups(params: Any) -> list[Group]:
     """
     items = list(params) if isinstance(params, Iterable) else [params]
     if not items:
-        raise InputError(
-            "MaskOptimizer got no parameters: pass parameter groups, masked ones first"
-        )
+        raise InputError("params: no parameters: expected groups of them, masked ones first")
     masked_group = {"params": items, "masked": True}
     groups: list[Group] = items if isinstance(items[0], dict) else [masked_group]
     made = []
