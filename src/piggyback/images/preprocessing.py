@@ -17,11 +17,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop and normalise an RGB image to a square.
-
-    >>> Preprocessing(64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).image_size
-    64
-    """
+    """Resize, crop and normalise an RGB image to a square: call it with one."""
 
     image_size: int = 224
     """Side of the square the network sees, in pixels."""
@@ -75,11 +71,11 @@ class Preprocessing:
 
         return torch.stack(list(rows))
 
-    def example(self, batch: int = 1) -> Tensor:
-        """Return empty images to try a network on, float32 (batch, 3, s, s)."""
+    def example(self) -> Tensor:
+        """Return an empty image to try a network on, float32 (1, 3, s, s)."""
         import torch
 
-        return torch.zeros(batch, 3, self.image_size, self.image_size)
+        return torch.zeros(1, 3, self.image_size, self.image_size)
 
     def whole(self) -> Preprocessing:
         """Return how tasks see images: whole, without the border that a publisher cuts off for its own classes."""

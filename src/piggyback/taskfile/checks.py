@@ -54,10 +54,7 @@ def check_fits(
 
 
 def check_fingerprint(name: str, backbone: BackboneInfo, whole: str) -> None:
-    """Raise BackboneMismatchError where a task names another fingerprint than ``whole``; one that names none passes.
-
-    >>> check_fingerprint("signs", BackboneInfo("timm:resnet50", "ab"), "ab")
-    """
+    """Raise BackboneMismatchError where a task names another fingerprint than ``whole``; one that names none passes."""
     found = backbone.fingerprint
     if found and found != whole:
         source = f" ({backbone.source})" if backbone.source else ""

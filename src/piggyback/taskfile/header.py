@@ -361,15 +361,10 @@ def to_metadata(
 
 
 def check_writable(name: str, info: TaskInfo) -> None:
-    """Raise InputError for a description that no task file can hold, before the work that would fill the file.
-
-    >>> check_writable("signs", TaskInfo(classes=("stop", "yield")))
-    """
+    """Raise InputError for a description that no task file can hold, before the work that would fill the file."""
     metadata = to_metadata(name, info, ())
-    size, most = (
-        len(metadata["task"].encode()),
-        MAX_HEADER // 2,
-    )  # the rest is for layers and tensors
+    # The other half is for layers and tensors.
+    size, most = len(metadata["task"].encode()), MAX_HEADER // 2
     if size > most:
         raise InputError(
             f"task {name!r}: classes and provenance are {size} bytes as JSON: expected at most {most}; shorten the "
@@ -388,15 +383,14 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     good = isinstance(values, dict) and values.keys() - {OUTPUTS} == set(_FIELDS)
     _expect(good, "fields", sorted(_FIELDS))
     backbone, rule, provenance = values["backbone"], values["rule"], values["provenance"]
-    _expect(_strings(backbone, "source", "fingerprint"), "backbone", "source and fingerprint")
+    good = isinstance(backbone, dict) and backbone.keys() == {"source", "fingerprint"}
+    _expect(good and _texts(backbone.values()), "backbone", "source and fingerprint")
     of_rule = {"kind", "threshold"} if version == 1 else {"kind", "threshold", "form"}
     _expect(isinstance(rule, dict) and rule.keys() == of_rule, "rule", "a mask rule")
     _expect(isinstance(provenance, dict), "provenance", "an object")
-    _expect(_strings(values, "name", "kind", "head", exactly=False), "name, kind, head", "text")
+    _expect(_texts(values[key] for key in ("name", "kind", "head")), "name, kind, head", "text")
     classes = values["classes"]
-    _expect(
-        isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes", "names"
-    )
+    _expect(isinstance(classes, list) and _texts(classes), "classes", "names")
     _expect(len(set(classes)) == len(classes), "classes", "each name once")
     try:
         info = TaskInfo(
@@ -471,10 +465,8 @@ def _preprocessing(value: Any) -> Prepares | None:
     return found
 
 
-def _strings(value: Any, *keys: str, exactly: bool = True) -> bool:
-    if not isinstance(value, dict) or (exactly and value.keys() != set(keys)):
-        return False
-    return all(isinstance(value.get(key), str) for key in keys)
+def _texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _expect(good: bool, what: str, expected: object) -> None:
