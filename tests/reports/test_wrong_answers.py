@@ -207,13 +207,14 @@ def test_a_training_is_resumed_from_its_own_state_dict_only():
 # -- 3 to 5: optimizers ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("init", [ScoreInit(), ScoreInit("uniform")], ids=lambda init: init.kind)
 @pytest.mark.parametrize("kind", ["binary", "ternary"])
-def test_a_second_optimizer_goes_on_from_the_mask(kind):
+def test_a_second_optimizer_goes_on_from_the_mask(kind, init):
     model = MultiTaskModel(Net())
     model.start_task("a", 3, rule=MaskRule(kind))
     fitted(model, model.optimizer(lr=5e-3, init=ScoreInit("uniform")), steps=8)
     mask = model.capture().masks["body.weight"]
-    second = model.optimizer(lr=1e-3)
+    second = model.optimizer(lr=1e-3, init=init)
     second.initialize()
     again = model.capture().masks["body.weight"]
     assert 0 < mask.density < 1

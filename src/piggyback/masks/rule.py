@@ -223,17 +223,16 @@ def resume_from_(scores: Tensor, live: Tensor, base: Tensor, rule: MaskRule) -> 
     """
     import torch
 
+    ternary = rule.kind == "ternary"
     dropped = (live == 0) & (base != 0)
-    turned = (live == -base) & (base != 0) if rule.kind == "ternary" else torch.zeros_like(dropped)
+    turned = (live == -base) & (base != 0) & ternary
     if not bool((dropped | turned).any()):
         return
     above = (scores - rule.threshold).abs()
-    if rule.kind == "ternary":  # 0 lies between 0 and the threshold
-        scores.copy_(torch.where(dropped, rule.threshold / 2, scores))
-        scores.copy_(torch.where(turned, -above, scores))
-    else:
-        kept = rule.threshold + above
-        scores.copy_(torch.where(dropped, rule.threshold - above, kept))
+    # A ternary mask is 0 between 0 and the threshold.
+    below = torch.full_like(above, rule.threshold / 2) if ternary else rule.threshold - above
+    kept = rule.threshold + above
+    scores.copy_(torch.where(dropped, below, torch.where(turned, -above, kept)))
 
 
 def _margins(size: Tensor, init: ScoreInit, margin: float) -> Tensor:
