@@ -13,7 +13,7 @@ from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from piggyback import MaskOptimizer, MaskRule, MultiTaskModel, ScoreInit
+from piggyback import MaskRule, MultiTaskModel, ScoreInit
 from piggyback.errors import (
     InputError,
     PiggybackWarning,
@@ -455,13 +455,6 @@ def test_a_norm_policy_that_finds_no_norm_is_refused():
 def test_experts_in_one_tensor_are_masked():
     net = nn.Sequential(nn.Linear(4, 8), Experts(), nn.Linear(8, 10))
     assert list(select_weights(net, head="2")) == ["0.weight", "1.gate_up_proj"]
-
-
-def test_every_optimizer_names_its_weights():
-    model = MultiTaskModel(Net())
-    model.start_task("a", 3)
-    optimizer = MaskOptimizer(model.parameter_groups(lr=1e-3), base=model.base_of)
-    assert [name for name, _ in optimizer.named()] == ["body.weight", "fc.weight", "fc.bias"]
 
 
 # -- 20: what would be found at a training's end -----------------------------------------------------

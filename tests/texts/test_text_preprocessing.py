@@ -48,7 +48,7 @@ def test_what_is_no_text_is_refused(prepared, wrong):
 
 def test_a_tokenizer_is_known_by_what_it_does(tmp_path, prepared):
     saved = tmp_path / "again"
-    prepared.reader.save(str(saved))
+    prepared.reader.inner.save_pretrained(saved)
     transformers = pytest.importorskip("transformers")
     again = transformers.AutoTokenizer.from_pretrained(saved)
     assert type(prepared.reader)(again, "x").digest() == prepared.tokenizer
