@@ -95,10 +95,4 @@ def is_token(text: str) -> bool:
     >>> is_token("s3cret"), is_token("two words")
     (True, False)
     """
-    return (
-        isinstance(text, str)
-        and text != ""
-        and text.isascii()
-        and text.isprintable()
-        and " " not in text
-    )
+    return isinstance(text, str) and re.fullmatch("[!-~]+", text) is not None

@@ -25,7 +25,6 @@ from piggyback.images.decode import (
     to_rgb,
     upright_size,
 )
-from piggyback.images.find import is_image_name
 from piggyback.images.preprocessing import Preprocessing
 from support.encoded_pictures import KINDS, encoded, turned
 
@@ -199,11 +198,6 @@ def test_a_large_jpeg_is_read_small_and_looks_the_same(tmp_path: Path) -> None:
     assert (quick - slow).abs().max() <= 3
     assert draft_side(Preprocessing(64)) == 128
     assert draft_side(Preprocessing(64, crop_pct=0.5)) == 256
-
-
-def test_names() -> None:
-    names = ("a.JPEG", "b.webp", "c.txt", ".d.png", "e")
-    assert [is_image_name(Path(name)) for name in names] == [True, True, False, False, False]
 
 
 # -- the network's input ---------------------------------------------------------------------------

@@ -213,31 +213,6 @@ def test_gradscaler_skips_a_step_with_infinite_gradients_and_unscales_the_others
     assert torch.equal(optimizer.scores(net.fc.weight), before)
 
 
-@pytest.mark.parametrize("inner", [torch.optim.Adam, torch.optim.SGD])
-def test_a_state_dict_continues_bit_for_bit(inner, tmp_path):
-    net, batches = net_and_batches(20)
-    optimizer = MaskOptimizer(groups_of(net, lr=5e-3), inner)
-    for batch in batches[:10]:
-        train_step(net, optimizer, *batch)
-    torch.save(
-        {"net": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt"
-    )
-    other = Net()
-    resumed = MaskOptimizer(groups_of(other, lr=0.5), inner)
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    other.load_state_dict(state["net"])
-    resumed.load_state_dict(state["optimizer"])
-    for batch in batches[10:]:
-        train_step(net, optimizer, *batch)
-        train_step(other, resumed, *batch)
-    for name in MASKED:
-        assert torch.equal(
-            optimizer.scores(net.get_parameter(name)), resumed.scores(other.get_parameter(name))
-        )
-        assert torch.equal(net.get_parameter(name), other.get_parameter(name))
-    assert torch.equal(net.head.weight, other.head.weight)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_scores_stay_float32_for_other_dtypes(dtype):
     net, _ = net_and_batches(1)
@@ -295,23 +270,6 @@ def test_regularizers_are_added_to_the_scores_gradient():
     below = one.scores(plain.fc.weight) < 1.0
     moved = (plain.fc.weight.grad - pulled.fc.weight.grad)[below]
     torch.testing.assert_close(moved, torch.full_like(moved, 0.5))
-
-
-@pytest.mark.parametrize(
-    ("params", "options", "message"),
-    [
-        ([], {}, "no parameters"),
-        ([torch.zeros(2, dtype=torch.int64)], {}, "expected floating point"),
-        (
-            [nn.Parameter(torch.zeros(2))],
-            {"grad_scale": "max"},
-            "expected one of none, mean, weight",
-        ),
-    ],
-)
-def test_unusable_arguments_are_named(params, options, message):
-    with pytest.raises(InputError, match=message):
-        MaskOptimizer(params, lr=1.0, **options)
 
 
 def test_sparse_gradients_are_refused_with_the_way_out():

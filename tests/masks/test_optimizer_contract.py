@@ -327,6 +327,8 @@ def test_fast_inner_optimizers_learn_the_same_masks_and_resume(inner, options):
         step(net, optimizer, seed)
     torch.testing.assert_close(net.body.weight, plain_net.body.weight)
     other, resumed = built(inner=inner, **options)
+    for group in resumed.param_groups:
+        group["lr"] = 0.5  # the state's own counts
     other.load_state_dict(net.state_dict())
     resumed.load_state_dict(optimizer.state_dict())
     step(net, optimizer, 9)

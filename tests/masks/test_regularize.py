@@ -8,26 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from masks.test_optimizer import StraightThrough
 from piggyback.errors import InputError
 from piggyback.masks.regularize import EntropyPrice, PullToKeep, TargetDensity
-from piggyback.masks.rule import MaskRule, mask_of
+from piggyback.masks.rule import MaskRule
 
 SCORES = torch.tensor([-0.02, -0.001, 0.0, 0.004, 0.006, 0.02, 0.03])
 
 
-class Threshold(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, scores, rule):
-        return mask_of(scores, rule).to(scores.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad, None
-
-
 def density_of(scores: Tensor, rule: MaskRule) -> Tensor:
     """The mean of |m|; where m is 0, |m| grows with s upwards, and downwards below 0."""
-    mask = Threshold.apply(scores, rule)
+    mask = StraightThrough.apply(scores, rule)
     return (mask * torch.where(scores < 0, -1.0, 1.0) if rule.kind == "ternary" else mask).mean()
 
 

@@ -23,7 +23,6 @@ from piggyback.masks.rule import (
     mask_of,
     masked_weight,
 )
-from piggyback.masks.switch import keep_above_
 
 TAU = torch.tensor(5e-3)
 """The threshold as float32 scores are compared with it."""
@@ -63,14 +62,6 @@ def test_masked_weights_have_exact_zeros_whatever_the_weight(dtype):
     assert kept.signbit()[3]
     turned = masked_weight(base, torch.tensor([-1, -1, 0, -1, 1], dtype=torch.int8))
     assert turned.tolist() == [2.0, -math.inf, 0.0, 0.0, 3.0]
-
-
-def test_keep_above_is_the_rule_in_one_pass():
-    scores = torch.randn(3, 50)
-    base = torch.randn(3, 50)
-    out = torch.full_like(base, 7.0)
-    keep_above_(out, base, scores, 0.1)
-    assert torch.equal(out, masked_weight(base, mask_of(scores, MaskRule(threshold=0.1))))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 from piggyback.errors import InputError, TaskFileError
 from piggyback.masks.bits import pack_mask
 from piggyback.model.heads import class_names, head_kind, load_head, new_head
-from piggyback.model.summary import mask_entropy, summarize
+from piggyback.model.summary import Summary, mask_entropy
 from piggyback.taskfile.task import Task, TaskInfo
 
 
@@ -148,7 +148,7 @@ def test_rows_tell_each_weight_of_each_task():
         "a": Task("a", {"conv": half, "fc": pack_mask(torch.ones(8, dtype=torch.bool))}, {}),
         "b": Task("b", {}, {"weight": torch.zeros(2, 3)}),
     }
-    summary = summarize(tasks)
+    summary = Summary(tasks)
     assert [(r.task, r.weight, r.shape, r.weights, r.kept) for r in summary.rows] == [
         ("a", "conv", (3, 4), 12, 6),
         ("a", "fc", (8,), 8, 8),

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from piggyback import MaskOptimizer, MultiTaskModel, ScoreInit
+from piggyback import MultiTaskModel, ScoreInit
 from piggyback.errors import InputError, PiggybackWarning, TaskStateError
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -308,14 +308,6 @@ def test_outputs_of_any_kind_show_that_the_head_is_reached(kind):
     model(X, task="b")
     with pytest.raises((TaskStateError, RuntimeError), match=r"'a'|modified by an inplace"):
         out.sum().backward()
-
-
-def test_an_optimizer_that_evaluates_the_loss_itself_is_refused():
-    model = MultiTaskModel(Net())
-    model.start_task("t", 3)
-    groups = [{"params": [model.backbone.body.weight], "masked": True}]
-    with pytest.raises(InputError, match="LBFGS"):
-        MaskOptimizer(groups, torch.optim.LBFGS)
 
 
 # -- checkpoints of others -----------------------------------------------------------------------------

@@ -7,15 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from piggyback import MaskOptimizer, MaskRule, MultiTaskModel, PullToKeep, ScoreInit
+from piggyback import (
+    Backbone,
+    MaskOptimizer,
+    MaskRule,
+    MultiTaskModel,
+    PullToKeep,
+    ScoreInit,
+    load_backbone,
+    save_file,
+)
 from piggyback.errors import (
     InputError,
-    PiggybackError,
     SelectionError,
     TaskStateError,
     TrainingError,
 )
-from piggyback.train import Recipe
+from piggyback.train import Recipe, train
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()
@@ -146,6 +154,10 @@ def test_an_optimizer_that_cannot_learn_masks_is_refused_when_it_is_made(inner):
         (lambda: started().optimizer(lr=1e-2, regularizers=PullToKeep(0.1)), "regularizers"),
         (lambda: started().optimizer(lr=1e-2, regularizers=["x"]), "regularizer "),
         (lambda: started().optimizer(lr=1e-2, weight_decay="x"), "inner Adam"),
+        (lambda: started().optimizer("adam", lr=1e-2), "inner"),
+        (lambda: started().optimizer(lr=1e-2, grad_scale="max"), "grad_scale"),
+        (lambda: MaskOptimizer([]), "params"),
+        (lambda: MaskOptimizer([torch.zeros(2, dtype=torch.int64)], lr=1e-2), r"a \(2,\) tensor"),
         (lambda: MaskOptimizer(5), "parameter"),
         (lambda: MaskOptimizer([{"lr": 3}]), "parameter"),
         (lambda: started(units=5), "units"),
@@ -154,15 +166,28 @@ def test_an_optimizer_that_cannot_learn_masks_is_refused_when_it_is_made(inner):
         (lambda: started(kind="clasification"), "kind .*'classification'"),
         (lambda: started(kind=5), "kind"),
         (lambda: started().finish_task("a"), "task"),
+        (lambda: started(rule="binary"), "rule"),
+        (lambda: started(start="a"), "start"),
+        (lambda: MultiTaskModel(Net()).load_task("a\0b"), "path"),
+        (lambda: MultiTaskModel(Net()).load_task(5), "path"),
+        (lambda: MultiTaskModel(Net()).add_task("a.safetensors"), "task"),
+        (lambda: save_file("a.safetensors", None), "task"),
+        (lambda: load_backbone(5), "backbone"),
+        (lambda: load_backbone(Net()), "backbone"),
+        (lambda: MultiTaskModel("timm:resnet18"), "backbone"),
+        (lambda: MultiTaskModel(Net(), preprocessing=len), "preprocessing"),
         (lambda: MultiTaskModel(Net(), source=3), "source"),
         (lambda: MaskRule(threshold="1"), "threshold"),
         (lambda: ScoreInit(value="1"), "score init: value"),
         (lambda: ScoreInit("uniform", seed=1.5), "score init: seed"),
         (lambda: PullToKeep("x"), "strength"),
+        (lambda: Recipe(abstain_at=3), "abstain_at"),
+        (lambda: train(Backbone(Net(), None, "", ""), None, "t", recipe={}), "recipe"),
+        (lambda: train("timm:resnet18", None, "t"), "backbone"),
     ],
 )  # fmt: skip
 def test_an_argument_of_another_type_is_named_in_one_line(call, named):
-    with pytest.raises(PiggybackError, match=f"^{named}") as error:
+    with pytest.raises(InputError, match=f"^{named}") as error:
         call()
     assert "expected" in str(error.value)
     assert "\n" not in str(error.value)

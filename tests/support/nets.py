@@ -166,6 +166,12 @@ def assert_same_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         assert same_bits(found[name], tensor), name
 
 
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """The same names, and equal values under each."""
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Equal in dtype, shape and every bit."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):

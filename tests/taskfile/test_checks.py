@@ -24,30 +24,18 @@ def arguments(net):
     return shapes, norm
 
 
-def test_a_task_fits_the_backbone_it_was_learned_on(task):
-    check_fits(task, *arguments(seeded(Convolutions)), task.info.backbone.fingerprint)
-
-
 def test_a_task_that_names_no_fingerprint_needs_its_shapes_to_fit_only(task):
     nameless = replace(task, info=replace(task.info, backbone=type(task.info.backbone)()))
     check_fits(nameless, *arguments(seeded(Convolutions, seed=1)), "f" * 64)
 
 
 def test_a_fingerprint_is_compared_where_one_is_named(task):
-    backbone = task.info.backbone
+    backbone = replace(task.info.backbone, source="timm:resnet50")
     check_fingerprint("t", backbone, backbone.fingerprint)
     check_fingerprint("t", type(backbone)(), "f" * 64)
-    with pytest.raises(BackboneMismatchError, match="task 't' was learned on other weights"):
+    said = rf"task 't'.*\(timm:resnet50\).*{backbone.fingerprint[:16]}.*{'f' * 16}"
+    with pytest.raises(BackboneMismatchError, match=said):
         check_fingerprint("t", backbone, "f" * 64)
-
-
-def test_messages_name_the_source_and_both_fingerprints(task):
-    info = replace(task.info, backbone=replace(task.info.backbone, source="timm:resnet50"))
-    with pytest.raises(BackboneMismatchError) as raised:
-        check_fits(replace(task, info=info), *arguments(seeded(Convolutions)), "f" * 64)
-    assert "(timm:resnet50)" in str(raised.value)
-    assert info.backbone.fingerprint[:16] in str(raised.value)
-    assert "f" * 16 in str(raised.value)
 
 
 def test_a_mask_of_a_buffer_or_statistics_of_a_weight_do_not_fit(task):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,43 +10,36 @@ from typing import Any
 import pytest
 import torch
 
+from golden import tasks as golden
 from piggyback.errors import InputError, TaskFileError
 from piggyback.masks.bits import unpack_mask
 from piggyback.masks.rule import Form, MaskRule
-from piggyback.taskfile import header
 from piggyback.taskfile.file import load, load_file, save, save_file
 from piggyback.taskfile.header import read_header
-from piggyback.taskfile.task import Task
-from taskfile.test_file import rebuilt, same
+from taskfile.test_file import rebuilt, renamed, same
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-MAKER = runpy.run_path(str(GOLDEN / "make_v2.py"))
 FORMS: tuple[Form, ...] = ("channel", "affine")
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
-def golden(form: Form) -> Task:
-    return load((GOLDEN / f"v2-{form}.safetensors").read_bytes())
-
-
 @every_form
 def test_golden_files_load_for_ever(form: Form) -> None:
-    found = golden(form)
-    ternary = form == "channel"
-    for name, shape in MAKER["SHAPES"].items():
-        count = torch.Size(shape).numel()
-        values = [MAKER["mask_value"](i, ternary) for i in range(count)]
+    data = (GOLDEN / f"v2-{form}.safetensors").read_bytes()
+    found, ternary = load(data), form == "channel"
+    for name, shape in golden.SHAPES_2.items():
+        values = golden.values_2(name, ternary)
         assert unpack_mask(found.masks[name]).to(torch.int8).flatten().tolist() == values
         assert found.coefficients[name].dtype == torch.float32
-        assert found.coefficients[name].tolist() == MAKER["coefficients"](form, shape)
+        assert found.coefficients[name].tolist() == golden.coefficients(form, shape)
     assert found.info.rule == MaskRule("ternary" if ternary else "binary", 0.005, form)
-    assert same(found, MAKER["task"](form))
-    assert save(found) == (GOLDEN / f"v2-{form}.safetensors").read_bytes()
+    assert same(found, golden.task_2(form))
+    assert save(found) == data
 
 
 @every_form
 def test_a_file_brings_coefficients_back_bit_for_bit(form: Form, tmp_path: Path) -> None:
-    task = MAKER["task"](form)
+    task = golden.task_2(form)
     odd = {n: torch.randn_like(k) * 1e-40 for n, k in task.coefficients.items()}  # subnormal too
     task = replace(task, coefficients=odd)
     save_file(task, tmp_path / "a")
@@ -60,7 +52,7 @@ def test_a_file_brings_coefficients_back_bit_for_bit(form: Form, tmp_path: Path)
 
 @every_form
 def test_the_header_tells_version_form_and_bytes(form: Form, tmp_path: Path) -> None:
-    task = MAKER["task"](form)
+    task = golden.task_2(form)
     save_file(task, tmp_path / "a")
     found = read_header(tmp_path / "a")
     assert (found.version, found.info.rule.form) == (2, form)
@@ -70,33 +62,12 @@ def test_the_header_tells_version_form_and_bytes(form: Form, tmp_path: Path) -> 
     assert found.bits_per_weight == pytest.approx(bits)
 
 
-def test_a_task_of_the_plain_form_is_written_as_version_1(tmp_path: Path) -> None:
-    task = MAKER["task"]("affine")
-    plain = replace(task, info=replace(task.info, rule=MaskRule()), coefficients={})
-    save_file(plain, tmp_path / "a")
-    assert read_header(tmp_path / "a").version == 1
-    assert b'form\\"' not in (tmp_path / "a").read_bytes(), "as a key of the description"
-
-
-@every_form
-def test_a_reader_of_version_1_asks_for_an_upgrade(
-    form: Form, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(header, "VERSION", 1)
-    with pytest.raises(TaskFileError, match=r"version 2: this library reads up to 1; upgrade"):
-        golden(form)
-
-
-def renamed(header: dict[str, Any], old: str, new: str) -> None:
-    header[new] = header.pop(old)
-
-
 DAMAGES: dict[str, tuple[Callable[..., object], str]] = {
     "form in version 1": (lambda h, t: h["__metadata__"].update(version="1"), "a mask rule"),
     "no form in version 2": (lambda h, t: t["rule"].pop("form"), "a mask rule"),
-    "plain form in version 2": (lambda h, t: t["rule"].update(form="plain"), "expected a form"),
+    "plain form in version 2": (lambda h, t: t["rule"].update(form="plain"), "version 2: expected 1"),
     "unknown form": (lambda h, t: t["rule"].update(form="rows"), "form 'rows'.*damaged"),
-    "form no text": (lambda h, t: t["rule"].update(form=[]), "expected a form"),
+    "form no text": (lambda h, t: t["rule"].update(form=[]), "expected one of plain"),
     "ternary affine": (lambda h, t: t["rule"].update(kind="ternary"), "expected a binary one"),
     "another form": (lambda h, t: t["rule"].update(form="channel"), r"'block.depthwise.weight'.*\(6,\)"),
     "another weight": (lambda h, t: renamed(h, "form.fc.weight", "form.fd.weight"), "3.*'fc.weight'"),
@@ -138,7 +109,7 @@ def test_coefficients_in_a_plain_file_are_refused() -> None:
     ],
 )
 def test_what_would_be_refused_is_not_written(change: Any, message: str, tmp_path: Path) -> None:
-    task = MAKER["task"]("affine")
+    task = golden.task_2("affine")
     wrong = replace(task, coefficients=change(task.coefficients))
     with pytest.raises(InputError, match=message):
         save_file(wrong, tmp_path / "a")

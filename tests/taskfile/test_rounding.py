@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import runpy
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load as safetensors_load
 from torch import nn
 
+from golden import tasks as golden
 from piggyback.errors import TaskFileError
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.file import load, save
@@ -26,11 +26,9 @@ from piggyback.taskfile.rounding import (
     unpack_codes,
 )
 from support.nets import Convolutions, learn, seeded
-from taskfile.test_file import rebuilt
+from taskfile.test_file import rebuilt, renamed
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-MAKER = runpy.run_path(str(GOLDEN / "make_v3.py"))
-MAKER5 = runpy.run_path(str(GOLDEN / "make_v5.py"))
 
 
 def twin(row: list[float], largest: int) -> list[float]:
@@ -149,12 +147,11 @@ def test_a_custom_head_is_left_alone():
 def test_the_golden_file_loads_for_ever():
     data = (GOLDEN / "v3-short.safetensors").read_bytes()
     found = load(data)
-    rows = [[s * k for k in c] for s, c in zip(MAKER["SCALES"], MAKER["CODES"], strict=True)]
-    assert found.head["weight"].tolist() == rows
+    assert found.head["weight"].tolist() == golden.rows(golden.SCALES_3, golden.CODES_3)
     assert found.norm["bn.running_mean"].tolist() == [0.5, -1.25, 3.0]
     assert found.norm["bn.running_mean"].dtype == torch.float32
     torch.testing.assert_close(found.norm["bn.running_var"], torch.tensor([0.1, 1e-9, 7.0]))
-    assert save(found) == data == save(MAKER["task"]())
+    assert save(found) == data == save(golden.task_3())
     stored = safetensors_load(data)
     assert stored["head.weight"].dtype == torch.int8
     assert stored["half.bn.running_mean"].dtype == torch.float16
@@ -164,9 +161,8 @@ def test_the_golden_file_loads_for_ever():
 def test_the_golden_file_with_a_packed_head_loads_for_ever():
     data = (GOLDEN / "v5-packed.safetensors").read_bytes()
     found = load(data)
-    rows = [[s * k for k in c] for s, c in zip(MAKER5["SCALES"], MAKER5["CODES"], strict=True)]
-    assert found.head["weight"].tolist() == rows
-    assert save(found) == data == save(MAKER5["task"]())
+    assert found.head["weight"].tolist() == golden.rows(golden.SCALES_5, golden.CODES_5)
+    assert save(found) == data == save(golden.task_5())
     stored = safetensors_load(data)["head.weight"]
     assert (stored.dtype, tuple(stored.shape)) == (torch.uint8, (2, 5))
 
@@ -188,13 +184,13 @@ def test_packed_heads_that_do_not_fit_are_refused(spoil):
 
 
 def test_a_code_that_none_packs_is_refused():
-    golden = (GOLDEN / "v5-packed.safetensors").read_bytes()
-    codes = torch.tensor(MAKER5["CODES"], dtype=torch.int8)
+    genuine = (GOLDEN / "v5-packed.safetensors").read_bytes()
+    codes = torch.tensor(golden.CODES_5, dtype=torch.int8)
     packed = pack_codes(codes).numpy().tobytes()
-    assert golden.count(packed) == 1
+    assert genuine.count(packed) == 1
     spoiled = bytes([packed[0] | 0b11111]) + packed[1:]
     with pytest.raises(TaskFileError, match="codes"):
-        load(rebuilt(golden.replace(packed, spoiled), lambda h, t: None))
+        load(rebuilt(genuine.replace(packed, spoiled), lambda h, t: None))
 
 
 @pytest.mark.parametrize(
@@ -208,51 +204,30 @@ def test_many_scores_have_five_bits_and_numbers_a_byte(kind, outputs, largest):
     assert codes.abs().amax() == largest
 
 
-def changed(name: str, **entry) -> bytes:
-    """The golden file with a tensor's entry replaced."""
-    data = (GOLDEN / "v3-short.safetensors").read_bytes()
-    return rebuilt(data, lambda h, t: h[name].update(entry))
-
-
-def renamed(old: str, new: str) -> bytes:
-    data = (GOLDEN / "v3-short.safetensors").read_bytes()
-
-    def rename(header, tensors):
-        header[new] = header.pop(old)
-
-    return rebuilt(data, rename)
-
-
 @pytest.mark.parametrize(
-    "data",
+    "spoil",
     [
-        pytest.param(lambda: renamed("scale.weight", "scale.bias"), id="scale of another tensor"),
-        pytest.param(lambda: renamed("scale.weight", "scale.gone"), id="scale of none"),
-        pytest.param(lambda: changed("scale.weight", shape=[1, 3]), id="scale of another shape"),
-        pytest.param(lambda: changed("scale.weight", dtype="I32"), id="scale of another dtype"),
-        pytest.param(lambda: changed("half.bn.running_mean", dtype="BF16"), id="half of a dtype"),
+        pytest.param(lambda h, t: renamed(h, "scale.weight", "scale.bias"), id="of another tensor"),
+        pytest.param(lambda h, t: renamed(h, "scale.weight", "scale.gone"), id="of none"),
+        pytest.param(lambda h, t: h["scale.weight"].update(shape=[1, 3]), id="of another shape"),
+        pytest.param(lambda h, t: h["scale.weight"].update(dtype="I32"), id="of another dtype"),
+        pytest.param(lambda h, t: h["half.bn.running_mean"].update(dtype="BF16"), id="BF16"),
         pytest.param(
-            lambda: renamed("half.bn.running_mean", "half.bn.running_var"), id="half and whole"
+            lambda h, t: renamed(h, "half.bn.running_mean", "half.bn.running_var"), id="and whole"
         ),
-        pytest.param(
-            lambda: rebuilt(
-                (GOLDEN / "v3-short.safetensors").read_bytes(),
-                lambda h, t: h["__metadata__"].update(version="2"),
-            ),
-            id="in version 2",
-        ),
+        pytest.param(lambda h, t: h["__metadata__"].update(version="2"), id="in version 2"),
     ],
 )
-def test_short_tensors_that_do_not_fit_are_refused(data):
+def test_short_tensors_that_do_not_fit_are_refused(spoil):
     with pytest.raises(TaskFileError):
-        load(data())
+        load(rebuilt((GOLDEN / "v3-short.safetensors").read_bytes(), spoil))
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
 def test_scales_that_are_none_are_refused(bad):
-    golden = (GOLDEN / "v3-short.safetensors").read_bytes()
-    good = torch.tensor(MAKER["SCALES"]).numpy().tobytes()
-    values = torch.tensor([bad, *MAKER["SCALES"][1:]]).numpy().tobytes()
-    assert golden.count(good) == 1
+    genuine = (GOLDEN / "v3-short.safetensors").read_bytes()
+    good = torch.tensor(golden.SCALES_3).numpy().tobytes()
+    values = torch.tensor([bad, *golden.SCALES_3[1:]]).numpy().tobytes()
+    assert genuine.count(good) == 1
     with pytest.raises(TaskFileError, match="scales"):
-        load(rebuilt(golden.replace(good, values), lambda h, t: None))
+        load(rebuilt(genuine.replace(good, values), lambda h, t: None))

@@ -56,26 +56,10 @@ def test_names_that_are_good(name):
     assert check_name(name) == name
 
 
-BAD_NAMES = [
-    "",
-    " a",
-    "a ",
-    "a\n",
-    "a/b",
-    "a\\b",
-    "..",
-    ".hidden",
-    "-o",
-    "_a",
-    "a:b",
-    "x" * 101,
-    "ä",
-    None,
-    7,
-]
-
-
-@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ["", " a", "a ", "a\n", "a\0", "a/b", "a\\b", "..", "../a", ".a", "-o", "_a", "a:b", "x" * 101, "ä", None, 7],
+)  # fmt: skip
 def test_names_that_are_not(name):
     with pytest.raises(TaskNameError, match="expected letters, digits"):
         Task(name, {}, {})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from golden import tasks as golden
 from piggyback.errors import BackboneMismatchError, InputError, TaskFileError
 from piggyback.taskfile.file import load, save
 from piggyback.taskfile.header import from_metadata, header_of, to_metadata
@@ -18,6 +18,7 @@ from piggyback.taskfile.task import Task, TaskInfo
 from piggyback.texts.preprocessing import TextPreprocessing
 from piggyback.zoo.load import load_backbone
 from support.text_toys import WORDS, encoder, write_encoder  # noqa: F401
+from taskfile.test_file import rebuilt
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_what_is_no_text_is_refused(prepared, wrong):
 
 def test_a_tokenizer_is_known_by_what_it_does(tmp_path, prepared):
     saved = tmp_path / "again"
-    prepared.reader.save(str(saved))
+    prepared.reader.inner.save_pretrained(saved)
     transformers = pytest.importorskip("transformers")
     again = transformers.AutoTokenizer.from_pretrained(saved)
     assert type(prepared.reader)(again, "x").digest() == prepared.tokenizer
@@ -96,13 +97,13 @@ def test_a_damaged_description_is_refused(prepared, change):
         from_metadata(metadata)
 
 
-def test_version_4_is_for_texts_alone(prepared):
-    metadata = to_metadata("mood", TaskInfo(preprocessing=prepared), ())
-    with pytest.raises(TaskFileError):
-        from_metadata({**metadata, "version": "3"})
-    plain = to_metadata("mood", TaskInfo(), ())
-    with pytest.raises(TaskFileError):
-        from_metadata({**plain, "version": "4"})
+@pytest.mark.parametrize("version", ["3", "4"])
+def test_version_4_is_for_texts_alone(prepared, version):
+    info = TaskInfo(preprocessing=prepared if version == "3" else None)
+    norm = {"norm.weight": torch.ones(2)}  # in float16: of version 3
+    data = save(Task("mood", {}, {}, norm, info))
+    with pytest.raises(TaskFileError, match=f"version {version}: expected"):
+        load(rebuilt(data, lambda h, t: h["__metadata__"].update(version=version)))
 
 
 def test_a_digest_is_a_sha256():
@@ -111,13 +112,11 @@ def test_a_digest_is_a_sha256():
 
 
 def test_the_golden_file_loads_for_ever():
-    folder = Path(__file__).parent.parent / "golden"
-    data = (folder / "v4-text.safetensors").read_bytes()
-    made = runpy.run_path(str(folder / "make_v4.py"))["task"]()
+    data = Path(golden.__file__).with_name("v4-text.safetensors").read_bytes()
     found = load(data)
     assert found.info.preprocessing == TextPreprocessing("ef" * 32, 96, 1, "roberta")
     assert {name: mask.kept for name, mask in found.masks.items()} == {
         "query.weight": 19,
         "dense.weight": 19,
     }
-    assert save(found) == data == save(made)
+    assert save(found) == data == save(golden.task_4())

@@ -7,18 +7,12 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
 
 from piggyback import zoo
 from piggyback.errors import BackboneError, SelectionError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.zoo.load import load_backbone
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    left, right = a.state_dict(), b.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
-
+from support.nets import same_weights
 
 # -- torchvision -----------------------------------------------------------------------------------
 
@@ -119,16 +113,6 @@ def test_only_file_specs_run_code() -> None:
 
 
 # -- checkpoint= -----------------------------------------------------------------------------------
-
-
-def test_a_checkpoint_with_another_number_of_classes(tmp_path: Path, offline: Path) -> None:
-    places = torchvision.models.resnet18(num_classes=365)
-    state = {f"module.{name}": tensor for name, tensor in places.state_dict().items()}
-    torch.save({"epoch": 90, "arch": "resnet18", "state_dict": state}, tmp_path / "p.pth.tar")
-    backbone = load_backbone("torchvision:resnet18", checkpoint=tmp_path / "p.pth.tar")
-    assert same_weights(backbone.module, places)
-    assert backbone.module(torch.zeros(1, 3, 32, 32)).shape == (1, 365)
-    assert "out_features=365" in repr(backbone.module.get_submodule("fc"))
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:

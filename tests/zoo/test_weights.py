@@ -38,23 +38,6 @@ def test_both_formats(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     assert same(read_state_dict(str(tmp_path / "a.pth")), state)
 
 
-@pytest.mark.parametrize(
-    ("key", "prefix"),
-    [
-        (None, "module."),
-        ("state_dict", "_orig_mod."),
-        ("model", "module._orig_mod."),
-        ("model_state_dict", ""),
-    ],
-)
-def test_what_training_scripts_wrap_around(
-    tmp_path: Path, state: dict[str, torch.Tensor], key: str | None, prefix: str
-) -> None:
-    named = {prefix + name: tensor for name, tensor in state.items()}
-    torch.save(named if key is None else {"epoch": 3, key: named}, tmp_path / "a.pth.tar")
-    assert same(read_state_dict(tmp_path / "a.pth.tar"), state)
-
-
 def test_a_submodule_called_module_keeps_its_name(tmp_path: Path) -> None:
     torch.save({"module.weight": torch.ones(1), "fc.weight": torch.ones(1)}, tmp_path / "a.pth")
     assert list(read_state_dict(tmp_path / "a.pth")) == ["module.weight", "fc.weight"]

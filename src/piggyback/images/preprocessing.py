@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from piggyback.errors import BackboneMismatchError, InputError
+from piggyback.errors import BackboneMismatchError, InputError, check_number
 
 if TYPE_CHECKING:
     from torch import Tensor  # a file's header is read without it
@@ -17,11 +17,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop and normalise an RGB image to a square.
-
-    >>> Preprocessing(64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).image_size
-    64
-    """
+    """Resize, crop and normalise an RGB image to a square: call it with one."""
 
     image_size: int = 224
     """Side of the square the network sees, in pixels."""
@@ -40,16 +36,13 @@ class Preprocessing:
             raise InputError(
                 f"interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}"
             )
-        if not 0 < self.crop_pct <= 1:
-            raise InputError(f"crop_pct {self.crop_pct!r}: expected a number in (0, 1]")
+        check_number("crop_pct", self.crop_pct, lambda x: 0 < x <= 1, "a number in (0, 1]")
         for name, triple in (("mean", self.mean), ("std", self.std)):
-            if len(triple) != 3 or not all(
-                isinstance(v, (int, float)) and math.isfinite(v) for v in triple
-            ):
-                raise InputError(
-                    f"{name} {triple!r}: expected three finite numbers, one per channel"
-                )
-        if not all(v > 0 for v in self.std):
+            if len(triple) != 3:
+                raise InputError(f"{name} {triple!r}: expected three finite numbers")
+            for value in triple:
+                check_number(name, value, math.isfinite, "three finite numbers")
+        if not all(value > 0 for value in self.std):
             raise InputError(f"std {self.std!r}: expected three positive numbers")
 
     def __call__(self, image: Any) -> Tensor:
@@ -78,11 +71,11 @@ class Preprocessing:
 
         return torch.stack(list(rows))
 
-    def example(self, batch: int = 1) -> Tensor:
-        """Return empty images to try a network on, float32 (batch, 3, s, s)."""
+    def example(self) -> Tensor:
+        """Return an empty image to try a network on, float32 (1, 3, s, s)."""
         import torch
 
-        return torch.zeros(batch, 3, self.image_size, self.image_size)
+        return torch.zeros(1, 3, self.image_size, self.image_size)
 
     def whole(self) -> Preprocessing:
         """Return how tasks see images: whole, without the border that a publisher cuts off for its own classes."""

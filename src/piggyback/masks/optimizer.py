@@ -212,17 +212,9 @@ class MaskOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if not math.isfinite(float(group.get("lr", 0.0))):
                 raise TrainingError(f"learning rate {group['lr']}: expected a finite number")
-        grads = [
-            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
-        ]
-
-        if _finite(grads):
-            return True
-        if self.nonfinite == "skip":
-            return False
-        wrong = [
-            name for name, p in self.named() if p.grad is not None and not p.grad.isfinite().all()
-        ]
+        wrong = self._not_finite(lambda param: param.grad)
+        if not wrong or self.nonfinite == "skip":
+            return not wrong
         raise TrainingError(
             f"{len(wrong)} gradients are not finite, the first that of {wrong[0]}: nothing was changed; lower the "
             "rate, clip, or skip such steps with nonfinite='skip'"
@@ -230,21 +222,27 @@ class MaskOptimizer(torch.optim.Optimizer):
 
     def check_scores(self) -> None:
         """Raise TrainingError where the inner optimizer made scores that are not finite: they mean no mask."""
-        if _finite([self.scores(p) for p in self._masked() if "scores" in self.state.get(p, {})]):
-            return
-        for name, param in self.named():
-            own = self.state.get(param, {}).get("scores")
-            if own is not None and not own.isfinite().all():
-                raise TrainingError(
-                    f"{type(self.inner).__name__} made scores of {name} that are not finite, from gradients that were: "
-                    "look at its eps, weight decay and rate; the masks are spoiled: start the task anew"
-                )
+        if wrong := self._not_finite(lambda param: self.state.get(param, {}).get("scores")):
+            raise TrainingError(
+                f"{type(self.inner).__name__} made scores of {wrong[0]} that are not finite, from gradients that were: "
+                "look at its eps, weight decay and rate; the masks are spoiled: start the task anew"
+            )
+
+    def _not_finite(self, tensor_of: Callable[[Tensor], Tensor | None]) -> list[str]:
+        """The names of the parameters of which a tensor, if there is one, is not finite."""
+        found = [(name, t) for name, p in self.named() if (t := tensor_of(p)) is not None]
+        if _finite([tensor for _, tensor in found]):
+            return []
+        return [name for name, tensor in found if not tensor.isfinite().all()]
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter with its name, or its shape where its group has no names."""
-        for group in self.param_groups:
-            shapes = [f"a {tuple(p.shape)} tensor" for p in group["params"]]
-            yield from zip(group.get("names", shapes), group["params"], strict=True)
+        """Yield each parameter with its name, or its place and shape where its group has no names."""
+        for at, group in enumerate(self.param_groups):
+            params = group["params"]
+            names = group.get("names") or [
+                f"tensor {i} of group {at}, {tuple(p.shape)}" for i, p in enumerate(params)
+            ]
+            yield from zip(names, params, strict=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's layout; a masked weight's entry has ``scores``, their inner state, and ``base``.
@@ -420,11 +418,7 @@ class MaskOptimizer(torch.optim.Optimizer):
 
 
 def optimizers_of(params: Iterable[Tensor]) -> list[MaskOptimizer]:
-    """Return the optimizers in use that hold scores of any of ``params``, but for those that have ended.
-
-    >>> optimizers_of([torch.zeros(2)])
-    []
-    """
+    """Return the optimizers in use that hold scores of any of ``params``, but for those that have ended."""
     wanted = set(map(id, params))
     return [
         optimizer
@@ -546,11 +540,9 @@ class _FirstSteps:
 
 
 def _named_masked(optimizer: MaskOptimizer) -> Iterator[tuple[str, Tensor]]:
-    """The masked parameters by name; those that only have a shape by their place, too."""
-    masked = {id(p) for group in optimizer.param_groups if group["masked"] for p in group["params"]}
-    for place, (name, param) in enumerate(optimizer.named()):
-        if id(param) in masked:
-            yield (name if not name.startswith("a (") else f"{name}, number {place}"), param
+    """The masked parameters by name."""
+    masked = set(map(id, optimizer._masked()))
+    return ((name, param) for name, param in optimizer.named() if id(param) in masked)
 
 
 def _state_of(scores: Tensor) -> tuple[int, float]:
@@ -599,9 +591,7 @@ def _as_groups(params: Any) -> list[Group]:
     """
     items = list(params) if isinstance(params, Iterable) else [params]
     if not items:
-        raise InputError(
-            "MaskOptimizer got no parameters: pass parameter groups, masked ones first"
-        )
+        raise InputError("params: no parameters: expected groups of them, masked ones first")
     masked_group = {"params": items, "masked": True}
     groups: list[Group] = items if isinstance(items[0], dict) else [masked_group]
     made = []

@@ -55,16 +55,12 @@ class MaskRule:
     """How scores ``s`` become a mask ``m``.
 
     ``binary``: m = 1 where s > tau, else 0. ``ternary``: m = -1 where s < 0, +1 where s > tau, else 0.
-
-    >>> MaskRule("ternary", threshold=0.01)
-    MaskRule(kind='ternary', threshold=0.01, form='plain')
     """
 
     kind: Literal["binary", "ternary"] = "binary"
     threshold: float = 5e-3
     """tau, in units of the scores; the paper's value."""
     form: Form = "plain"
-    """plain: W' = W m; channel, affine: with numbers besides the mask, as task files may have it."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("binary", "ternary"):
@@ -142,9 +138,6 @@ class ScoreInit:
     times rms carry next to nothing, masked or not, and cost bits: they are always kept.
     ``constant``: at ``value``, as the paper has it. ``uniform``: in [-``value``, ``value``]. ``mean``: at the
     layer's mean |W|.
-
-    >>> ScoreInit("uniform", seed=3).seed
-    3
     """
 
     kind: InitKind = "magnitude"
@@ -167,7 +160,8 @@ class ScoreInit:
         check_number("score init: value", self.value, math.isfinite, "a finite number")
         for name in ("power", "floor", "keep"):
             number = getattr(self, name)
-            check_number(f"score init: {name}", number, _from_0, "a number from 0 to 1000")
+            good = "a number from 0 to 1000"
+            check_number(f"score init: {name}", number, lambda x: 0 <= x <= 1000, good)
         whole = isinstance(self.seed, numbers.Integral)
         seeds = "an integer from 0 to 2**32 - 1"
         check_number("score init: seed", self.seed, lambda s: whole and 0 <= s < 2**32, seeds)
@@ -235,17 +229,16 @@ def resume_from_(scores: Tensor, live: Tensor, base: Tensor, rule: MaskRule) -> 
     """
     import torch
 
+    ternary = rule.kind == "ternary"
     dropped = (live == 0) & (base != 0)
-    turned = (live == -base) & (base != 0) if rule.kind == "ternary" else torch.zeros_like(dropped)
+    turned = (live == -base) & (base != 0) & ternary
     if not bool((dropped | turned).any()):
         return
     above = (scores - rule.threshold).abs()
-    if rule.kind == "ternary":  # 0 lies between 0 and the threshold
-        scores.copy_(torch.where(dropped, rule.threshold / 2, scores))
-        scores.copy_(torch.where(turned, -above, scores))
-    else:
-        kept = rule.threshold + above
-        scores.copy_(torch.where(dropped, rule.threshold - above, kept))
+    # A ternary mask is 0 between 0 and the threshold.
+    below = torch.full_like(above, rule.threshold / 2) if ternary else rule.threshold - above
+    kept = rule.threshold + above
+    scores.copy_(torch.where(dropped, below, torch.where(turned, -above, kept)))
 
 
 def _margins(size: Tensor, init: ScoreInit, margin: float) -> Tensor:
@@ -388,10 +381,6 @@ def lr_factor(schedule: str, step: int, steps: int, warmup: float) -> float:
         low = 1 / 25
         return low + (1 - low) * _half_cosine(step / rising)
     return 1 - _half_cosine(min((step - rising) / max(steps - rising, 1), 1.0))
-
-
-def _from_0(number: float) -> bool:
-    return 0 <= number <= 1000
 
 
 def _half_cosine(x: float) -> float:

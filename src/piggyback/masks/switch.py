@@ -203,11 +203,8 @@ class LiveWeights:
     def _check_layout(self) -> None:
         for name, param in self.params.items():
             base = self.base[name]
-            if (param.dtype, param.device, param.stride()) != (
-                base.dtype,
-                base.device,
-                base.stride(),
-            ):
+            here, there = ((w.dtype, w.device, w.stride()) for w in (param, base))
+            if here != there:
                 raise TaskStateError(
                     f"weight {name!r} is now {param.dtype} on {param.device} with strides {param.stride()}, "
                     f"its base weight {base.dtype} on {base.device} with strides {base.stride()}: "
@@ -266,9 +263,7 @@ class _Plan:
         held = scratch.get((like.dtype, like.device))
         if held is None or len(held[1]) < rows:
             by = torch.arange(width - 1, -1, -1, dtype=like.dtype, device=like.device)
-            if (
-                width == 16
-            ):  # words of 16 bits are multiplied by a power of two: torch shifts them half as fast
+            if width == 16:  # a product by a power of two, since torch shifts these half as fast
                 by = torch.ones_like(by) << by
             held = scratch[like.dtype, like.device] = by, like.new_empty(rows, width)
         self._by, expanded = held

@@ -30,7 +30,7 @@ from piggyback.model.heads import class_names, head_kind, load_head, new_head
 from piggyback.model.learning import Learning
 from piggyback.model.look import look_of, new_of
 from piggyback.model.routing import TaskInference, infer, run_grouped
-from piggyback.model.summary import Summary, masks_verdict, summarize
+from piggyback.model.summary import Summary, masks_verdict
 from piggyback.model.switch import TaskSwitch
 from piggyback.model.tensors import once_each
 from piggyback.network.backbone import Backbone, BackboneInfo
@@ -271,7 +271,7 @@ class MultiTaskModel(nn.Module):
     def summary(self, name: str | None = None) -> Summary:
         """Return density, entropy and bytes of one task or of all."""
         names = self.task_names if name is None else (self._switch.known(name),)
-        return summarize({n: self._switch.tasks[n] for n in names})
+        return Summary({n: self._switch.tasks[n] for n in names})
 
     def release(self) -> nn.Module:
         """Return the caller's module bit for bit as it came: weights, classifier, flags; this model has then ended."""

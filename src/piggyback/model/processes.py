@@ -14,11 +14,7 @@ from piggyback.masks.bits import words
 
 
 def several() -> bool:
-    """Return whether this is one of several processes of torch.distributed.
-
-    >>> several()
-    False
-    """
+    """Return whether this is one of several processes of torch.distributed."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from piggyback.masks.bits import PackedMask
 from piggyback.taskfile.task import Task
@@ -57,29 +58,39 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """Per layer rows, and per task the bytes held in memory; ``str`` gives a table."""
+    """Tasks by name, weight by weight; ``str`` gives a table."""
 
-    rows: tuple[SummaryRow, ...]
-    nbytes: Mapping[str, int]
-    forms: Mapping[str, str] = field(default_factory=dict)
-    """The form of a task's mask rule, where it is not the plain one."""
-    verdicts: Mapping[str, str] = field(default_factory=dict)
-    """What training said of masks that did not learn, by task."""
+    tasks: Mapping[str, Task] = field(repr=False)
+
+    @cached_property
+    def rows(self) -> tuple[SummaryRow, ...]:
+        """One for each masked weight of each task."""
+        return tuple(
+            SummaryRow(task, name, mask.shape, mask.numel, mask.kept, mask_entropy(mask))
+            for task, found in self.tasks.items()
+            for name, mask in found.masks.items()
+        )
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """The bytes that each task holds in memory."""
+        return {name: task.nbytes for name, task in self.tasks.items()}
 
     def __str__(self) -> str:
         wide = max([len("weight"), *(len(row.weight) for row in self.rows)])
         lines = []
-        for task, nbytes in self.nbytes.items():
-            rows = [row for row in self.rows if row.task == task]
+        for name, task in self.tasks.items():
+            rows = [row for row in self.rows if row.task == name]
             total = sum(row.weights for row in rows)
-            kept = sum(row.kept for row in rows)
-            density = kept / total if total else 1.0
-            form = f"{self.forms[task]} form, " if task in self.forms else ""
+            density = sum(row.kept for row in rows) / total if total else 1.0
+            form = "" if task.info.rule.form == "plain" else f"{task.info.rule.form} form, "
             lines.append(
-                f"task {task}: {len(rows)} masked tensors, {total:,} weights, density {density:.4f}, "
-                f"{form}{nbytes:,} bytes in memory"
+                f"task {name}: {len(rows)} masked tensors, {total:,} weights, density {density:.4f}, "
+                f"{form}{task.nbytes:,} bytes in memory"
             )
-            if verdict := self.verdicts.get(task) or (masks_verdict(density) if rows else ""):
+            said = task.info.provenance.get("verdict")  # by training
+            verdict = said if isinstance(said, str) else ""
+            if verdict := verdict or (masks_verdict(density) if rows else ""):
                 lines.append(f"  {verdict}")
             if rows:
                 lines.append(f"  {'weight':<{wide}} {'shape':>18} {'weights':>10} density  bits")
@@ -89,16 +100,3 @@ class Summary:
                 for row in rows
             ]
         return "\n".join(lines) if lines else "no tasks"
-
-
-def summarize(tasks: Mapping[str, Task]) -> Summary:
-    """Return the summary of ``tasks``."""
-    rows = tuple(
-        SummaryRow(task.name, name, mask.shape, mask.numel, mask.kept, mask_entropy(mask))
-        for task in tasks.values()
-        for name, mask in task.masks.items()
-    )
-    forms = {n: t.info.rule.form for n, t in tasks.items() if t.info.rule.form != "plain"}
-    told = {name: task.info.provenance.get("verdict") for name, task in tasks.items()}
-    verdicts = {name: text for name, text in told.items() if isinstance(text, str)}
-    return Summary(rows, {name: task.nbytes for name, task in tasks.items()}, forms, verdicts)

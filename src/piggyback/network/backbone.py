@@ -31,11 +31,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """The backbone that a task belongs to: where it comes from, and its content.
-
-    >>> BackboneInfo("timm:resnet50").source
-    'timm:resnet50'
-    """
+    """The backbone that a task belongs to: where it comes from, and its content."""
 
     source: str = ""
     """How to load it, as ``load_backbone`` takes it; empty when it was built by hand."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
@@ -23,7 +24,6 @@ _HOLDERS: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[FrozenBackbone]
 _HOLDERS = weakref.WeakKeyDictionary()
 """Who holds a layer, and the digests of its masked weights: a second holder would take masked weights for base
 weights."""
-
 
 _WRAPPERS = {
     "torch.DataParallel": "module",
@@ -85,27 +85,22 @@ class FrozenBackbone:
         self._came = {
             n: (p.dtype, digests.get(n)) for n, p in module.named_parameters() if n in self._shapes
         }
-        self._watched: dict[
-            str, tuple[Tensor, int]
-        ] = {}  # while a task trains: what it leaves alone
+        # While a task trains: what it leaves alone.
+        self._watched: dict[str, tuple[Tensor, int]] = {}
         self._hold()
         self.count()
 
     def _hold(self) -> None:
         """Let it be known that this one writes into the module's weights."""
-        for name in self.masked_names:
-            _HOLDERS[self.module.get_submodule(name.rpartition(".")[0])] = (weakref.ref(self), {})
+        held: dict[nn.Module, dict[str, str]] = defaultdict(dict)
         for name, digest in self.digests.items():
             path, _, key = name.rpartition(".")
-            _HOLDERS[self.module.get_submodule(path)][1][key] = digest
+            held[self.module.get_submodule(path)][key] = digest
+        _HOLDERS.update({layer: (weakref.ref(self), own) for layer, own in held.items()})
 
     def __getstate__(self) -> dict[str, Any]:
-        counted = ("_seen", "_owners", "_versions", "_seen_head")
-        return {
-            **self.__dict__,
-            **{name: [] for name in counted},
-            "_watched": {},
-        }  # copies count from 0
+        counted = ("_seen", "_owners", "_versions", "_seen_head")  # copies count from 0
+        return {**self.__dict__, **{name: [] for name in counted}, "_watched": {}}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)

@@ -57,10 +57,6 @@ class SegmentationHead(nn.Module):
             total = finer + _enlarged(total, finer.shape[-2:])
         return total
 
-    def extra_repr(self) -> str:
-        """Return what the layers below do not show."""
-        return f"classes={self.out_channels}"
-
 
 class SegmentationNetwork(nn.Module):
     """A network that answers with logits (n, classes, h, w) for images (n, 3, h, w).

@@ -26,8 +26,8 @@ def check_fits(
     """Raise BackboneMismatchError unless ``task`` was learned on this backbone.
 
     ``weights`` gives the shapes of the parameters that may be masked, ``norm`` the tensors that a task may bring
-    its own of, ``whole`` the backbone's fingerprint. Raises InputError for a mask that has not a bit per weight,
-    and for coefficients that are not those of its mask rule's form.
+    its own of, ``whole`` the backbone's fingerprint. Raises InputError for masks and coefficients that are not
+    those of its mask rule.
     """
     source = f" ({task.info.backbone.source})" if task.info.backbone.source else ""
     what = f"task {task.name!r} is for another architecture{source}"
@@ -48,22 +48,13 @@ def check_fits(
                 "load the backbone that the task file names"
             )
     check_fingerprint(task.name, task.info.backbone, whole)
-    for name, mask in task.masks.items():
-        length = -(-mask.numel // 8)
-        for plane in (mask.keep, mask.keep if mask.negative is None else mask.negative):
-            if plane.numel() != length:
-                raise InputError(
-                    f"task {task.name!r}: the mask of {name!r} has {plane.numel()} bytes: expected {length} for "
-                    f"{mask.shape}; make it with pack_mask()"
-                )
+    for name in task.masks:
+        checked_mask(task, name)
     checked_coefficients(task)
 
 
 def check_fingerprint(name: str, backbone: BackboneInfo, whole: str) -> None:
-    """Raise BackboneMismatchError where a task names another fingerprint than ``whole``; one that names none passes.
-
-    >>> check_fingerprint("signs", BackboneInfo("timm:resnet50", "ab"), "ab")
-    """
+    """Raise BackboneMismatchError where a task names another fingerprint than ``whole``; one that names none passes."""
     found = backbone.fingerprint
     if found and found != whole:
         source = f" ({backbone.source})" if backbone.source else ""
@@ -91,7 +82,7 @@ def checked_mask(task: Task, name: str) -> PackedMask:
         if plane.dtype != torch.uint8 or tuple(plane.shape) != (length,):
             raise InputError(
                 f"{what} is {plane.dtype} {tuple(plane.shape)}: expected torch.uint8 ({length},) "
-                f"for a weight of shape {mask.shape}"
+                f"for a weight of shape {mask.shape}; make it with pack_mask()"
             )
         if length and int(plane[-1]) & spare:
             raise InputError(f"{what} has bits set past its last weight: expected zeros")

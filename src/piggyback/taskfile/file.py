@@ -72,10 +72,8 @@ def save(task: Task) -> bytes:
         tensors[DIGESTS] = digest_rows(task)
     tensors |= {FORM + name: tensor for name, tensor in checked_coefficients(task).items()}
     tensors |= _short_head(task) | _short_norm(task)
-    short = [name.removeprefix(SCALE) for name in tensors if name.startswith((SCALE, HALF))]
-    packed = any(HEAD + n in tensors and tensors[HEAD + n].dtype == torch.uint8 for n in short)
-    at_least = 5 if packed else 3 if short else 1
-    data = container.build(tensors, to_metadata(task.name, task.info, layers, at_least))
+    dtypes = {name: container.dtype_name(name, tensor) for name, tensor in tensors.items()}
+    data = container.build(tensors, to_metadata(task.name, task.info, layers, dtypes))
     shapes = {name: mask.shape for name, mask in task.masks.items()}
     parse(memoryview(data), shapes)  # what is written here is what a reader accepts
     return data

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from piggyback.errors import (
@@ -42,7 +43,7 @@ from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 
 FORMAT = "piggyback-task"
 VERSION = 5
-"""The newest that this library reads; a task is written in the lowest that can hold it."""
+"""The newest that this library reads; a file has the lowest version that can hold its task: see ``lowest_version``."""
 SEGMENTATION = "segmentation"
 TOKENS = "tokens"
 """The head kinds that came with versions 2 and 4."""
@@ -185,9 +186,12 @@ def parse(data: memoryview, expect: Shapes | None) -> tuple[TaskHeader, dict[str
     name, info, layers = from_metadata(metadata)
     check_digest(data, entries)
     version = int(metadata["version"])
-    sizes = {"masks": 0, "form": 0, "head": 0, "norm": 0}
-    if version > 2:
-        sizes |= {"scale": 0, "half": 0}
+    lowest = lowest_version(info, {key: entry.dtype for key, entry in entries.items()})
+    if version != lowest:
+        raise TaskFileError(
+            f"version {version}: expected {lowest}, the lowest that can hold this task; it is damaged"
+        )
+    sizes = dict.fromkeys(("masks", "form", "head", "norm", "scale", "half"), 0)
     for key, entry in entries.items():
         part = key.partition(".")[0]
         if key in (DIGESTS, CHECKSUM):
@@ -202,14 +206,13 @@ def parse(data: memoryview, expect: Shapes | None) -> tuple[TaskHeader, dict[str
         version=version,
         bytes_masks=sizes["masks"],
         bytes_form=sizes["form"],
-        bytes_head=sizes["head"] + sizes.get("scale", 0),
-        bytes_norm=sizes["norm"] + sizes.get("half", 0),
+        bytes_head=sizes["head"] + sizes["scale"],
+        bytes_norm=sizes["norm"] + sizes["half"],
         bytes_header=len(data) - sum(sizes.values()),
     )
     _check_tensor(entries, MASKS, len(layers) > 0, (sizes["masks"],))
     _check_tensor(entries, DIGESTS, DIGESTS in entries, (len(layers), DIGEST_BYTES))
-    if version > 2:
-        _check_short(entries, version)
+    _check_short(entries)
     _check_form(header, {k.removeprefix(FORM): e for k, e in entries.items() if k.startswith(FORM)})
     if expect is None:
         _check_size(header)
@@ -246,17 +249,9 @@ def _check_form(header: TaskHeader, entries: Mapping[str, Entry]) -> None:
             )
 
 
-def _check_short(entries: Mapping[str, Entry], version: int) -> None:
-    """Raise TaskFileError where a file's short tensors do not fit what they stand for, or version 3 has none."""
-    short = [name for name in entries if name.startswith((SCALE, HALF))]
-    packed = [
-        name
-        for name in short
-        if entries.get(HEAD + name.removeprefix(SCALE), _ABSENT).dtype == "U8"
-    ]
-    if (not short and version == 3) or (not packed and version == 5):
-        raise TaskFileError(f"version {version} without what is new in it: expected a lower one")
-    for name in short:
+def _check_short(entries: Mapping[str, Entry]) -> None:
+    """Raise TaskFileError where a file's short tensors do not fit what they stand for."""
+    for name in (name for name in entries if name.startswith((SCALE, HALF))):
         entry, plain = entries[name], name.removeprefix(SCALE).removeprefix(HALF)
         if name.startswith(HALF):
             if entry.dtype != "F16" or NORM + plain in entries:
@@ -265,7 +260,7 @@ def _check_short(entries: Mapping[str, Entry], version: int) -> None:
                 )
             continue
         codes = entries.get(HEAD + plain, _ABSENT)
-        five_bits = version > 4 and codes.dtype == "U8" and prod(codes.shape[2:]) == 1
+        five_bits = codes.dtype == "U8" and prod(codes.shape[2:]) == 1
         good = codes.dtype == "I8" or (five_bits and not sum(codes.shape[1:2]) % CODE_BITS)
         if not good or len(codes.shape) < 2:
             raise TaskFileError(
@@ -311,26 +306,36 @@ def first_of(names: Iterable[str]) -> str:
     return f"; the first that differs is {min(names)[:80]!r}"
 
 
+def lowest_version(info: TaskInfo, dtypes: Mapping[str, str]) -> int:
+    """Return the version of the file of a task with tensors of these names and safetensors' dtypes.
+
+    >>> lowest_version(TaskInfo(), {"head.weight": "I8", "scale.weight": "F32"})
+    3
+    """
+    names = {name.removeprefix(SCALE) for name in dtypes if name.startswith(SCALE)}
+    if any(dtypes.get(HEAD + name) == "U8" for name in names):
+        return 5
+    texts = isinstance(info.preprocessing, TextPreprocessing)
+    if texts or info.head_kind == TOKENS or any(getattr(info, part) for part in _OUTPUTS):
+        return 4
+    if names or any(name.startswith(HALF) for name in dtypes):
+        return 3
+    return 2 if info.rule.form != "plain" or info.head_kind == SEGMENTATION else 1
+
+
 def to_metadata(
     name: str,
     info: TaskInfo,
     layers: tuple[LayerHeader, ...],
-    at_least: int = 1,
+    dtypes: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Return the container's metadata; ``from_metadata`` reads it back.
-
-    The version is the lowest that can hold the task: 4 for texts, for a head of every token, and where outputs have
-    units, thresholds, a scaling or a calibration; 2 for a mask rule with a form or a head that scores pixels; and what
-    its tensors need ``at_least``.
+    """Return the container's metadata for tensors of ``dtypes``; ``from_metadata`` reads it back.
 
     >>> sorted(to_metadata("signs", TaskInfo(), ()))
     ['format', 'task', 'version']
     """
-    rule, new = asdict(info.rule), info.rule.form != "plain" or info.head_kind == SEGMENTATION
+    version, rule = lowest_version(info, dtypes), asdict(info.rule)
     outputs = {part: list(found) for part in _OUTPUTS if (found := getattr(info, part))}
-    texts = isinstance(info.preprocessing, TextPreprocessing)
-    fourth = texts or bool(outputs) or info.head_kind == TOKENS
-    version = max(at_least, 4 if fourth else 2 if new else 1)
     if version == 1:
         del rule["form"]
     values = {
@@ -358,15 +363,10 @@ def to_metadata(
 
 
 def check_writable(name: str, info: TaskInfo) -> None:
-    """Raise InputError for a description that no task file can hold, before the work that would fill the file.
-
-    >>> check_writable("signs", TaskInfo(classes=("stop", "yield")))
-    """
+    """Raise InputError for a description that no task file can hold, before the work that would fill the file."""
     metadata = to_metadata(name, info, ())
-    size, most = (
-        len(metadata["task"].encode()),
-        MAX_HEADER // 2,
-    )  # the rest is for layers and tensors
+    # The other half is for layers and tensors.
+    size, most = len(metadata["task"].encode()), MAX_HEADER // 2
     if size > most:
         raise InputError(
             f"task {name!r}: classes and provenance are {size} bytes as JSON: expected at most {most}; shorten the "
@@ -382,35 +382,28 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
     """
     version = check_format(metadata)
     values = read_json(metadata["task"], "task description")
-    new = isinstance(values, dict) and version > 3 and OUTPUTS in values
-    fields = sorted([*_FIELDS, OUTPUTS] if new else _FIELDS)
-    _expect(isinstance(values, dict) and values.keys() == set(fields), "fields", fields)
+    good = isinstance(values, dict) and values.keys() - {OUTPUTS} == set(_FIELDS)
+    _expect(good, "fields", sorted(_FIELDS))
     backbone, rule, provenance = values["backbone"], values["rule"], values["provenance"]
-    _expect(_strings(backbone, "source", "fingerprint"), "backbone", "source and fingerprint")
-    _check_rule(rule, version, version > 2 or values["head"] == SEGMENTATION)
+    good = isinstance(backbone, dict) and backbone.keys() == {"source", "fingerprint"}
+    _expect(good and _texts(backbone.values()), "backbone", "source and fingerprint")
+    of_rule = {"kind", "threshold"} if version == 1 else {"kind", "threshold", "form"}
+    _expect(isinstance(rule, dict) and rule.keys() == of_rule, "rule", "a mask rule")
     _expect(isinstance(provenance, dict), "provenance", "an object")
-    _expect(_strings(values, "name", "kind", "head", exactly=False), "name, kind, head", "text")
-    _expect(version > 1 or values["head"] != SEGMENTATION, "head", "one that version 1 has")
-    _expect(version > 3 or values["head"] != TOKENS, "head", "one that version 4 is for")
+    _expect(_texts(values[key] for key in ("name", "kind", "head")), "name, kind, head", "text")
     classes = values["classes"]
-    _expect(
-        isinstance(classes, list) and all(isinstance(c, str) for c in classes), "classes", "names"
-    )
+    _expect(isinstance(classes, list) and _texts(classes), "classes", "names")
     _expect(len(set(classes)) == len(classes), "classes", "each name once")
     try:
-        prepared = _preprocessing(values["preprocessing"], version)
-        texts = isinstance(prepared, TextPreprocessing)
-        tokens = values["head"] == TOKENS
-        _expect(version != 4 or new or texts or tokens, "version", "3 at most")
         info = TaskInfo(
             kind=values["kind"],
             classes=tuple(classes),
             rule=MaskRule(**rule),
             head_kind=values["head"],
-            preprocessing=prepared,
+            preprocessing=_preprocessing(values["preprocessing"]),
             backbone=BackboneInfo(backbone["source"], backbone["fingerprint"]),
             provenance=provenance,
-            **_outputs(values.get(OUTPUTS)),
+            **(_outputs(values[OUTPUTS]) if OUTPUTS in values else {}),
         )
         name = check_name(values["name"])
     except (InputError, TaskNameError) as error:
@@ -420,8 +413,6 @@ def from_metadata(metadata: Mapping[str, str]) -> tuple[str, TaskInfo, tuple[Lay
 
 def _outputs(values: Any) -> dict[str, tuple[Any, ...]]:
     """The parts of a task's info that came with version 4; what they may hold is TaskInfo's to check."""
-    if values is None:
-        return {}
     good = isinstance(values, dict) and bool(values) and values.keys() <= set(_OUTPUTS)
     _expect(good, OUTPUTS, f"some of {', '.join(_OUTPUTS)}")
     found = {}
@@ -448,17 +439,6 @@ def check_format(metadata: Mapping[str, str]) -> int:
     return int(version)
 
 
-def _check_rule(rule: Any, version: int, plain: bool) -> None:
-    """Check the fields of a mask rule: forms came with version 2, ``plain`` only if something else needs it."""
-    fields = {"kind", "threshold"} if version == 1 else {"kind", "threshold", "form"}
-    _expect(isinstance(rule, dict) and rule.keys() == fields, "rule", "a mask rule")
-    _expect(type(rule["threshold"]) in (int, float), "rule", "a number as threshold")
-    _expect(isinstance(rule["kind"], str), "rule", "a name as kind")
-    form = rule.get("form", "channel")
-    good = isinstance(form, str) and (plain or form != "plain")
-    _expect(good, "rule", "a form, which version 2 is for")
-
-
 def _layers(values: Any) -> tuple[LayerHeader, ...]:
     _expect(isinstance(values, list), "masks", "a list")
     layers = []
@@ -477,26 +457,18 @@ def _layers(values: Any) -> tuple[LayerHeader, ...]:
     return tuple(layers)
 
 
-def _preprocessing(value: Any, version: int) -> Prepares | None:
+def _preprocessing(value: Any) -> Prepares | None:
     if value is None:
         return None
     _expect(isinstance(value, dict), "preprocessing", "an object")
-    if version > 3 and "tokenizer" in value:
-        return TextPreprocessing.from_json(value)
-    _expect(type(value.get("crop_pct")) in (int, float), "preprocessing", "a number as crop_pct")
-    for key in ("mean", "std"):
-        numbers = value.get(key)
-        good = isinstance(numbers, list) and all(type(x) in (int, float) for x in numbers)
-        _expect(good, f"preprocessing {key}", "numbers")
-    found = Preprocessing.from_json(value)
+    kind = TextPreprocessing if "tokenizer" in value else Preprocessing
+    found = kind.from_json(value)
     _expect(found.to_json() == value, "preprocessing", f"{', '.join(found.to_json())} alone")
     return found
 
 
-def _strings(value: Any, *keys: str, exactly: bool = True) -> bool:
-    if not isinstance(value, dict) or (exactly and value.keys() != set(keys)):
-        return False
-    return all(isinstance(value.get(key), str) for key in keys)
+def _texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _expect(good: bool, what: str, expected: object) -> None:

@@ -62,12 +62,7 @@ class TaskInfo:
         n = len(self.classes)
         for field_name, kind, expected, good in (
             ("units", "regression", "a text", lambda unit: isinstance(unit, str)),
-            (
-                "thresholds",
-                "multilabel",
-                "a number from 0 to 1",
-                lambda t: _finite(t) and 0 <= t <= 1,
-            ),
+            ("thresholds", "multilabel", "a number from 0 to 1", _is_share),
             ("scaling", "regression", "a finite offset and a scale above 0", _is_scaling),
         ):
             values = getattr(self, field_name)
@@ -76,21 +71,21 @@ class TaskInfo:
                     f"{field_name} {values!r} of a {self.kind} task with {n} outputs: expected {expected} for each "
                     f"output of a {kind} task"
                 )
-        two = len(self.calibration) == 2 and all(map(_finite, self.calibration))
-        if self.calibration and not (
-            self.kind == "classification"
-            and two
-            and self.calibration[0] > 0
-            and 0 <= self.calibration[1] <= 1
-        ):
+        found = self.calibration
+        good_one = len(found) == 2 and _is_share(found[1]) and _finite(found[0]) and found[0] > 0
+        if found and not (self.kind == "classification" and good_one):
             raise InputError(
-                f"calibration {self.calibration!r} of a {self.kind} task: expected a temperature above 0 and a "
-                "confidence from 0 to 1, of a classification"
+                f"calibration {found!r} of a {self.kind} task: expected a temperature above 0 and a confidence from "
+                "0 to 1, of a classification"
             )
 
 
 def _finite(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_share(value: Any) -> bool:
+    return _finite(value) and 0 <= value <= 1
 
 
 def _is_scaling(pair: object) -> bool:

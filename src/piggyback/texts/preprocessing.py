@@ -64,11 +64,7 @@ def utf8(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class TextPreprocessing:
-    """Cut a text into tokens, at most ``max_length`` of them.
-
-    >>> TextPreprocessing("0" * 64, max_length=128).max_length
-    128
-    """
+    """Cut a text into tokens, at most ``max_length`` of them."""
 
     tokenizer: str
     """SHA-256, hex, of what the tokenizer does: see ``Tokenizer.digest``."""
@@ -133,11 +129,11 @@ class TextPreprocessing:
         """Return a batch of a loader as the network takes it: tokens are."""
         return tokens
 
-    def example(self, batch: int = 1) -> Tensor:
-        """Return a batch to try a network on, int64 (batch, 8)."""
+    def example(self) -> Tensor:
+        """Return a batch of one text to try a network on, int64 (1, 8)."""
         import torch
 
-        return torch.full((batch, min(8, self.max_length)), 1 if self.pad != 1 else 2)
+        return torch.full((1, min(8, self.max_length)), 1 if self.pad != 1 else 2)
 
     def whole(self) -> TextPreprocessing:
         """Return how tasks see texts: as the backbone does."""

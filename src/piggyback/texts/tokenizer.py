@@ -75,10 +75,6 @@ class Tokenizer:
         known = [sorted(self.inner.get_vocab().items()), self.pad, self.encode(PROBES, 1 << 30)[0]]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
-    def save(self, folder: str) -> None:
-        """Write it into a folder, as transformers reads it."""
-        self.inner.save_pretrained(folder)
-
     def _ids(self, texts: list[str], **options: Any) -> list[list[int]]:
         if not texts:
             return []

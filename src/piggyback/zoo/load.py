@@ -163,16 +163,12 @@ def _from(
         return load_torchvision(name, pretrained=pretrained)
     if name and zoo == "transformers":
         return load_transformers(name, pretrained=pretrained, tokens=spec.startswith(TOKENS))
-    guesses = [
-        *LITE,
-        WIDE,
-        MINILM,
-        *(f"{known}:{name or zoo}" for known in (*_ZOOS, "segmentation")),
-    ]
+    packaged = (*LITE, WIDE, MINILM)
+    guesses = (f"{known}:{name or zoo}" for known in (*_ZOOS, "segmentation"))
     raise BackboneError(
         f"backbone {spec!r}: expected {', '.join(f'{known}:NAME' for known in _ZOOS)}, "
-        f"{PREFIX}NAME, path/to/file.py:factory, or one of {', '.join((*LITE, WIDE, MINILM))}"
-        f"{near_misses(spec, guesses)}"
+        f"{PREFIX}NAME, path/to/file.py:factory, or one of {', '.join(packaged)}"
+        f"{near_misses(spec, [*packaged, *guesses])}"
     )
 
 

