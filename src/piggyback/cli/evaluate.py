@@ -14,8 +14,8 @@ from piggyback.cli.loading import (
     is_data_set,
     load_set,
     load_tasks,
-    refuse_columns,
     refuse_skip_bad,
+    refuse_table_options,
 )
 from piggyback.cli.options import (
     CheckpointOption,
@@ -226,7 +226,7 @@ def _images(
         if len(found) == 1:
             (split,) = found
         return _chosen(f"table {str(root)!r}", found, split), read.groups_of(split)
-    refuse_columns(columns)
+    refuse_table_options(columns)
     from piggyback.train.data.folder import split_folders
 
     if is_data_set(root, skip_bad):

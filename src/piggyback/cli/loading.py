@@ -138,8 +138,7 @@ def _read_images(
     if is_table(root):
         refuse_skip_bad(root, skip_bad)
         return load_table(root, name, columns, kind, separator=separator)
-    refuse_columns(columns)
-    refuse_kind(kind)
+    refuse_table_options(columns, kind)
     if is_data_set(root, skip_bad):
         return replace(load_set(str(root)), name=name)
 
@@ -227,14 +226,10 @@ def load_set(name: str) -> ImageData:
     return torchvision_data(name) if name.startswith(TORCHVISION) else load(name)
 
 
-def refuse_columns(columns: Mapping[str, str] | None) -> None:
-    """Raise DataError where columns of no table are named."""
+def refuse_table_options(columns: Mapping[str, str] | None, kind: str = "classification") -> None:
+    """Raise DataError where columns or a kind are named of what is no table."""
     if columns:
         raise DataError("--column: it is for tables, such as reviews.csv; leave it out")
-
-
-def refuse_kind(kind: str) -> None:
-    """Raise DataError where a kind is named of what is no table."""
     if kind != "classification":
         raise DataError(f"--kind {kind}: it is for tables, such as photos.csv; leave it out")
 
