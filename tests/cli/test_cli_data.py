@@ -61,8 +61,7 @@ def test_fetching(piggyback: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data/textures" in ran.out
     assert piggyback("data", "textures", "--download").err == ""
     ran = piggyback("data", "cubs", "--download")
-    assert (ran.code, ran.out) == (1, "")
-    assert "'cubs' cannot be downloaded: get CUB_200_2011.tgz" in ran.err
+    ran.refuses("'cubs' cannot be downloaded: get CUB_200_2011.tgz")
     piggyback("data", "--download").refuses("name the set to fetch")
 
 
@@ -106,8 +105,7 @@ def test_warnings_are_one_line_without_a_place_in_the_code(piggyback: Command) -
 
 def test_a_missing_set_is_one_line(piggyback: Command, toy: str) -> None:
     ran = piggyback("train", "--data", "cubs", "--backbone", f"{toy}:build", *FAST)
-    assert (ran.code, ran.out) == (1, "")
-    assert ran.err == f"error: {missing('cubs')}\n"
+    ran.refuses(missing("cubs"))
     assert not Path("runs").exists()
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from piggyback.cli import main
 from piggyback.cli.screen import program
-from support.cli_toys import FAST, Command
+from support.cli_toys import FAST, Command, train
 
 NAMES = ("=cmd|' calc'!A1", "r\nwrote evil", "x\u202ey\x1b[31m$\\frac$")
 """A formula, two lines, and codes that reorder, colour and typeset."""
@@ -25,10 +24,8 @@ def named(colours: Path, toy: str, tmp_path_factory: pytest.TempPathFactory) -> 
     for split in ("train", "test"):
         for own, name in zip(sorted((colours / split).iterdir()), NAMES, strict=True):
             shutil.copytree(own, root / "data" / split / name)
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "--data", str(root / "data"), "--backbone", f"{toy}:build", "--name", "named",
-              "--out", str(root / "run"), *FAST])  # fmt: skip
-    assert ended.value.code == 0
+    where = ("--data", root / "data", "--out", root / "run")
+    train(*where, "--backbone", f"{toy}:build", "--name", "named", *FAST)
     return root
 
 

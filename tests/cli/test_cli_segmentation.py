@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piggyback.cli import main
 from support import map_tasks
-from support.cli_toys import Command
+from support.cli_toys import Command, train
 
 NETWORK = f"{map_tasks.__file__}:parts"
 
@@ -40,11 +39,11 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def task(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    line = ["train", "--data", str(streets), "--backbone", NETWORK, "--out", str(out)]
-    line += ["--epochs", "6", "--batch-size", "4", "--head-lr", "0.1", "--amp", "no"]
-    with pytest.raises(SystemExit) as ended:
-        main([*line, "--channels-last", "no", "--label-smoothing", "0"])
-    assert ended.value.code == 0
+    train(
+        *("--data", streets, "--backbone", NETWORK, "--out", out, "--epochs", 6),
+        *("--batch-size", 4, "--head-lr", 0.1, "--amp", "no"),
+        *("--channels-last", "no", "--label-smoothing", 0),
+    )
     return out / "streets.safetensors"
 
 

@@ -126,22 +126,11 @@ def test_tars_by_pattern_are_trained_on_compared_and_measured(
     assert ran.code == 0, ran.err
     learned = load_file(Path("runs/shards/shards.safetensors"))
     assert learned.info.classes == COLOURS
-    measured = piggyback(
-        "evaluate",
-        "runs/shards/shards.safetensors",
-        "--data",
-        "shards/test-0.tar",
-        *network,
-        "--json",
-    )
-    assert json.loads(measured.out)["images"] == 18
-    assert json.loads(measured.out)["accuracy"] == json.loads(ran.out)["accuracy"]
+    line = ("evaluate", "runs/shards/shards.safetensors", "--data", "shards/test-0.tar", *network)
+    measured = json.loads(piggyback(*line, "--json").out)
+    assert measured["images"] == 18
+    assert measured["accuracy"] == json.loads(ran.out)["accuracy"]
     compared = ("compare", "--data", "c=shards", "--methods", "head", *network, *FAST, "--json")
     assert json.loads(piggyback(*compared).out)[0]["task"] == "c"
-    for arguments, wanted in (
-        (("--data", "none-*.tar"), "none-*.tar"),
-        (("--skip-bad", "--data", "shards"), "skip-bad"),
-    ):
-        ran = piggyback("train", *arguments, *network)
-        assert (ran.code, ran.err.count("\n")) == (1, 1)
-        assert wanted in ran.err
+    piggyback("train", "--data", "none-*.tar", *network).refuses("none-*.tar")
+    piggyback("train", "--skip-bad", "--data", "shards", *network).refuses("skip-bad")

@@ -12,6 +12,7 @@ from PIL import Image
 from piggyback.lab.quickstart import run
 from piggyback.lab.quickstart.data import TEST_FONTS, TRAIN_FONTS, digits, letters
 from piggyback.taskfile.file import load_file
+from support.cli_toys import BACKBONE
 
 
 def test_letters_are_the_same_every_time_and_never_blank() -> None:
@@ -35,15 +36,7 @@ def test_digits_keep_the_last_ones_for_test() -> None:
 
 def test_quickstart_leaves_all_that_it_promises(tmp_path: Path) -> None:
     toy = tmp_path / "toy.py"
-    toy.write_text(
-        "import torch\n"
-        "from torch import nn\n"
-        "from piggyback.images.preprocessing import Preprocessing\n"
-        "def build():\n"
-        "    torch.manual_seed(0)\n"
-        "    return nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 16, 3, 2), "
-        "nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)), Preprocessing(24)\n"
-    )
+    toy.write_text(BACKBONE)
     data = {"a": letters(4, 2, size=24), "b": letters(3, 2, size=24, seed=1)}
     recipe = replace(run.RECIPE, epochs=1, image_size=24)
     out = tmp_path / "out"

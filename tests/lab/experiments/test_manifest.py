@@ -8,7 +8,7 @@ import pytest
 
 from piggyback.errors import ManifestError
 from piggyback.lab.experiments.manifest import load_manifest, parse_manifest, shipped
-from piggyback.lab.experiments.plan import choose, recipe_of, trials
+from piggyback.lab.experiments.plan import choose, trials
 from piggyback.lab.tables.rows import Row
 
 TEXT = """
@@ -175,8 +175,3 @@ def test_the_chosen_trial_is_best_on_val_within_the_bits() -> None:
     assert choose({0: [row(80.0, None)], 1: [row(81.0, None)]}, max_bits=0.1) == 1
     tasks = {0: [row(80.0, 0.2), row(70.0, 0.2)], 1: [row(90.0, 0.2), row(50.0, 0.2)]}
     assert choose(tasks) == 0  # the mean of all tasks decides
-
-
-def test_recipes_are_built_from_dotted_names() -> None:
-    recipe = recipe_of("masks", 4, {"rule.threshold": 0.0, "epochs": 2}, {"epochs": 3})
-    assert (recipe.rule.threshold, recipe.epochs, recipe.seed) == (0.0, 3, 4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from piggyback.errors import DataError, InputError
+from piggyback.errors import DataError
 from piggyback.lab.experiments.manifest import Manifest, load_manifest, shipped
 from piggyback.lab.experiments.report import costs, draw, table_of, write
 from piggyback.lab.experiments.runner import CELL, Experiment
@@ -147,8 +147,6 @@ def test_side_by_side_gives_the_same_as_in_turn(tmp_path: Path) -> None:
 
     assert results(alone) == results(beside)
     assert sorted(told) == ["dtd masks, ternary seed 0: done", "gtsrb masks, ternary seed 0: done"]
-    with pytest.raises(InputError, match="workers 0: expected 1 or more"):
-        ran(manifest, tmp_path, workers=0)
 
 
 def test_a_changed_recipe_is_not_the_finished_one_and_says_what_to_do(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from rich.console import Console, ConsoleRenderable
 from piggyback.lab.tables.formats import (
     COLUMNS,
     RUN_COLUMNS,
-    human_bytes,
     runs_csv,
     runs_json,
     runs_markdown,
@@ -222,10 +221,3 @@ def test_scores_have_their_kinds_name_and_the_highest_is_the_best() -> None:
     assert [line.split("**")[1] for line in table if "62.50" in line] == ["62.50"]
     assert sum("**62.50**" in line for line in table) == 1
     assert {one["measure"] for one in json.loads(runs_json(runs))} == {"accuracy", "R2"}
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e12, "2.5e+03 GB")]
-)
-def test_sizes_are_in_the_unit_that_suits_them(count: float, text: str) -> None:
-    assert human_bytes(count) == text
