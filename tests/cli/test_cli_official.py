@@ -40,7 +40,7 @@ def imported(piggyback: Command, pack: Path, densenet: Path, *out: str) -> Any:
     )
 
 
-def test_round_trip(piggyback: Command, densenet: tuple[Path, Any], tmp_path: Path) -> None:
+def test_round_trip(piggyback, densenet, tmp_path):
     folder, pack = densenet
     ran = imported(piggyback, folder / "packed.pt", folder)
     assert (ran.code, ran.err) == (0, "")
@@ -70,7 +70,7 @@ def test_round_trip(piggyback: Command, densenet: tuple[Path, Any], tmp_path: Pa
     assert first == again
 
 
-def test_errors_are_one_line(piggyback: Command, densenet: tuple[Path, Any], trained: Path) -> None:
+def test_errors_are_one_line(piggyback, densenet, trained):
     folder, _ = densenet
     ran = piggyback("import-official", "a.pt", "--arch", "vgg", "--dataset", "b", "--out", "c")
     assert ran.code == 2

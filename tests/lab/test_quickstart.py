@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from piggyback.taskfile.file import load_file
 from support.cli_toys import BACKBONE
 
 
-def test_letters_are_the_same_every_time_and_never_blank() -> None:
+def test_letters_are_the_same_every_time_and_never_blank():
     data, again = letters(train=32, test=12, size=24), letters(train=32, test=12, size=24)
     for split, images in data.splits().items():
         assert images.images is not None
@@ -26,7 +25,7 @@ def test_letters_are_the_same_every_time_and_never_blank() -> None:
     assert data.test.counts() == [12] * 26
 
 
-def test_digits_keep_the_last_ones_for_test() -> None:
+def test_digits_keep_the_last_ones_for_test():
     pytest.importorskip("sklearn")
     data = digits(train=100, size=16)
     assert (len(data.train) + len(data.val), len(data.test)) == (100, 400)
@@ -34,7 +33,7 @@ def test_digits_keep_the_last_ones_for_test() -> None:
     assert data.train.images.shape[1:] == (3, 16, 16)
 
 
-def test_quickstart_leaves_all_that_it_promises(tmp_path: Path) -> None:
+def test_quickstart_leaves_all_that_it_promises(tmp_path):
     toy = tmp_path / "toy.py"
     toy.write_text(BACKBONE)
     data = {"a": letters(4, 2, size=24), "b": letters(3, 2, size=24, seed=1)}
