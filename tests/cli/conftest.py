@@ -21,6 +21,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def network(toy: str) -> tuple[str, str]:
+    """The option that trusts the toy backbone's code."""
+    return "--backbone", f"{toy}:build"
+
+
+@pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder: train/ and test/ with squares that are mostly blue, green or red."""
     root = tmp_path_factory.mktemp("images") / "colours"
@@ -37,9 +43,10 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands write below the current folder, measure speed once, and see 80 columns."""
+    """Commands write below the current folder, know no data sets, and see 80 columns."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIGGYBACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PIGGYBACK_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
 

@@ -15,11 +15,6 @@ from support import toy_sets
 from support.cli_toys import FAST
 
 
-@pytest.fixture(autouse=True)
-def _no_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIGGYBACK_DATA", raising=False)
-
-
 def test_the_list_has_every_set_and_where_it_is(piggyback):
     toy_sets.cubs(Path("data/cubs"))
     Path("data/gtsrb.tar").write_bytes(b"")

@@ -13,11 +13,6 @@ from piggyback.lab.experiments.manifest import shipped
 TOY = ("gtsrb-lite0", "--toy", "--tasks", "dtd", "--methods", "head;masks, ternary")
 
 
-@pytest.fixture(autouse=True)
-def _no_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIGGYBACK_DATA", raising=False)
-
-
 def test_the_list_has_every_experiment_and_what_it_lacks(piggyback):
     ran = piggyback("experiment", "list")
     assert (ran.code, ran.err) == (0, "")
