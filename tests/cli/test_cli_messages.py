@@ -41,10 +41,10 @@ def test_advice_is_an_option_that_the_command_has(piggyback, colours, toy, tmp_p
     assert piggyback(*given).code == 0
     ran = piggyback(*given, "--seed", 1)
     ran.refuses(f"run folder {str(out)!r}", "another folder (--out), or replace it (--overwrite)")
+    Path("bad/train/a=").mkdir(parents=True)
     for number in range(2):
-        (colours.parent / "bad" / "train" / "a=").mkdir(parents=True, exist_ok=True)
-        (colours.parent / "bad" / "train" / "a=" / f"{number}.png").write_bytes(b"no image")
-    ran = piggyback("train", "--data", colours.parent / "bad", "--backbone", f"{toy}:build")
+        Path(f"bad/train/a=/{number}.png").write_bytes(b"no image")
+    ran = piggyback("train", "--data", "bad", "--backbone", f"{toy}:build")
     ran.refuses("skip such images (--skip-bad)", "/a=/0.png")
 
 
