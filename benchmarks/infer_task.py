@@ -31,9 +31,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300, help="of each task")
     args = parser.parse_args()
     files, folders = zip(*(pair.split("=", 1) for pair in args.pairs), strict=True)
-    loaded = load_tasks([Path(file) for file in files], None, None, None)
-    names = loaded.model.task_names
-    sure = torch.cat([_confidences(loaded.model, Path(folder), args.images) for folder in folders])
+    model = load_tasks([Path(file) for file in files], None, None, None)
+    names = model.task_names
+    sure = torch.cat([_confidences(model, Path(folder), args.images) for folder in folders])
     truth = torch.arange(len(names)).repeat_interleave(torch.tensor([args.images] * len(names)))
     _report(names, sure, truth)
 
