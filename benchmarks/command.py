@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -54,41 +53,38 @@ def main(*names: str, argv: Sequence[str] | None = None) -> int:
             print(_line(row), flush=True)
             rows.append(row)
     if options.json:
-        _write(options.json, json.dumps([{**row.to_json(), "on": place} for row in rows], indent=1))
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        found = [{**row.to_json(), "on": place} for row in rows]
+        options.json.write_text(json.dumps(found, indent=1))
     if options.markdown:
-        _write(options.markdown, _with_table(options.markdown.read_text(), rows, place))
+        told = ", ".join(f"{key} {value}" for key, value in place.items())
+        put_between(options.markdown, BEGIN, END, "\n".join([f"{told}.", "", *ratio_table(rows)]))
     return 0
 
 
-def _line(row: Row) -> str:
-    sign, verdict = (">=" if row.at_least else "<="), ("" if row.meets else "  MISSED")
-    return (
-        f"{row.name:<36} {row.ratio:6.3f}  aim {sign} {row.aim:<5g} "
-        f"{row.ours:9.3f} / {row.theirs:9.3f} {row.unit:<9}{verdict}"
-    )
-
-
-def _with_table(page: str, rows: Iterable[Row], place: dict[str, Any]) -> str:
-    """The page with a new table between its two marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"the page has no lines {BEGIN} and {END} to put the table between")
-    lines = [
-        ", ".join(f"{key} {value}" for key, value in place.items()) + ".",
-        "",
-        "| what | ratio | aim | ours | theirs | unit | |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def ratio_table(rows: Iterable[Row], digits: int = 3) -> list[str]:
+    """Return the lines of a table in Markdown; a ratio that misses its aim is bold."""
+    lines = ["| what | ratio | aim | ours | theirs | unit | |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        sign, bold = (">=" if row.at_least else "<="), ("" if row.meets else "**")
+        bold = "" if row.meets else "**"
         lines.append(
-            f"| {row.name} | {bold}{row.ratio:.3f}{bold} | {sign} {row.aim:g} | {row.ours:.3f} "
-            f"| {row.theirs:.3f} | {row.unit} | {row.note} |"
+            f"| {row.name} | {bold}{row.ratio:.3f}{bold} | {row.sign} {row.aim:g} "
+            f"| {row.ours:.{digits}f} | {row.theirs:.{digits}f} | {row.unit} | {row.note} |"
         )
-    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"
+    return lines
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+def put_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Put ``text`` between a page's two marks, in place of what stood there."""
+    before, first, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        sys.exit(f"the page has no lines {begin} and {end} to put the table between")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.name:<36} {row.ratio:6.3f}  aim {row.sign} {row.aim:<5g} "
+        f"{row.ours:9.3f} / {row.theirs:9.3f} {row.unit:<9}{'' if row.meets else '  MISSED'}"
+    )

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.networks import logits_of
 from piggyback import MultiTaskModel, load_backbone
-from piggyback.images.decode import load_fitted, normalise
 from piggyback.images.find import list_images
 from piggyback.kinds.calibration import AbstainAt, fit_temperature, threshold_for
 from piggyback.kinds.classification import confidence
@@ -45,15 +45,8 @@ def ask(places: Mapping[str, tuple[Path, Path]]) -> dict[str, NDArray[np.float32
     for name, (_, folder) in places.items():
         info = model.get_task(name).info
         for other, chosen in files.items():
-            parts = []
             asked = chosen if other == name else chosen[:FOREIGN]
-            for start in range(0, len(asked), 50):
-                x = torch.stack(
-                    [load_fitted(f, info.preprocessing) for f in asked[start : start + 50]]
-                )
-                with torch.inference_mode():
-                    parts.append(model(normalise(x, info.preprocessing), task=name))
-            logits[f"{name}/{other}"] = torch.cat(parts).numpy()
+            logits[f"{name}/{other}"] = logits_of(model, name, asked).numpy()
         labels = [info.classes.index(f.relative_to(folder).parts[0]) for f in files[name]]
         logits[f"{name}/labels"] = np.array(labels)
     return logits

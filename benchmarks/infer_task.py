@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.networks import logits_of
 from piggyback.cli.loading import load_tasks
-from piggyback.images.decode import load_fitted, normalise
 from piggyback.images.find import list_images
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.model.routing import confidence
@@ -31,9 +31,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300, help="of each task")
     args = parser.parse_args()
     files, folders = zip(*(pair.split("=", 1) for pair in args.pairs), strict=True)
-    loaded = load_tasks([Path(file) for file in files], None, None, None)
-    names = loaded.model.task_names
-    sure = torch.cat([_confidences(loaded.model, Path(folder), args.images) for folder in folders])
+    model = load_tasks([Path(file) for file in files], None, None, None)
+    names = model.task_names
+    sure = torch.cat([_confidences(model, Path(folder), args.images) for folder in folders])
     truth = torch.arange(len(names)).repeat_interleave(torch.tensor([args.images] * len(names)))
     _report(names, sure, truth)
 
@@ -42,16 +42,7 @@ def _confidences(model: MultiTaskModel, folder: Path, count: int) -> torch.Tenso
     """(count, tasks): of evenly spaced images of one task."""
     images = list_images(folder / "test" if (folder / "test").is_dir() else folder)
     chosen = [images[at] for at in torch.linspace(0, len(images) - 1, count).long().tolist()]
-    by_task = []
-    with torch.inference_mode():
-        for name in model.task_names:
-            preprocessing = model.get_task(name).info.preprocessing
-            assert preprocessing is not None, f"task {name!r}: its file names no preprocessing"
-            x = normalise(
-                torch.stack([load_fitted(file, preprocessing) for file in chosen]), preprocessing
-            )
-            by_task.append(torch.cat([confidence(model(part, task=name)) for part in x.split(64)]))
-    return torch.stack(by_task, 1)
+    return torch.stack([confidence(logits_of(model, n, chosen)) for n in model.task_names], 1)
 
 
 def _report(names: tuple[str, ...], sure: torch.Tensor, truth: torch.Tensor) -> None:

@@ -53,6 +53,11 @@ class Row:
     note: str = ""
 
     @property
+    def sign(self) -> str:
+        """Stands before ``aim``."""
+        return ">=" if self.at_least else "<="
+
+    @property
     def meets(self) -> bool:
         """Whether the ratio is on the right side of ``aim``."""
         return self.ratio >= self.aim if self.at_least else self.ratio <= self.aim

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import timm
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Settings
 from piggyback import MaskOptimizer, MultiTaskModel, Task
+from piggyback.images.decode import load_fitted, normalise
+from piggyback.images.preprocessing import Preprocessing
 
 CLASSES = 10
 
@@ -73,6 +76,18 @@ def finetune_side(backbone: nn.Module) -> Side:
     net.reset_classifier(CLASSES)  # timm's
     net.to(next(backbone.parameters()).device)
     return Side(net, torch.optim.Adam(net.parameters(), lr=1e-4, fused=True))
+
+
+def logits_of(model: MultiTaskModel, task: str, files: Sequence[Path]) -> Tensor:
+    """Return a task's outputs for image files, (files, classes)."""
+    seen = model.get_task(task).info.preprocessing
+    assert isinstance(seen, Preprocessing), f"task {task!r}: its file names no preprocessing"
+    found = []
+    for start in range(0, len(files), 50):
+        x = torch.stack([load_fitted(file, seen) for file in files[start : start + 50]])
+        with torch.inference_mode():
+            found.append(model(normalise(x, seen), task=task))
+    return torch.cat(found)
 
 
 def add_task(model: MultiTaskModel, name: str, seed: int, spread: float = 0.0) -> Task:

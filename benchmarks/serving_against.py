@@ -14,8 +14,17 @@ from benchmarks.measure import Row
 from benchmarks.serving_load import AIMS, FULL, SATURATION
 from benchmarks.serving_parts import Part, traffic_row
 from benchmarks.serving_plain import PlainServer, from_disk, reloading, whole
-from benchmarks.serving_setup import Bench, bring, engine_of, folder, inputs, names, say
-from benchmarks.serving_traffic import EngineSide, Kind, Seen, Side, capacity, middle, offer
+from benchmarks.serving_setup import Bench, bring, engine_of, folder, inputs, names
+from benchmarks.serving_traffic import (
+    KINDS,
+    EngineSide,
+    Kind,
+    Seen,
+    Side,
+    capacity,
+    middle,
+    rounds,
+)
 from piggyback import MultiTaskModel
 from piggyback.serve.options import parse_bytes
 
@@ -55,24 +64,8 @@ def measure(bench: Bench) -> Part:
             stack.callback(server.close)
         sides |= made
         rate = SATURATION * capacity(sides[ENGINE], tasks[0], images, bench.seconds)
-        found: dict[tuple[str, Kind], list[Seen]] = {}
-        kinds: tuple[Kind, ...] = ("uniform", "zipf")
-        for turn in range(bench.repeats):
-            for kind in kinds:
-                for name in list(sides) if turn % 2 == 0 else list(sides)[::-1]:
-                    seen = offer(
-                        sides[name],
-                        tasks,
-                        kind,
-                        rate,
-                        images,
-                        seconds=bench.seconds,
-                        settle=bench.settle,
-                        seed=bench.seed + 10 * turn,
-                        burst=FULL,
-                    )
-                    found.setdefault((name, kind), []).append(seen)
-                    say(f"against: {name}, {kind}: {seen.answered:.0f}/s")
+        cases = {(name, kind): (sides[name], tasks, kind) for kind in KINDS for name in sides}
+        found = rounds(bench, cases, rate, images, FULL)
         each_says, all_say, most_say = (
             ByteSize(number * each).human_readable() for number in (1, count, 1000)
         )
@@ -85,14 +78,12 @@ def measure(bench: Bench) -> Part:
         traffic_row(server=name, traffic=kind, seen=middle(s)) for (name, kind), s in found.items()
     ]
     rows.sort(key=lambda row: (row["traffic"], list(sides).index(row["server"])))
-    return Part("against", rows, _checks(found, list(made), kinds), about)
+    return Part("against", rows, _checks(found, list(made)), about)
 
 
-def _checks(
-    found: dict[tuple[str, Kind], list[Seen]], others: list[str], kinds: tuple[Kind, ...]
-) -> list[Row]:
+def _checks(found: dict[tuple[str, Kind], list[Seen]], others: list[str]) -> list[Row]:
     rows = []
-    for kind in kinds:
+    for kind in KINDS:
         ours = [seen.answered for seen in found[ENGINE, kind]]
         for other in others:
             theirs = [max(seen.answered, 1e-9) for seen in found[other, kind]]

@@ -12,15 +12,10 @@ import random
 import sys
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from typing import Any, cast
 
-
-@dataclass
-class Log:
-    """Answers as they came: status, when the request was due, when the answer was there."""
-
-    found: list[tuple[int, float, float]] = field(default_factory=list)
+Log = list[tuple[int, float, float]]
+"""Answers as they came: status, when the request was due, when the answer was there."""
 
 
 class Connection(asyncio.Protocol):
@@ -52,12 +47,12 @@ class Connection(asyncio.Protocol):
         if len(body) < length:
             return
         self._data = b""
-        self._log.found.append((int(head[9:12]), self._due, time.perf_counter()))
+        self._log.append((int(head[9:12]), self._due, time.perf_counter()))
         self._idle(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count an answer that did not come."""
-        self._log.found.append((0, self._due, time.perf_counter()))
+        self._log.append((0, self._due, time.perf_counter()))
 
     def close(self) -> None:
         """End it."""
@@ -121,7 +116,7 @@ async def run(job: dict[str, Any]) -> dict[str, Any]:
     window = start + job["settle"], time.perf_counter()
     for connection in made:
         connection.close()
-    inside = [one for one in log.found if window[0] <= one[2] < window[1]]
+    inside = [one for one in log if window[0] <= one[2] < window[1]]
     times = sorted(1e3 * (ended - was) for status, was, ended in inside if status == 200)
     took = window[1] - window[0]
     return {

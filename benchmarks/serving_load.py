@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks.serving_setup import (
     rss,
     say,
 )
-from benchmarks.serving_traffic import EngineSide, Kind, Seen, capacity, middle, offer
+from benchmarks.serving_traffic import KINDS, EngineSide, Kind, Seen, capacity, middle, rounds
 
 SATURATION, EQUAL = 2.0, 0.7
 """Of what one task is answered at most: offered in each regime."""
@@ -44,11 +45,11 @@ def measure(bench: Bench) -> Part:
         asked = EngineSide(engine)
         top = capacity(asked, everyone[0], images, bench.seconds)
         say(f"load: {engine.speed}; one task alone: {top:.0f}/s")
-        cases: list[Case] = [(1, "uniform")]
-        cases += [(n, kind) for n in counts[1:] for kind in ("uniform", "zipf")]
+        cases: list[Case] = [(1, "uniform"), *product(counts[1:], KINDS)]
+        asks = {(n, kind): (asked, names(n), kind) for n, kind in cases}
         found = {
-            "saturation": _rounds(bench, asked, cases, SATURATION * top, images, FULL),
-            "equal": _rounds(bench, asked, cases, EQUAL * top, images),
+            "saturation": rounds(bench, asks, SATURATION * top, images, FULL),
+            "equal": rounds(bench, asks, EQUAL * top, images),
         }
         rows = [
             traffic_row(regime=regime, tasks=n, traffic="one" if n == 1 else kind, seen=middle(s))
@@ -57,48 +58,16 @@ def measure(bench: Bench) -> Part:
         ]
         with event_loop() as loop:
             files = jpegs(bench, side)
-            encoded = _rounds(
-                bench,
-                EngineSide(engine, loop),
-                [(bench.many(), "uniform")],
-                EQUAL * top,
-                files,
-            )
-        rows += [
-            traffic_row(regime="equal, JPEG", tasks=n, traffic=kind, seen=middle(s))
-            for (n, kind), s in encoded.items()
-        ]
+            many = bench.many()
+            ask = (EngineSide(engine, loop), names(many), KINDS[0])
+            (seen,) = rounds(bench, {"JPEG": ask}, EQUAL * top, files).values()
+        rows.append(
+            traffic_row(regime="equal, JPEG", tasks=many, traffic=KINDS[0], seen=middle(seen))
+        )
         about = f"{engine.source}, {side} px, {engine.speed}; budget {bench.memory}."
     for count in counts:
         rows.append({"regime": "memory", "tasks": count, **apart(_memory, bench, count)})
     return Part("load", rows, _checks(found, bench.many()), about)
-
-
-def _rounds(
-    bench: Bench,
-    side: EngineSide,
-    cases: list[Case],
-    rate: float,
-    images: list[Any],
-    burst: int = 0,
-) -> dict[Case, list[Seen]]:
-    found: dict[Case, list[Seen]] = {case: [] for case in cases}
-    for turn in range(bench.repeats):
-        for count, kind in cases if turn % 2 == 0 else cases[::-1]:
-            seen = offer(
-                side,
-                names(count),
-                kind,
-                rate,
-                images,
-                seconds=bench.seconds,
-                settle=bench.settle,
-                seed=bench.seed + 10 * turn,
-                burst=burst,
-            )
-            found[count, kind].append(seen)
-            say(f"load: {count} tasks {kind}: {seen.answered:.0f}/s of {rate:.0f}/s")
-    return found
 
 
 def _checks(found: dict[str, dict[Case, list[Seen]]], many: int) -> list[Row]:
@@ -106,8 +75,7 @@ def _checks(found: dict[str, dict[Case, list[Seen]]], many: int) -> list[Row]:
     rows = []
     for regime, parts in found.items():
         alone = [seen.answered for seen in parts[1, "uniform"]]
-        kinds: tuple[Kind, ...] = ("uniform", "zipf")
-        for kind in kinds:
+        for kind in KINDS:
             ours = [seen.answered for seen in parts[many, kind]]
             ratio = median(a / b for a, b in zip(ours, alone, strict=True))
             rows.append(

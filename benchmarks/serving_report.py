@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import put_between, ratio_table
 from benchmarks.serving_parts import Part
 
 BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
@@ -31,26 +32,15 @@ def screen(part: Part) -> str:
             pairs = zip(row, widths, strict=True)
             lines.append("  ".join(cell.rjust(width) for cell, width in pairs))
     for check in part.checks:
-        sign, verdict = (">=" if check.at_least else "<="), ("" if check.meets else "  MISSED")
-        lines.append(f"{check.name}: {check.ratio:.3f}, aim {sign} {check.aim:g}{verdict}")
+        verdict = "" if check.meets else "  MISSED"
+        lines.append(f"{check.name}: {check.ratio:.3f}, aim {check.sign} {check.aim:g}{verdict}")
     return "\n".join(lines)
 
 
 def markdown(parts: Sequence[Part]) -> str:
     """Return all parts as Markdown: what is held against an aim first."""
-    lines = [
-        "A ratio in bold misses its aim.",
-        "",
-        "| what | ratio | aim | ours | theirs | unit | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for part in parts:
-        for row in part.checks:
-            sign, bold = (">=" if row.at_least else "<="), ("" if row.meets else "**")
-            lines.append(
-                f"| {row.name} | {bold}{row.ratio:.3f}{bold} | {sign} {row.aim:g} | {row.ours:.2f} "
-                f"| {row.theirs:.2f} | {row.unit} | {row.note} |"
-            )
+    checks = [row for part in parts for row in part.checks]
+    lines = ["A ratio in bold misses its aim.", "", *ratio_table(checks, digits=2)]
     for part in parts:
         lines += ["", f"### {TITLES[part.section]}", "", part.about]
         for columns, rows in _tables(part.rows):
@@ -61,16 +51,12 @@ def markdown(parts: Sequence[Part]) -> str:
 
 
 def put_into(page: Path, parts: Sequence[Part], picture: Path | None = None) -> None:
-    """Put the tables, and a picture above them, between a page's two marks; raises ValueError where it has none."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no lines {BEGIN} and {END} to put the tables between")
+    """Put the tables, and a picture above them, between a page's two marks."""
     text = markdown(parts)
     if picture is not None:
         place = Path(os.path.relpath(picture, page.parent)).as_posix()
         text = f"![Throughput and latency by the number of tasks]({place})\n\n{text}"
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    put_between(page, BEGIN, END, text)
 
 
 def plot(parts: Sequence[Part], path: Path) -> None:

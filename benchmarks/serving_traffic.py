@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.serving_setup import rss
+from benchmarks.serving_setup import Bench, rss, say
 from piggyback.errors import OverloadError
 from piggyback.serve.engine import Engine
 
 Kind = Literal["uniform", "zipf"]
+KINDS: tuple[Kind, ...] = ("uniform", "zipf")
+Case = TypeVar("Case")
 LAST_S = 60.0
 """For which answers are waited after a measurement."""
 
@@ -84,10 +86,6 @@ class Seen:
     """MiB of live copies."""
     packed: float = 0.0
     """MiB of packed tasks."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
 def chances(kind: Kind, count: int) -> NDArray[np.float64]:
@@ -161,6 +159,34 @@ def offer(
         future.cancel()
     wait(futures, LAST_S)
     return _seen(ended, before, after, (start + settle, stop), took, rate, refused, memory)
+
+
+def rounds(
+    bench: Bench,
+    cases: Mapping[Case, tuple[Side, Sequence[str], Kind]],
+    rate: float,
+    images: Sequence[Any],
+    burst: int = 0,
+) -> dict[Case, list[Seen]]:
+    """Return what is seen of each case, a server with the tasks it is asked for, in rounds of turns.
+
+    Every other round goes backwards, so that a machine that is slower for a while is slower for all.
+    """
+    found: dict[Case, list[Seen]] = {case: [] for case in cases}
+    for turn in range(bench.repeats):
+        for case in list(cases) if turn % 2 == 0 else list(cases)[::-1]:
+            seen = offer(
+                *cases[case],
+                rate,
+                images,
+                seconds=bench.seconds,
+                settle=bench.settle,
+                seed=bench.seed + 10 * turn,
+                burst=burst,
+            )
+            found[case].append(seen)
+            say(f"{case}: {seen.answered:.0f}/s of {rate:.0f}/s")
+    return found
 
 
 def closed(

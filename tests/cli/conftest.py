@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from piggyback.cli import main
-from support.cli_toys import BACKBONE, COLOURS, FAST, Command, Ran
+from support.cli_toys import BACKBONE, COLOURS, FAST, Command, Ran, train
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("backbone") / "toy.py"
     file.write_text(BACKBONE)
     return str(file)
+
+
+@pytest.fixture(scope="session")
+def network(toy: str) -> tuple[str, str]:
+    """The option that trusts the toy backbone's code."""
+    return "--backbone", f"{toy}:build"
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +43,10 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands write below the current folder, measure speed once, and see 80 columns."""
+    """Commands write below the current folder, know no data sets, and see 80 columns."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIGGYBACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PIGGYBACK_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
 
@@ -63,12 +70,5 @@ def piggyback(capsys: pytest.CaptureFixture[str]) -> Command:
 def trained(toy: str, colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A task file, trained by ``piggyback train``."""
     out = tmp_path_factory.mktemp("trained")
-    with pytest.raises(SystemExit) as ended:
-        main(
-            [
-                *("train", "--data", str(colours), "--backbone", f"{toy}:build"),
-                *("--out", str(out), *FAST),
-            ]
-        )
-    assert ended.value.code == 0
+    train("--data", colours, "--backbone", f"{toy}:build", "--out", out, *FAST)
     return out / "colours.safetensors"

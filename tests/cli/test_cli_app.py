@@ -10,13 +10,12 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 
 from piggyback.cli.app import COMMANDS
 from piggyback.errors import PiggybackError
-from support.cli_toys import FAST, Command
+from support.cli_toys import FAST
 
 COMMAND = [
     *(sys.executable, "-c"),
@@ -26,7 +25,7 @@ COMMAND = [
 """The command line, by Ctrl-C too where the tests themselves run in the background and ignore it."""
 
 
-def test_help_lists_every_command(piggyback: Command) -> None:
+def test_help_lists_every_command(piggyback):
     ran = piggyback("--help")
     assert ran.code == 0
     for name, summary in COMMANDS.items():
@@ -35,14 +34,14 @@ def test_help_lists_every_command(piggyback: Command) -> None:
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_help_fits_80_columns(piggyback: Command, command: str | None) -> None:
+def test_help_fits_80_columns(piggyback, command):
     ran = piggyback(*([command] if command else []), "--help")
     assert ran.code == 0
     assert max(map(len, ran.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_shows_examples_and_its_summary(piggyback: Command, command: str) -> None:
+def test_help_of_a_command_shows_examples_and_its_summary(piggyback, command):
     ran = piggyback(command, "-h")
     assert f"Examples:\n    piggyback {command}" in ran.out
     described = importlib.import_module(f"piggyback.cli.{command.replace('-', '_')}").run.__doc__
@@ -63,7 +62,7 @@ print(json.dumps(found), file=sys.stderr)
 """
 
 
-def test_what_needs_no_network_needs_no_torch(trained: Path, colours: Path) -> None:
+def test_what_needs_no_network_needs_no_torch(trained, colours):
     lines = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
     lines += [["experiment", verb, "--help"] for verb in ("list", "run", "show")]
     lines += [["inspect", str(trained)], ["inspect", str(trained), "--json"]]
@@ -78,38 +77,36 @@ def test_what_needs_no_network_needs_no_torch(trained: Path, colours: Path) -> N
         assert not heavy & set(modules), line
 
 
-def test_version(piggyback: Command) -> None:
+def test_version(piggyback):
     assert piggyback("--version").out == f"piggyback {version('torch-piggyback')}\n"
 
 
-def test_wrong_usage_exits_with_2(piggyback: Command) -> None:
+def test_wrong_usage_exits_with_2(piggyback):
     for arguments in (["trian"], ["train"], ["train", "--epochs", "many"], ["predict", "x.png"]):
         ran = piggyback(*arguments)
         assert (ran.code, ran.out) == (2, ""), arguments
         assert "Usage:" in ran.err
 
 
-def test_an_error_is_one_line_on_standard_error(piggyback: Command) -> None:
+def test_an_error_is_one_line_on_standard_error(piggyback):
     ran = piggyback("inspect", "missing.safetensors")
     ran.refuses("error: missing.safetensors: cannot be read", "No such file")
 
 
-def test_debug_shows_the_trace(piggyback: Command) -> None:
+def test_debug_shows_the_trace(piggyback):
     for arguments in (["--debug", "inspect", "missing"], ["inspect", "missing", "--debug"]):
         with pytest.raises(PiggybackError, match="cannot be read"):
             piggyback(*arguments)
 
 
-def test_completion_can_be_shown(piggyback: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_can_be_shown(piggyback, monkeypatch):
     monkeypatch.setenv("_PIGGYBACK_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "piggyback qui")
     monkeypatch.setenv("COMP_CWORD", "1")
     assert "quickstart" in piggyback().out
 
 
-def test_completion_knows_a_commands_options(
-    piggyback: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_completion_knows_a_commands_options(piggyback, monkeypatch):
     monkeypatch.setenv("_PIGGYBACK_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "piggyback train --lab")
     monkeypatch.setenv("COMP_CWORD", "2")
@@ -117,7 +114,7 @@ def test_completion_knows_a_commands_options(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_exits_with_130_and_resume_goes_on(toy: str, colours: Path, tmp_path: Path) -> None:
+def test_ctrl_c_exits_with_130_and_resume_goes_on(toy, colours, tmp_path):
     command = [
         *(*COMMAND, "train", "--data", str(colours), "--backbone", f"{toy}:build"),
         *("--out", str(tmp_path / "run"), *FAST, "--epochs", "100000"),

@@ -9,22 +9,14 @@ from pathlib import Path
 import pytest
 
 from piggyback.taskfile.disk import write_whole
-from support.cli_toys import FAST, Command
+from support.cli_toys import FAST
 
 
 @pytest.mark.parametrize(
     ("factory", "told"), [("other", "other weights"), ("deeper", "'3.weight'")]
 )
 @pytest.mark.parametrize("command", ["evaluate", "predict", "bake"])
-def test_another_backbone(
-    piggyback: Command,
-    trained: Path,
-    colours: Path,
-    toy: str,
-    command: str,
-    factory: str,
-    told: str,
-) -> None:
+def test_another_backbone(piggyback, trained, colours, toy, command, factory, told):
     arguments = {
         "evaluate": (trained, "--data", colours),
         "predict": (colours / "test", "--task", trained),
@@ -36,9 +28,7 @@ def test_another_backbone(
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "pad", "empty", "text"])
 @pytest.mark.parametrize("command", ["inspect", "verify"])
-def test_a_damaged_task_file(
-    piggyback: Command, trained: Path, toy: str, harm: str, command: str
-) -> None:
+def test_a_damaged_task_file(piggyback, trained, toy, harm, command):
     data = trained.read_bytes()
     bad = {
         "cut": data[:-7],
@@ -60,17 +50,13 @@ def test_a_damaged_task_file(
         *((("--name", name), ("task name",)) for name in ("../up", "a/b", ".hidden", "ü", " ")),
     ],
 )
-def test_names_of_what_is_not_there(
-    piggyback: Command, colours: Path, toy: str, options: tuple[str, ...], told: tuple[str, ...]
-) -> None:
+def test_names_of_what_is_not_there(piggyback, colours, toy, options, told):
     ran = piggyback("train", "--data", colours, "--backbone", f"{toy}:build", *FAST, *options)
     ran.refuses(*told)
     assert not list(Path().glob("runs/*/*.safetensors"))
 
 
-def test_folders_that_are_not_classification_data(
-    piggyback: Command, colours: Path, toy: str
-) -> None:
+def test_folders_that_are_not_classification_data(piggyback, colours, toy):
     Path("empty").mkdir()
     shutil.copytree(colours / "train" / "red", "one/train/red")
     shutil.copytree(colours, "uneven")
@@ -85,9 +71,7 @@ def test_folders_that_are_not_classification_data(
         ran.refuses(folder, told)
 
 
-def test_images_that_do_not_fit_a_task(
-    piggyback: Command, trained: Path, colours: Path, toy: str
-) -> None:
+def test_images_that_do_not_fit_a_task(piggyback, trained, colours, toy):
     backbone = ("--backbone", f"{toy}:build")
     shutil.copytree(colours / "test" / "red", "new/crimson")
     shutil.copytree(colours / "test" / "blue", "new/blue")
@@ -102,7 +86,7 @@ def test_images_that_do_not_fit_a_task(
     piggyback("evaluate", trained, "--data", colours).refuses("runs that file's code")
 
 
-def test_a_loss_that_is_not_a_number(piggyback: Command, colours: Path, toy: str) -> None:
+def test_a_loss_that_is_not_a_number(piggyback, colours, toy):
     ran = piggyback(
         *("train", "--data", colours, "--backbone", f"{toy}:build", *FAST, "--out", "out"),
         *("--method", "finetune", "--finetune-lr", "1e30"),
@@ -131,7 +115,7 @@ FILES = {
 
 @pytest.mark.parametrize("command", FOLDERS)
 @pytest.mark.parametrize("place", ["file", "file/below", "x" * 300, "/proc/none", ""])
-def test_folders_that_cannot_be_written(piggyback: Command, command: str, place: str) -> None:
+def test_folders_that_cannot_be_written(piggyback, command, place):
     """Said before anything that is read, and nothing is left."""
     Path("file").write_text("where a folder is wanted")
     ran = piggyback(*FOLDERS[command], place)
@@ -142,7 +126,7 @@ def test_folders_that_cannot_be_written(piggyback: Command, command: str, place:
 
 @pytest.mark.parametrize("command", FILES)
 @pytest.mark.parametrize("place", ["folder", "file/a", "x" * 300 + "/a", "/proc/a", ""])
-def test_files_that_cannot_be_written(piggyback: Command, command: str, place: str) -> None:
+def test_files_that_cannot_be_written(piggyback, command, place):
     Path("file").write_text("where a folder is wanted")
     Path("folder.safetensors").mkdir()
     ran = piggyback(*FILES[command], place and f"{place}.safetensors")
@@ -150,7 +134,7 @@ def test_files_that_cannot_be_written(piggyback: Command, command: str, place: s
     assert {path.name for path in Path().iterdir()} == {"file", "folder.safetensors"}
 
 
-def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+def test_a_device_is_not_replaced(tmp_path):
     """As root, a rename would."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="device"):
@@ -158,7 +142,7 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "pipe").is_file()
 
 
-def test_a_checkpoint_of_another_run(piggyback: Command, colours: Path, toy: str) -> None:
+def test_a_checkpoint_of_another_run(piggyback, colours, toy):
     arguments = ("train", "--data", colours, "--backbone", f"{toy}:build", "--out", "out", *FAST)
     assert piggyback(*arguments, "--method", "head").code == 0
     before = {path: path.read_bytes() for path in Path("out").glob("*.*")}
@@ -186,13 +170,8 @@ def test_a_checkpoint_of_another_run(piggyback: Command, colours: Path, toy: str
     ],
 )
 def test_what_would_hang_or_fail_late_is_refused_at_once(
-    piggyback: Command,
-    trained: Path,
-    colours: Path,
-    toy: str,
-    arguments: tuple[object, ...],
-    told: str,
-) -> None:
+    piggyback, trained, colours, toy, arguments, told
+):
     os.mkfifo("pipe.csv")
     Path("tasks").mkdir()
     places = {"DATA": str(colours), "TASK": str(trained)}

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from piggyback.cli.computing import compute_with, cpu_quota
-from support.cli_toys import Command
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +35,7 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("3:cpuset:/a", {"cpu/a/cpu.cfs_quota_us": "100000"}, None),
     ],
 )
-def test_quotas(tmp_path: Path, group: str, files: dict[str, str], cores: int | None) -> None:
+def test_quotas(tmp_path, group, files, cores):
     for name, text in {"../../../proc/self/cgroup": group, **files}.items():
         file = tmp_path / "sys/fs/cgroup" / name
         (tmp_path / "sys/fs/cgroup").mkdir(parents=True, exist_ok=True)
@@ -48,9 +47,7 @@ def test_quotas(tmp_path: Path, group: str, files: dict[str, str], cores: int | 
     assert cpu_quota(tmp_path / "no Linux") is None
 
 
-def test_a_quota_below_the_cores_is_kept_and_said_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_quota_below_the_cores_is_kept_and_said_once(monkeypatch, capsys):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr("piggyback.cli.computing.cpu_quota", lambda: 3)
     compute_with(None)
@@ -77,7 +74,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_cores_and_devices_that_are_not_there(piggyback: Command, command: str) -> None:
+def test_cores_and_devices_that_are_not_there(piggyback, command):
     """Said before anything else that is wrong with the command."""
     given = (command, *COMMANDS[command])
     for number in ("0", "-2", "two", "1.5"):
@@ -90,9 +87,7 @@ def test_cores_and_devices_that_are_not_there(piggyback: Command, command: str) 
     assert not list(Path().iterdir())
 
 
-def test_a_command_computes_with_what_it_was_given(
-    piggyback: Command, trained: Path, colours: Path, toy: str
-) -> None:
+def test_a_command_computes_with_what_it_was_given(piggyback, trained, colours, toy):
     torch.set_num_threads(2)
     where = ("--threads", 1, "--device", "cpu")
     ran = piggyback("evaluate", trained, "--data", colours, "--backbone", f"{toy}:build", *where)

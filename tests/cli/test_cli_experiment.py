@@ -9,17 +9,11 @@ from pathlib import Path
 import pytest
 
 from piggyback.lab.experiments.manifest import shipped
-from support.cli_toys import Command
 
 TOY = ("gtsrb-lite0", "--toy", "--tasks", "dtd", "--methods", "head;masks, ternary")
 
 
-@pytest.fixture(autouse=True)
-def _no_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIGGYBACK_DATA", raising=False)
-
-
-def test_the_list_has_every_experiment_and_what_it_lacks(piggyback: Command) -> None:
+def test_the_list_has_every_experiment_and_what_it_lacks(piggyback):
     ran = piggyback("experiment", "list")
     assert (ran.code, ran.err) == (0, "")
     assert all(name in ran.out for name in shipped())
@@ -29,7 +23,7 @@ def test_the_list_has_every_experiment_and_what_it_lacks(piggyback: Command) -> 
     assert table2["missing"] == table2["tasks"] == ["cubs", "cars", "flowers", "wikiart", "sketch"]
 
 
-def test_a_dry_run_has_the_costs_and_what_is_missing_and_writes_nothing(piggyback: Command) -> None:
+def test_a_dry_run_has_the_costs_and_what_is_missing_and_writes_nothing(piggyback):
     given = ("table2", "--tasks", "cubs,cars", "--methods", "masks;PackNet", "--dry-run")
     ran = piggyback("experiment", "run", *given)
     assert (ran.code, ran.err) == (0, "")
@@ -41,7 +35,7 @@ def test_a_dry_run_has_the_costs_and_what_is_missing_and_writes_nothing(piggybac
     assert not list(Path().iterdir())
 
 
-def test_run_then_show_then_run_again(piggyback: Command) -> None:
+def test_run_then_show_then_run_again(piggyback):
     ran = piggyback("experiment", "run", *TOY)
     assert ran.code == 0
     assert "dtd head seed 0: done" in ran.err
@@ -74,9 +68,7 @@ def test_run_then_show_then_run_again(piggyback: Command) -> None:
         (("show", "table2"), "experiment 'table2': no folder 'experiments/table2'; give --out"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
-    piggyback: Command, given: tuple[str, ...], message: str
-) -> None:
+def test_mistakes_are_told_in_one_line(piggyback, given, message):
     ran = piggyback("experiment", *given)
     assert (ran.code, ran.out) == (1, "")
     (line,) = ran.err.splitlines()

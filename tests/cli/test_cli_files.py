@@ -18,15 +18,9 @@ from piggyback.masks.bits import unpack_mask
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.file import load_file, save_file
 from piggyback.zoo.load import load_backbone
-from support.cli_toys import COLOURS, Command
+from support.cli_toys import COLOURS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-
-
-@pytest.fixture
-def backbone(toy: str) -> tuple[str, str]:
-    """The option that trusts the toy backbone's code."""
-    return "--backbone", f"{toy}:build"
 
 
 @pytest.fixture
@@ -38,26 +32,24 @@ def model(trained: Path, toy: str) -> MultiTaskModel:
     return made
 
 
-def test_evaluate_repeats_the_test_accuracy(
-    piggyback: Command, trained: Path, colours: Path, backbone: tuple[str, str]
-) -> None:
-    told = json.loads(piggyback("evaluate", trained, "--data", colours, *backbone, "--json").out)
+def test_evaluate_repeats_the_test_accuracy(piggyback, trained, colours, network):
+    told = json.loads(piggyback("evaluate", trained, "--data", colours, *network, "--json").out)
     known = load_file(trained).info.provenance["test_accuracy"]
     assert told["accuracy"] == pytest.approx(known, abs=1e-3)
     assert (told["images"], tuple(told["classes"])) == (18, COLOURS)
 
 
 def test_evaluate_takes_a_plain_folder_or_a_split_that_is_there(
-    piggyback: Command, trained: Path, colours: Path, backbone: tuple[str, str]
-) -> None:
-    ran = piggyback("evaluate", trained, "--data", colours / "train", *backbone, "--per-class")
+    piggyback, trained, colours, network
+):
+    ran = piggyback("evaluate", trained, "--data", colours / "train", *network, "--per-class")
     assert "of 60 images right" in ran.out
     assert all(name in ran.out for name in COLOURS)
-    ran = piggyback("evaluate", trained, "--data", colours, *backbone, "--split", "val")
+    ran = piggyback("evaluate", trained, "--data", colours, *network, "--split", "val")
     ran.refuses("no split 'val'", "train, test", "--split")
 
 
-def test_inspect_shows_the_header(piggyback: Command, trained: Path) -> None:
+def test_inspect_shows_the_header(piggyback, trained):
     ran = piggyback("inspect", trained)
     assert ran.code == 0
     for text in ("colours (classification", "3: blue, green, red", "16 x 16", "0.weight"):
@@ -69,13 +61,13 @@ def test_inspect_shows_the_header(piggyback: Command, trained: Path) -> None:
     assert "3: blue, green, red" in card
 
 
-def test_two_ways_to_write_one_result_are_refused(piggyback: Command, trained: Path) -> None:
+def test_two_ways_to_write_one_result_are_refused(piggyback, trained):
     piggyback("inspect", trained, "--json", "--card").refuses("--json and --card")
     line = ("predict", "a.png", "--task", trained, "--json", "--format", "csv")
     piggyback(*line).refuses("--json and --format csv")
 
 
-def test_inspect_json_agrees_with_the_task(piggyback: Command, trained: Path) -> None:
+def test_inspect_json_agrees_with_the_task(piggyback, trained):
     told = json.loads(piggyback("inspect", trained, "--json").out)
     task = load_file(trained)
     assert told["density"] == pytest.approx(task.density)
@@ -88,7 +80,7 @@ def test_inspect_json_agrees_with_the_task(piggyback: Command, trained: Path) ->
     assert told["backbone"]["fingerprint"] == task.info.backbone.fingerprint
 
 
-def test_inspect_names_a_form_and_its_bytes(piggyback: Command) -> None:
+def test_inspect_names_a_form_and_its_bytes(piggyback):
     path = GOLDEN / "v2-channel.safetensors"
     shown = " ".join(piggyback("inspect", path).out.split())
     for text in ("format 2", "ternary, channel form", "coefficients 60 B"):
@@ -99,25 +91,23 @@ def test_inspect_names_a_form_and_its_bytes(piggyback: Command) -> None:
     assert "form," not in piggyback("inspect", GOLDEN / "v1-ternary.safetensors").out
 
 
-def test_verify_accepts_the_same_weights(
-    piggyback: Command, trained: Path, backbone: tuple[str, str]
-) -> None:
-    ran = piggyback("verify", trained, *backbone)
+def test_verify_accepts_the_same_weights(piggyback, trained, network):
+    ran = piggyback("verify", trained, *network)
     assert ran.code == 0
     assert "to the bit" in ran.out
 
 
 def test_a_task_that_keeps_the_backbones_head_is_verified_with_it_and_not_exported(
-    piggyback: Command, toy: str, backbone: tuple[str, str], tmp_path: Path
-) -> None:
+    piggyback, toy, network, tmp_path
+):
     found = load_backbone(f"{toy}:build")
     model = MultiTaskModel(found.module, head=found.head)
     model.start_task("tone", head="keep")
     model.finish_task()
     model.save_task("tone", tmp_path / "tone.safetensors")
-    ran = piggyback("verify", tmp_path / "tone.safetensors", *backbone)
+    ran = piggyback("verify", tmp_path / "tone.safetensors", *network)
     assert (ran.code, "to the bit" in ran.out) == (0, True)
-    ran = piggyback("bake", tmp_path / "tone.safetensors", "--to", tmp_path / "a.onnx", *backbone)
+    ran = piggyback("bake", tmp_path / "tone.safetensors", "--to", tmp_path / "a.onnx", *network)
     ran.refuses("task 'tone'", ".safetensors")
 
 
@@ -129,18 +119,14 @@ def test_a_task_that_keeps_the_backbones_head_is_verified_with_it_and_not_export
         ("deeper", "1 of them missing: another architecture"),
     ],
 )
-def test_verify_says_what_differs(
-    piggyback: Command, trained: Path, toy: str, factory: str, told: str
-) -> None:
+def test_verify_says_what_differs(piggyback, trained, toy, factory, told):
     ran = piggyback("verify", trained, "--backbone", f"{toy}:{factory}")
     assert (ran.code, ran.err) == (1, "")
     assert told in " ".join(ran.out.split())
     assert max(map(len, ran.out.splitlines())) <= 80
 
 
-def test_verify_takes_weights_from_a_checkpoint(
-    piggyback: Command, trained: Path, toy: str
-) -> None:
+def test_verify_takes_weights_from_a_checkpoint(piggyback, trained, toy):
     state = load_backbone(f"{toy}:build").module.state_dict()
     save_tensors(state, "same.safetensors")
     state["3.weight"] = state["3.weight"] + torch.tensor(1e-6)
@@ -152,12 +138,10 @@ def test_verify_takes_weights_from_a_checkpoint(
     assert json.loads(ran.out)["differing"] == ["3.weight"]
 
 
-def test_a_baked_state_dict_loads_into_the_plain_network(
-    piggyback: Command, trained: Path, toy: str, backbone: tuple[str, str], model: MultiTaskModel
-) -> None:
+def test_a_baked_state_dict_loads_into_the_plain_network(piggyback, trained, toy, network, model):
     Path("plain[").mkdir()
     to = Path("plain[") / "old].safetensors"  # a name is not markup
-    ran = piggyback("bake", trained, *backbone, "--to", to)
+    ran = piggyback("bake", trained, *network, "--to", to)
     assert ran.code == 0, ran.err
     assert ran.out.startswith(f"wrote {to}: ")
     plain = load_backbone(f"{toy}:other").module
@@ -169,16 +153,14 @@ def test_a_baked_state_dict_loads_into_the_plain_network(
         assert json.loads(file.metadata()["classes"]) == list(COLOURS)
 
 
-def test_a_task_with_a_form_is_evaluated_and_baked(
-    piggyback: Command, trained: Path, colours: Path, backbone: tuple[str, str]
-) -> None:
+def test_a_task_with_a_form_is_evaluated_and_baked(piggyback, trained, colours, network):
     learned = load_file(trained)
     info = replace(learned.info, rule=replace(learned.info.rule, form="affine"))
     numbers = {name: torch.tensor([0.1, 0.01, 0.0, 0.9]) for name in learned.masks}
     save_file(replace(learned, info=info, coefficients=numbers), "affine.safetensors")
-    ran = piggyback("evaluate", "affine.safetensors", "--data", colours, *backbone, "--json")
+    ran = piggyback("evaluate", "affine.safetensors", "--data", colours, *network, "--json")
     assert json.loads(ran.out)["accuracy"] > 50
-    ran = piggyback("bake", "affine.safetensors", *backbone, "--to", "baked.safetensors")
+    ran = piggyback("bake", "affine.safetensors", *network, "--to", "baked.safetensors")
     assert ran.code == 0, ran.err
     baked = load_tensors("baked.safetensors")
     for name, mask in learned.masks.items():
@@ -187,12 +169,10 @@ def test_a_task_with_a_form_is_evaluated_and_baked(
         assert dropped.all(), "what is not kept is k0 W + k1"
 
 
-def test_onnx_gives_the_live_models_answers_for_any_batch(
-    piggyback: Command, trained: Path, backbone: tuple[str, str], model: MultiTaskModel
-) -> None:
+def test_onnx_gives_the_live_models_answers_for_any_batch(piggyback, trained, network, model):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    ran = piggyback("bake", trained, *backbone, "--to", "task.onnx")
+    ran = piggyback("bake", trained, *network, "--to", "task.onnx")
     assert ran.code == 0, ran.err
     assert "largest difference from the live model" in ran.out
     session = onnxruntime.InferenceSession("task.onnx", providers=["CPUExecutionProvider"])
@@ -204,9 +184,7 @@ def test_onnx_gives_the_live_models_answers_for_any_batch(
     assert json.loads(kept["preprocessing"])["image_size"] == 16
 
 
-def test_bake_refuses_other_names_and_names_the_extra(
-    piggyback: Command, trained: Path, backbone: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bake_refuses_other_names_and_names_the_extra(piggyback, trained, network, monkeypatch):
     before = trained.read_bytes()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     shutil.copy(trained, "another.safetensors")
@@ -216,5 +194,5 @@ def test_bake_refuses_other_names_and_names_the_extra(
         ("another.safetensors", "is the file of task"),
         ("task.onnx", 'pip install ".[onnx]"'),
     ):
-        piggyback("bake", trained, *backbone, "--to", name).refuses(told)
+        piggyback("bake", trained, *network, "--to", name).refuses(told)
     assert trained.read_bytes() == before

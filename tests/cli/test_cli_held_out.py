@@ -19,11 +19,6 @@ def flat(colours: Path) -> Path:
     return Path("flat")
 
 
-@pytest.fixture
-def network(toy: str) -> tuple[str, str]:
-    return "--backbone", f"{toy}:build"
-
-
 def trained_on(piggyback: Command, *arguments: str) -> str:
     fast = ("--method", "head", "--name", "a", *FAST[:2])
     assert piggyback("train", "--data", *arguments, *fast).code == 0

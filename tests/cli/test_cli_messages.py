@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import piggyback as package
-from support.cli_toys import FAST, Command
+from support.cli_toys import FAST
 
 SOURCE = Path(package.__file__).parent
 
@@ -27,35 +27,28 @@ SOURCE = Path(package.__file__).parent
     ],
 )
 def test_a_refused_setting_is_named_as_it_was_typed(
-    piggyback: Command,
-    colours: Path,
-    toy: str,
-    options: tuple[str, ...],
-    told: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    piggyback, colours, toy, options, told, monkeypatch
+):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     given = ("train", "--data", colours, "--backbone", f"{toy}:build", *FAST, *options)
     piggyback(*given).refuses(told)
 
 
-def test_advice_is_an_option_that_the_command_has(
-    piggyback: Command, colours: Path, toy: str, tmp_path: Path
-) -> None:
+def test_advice_is_an_option_that_the_command_has(piggyback, colours, toy, tmp_path):
     """A name within a path or in quotes stays what it is."""
     out = tmp_path / "head= (skip_bad=True)"
     given = ("train", "--data", colours, "--backbone", f"{toy}:build", "--out", out, *FAST)
     assert piggyback(*given).code == 0
     ran = piggyback(*given, "--seed", 1)
     ran.refuses(f"run folder {str(out)!r}", "another folder (--out), or replace it (--overwrite)")
+    Path("bad/train/a=").mkdir(parents=True)
     for number in range(2):
-        (colours.parent / "bad" / "train" / "a=").mkdir(parents=True, exist_ok=True)
-        (colours.parent / "bad" / "train" / "a=" / f"{number}.png").write_bytes(b"no image")
-    ran = piggyback("train", "--data", colours.parent / "bad", "--backbone", f"{toy}:build")
+        Path(f"bad/train/a=/{number}.png").write_bytes(b"no image")
+    ran = piggyback("train", "--data", "bad", "--backbone", f"{toy}:build")
     ran.refuses("skip such images (--skip-bad)", "/a=/0.png")
 
 
-def test_the_library_names_no_option() -> None:
+def test_the_library_names_no_option():
     """Below the command line, and what only it uses, a message names parameters: see ``cli/messages.py``."""
     found = []
     for file in SOURCE.rglob("*.py"):

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from piggyback.cli import main
 from piggyback.cli.screen import program
-from support.cli_toys import FAST, Command
+from support.cli_toys import FAST, train
 
 NAMES = ("=cmd|' calc'!A1", "r\nwrote evil", "x\u202ey\x1b[31m$\\frac$")
 """A formula, two lines, and codes that reorder, colour and typeset."""
@@ -25,10 +24,8 @@ def named(colours: Path, toy: str, tmp_path_factory: pytest.TempPathFactory) -> 
     for split in ("train", "test"):
         for own, name in zip(sorted((colours / split).iterdir()), NAMES, strict=True):
             shutil.copytree(own, root / "data" / split / name)
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "--data", str(root / "data"), "--backbone", f"{toy}:build", "--name", "named",
-              "--out", str(root / "run"), *FAST])  # fmt: skip
-    assert ended.value.code == 0
+    where = ("--data", root / "data", "--out", root / "run")
+    train(*where, "--backbone", f"{toy}:build", "--name", "named", *FAST)
     return root
 
 
@@ -47,9 +44,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_shown_is_text_in_its_own_line(
-    piggyback: Command, named: Path, toy: str, tmp_path: Path, command: str
-) -> None:
+def test_what_is_shown_is_text_in_its_own_line(piggyback, named, toy, tmp_path, command):
     bad = tmp_path / "bad\nwrote evil\x1b[2J.png"
     bad.write_bytes(b"no image")
     places = {"DATA": named / "data", "TASK": named / "run/named.safetensors", "BAD": bad}
@@ -69,9 +64,7 @@ def test_what_is_shown_is_text_in_its_own_line(
         assert not line.lstrip().startswith("wrote evil"), shown
 
 
-def test_what_is_written_has_the_names_themselves(
-    piggyback: Command, named: Path, toy: str
-) -> None:
+def test_what_is_written_has_the_names_themselves(piggyback, named, toy):
     """But in a report's CSV, which a spreadsheet opens, no cell is a formula; its JSON has every name."""
     task, options = named / "run/named.safetensors", ("--backbone", f"{toy}:build")
     ran = piggyback("predict", named / "data/test", "--task", task, *options, "--format", "csv")
@@ -88,9 +81,7 @@ def test_what_is_written_has_the_names_themselves(
     assert json.loads(Path("rep/report.json").read_text())["classes"].keys() == set(NAMES)
 
 
-def test_a_printed_command_starts_this_program(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_printed_command_starts_this_program(monkeypatch, tmp_path):
     """Whether its environment is active or not; Ctrl-C and quickstart print one."""
     script = tmp_path / "my env/bin/piggyback"
     script.parent.mkdir(parents=True)

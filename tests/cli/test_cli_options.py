@@ -40,11 +40,11 @@ def recipe_of(piggyback: Command, toy: str, colours: Path, monkeypatch: pytest.M
     return make
 
 
-def test_no_options_give_the_default_recipe(recipe_of: Any) -> None:
+def test_no_options_give_the_default_recipe(recipe_of):
     assert recipe_of() == Recipe()
 
 
-def test_options_reach_the_recipe(recipe_of: Any) -> None:
+def test_options_reach_the_recipe(recipe_of):
     made = recipe_of(
         *("--method", "head", "--epochs", "3", "--image-size", "32", "--mask-lr", "1e-4"),
         *("--schedule", "step", "--clip", "1.5", "--rule-kind", "ternary", "--init-value", "0.02"),
@@ -62,7 +62,7 @@ def test_options_reach_the_recipe(recipe_of: Any) -> None:
     assert (made.select, made.tracker, made.grad_scale) == (("0.*", "3.*"), "wandb", "mean")
 
 
-def test_regularizers_are_given_by_kind_and_numbers(recipe_of: Any) -> None:
+def test_regularizers_are_given_by_kind_and_numbers(recipe_of):
     made = recipe_of(
         *("--regularizer", "EntropyPrice:price=1e-5"),
         *("--regularizer", "TargetDensity:density=0.9,strength=1"),
@@ -71,15 +71,15 @@ def test_regularizers_are_given_by_kind_and_numbers(recipe_of: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["Entropy:price=1", "EntropyPrice", "EntropyPrice:price=x", " "])
-def test_a_wrong_regularizer_says_what_is_right(piggyback: Command, text: str) -> None:
+def test_a_wrong_regularizer_says_what_is_right(piggyback, text):
     piggyback("train", "--data", "x", "--regularizer", text).refuses("EntropyPrice:price=")
 
 
-def test_a_wrong_value_is_refused_by_the_recipe(piggyback: Command) -> None:
+def test_a_wrong_value_is_refused_by_the_recipe(piggyback):
     piggyback("train", "--data", "x", "--epochs", "0").refuses("epochs 0", "an integer from 1")
 
 
-def test_every_field_has_an_option_and_a_help_text() -> None:
+def test_every_field_has_an_option_and_a_help_text():
     options = dict(options_of(Recipe))
     assert {path[0] for path in options} == {field.name for field in dataclasses.fields(Recipe)}
     assert {option.name for option in options.values()} >= {"rule_kind", "rule_threshold"}
@@ -87,7 +87,7 @@ def test_every_field_has_an_option_and_a_help_text() -> None:
     assert field_docs(Recipe)["batch_size"] == "Images per step, over all processes together."
 
 
-def test_help_shows_what_matters_first(piggyback: Command) -> None:
+def test_help_shows_what_matters_first(piggyback):
     lines = piggyback("train", "--help").out.splitlines()
     titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert titles[:2] == ["Options:", "Training:"]
@@ -97,7 +97,7 @@ def test_help_shows_what_matters_first(piggyback: Command) -> None:
 
 
 @pytest.mark.parametrize("option", ["--rule-form", "--form-lr"])
-def test_no_option_asks_for_a_form(piggyback: Command, option: str) -> None:
+def test_no_option_asks_for_a_form(piggyback, option):
     for command in ("train", "compare"):
         ran = piggyback(command, "--data", "x", option, "1")
         assert ran.code == 2

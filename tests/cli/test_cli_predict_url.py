@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.cli_toys import Command
 from support.fake_engine import FakeEngine, served
 from support.fake_server import Asked, FakeServer, Told, answer, as_a_server, refusal, serving
 
@@ -51,9 +50,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_one_task_answers_for_every_image(
-    piggyback: Command, server: FakeServer, photos: Path
-) -> None:
+def test_one_task_answers_for_every_image(piggyback, server, photos):
     ran = piggyback("predict", photos, "--url", server.url, "--task", "signs", "--json")
     told = json.loads(ran.out)
     assert [Path(one["file"]).name for one in told] == ["0.png", "1.png", "2.png"]
@@ -66,17 +63,13 @@ def test_one_task_answers_for_every_image(
     assert len(server.asked) == 4
 
 
-def test_a_folder_for_maps_is_not_for_classes(
-    piggyback: Command, server: FakeServer, photos: Path, tmp_path: Path
-) -> None:
+def test_a_folder_for_maps_is_not_for_classes(piggyback, server, photos, tmp_path):
     line = ("predict", photos, "--url", server.url, "--task", "signs", "--out", tmp_path / "maps")
     piggyback(*line).refuses("--out is for the label maps of a segmentation task")
     assert not (tmp_path / "maps").exists()
 
 
-def test_several_tasks_answer_all_or_the_surest(
-    piggyback: Command, server: FakeServer, photos: Path
-) -> None:
+def test_several_tasks_answer_all_or_the_surest(piggyback, server, photos):
     line = ("predict", photos, "--url", server.url, "--task", "signs", "--task", "letters")
     every = json.loads(piggyback(*line, "--json").out)
     assert [one["task"] for one in every] == ["signs", "letters"] * 3
@@ -85,9 +78,7 @@ def test_several_tasks_answer_all_or_the_surest(
     assert [one["task"] for one in surest] == ["letters"] * 3
 
 
-def test_without_names_the_server_chooses(
-    piggyback: Command, server: FakeServer, photos: Path
-) -> None:
+def test_without_names_the_server_chooses(piggyback, server, photos):
     ran = piggyback("predict", photos, "--url", server.url, "--infer-task", "--json")
     assert [one["task"] for one in json.loads(ran.out)] == ["letters"] * 3
     assert "task=" not in server.asked[0].path
@@ -96,12 +87,8 @@ def test_without_names_the_server_chooses(
 
 
 def test_the_token_comes_from_a_file_or_the_environment(
-    piggyback: Command,
-    server: FakeServer,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    piggyback, server, photos, tmp_path, monkeypatch
+):
     line = ("predict", photos, "--url", server.url, "--task", "signs")
     monkeypatch.setenv("PIGGYBACK_TOKEN", "from-environment")
     piggyback(*line)
@@ -123,9 +110,7 @@ def test_the_token_comes_from_a_file_or_the_environment(
         (("--task", "signs", "--url", "http://127.0.0.1:1"), "cannot be reached"),
     ],
 )
-def test_what_does_not_go_with_a_server(
-    piggyback: Command, server: FakeServer, photos: Path, options: tuple[str, ...], words: str
-) -> None:
+def test_what_does_not_go_with_a_server(piggyback, server, photos, options, words):
     server.script = [refusal(404, "unknown_task", "unknown task 'sings'; did you mean 'signs'?")]
     piggyback("predict", photos, "--url", server.url, *options).refuses(words)
 
@@ -137,13 +122,11 @@ def test_what_does_not_go_with_a_server(
         (("--task", "a.safetensors", "--token-file", "x"), "--token-file: it is for a server"),
     ],
 )
-def test_what_needs_a_server(
-    piggyback: Command, photos: Path, options: tuple[str, ...], words: str
-) -> None:
+def test_what_needs_a_server(piggyback, photos, options, words):
     piggyback("predict", photos, *options).refuses(words)
 
 
-def test_bad_images_are_left_out_if_asked(piggyback: Command, photos: Path) -> None:
+def test_bad_images_are_left_out_if_asked(piggyback, photos):
     (photos / "1.png").write_bytes(b"no image")
     with served(FakeEngine()) as running:
         # The pictures are none that this engine knows: to it all are bad, of which one never goes out.

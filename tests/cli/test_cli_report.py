@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from support.cli_toys import FAST, Command
+from support.cli_toys import FAST
 
 pytest.importorskip("matplotlib")
 
 
-def test_a_report_measures_what_evaluate_says(
-    piggyback: Command, trained: Path, colours: Path
-) -> None:
+def test_a_report_measures_what_evaluate_says(piggyback, trained, colours):
     line = ("evaluate", trained, "--data", colours, "--backbone")
     toy = json.loads(piggyback("inspect", trained, "--json").out)["backbone"]["source"]
     ran = piggyback(*line, toy, "--report", "found", "--json")
@@ -27,9 +25,7 @@ def test_a_report_measures_what_evaluate_says(
     assert values["samples"] == 18
 
 
-def test_two_tasks_are_compared_on_the_same_images(
-    piggyback: Command, trained: Path, colours: Path, toy: str
-) -> None:
+def test_two_tasks_are_compared_on_the_same_images(piggyback, trained, colours, toy):
     network = ("--backbone", f"{toy}:build")
     head = ("train", "--data", colours, *network, *FAST, "--method", "head", "--name", "alone")
     assert piggyback(*head, "--out", "alone.safetensors").code == 0

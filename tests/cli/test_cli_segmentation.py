@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piggyback.cli import main
 from support import map_tasks
-from support.cli_toys import Command
+from support.cli_toys import train
 
 NETWORK = f"{map_tasks.__file__}:parts"
 
@@ -40,17 +39,15 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def task(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    line = ["train", "--data", str(streets), "--backbone", NETWORK, "--out", str(out)]
-    line += ["--epochs", "6", "--batch-size", "4", "--head-lr", "0.1", "--amp", "no"]
-    with pytest.raises(SystemExit) as ended:
-        main([*line, "--channels-last", "no", "--label-smoothing", "0"])
-    assert ended.value.code == 0
+    train(
+        *("--data", streets, "--backbone", NETWORK, "--out", out, "--epochs", 6),
+        *("--batch-size", 4, "--head-lr", 0.1, "--amp", "no"),
+        *("--channels-last", "no", "--label-smoothing", 0),
+    )
     return out / "streets.safetensors"
 
 
-def test_evaluate_shows_the_iou_of_each_class(
-    piggyback: Command, task: Path, streets: Path
-) -> None:
+def test_evaluate_shows_the_iou_of_each_class(piggyback, task, streets):
     shown = piggyback("evaluate", task, "--data", streets, "--backbone", NETWORK)
     assert shown.code == 0
     for text in ("night", "IoU (%)", "mean IoU", "in 4 images"):
@@ -63,9 +60,7 @@ def test_evaluate_shows_the_iou_of_each_class(
     assert found["mean_iou"] > 60
 
 
-def test_predict_writes_a_label_map_of_each_image_s_size(
-    piggyback: Command, task: Path, streets: Path, tmp_path: Path
-) -> None:
+def test_predict_writes_a_label_map_of_each_image_s_size(piggyback, task, streets, tmp_path):
     asked = ("predict", streets / "test" / "images", "--task", task, "--backbone", NETWORK)
     shown = piggyback(*asked, "--out", tmp_path / "maps", "--json")
     assert shown.code == 0
@@ -80,9 +75,7 @@ def test_predict_writes_a_label_map_of_each_image_s_size(
     assert lines[0] == "file,labels,class,percent"
 
 
-def test_predict_says_what_it_needs(
-    piggyback: Command, task: Path, streets: Path, trained: Path, toy: str
-) -> None:
+def test_predict_says_what_it_needs(piggyback, task, streets, trained, toy):
     images = streets / "test" / "images"
     asked = ("predict", images, "--task", task, "--backbone", NETWORK)
     for arguments, expected in (
@@ -96,12 +89,12 @@ def test_predict_says_what_it_needs(
         piggyback(*arguments).refuses(expected)
 
 
-def test_bad_images_cannot_be_skipped(piggyback: Command, task: Path, streets: Path) -> None:
+def test_bad_images_cannot_be_skipped(piggyback, task, streets):
     for command in (("train", "--data", streets), ("evaluate", task, "--data", streets)):
         ran = piggyback(*command, "--backbone", NETWORK, "--skip-bad")
         ran.refuses("--skip-bad is for class folders")
 
 
-def test_inspect_names_the_score(piggyback: Command, task: Path) -> None:
+def test_inspect_names_the_score(piggyback, task):
     assert "% mean IoU" in piggyback("inspect", task).out
     assert "test mean IoU" in piggyback("inspect", task, "--card").out

@@ -20,7 +20,6 @@ from piggyback.serve.http.limits import Limits
 from piggyback.serve.options import EngineOptions
 from piggyback.taskfile.file import save_file
 from piggyback.taskfile.task import Task, TaskInfo
-from support.cli_toys import Command
 
 
 @dataclass
@@ -77,7 +76,7 @@ def head_only(folder: Path, name: str, source: str, size: int = 64) -> None:
     )
 
 
-def test_the_defaults(piggyback: Command, seen: Seen, folder: Path, toy: str) -> None:
+def test_the_defaults(piggyback, seen, folder, toy):
     ran = piggyback("serve", folder, "--backbone", f"{toy}:build")
     assert ran.code == 0
     assert ran.out == "ready at http://127.0.0.1:8000 (1 task; a network; float32)\n"
@@ -89,9 +88,7 @@ def test_the_defaults(piggyback: Command, seen: Seen, folder: Path, toy: str) ->
     assert (seen.host, seen.port, seen.log_level) == ("127.0.0.1", 8000, "info")
 
 
-def test_options_get_where_they_belong(
-    piggyback: Command, seen: Seen, folder: Path, toy: str, tmp_path: Path
-) -> None:
+def test_options_get_where_they_belong(piggyback, seen, folder, toy, tmp_path):
     (tmp_path / "token").write_text("s3cret\n")
     ran = piggyback(
         *("serve", folder, "--backbone", f"{toy}:build", "--host", "::1", "--port", "9000"),
@@ -118,9 +115,7 @@ def test_options_get_where_they_belong(
     assert "s3cret" not in ran.out + ran.err
 
 
-def test_the_token_may_be_in_the_environment(
-    piggyback: Command, seen: Seen, folder: Path, toy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_token_may_be_in_the_environment(piggyback, seen, folder, toy, monkeypatch):
     monkeypatch.setenv("PIGGYBACK_TOKEN", "s3cret")
     piggyback("serve", folder, "--backbone", f"{toy}:build")
     assert seen.app.state.service.token == "s3cret"
@@ -129,9 +124,7 @@ def test_the_token_may_be_in_the_environment(
     ran.refuses("$PIGGYBACK_TOKEN: expected a token")
 
 
-def test_the_backbone_is_the_first_readable_files(
-    piggyback: Command, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_backbone_is_the_first_readable_files(piggyback, seen, tmp_path, monkeypatch):
     asked: list[Any] = []
 
     def load(spec: str, **options: Any) -> str:
@@ -149,16 +142,12 @@ def test_the_backbone_is_the_first_readable_files(
     assert seen.engine[0] == "timm:resnet34"
 
 
-def test_a_file_that_wants_code_run_is_not_followed(
-    piggyback: Command, seen: Seen, folder: Path
-) -> None:
+def test_a_file_that_wants_code_run_is_not_followed(piggyback, seen, folder):
     piggyback("serve", folder).refuses("runs that file's code", "give --backbone")
     assert seen.app is None
 
 
-def test_an_empty_folder_needs_a_backbone(
-    piggyback: Command, seen: Seen, tmp_path: Path, toy: str
-) -> None:
+def test_an_empty_folder_needs_a_backbone(piggyback, seen, tmp_path, toy):
     (tmp_path / "empty").mkdir()
     ran = piggyback("serve", tmp_path / "empty")
     ran.refuses("no task files (NAME.safetensors) in it; give --backbone")
@@ -167,7 +156,7 @@ def test_an_empty_folder_needs_a_backbone(
     assert seen.engine[0].source == f"{toy}:build"
 
 
-def test_the_folder_above_is_a_near_miss(piggyback: Command, folder: Path) -> None:
+def test_the_folder_above_is_a_near_miss(piggyback, folder):
     assert f"did you mean {str(folder)!r}?" in piggyback("serve", folder.parent).err
 
 
@@ -190,9 +179,7 @@ def test_the_folder_above_is_a_near_miss(piggyback: Command, folder: Path) -> No
         (("tasks", "--ray", "--backbone", "a", "--log-level", "error"), "--log-level: with --ray"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_starts(
-    piggyback: Command, seen: Seen, folder: Path, options: tuple[str, ...], words: str
-) -> None:
+def test_bad_input_is_one_line_before_anything_starts(piggyback, seen, folder, options, words):
     (folder.parent / "bad").mkdir()
     (folder.parent / "bad" / "x.safetensors").write_bytes(b"x")
     piggyback("serve", *options).refuses(words)
@@ -200,9 +187,7 @@ def test_bad_input_is_one_line_before_anything_starts(
 
 
 @pytest.mark.parametrize("missing", ["fastapi", "uvicorn"])
-def test_a_missing_extra_is_named(
-    piggyback: Command, folder: Path, toy: str, missing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_is_named(piggyback, folder, toy, missing, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("piggyback.serve.http")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
@@ -210,16 +195,14 @@ def test_a_missing_extra_is_named(
     ran.refuses('pip install ".[serve]"')
 
 
-def test_help_shows_the_limits_own_defaults(piggyback: Command) -> None:
+def test_help_shows_the_limits_own_defaults(piggyback):
     text = " ".join(piggyback("serve", "--help").out.split())
     assert f"{Limits().body_bytes // 2**20}MiB" in text
     assert f"default: {Limits().timeout_s}" in text
     assert f"default: {EngineOptions().max_batch};" in text
 
 
-def test_ray_gets_the_same_choices(
-    piggyback: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_gets_the_same_choices(piggyback, tmp_path, monkeypatch):
     cluster = pytest.importorskip("piggyback.serve.cluster")
     given: list[Any] = []
 

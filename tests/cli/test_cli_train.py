@@ -14,10 +14,10 @@ from piggyback.cli.loading import load_images, load_sized
 from piggyback.taskfile.file import load_file
 from piggyback.train.data.size import choose_size
 from piggyback.zoo.load import load_backbone, refusal
-from support.cli_toys import COLOURS, FAST, Command
+from support.cli_toys import COLOURS, FAST
 
 
-def test_a_trained_task_file_holds_classes_backbone_and_scores(trained: Path, toy: str) -> None:
+def test_a_trained_task_file_holds_classes_backbone_and_scores(trained, toy):
     task = load_file(trained)
     assert (task.name, task.info.classes) == ("colours", COLOURS)
     assert task.info.backbone.source == f"{toy}:build"
@@ -25,9 +25,7 @@ def test_a_trained_task_file_holds_classes_backbone_and_scores(trained: Path, to
     assert task.info.provenance["test_accuracy"] > 50
 
 
-def test_train_says_what_it_will_do_on_stderr_and_the_result_on_stdout(
-    piggyback: Command, toy: str, colours: Path
-) -> None:
+def test_train_says_what_it_will_do_on_stderr_and_the_result_on_stdout(piggyback, toy, colours):
     arguments = ("train", "--data", colours, "--backbone", f"{toy}:build", *FAST)
     ran = piggyback(*arguments, "--name", "squares")
     assert ran.code == 0
@@ -45,9 +43,7 @@ def test_train_says_what_it_will_do_on_stderr_and_the_result_on_stdout(
     assert again.out == ran.out
 
 
-def test_json_is_all_there_is_on_standard_output(
-    piggyback: Command, toy: str, colours: Path
-) -> None:
+def test_json_is_all_there_is_on_standard_output(piggyback, toy, colours):
     ran = piggyback(
         *("train", "--data", colours, "--backbone", f"{toy}:build", *FAST),
         *("--method", "head", "--out", "run", "--json"),
@@ -57,9 +53,7 @@ def test_json_is_all_there_is_on_standard_output(
     assert row["bytes"] == Path(row["file"]).stat().st_size
 
 
-def test_unreadable_images_are_left_out_on_request(
-    piggyback: Command, toy: str, colours: Path
-) -> None:
+def test_unreadable_images_are_left_out_on_request(piggyback, toy, colours):
     bad = Path("pictures")
     for source in (colours / "train").rglob("*.png"):
         target = bad / source.parent.name / source.name
@@ -74,9 +68,7 @@ def test_unreadable_images_are_left_out_on_request(
     assert "torn.png" in ran.err
 
 
-def test_out_names_the_runs_folder_or_the_task_file(
-    piggyback: Command, toy: str, colours: Path
-) -> None:
+def test_out_names_the_runs_folder_or_the_task_file(piggyback, toy, colours):
     line = ("train", "--data", colours, "--backbone", f"{toy}:build", *FAST)
     assert piggyback(*line, "--method", "finetune", "--out", "run").code == 0
     assert Path("run/colours.finetuned.safetensors").exists()
@@ -94,9 +86,7 @@ def test_out_names_the_runs_folder_or_the_task_file(
     assert load_file(copied).name == "moved"
 
 
-def test_a_network_for_one_size_is_built_again_for_the_images_where_it_can_be(
-    colours: Path, tmp_path: Path
-) -> None:
+def test_a_network_for_one_size_is_built_again_for_the_images_where_it_can_be(colours, tmp_path):
     images = load_images(colours, "colours", skip_bad=False)
     weights = tmp_path / "weights.safetensors"
     for name, sides in (("vit_tiny_patch16_224", (64, 224)), ("vit_small_patch14_dinov2", (518,))):
@@ -110,9 +100,7 @@ def test_a_network_for_one_size_is_built_again_for_the_images_where_it_can_be(
         assert all(refusal(backbone.module, side) is None for side in sides)
 
 
-def test_tars_by_pattern_are_trained_on_compared_and_measured(
-    piggyback: Command, toy: str, colours: Path
-) -> None:
+def test_tars_by_pattern_are_trained_on_compared_and_measured(piggyback, toy, colours):
     Path("shards").mkdir()
     for split in ("train", "test"):
         with tarfile.open(f"shards/{split}-0.tar", "w") as tar:
@@ -126,22 +114,11 @@ def test_tars_by_pattern_are_trained_on_compared_and_measured(
     assert ran.code == 0, ran.err
     learned = load_file(Path("runs/shards/shards.safetensors"))
     assert learned.info.classes == COLOURS
-    measured = piggyback(
-        "evaluate",
-        "runs/shards/shards.safetensors",
-        "--data",
-        "shards/test-0.tar",
-        *network,
-        "--json",
-    )
-    assert json.loads(measured.out)["images"] == 18
-    assert json.loads(measured.out)["accuracy"] == json.loads(ran.out)["accuracy"]
+    line = ("evaluate", "runs/shards/shards.safetensors", "--data", "shards/test-0.tar", *network)
+    measured = json.loads(piggyback(*line, "--json").out)
+    assert measured["images"] == 18
+    assert measured["accuracy"] == json.loads(ran.out)["accuracy"]
     compared = ("compare", "--data", "c=shards", "--methods", "head", *network, *FAST, "--json")
     assert json.loads(piggyback(*compared).out)[0]["task"] == "c"
-    for arguments, wanted in (
-        (("--data", "none-*.tar"), "none-*.tar"),
-        (("--skip-bad", "--data", "shards"), "skip-bad"),
-    ):
-        ran = piggyback("train", *arguments, *network)
-        assert (ran.code, ran.err.count("\n")) == (1, 1)
-        assert wanted in ran.err
+    piggyback("train", "--data", "none-*.tar", *network).refuses("none-*.tar")
+    piggyback("train", "--skip-bad", "--data", "shards", *network).refuses("skip-bad")

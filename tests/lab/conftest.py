@@ -10,5 +10,6 @@ from support.training_toys import backbone, data, recipe  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIGGYBACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PIGGYBACK_DATA", raising=False)

@@ -35,7 +35,7 @@ from piggyback.lab.lora.adapters import (
 from piggyback.lab.lora.learner import load_lora
 from piggyback.network.backbone import Backbone
 from piggyback.network.select import select_weights
-from piggyback.train import METHODS, ImageData, Recipe, train
+from piggyback.train import METHODS, Recipe, train
 from piggyback.train.evaluation import measure
 from support.training_toys import Killed, Recorder
 
@@ -79,12 +79,12 @@ def mixed_layers(image_size: int | None = 12) -> tuple[nn.Module, dict[str, Laye
     return network, find_layers(network, select_weights(network, head="head"), seen)
 
 
-def test_layers_that_can_be_adapted_and_those_left_alone() -> None:
+def test_layers_that_can_be_adapted_and_those_left_alone():
     assert list(mixed_layers()[1]) == ["stem", "grouped", "neck"]
     assert list(mixed_layers(None)[1]) == ["stem", "grouped", "odd", "neck"]
 
 
-def test_adapters_start_as_the_backbone_and_change_it_where_they_are_trained() -> None:
+def test_adapters_start_as_the_backbone_and_change_it_where_they_are_trained():
     network, layers = mixed_layers()
     x = torch.randn(2, 3, 12, 12)
     before = network(x)
@@ -100,7 +100,7 @@ def test_adapters_start_as_the_backbone_and_change_it_where_they_are_trained() -
             tensors[f"{name}.lora_B.weight"].zero_()
 
 
-def test_an_adapter_adds_b_times_a_to_the_weight() -> None:
+def test_an_adapter_adds_b_times_a_to_the_weight():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Flatten()).eval()
     plain = nn.Conv2d(3, 4, 3, stride=2, padding=1)
     plain.load_state_dict(network[0].state_dict())
@@ -113,7 +113,7 @@ def test_an_adapter_adds_b_times_a_to_the_weight() -> None:
     torch.testing.assert_close(network(x), plain(x).flatten(1))
 
 
-def test_names_that_end_alike_are_told_apart() -> None:
+def test_names_that_end_alike_are_told_apart():
     network = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 2))
     adapt_(network, {"0": 1, "2": 2})
     adapted = adapter_tensors(network, ["0", "2"])
@@ -123,7 +123,7 @@ def test_names_that_end_alike_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 6, 7, 40])
-def test_bytes_are_those_of_the_adapters_that_peft_makes(rank: int) -> None:
+def test_bytes_are_those_of_the_adapters_that_peft_makes(rank):
     network, layers = mixed_layers()
     ranks = own_ranks(layers, rank)
     assert ranks["grouped"] % 2 == 0
@@ -134,7 +134,7 @@ def test_bytes_are_those_of_the_adapters_that_peft_makes(rank: int) -> None:
 
 
 @pytest.mark.parametrize(("extra", "rank"), [(-1, 3), (0, 4), (10**9, 8)])
-def test_the_largest_rank_that_fits(extra: int, rank: int) -> None:
+def test_the_largest_rank_that_fits(extra, rank):
     layers = mixed_layers()[1]
     # Rank 4: stem 4 * (27 + 8), grouped 4 * 72 + 8 * 4 / 2 for its two groups, neck 4 * (8 + 16).
     assert adapter_bytes(layers, 4) == 4 * (140 + 304 + 96)
@@ -144,9 +144,7 @@ def test_the_largest_rank_that_fits(extra: int, rank: int) -> None:
         largest_rank(layers, least - 1)
 
 
-def test_by_default_one_bit_a_weight(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_by_default_one_bit_a_weight(backbone, data, recipe, tmp_path):
     widened = wide(backbone)
     weights = select_weights(widened.module, head=widened.head)
     bits = sum(w.numel() for w in weights.values())
@@ -161,9 +159,7 @@ def test_by_default_one_bit_a_weight(
     assert notes_of(halved.path)["rank"] == notes["rank"] // 2
 
 
-def test_ranks_and_bytes_that_cannot_be(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe
-) -> None:
+def test_ranks_and_bytes_that_cannot_be(backbone, data, recipe):
     # 4 bytes * ((27 + 12) + (108 + 24)) = 684
     with pytest.raises(InputError, match=r"lora_bytes 365: .*rank 1 on 2 layers need 684 bytes"):
         train(backbone, data, "a", recipe("lora"))
@@ -177,7 +173,7 @@ def test_ranks_and_bytes_that_cannot_be(
         train(backbone, data, "a", norms_only)
 
 
-def test_the_backbone_comes_back(backbone: Backbone, data: ImageData, recipe: MakeRecipe) -> None:
+def test_the_backbone_comes_back(backbone, data, recipe):
     module = backbone.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     random = torch.get_rng_state()
@@ -191,9 +187,7 @@ def test_the_backbone_comes_back(backbone: Backbone, data: ImageData, recipe: Ma
 
 
 @pytest.mark.parametrize("norm", ["frozen", "affine", "trained"])
-def test_it_learns_and_its_file_gives_the_same_answers(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path, norm: str
-) -> None:
+def test_it_learns_and_its_file_gives_the_same_answers(backbone, data, recipe, tmp_path, norm):
     options = recipe("lora", lora_rank=2, lora_lr=1e-2, epochs=8, norm=norm)
     result = train(backbone, data, "colours", options, tmp_path)
     assert result.accuracy >= 90
@@ -220,9 +214,7 @@ def test_it_learns_and_its_file_gives_the_same_answers(
     assert not torch.allclose(plain.eval()(x), network(x))
 
 
-def test_frozen_normalisation_stays_and_grouped_convolutions_are_trained(
-    data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_frozen_normalisation_stays_and_grouped_convolutions_are_trained(data, recipe, tmp_path):
     backbone = Backbone(Mixed().eval(), "", Preprocessing(16), "head")
     options = recipe("lora", lora_rank=3, epochs=2, lora_lr=1e-2)
     result = train(backbone, data, "a", options, tmp_path)
@@ -238,9 +230,7 @@ def test_frozen_normalisation_stays_and_grouped_convolutions_are_trained(
     assert scored.accuracy == result.accuracy
 
 
-def test_resumed_runs_end_in_the_same_bits(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_resumed_runs_end_in_the_same_bits(backbone, data, recipe, tmp_path):
     options = recipe("lora", epochs=4, lora_rank=2, norm="trained", channels_last="yes")
     with pytest.raises(Killed):
         train(backbone, data, "a", options, tmp_path, listener=Recorder(kill_epoch=2))
@@ -252,16 +242,14 @@ def test_resumed_runs_end_in_the_same_bits(
         assert torch.equal(tensor, resumed.state[name]), name
 
 
-def test_bfloat16_trains(backbone: Backbone, data: ImageData, recipe: MakeRecipe) -> None:
+def test_bfloat16_trains(backbone, data, recipe):
     options = {"lora_rank": 2, "lora_lr": 1e-2, "amp": "bf16", "channels_last": "yes"}
     result = train(backbone, data, "a", recipe("lora", epochs=8, **options))
     assert result.accuracy > 60
     assert result.state["0.lora_A.weight"].dtype == torch.float32
 
 
-def test_a_file_on_another_backbone_or_damaged(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_a_file_on_another_backbone_or_damaged(backbone, data, recipe, tmp_path):
     result = train(backbone, data, "a", recipe("lora", lora_rank=2, epochs=1), tmp_path)
     tensors, text = load_tensors(result.path), json.dumps(notes_of(result.path))
     bad = tmp_path / "bad.safetensors"
@@ -292,9 +280,7 @@ def test_a_file_on_another_backbone_or_damaged(
         load_lora(result.path, backbone.module)
 
 
-def test_without_peft(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_peft(backbone, data, recipe, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     assert "lora" in METHODS
     with pytest.raises(MissingExtraError, match=r"\.\[peft\]"):

@@ -40,7 +40,7 @@ RESNET50 = {
 
 
 @pytest.mark.parametrize("arch", SPECS)
-def test_indices_of_the_real_networks(arch: str) -> None:
+def test_indices_of_the_real_networks(arch):
     with torch.device("meta"):
         net = torchvision.models.get_model(SPECS[arch].split(":")[1].split(".")[0])
     found = shared_weights(arch, net)
@@ -62,9 +62,7 @@ def test_indices_of_the_real_networks(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", SPECS)
 @pytest.mark.parametrize("ternary", [False, True])
-def test_a_task_computes_what_the_authors_network_does(
-    arch: str, ternary: bool, tmp_path: Path
-) -> None:
+def test_a_task_computes_what_the_authors_network_does(arch, ternary, tmp_path):
     backbone = small(arch)
     pack = made_pack(arch, backbone.module, ternary=ternary)
     save_old(pack, tmp_path / "packed.pt", cuda=True)
@@ -87,7 +85,7 @@ def test_a_task_computes_what_the_authors_network_does(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_all_formats_of_torch_give_the_same_task(form: str, tmp_path: Path) -> None:
+def test_all_formats_of_torch_give_the_same_task(form, tmp_path):
     backbone = small("densenet121")
     pack = made_pack("densenet121", backbone.module, ternary=True)
     FORMATS[form](pack, tmp_path / "packed.pt")
@@ -112,7 +110,7 @@ def test_all_formats_of_torch_give_the_same_task(form: str, tmp_path: Path) -> N
 # -- and back --------------------------------------------------------------------------------------
 
 
-def test_round_trip_keeps_every_bit(tmp_path: Path) -> None:
+def test_round_trip_keeps_every_bit(tmp_path):
     backbone = small("vgg16bn")
     pack = made_pack("vgg16bn", backbone.module, ternary=True)
     save_old(pack, tmp_path / "packed.pt")
@@ -146,7 +144,7 @@ def a_task(backbone: Backbone, tmp_path: Path) -> Task:
     return import_official(tmp_path / "packed.pt", "flowers", "densenet121", backbone)
 
 
-def test_what_a_pack_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_what_a_pack_cannot_hold_is_refused(tmp_path):
     backbone = small("densenet121")
     task = a_task(backbone, tmp_path)
     fewer = dict(list(task.masks.items())[1:])
@@ -217,9 +215,7 @@ def renamed(pack: Any) -> None:
         (classifier(nn.Linear(12, 5).double()), TaskFileError, "numbers of torch.float64"),
     ],
 )
-def test_a_pack_of_another_layout(
-    change: Callable[[Any], Any], kind: type[Exception], message: str, tmp_path: Path
-) -> None:
+def test_a_pack_of_another_layout(change, kind, message, tmp_path):
     backbone = small("densenet121")
     pack = made_pack("densenet121", backbone.module)
     change(pack)
@@ -230,7 +226,7 @@ def test_a_pack_of_another_layout(
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_names(tmp_path: Path) -> None:
+def test_wrong_names(tmp_path):
     backbone = small("vgg16")
     save_old(made_pack("vgg16", backbone.module), tmp_path / "packed.pt")
     with pytest.raises(TaskFileError, match="expected one of flowers, cubs_cropped; did you mean"):

@@ -88,9 +88,7 @@ def shares(network: PackedNetwork) -> dict[str, list[int]]:
     }
 
 
-def test_tasks_own_the_shares_that_were_asked_for_in_one_growing_file(
-    backbone: Backbone, pair: dict[str, ImageData], tmp_path: Path
-) -> None:
+def test_tasks_own_the_shares_that_were_asked_for_in_one_growing_file(backbone, pair, tmp_path):
     tasks = {**pair, "again": pair["colours"]}
     recipes = dict(
         zip(tasks, (packing(prune=0.75), packing(prune=0.4), packing(prune=0.0)), strict=True)
@@ -113,9 +111,7 @@ def test_tasks_own_the_shares_that_were_asked_for_in_one_growing_file(
     assert 2916 // 8 + 4 * 50 < sizes[1] - sizes[0] < 2916 // 8 + 4 * 50 + 600
 
 
-def test_it_learns_every_task_and_leaves_the_backbone_alone(
-    backbone: Backbone, pair: dict[str, ImageData], tmp_path: Path
-) -> None:
+def test_it_learns_every_task_and_leaves_the_backbone_alone(backbone, pair, tmp_path):
     before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
     random = torch.get_rng_state()
     results, network = packed(backbone, pair, tmp_path, packing(epochs=4))
@@ -140,12 +136,8 @@ def test_it_learns_every_task_and_leaves_the_backbone_alone(
     ("optimizer", "channels_last"), [("adamw", "no"), ("sgd", "no"), ("adamw", "yes")]
 )
 def test_a_later_task_computes_with_earlier_weights_and_does_not_move_them(
-    backbone: Backbone,
-    pair: dict[str, ImageData],
-    optimizer: str,
-    channels_last: str,
-    tmp_path: Path,
-) -> None:
+    backbone, pair, optimizer, channels_last, tmp_path
+):
     # Weight decay, clipping and momentum reach for all weights that an optimizer holds.
     recipe = packing(
         finetune_optimizer=optimizer, weight_decay=0.1, clip=0.5, channels_last=channels_last
@@ -169,9 +161,7 @@ def test_a_later_task_computes_with_earlier_weights_and_does_not_move_them(
     assert logits.std() > 0.01
 
 
-def test_biases_and_normalisation_are_trained_with_the_first_task_only(
-    backbone: Backbone, pair: dict[str, ImageData], tmp_path: Path
-) -> None:
+def test_biases_and_normalisation_are_trained_with_the_first_task_only(backbone, pair, tmp_path):
     own = backbone.module.state_dict()
     only = {"colours": pair["colours"]}
     _, first = packed(backbone, only, tmp_path / "first", packing(epochs=1))
@@ -198,13 +188,7 @@ def undisturbed() -> dict[str, tuple[list[TrainResult], bytes]]:
     [{"epoch": 3}, {"step": 2}, {"step": 8}, {"step": 12}],
     ids=lambda kill: "-".join(map(str, *kill.items())),
 )
-def test_a_killed_sequence_ends_in_the_same_bits(
-    kill: dict[str, int],
-    backbone: Backbone,
-    pair: dict[str, ImageData],
-    undisturbed: dict[str, tuple[list[TrainResult], bytes]],
-    tmp_path: Path,
-) -> None:
+def test_a_killed_sequence_ends_in_the_same_bits(kill, backbone, pair, undisturbed, tmp_path):
     recipe = packing(checkpoint_minutes=0)  # after every step
     if not undisturbed:
         results, _ = packed(backbone, pair, tmp_path / "whole", recipe)
@@ -234,22 +218,13 @@ def test_a_killed_sequence_ends_in_the_same_bits(
         (["a", "b"], [packing(), packing(select=("0",))], "select"),
     ],
 )
-def test_tasks_and_recipes_that_do_not_go_together(
-    names: list[str],
-    recipes: list[Recipe],
-    match: str,
-    backbone: Backbone,
-    data: ImageData,
-    tmp_path: Path,
-) -> None:
+def test_tasks_and_recipes_that_do_not_go_together(names, recipes, match, backbone, data, tmp_path):
     given = dict(zip(names, recipes, strict=False))
     with pytest.raises(InputError, match=match):
         train_packnet(backbone, dict.fromkeys(names, data), given, tmp_path)
 
 
-def test_one_task_that_keeps_everything_is_fine_tuning(
-    backbone: Backbone, data: ImageData, tmp_path: Path
-) -> None:
+def test_one_task_that_keeps_everything_is_fine_tuning(backbone, data, tmp_path):
     recipe = packing(prune=0.0)
     tuned = train(backbone, data, "colours", replace(recipe, method="finetune"))
     (result,), network = packed(backbone, {"colours": data}, tmp_path, recipe)
@@ -270,18 +245,14 @@ class Drifting(nn.Module):
         return x
 
 
-def test_a_network_that_changes_by_itself_is_refused(
-    backbone: Backbone, pair: dict[str, ImageData], tmp_path: Path
-) -> None:
+def test_a_network_that_changes_by_itself_is_refused(backbone, pair, tmp_path):
     module = nn.Sequential(*backbone.module[:8], Drifting(), backbone.module[9])
     drifting = replace(backbone, module=module)
     with pytest.raises(TrainingError, match=r"task 'stripes': 8\.calls has moved"):
         packed(drifting, pair, tmp_path, packing(epochs=1))
 
 
-def test_a_depthwise_network_with_a_tied_weight_packs_and_loads(
-    data: ImageData, tmp_path: Path
-) -> None:
+def test_a_depthwise_network_with_a_tied_weight_packs_and_loads(data, tmp_path):
     module = nn.Sequential(
         nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 6, 1),
         nn.Conv2d(6, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
@@ -308,9 +279,7 @@ def test_a_depthwise_network_with_a_tied_weight_packs_and_loads(
     ids=["sgd", "adamw"],
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_held_weights_do_not_move_and_the_others_do(
-    make: object, layout: torch.memory_format
-) -> None:
+def test_held_weights_do_not_move_and_the_others_do(make, layout):
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).to(memory_format=layout)
     free = {"0.weight": torch.rand(8, 3, 3, 3) < 0.5, "1.weight": torch.zeros(4, 8, 3, 3).bool()}
     optimizer = make(net.parameters())
@@ -329,7 +298,7 @@ def test_held_weights_do_not_move_and_the_others_do(
         assert torch.equal(moved, free.get(name, torch.ones_like(moved))), name
 
 
-def test_a_held_weight_is_out_of_gradients_and_moments_whatever_stood_there() -> None:
+def test_a_held_weight_is_out_of_gradients_and_moments_whatever_stood_there():
     net = nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
     hold(net, optimizer, {"weight": torch.tensor([[True, False]])})

@@ -47,7 +47,7 @@ def twin(weight: Tensor, among: Tensor, share: float) -> list[bool]:
     seed=st.integers(0, 99),
     share=st.floats(0, 1),
 )
-def test_the_smallest_weights_like_the_twin(values: list[float], seed: int, share: float) -> None:
+def test_the_smallest_weights_like_the_twin(values, seed, share):
     weight = torch.tensor(values).view(1, -1, 1)
     among = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
     found = smallest(weight, among, share)
@@ -55,7 +55,7 @@ def test_the_smallest_weights_like_the_twin(values: list[float], seed: int, shar
     assert found.flatten().tolist() == twin(weight, among, share)
 
 
-def test_memory_order_does_not_decide_ties() -> None:
+def test_memory_order_does_not_decide_ties():
     weight = torch.ones(2, 3, 2, 2)
     turned = weight.contiguous(memory_format=torch.channels_last)
     among = torch.ones_like(weight, dtype=torch.bool)
@@ -113,7 +113,7 @@ def rewritten(
 
 
 @pytest.mark.parametrize(("tasks", "bits"), [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (8, 4)])
-def test_what_is_saved_comes_back(tasks: int, bits: int, tmp_path: Path) -> None:
+def test_what_is_saved_comes_back(tasks, bits, tmp_path):
     network = packed(tasks)
     data = save(network)
     again = loaded(data, tmp_path)  # the values of the backbone's weights are not asked
@@ -140,14 +140,14 @@ def test_what_is_saved_comes_back(tasks: int, bits: int, tmp_path: Path) -> None
         )
 
 
-def test_a_file_from_before_it_was_plain_is_read(tmp_path: Path) -> None:
+def test_a_file_from_before_it_was_plain_is_read(tmp_path):
     network = packed(2)
     data = rewritten(save(network), checksum=torch.zeros(32, dtype=torch.uint8))
     assert save(loaded(data, tmp_path)) == save(network)
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
-def test_a_cut_file_is_refused_by_name(length: int, tmp_path: Path) -> None:
+def test_a_cut_file_is_refused_by_name(length, tmp_path):
     with pytest.raises(TaskFileError, match=r"net\.safetensors: ") as caught:
         loaded(save(packed(1))[:length], tmp_path)
     assert "\n" not in str(caught.value)
@@ -163,15 +163,13 @@ def test_a_cut_file_is_refused_by_name(length: int, tmp_path: Path) -> None:
         (lambda v: v.update(tasks=v["tasks"][:1]), r"heads\.2\.bias.*expected missing"),
     ],
 )
-def test_a_description_that_does_not_hold_together(
-    change: Callable[[dict[str, object]], None], match: str, tmp_path: Path
-) -> None:
+def test_a_description_that_does_not_hold_together(change, match, tmp_path):
     with pytest.raises((TaskFileError, BackboneMismatchError), match=match) as caught:
         loaded(rewritten(save(packed(2)), change), tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_another_architecture_is_refused(tmp_path: Path) -> None:
+def test_another_architecture_is_refused(tmp_path):
     data = save(packed(1))
     wider, bare = net(), net()
     wider[0], wider[1] = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
@@ -188,7 +186,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
             loaded(data, tmp_path, backbone_of(module, head))
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(TaskFileError, match="expected a file of the method packnet"):
         loaded(save_tensors({}, {"format": "piggyback-task", "version": "1"}), tmp_path)
     with pytest.raises(TaskFileError, match="none"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +11,10 @@ from PIL import Image
 from piggyback.lab.quickstart import run
 from piggyback.lab.quickstart.data import TEST_FONTS, TRAIN_FONTS, digits, letters
 from piggyback.taskfile.file import load_file
+from support.cli_toys import BACKBONE
 
 
-def test_letters_are_the_same_every_time_and_never_blank() -> None:
+def test_letters_are_the_same_every_time_and_never_blank():
     data, again = letters(train=32, test=12, size=24), letters(train=32, test=12, size=24)
     for split, images in data.splits().items():
         assert images.images is not None
@@ -25,7 +25,7 @@ def test_letters_are_the_same_every_time_and_never_blank() -> None:
     assert data.test.counts() == [12] * 26
 
 
-def test_digits_keep_the_last_ones_for_test() -> None:
+def test_digits_keep_the_last_ones_for_test():
     pytest.importorskip("sklearn")
     data = digits(train=100, size=16)
     assert (len(data.train) + len(data.val), len(data.test)) == (100, 400)
@@ -33,17 +33,9 @@ def test_digits_keep_the_last_ones_for_test() -> None:
     assert data.train.images.shape[1:] == (3, 16, 16)
 
 
-def test_quickstart_leaves_all_that_it_promises(tmp_path: Path) -> None:
+def test_quickstart_leaves_all_that_it_promises(tmp_path):
     toy = tmp_path / "toy.py"
-    toy.write_text(
-        "import torch\n"
-        "from torch import nn\n"
-        "from piggyback.images.preprocessing import Preprocessing\n"
-        "def build():\n"
-        "    torch.manual_seed(0)\n"
-        "    return nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 16, 3, 2), "
-        "nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)), Preprocessing(24)\n"
-    )
+    toy.write_text(BACKBONE)
     data = {"a": letters(4, 2, size=24), "b": letters(3, 2, size=24, seed=1)}
     recipe = replace(run.RECIPE, epochs=1, image_size=24)
     out = tmp_path / "out"

@@ -6,7 +6,6 @@ import csv
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,9 +36,7 @@ def outcome(kind: str) -> Outcome:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_has_a_page_json_csv_and_the_pictures_of_its_kind(
-    kind: str, tmp_path: Path
-) -> None:
+def test_a_folder_has_a_page_json_csv_and_the_pictures_of_its_kind(kind, tmp_path):
     found = outcome(kind)
     other = compared(found, replace(found, task="y"))
     names = [f"{i}.png" for i in range(30)]
@@ -66,7 +63,7 @@ def test_a_folder_has_a_page_json_csv_and_the_pictures_of_its_kind(
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "regression"])
-def test_the_surest_mistakes_of_texts_are_told_as_texts(kind: str, tmp_path: Path) -> None:
+def test_the_surest_mistakes_of_texts_are_told_as_texts(kind, tmp_path):
     made = report_on(outcome(kind))
     texts = [f"text {i} <script>" for i in range(30)]
     files = write_report(tmp_path, made, texts, None, {})
@@ -77,7 +74,7 @@ def test_the_surest_mistakes_of_texts_are_told_as_texts(kind: str, tmp_path: Pat
     assert [int(i) for i in told] == list(made.wrong[:24])
 
 
-def test_texts_with_wrong_spans_have_them_marked_in_both_ways(tmp_path: Path) -> None:
+def test_texts_with_wrong_spans_have_them_marked_in_both_ways(tmp_path):
     texts = ["we like New  York <b>", "all is right", "cut off here"]
     tags = [
         (["O", "O", "B-<a>", "I-<a>", "O"], ["B-x", "O", "O", "B-<a>", "B-x"]),

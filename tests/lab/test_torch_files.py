@@ -57,9 +57,7 @@ def hostile(mark: Path) -> dict[str, tuple[Any, str]]:
 @pytest.mark.parametrize(
     "options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}]
 )
-def test_hostile_pickles_are_refused_by_name_and_not_run(
-    case: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_hostile_pickles_are_refused_by_name_and_not_run(case, options, tmp_path):
     mark, path = tmp_path / "mark", tmp_path / "packed.pt"
     value, name = hostile(mark)[case]
     torch.save({"x": value}, path, **options)
@@ -93,14 +91,14 @@ LINEAR = b"ctorch.nn.modules.linear\nLinear\n"
         (b"}U\x01ab.", "UnpicklingError"),
     ],
 )
-def test_pickles_that_torch_does_not_write(code: bytes, name: str) -> None:
+def test_pickles_that_torch_does_not_write(code, name):
     with pytest.raises(TaskFileError) as caught:
         read_pickle(io.BytesIO(code))
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_is_a_record_whatever_its_attributes_say() -> None:
+def test_a_module_is_a_record_whatever_its_attributes_say():
     layer = nn.Identity()
     layer.__dict__["__setstate__"] = layer.__dict__["name"] = "text"
     found = read_pickle(io.BytesIO(pickle.dumps([layer, nn.ReLU()], 2)))
@@ -110,7 +108,7 @@ def test_a_module_is_a_record_whatever_its_attributes_say() -> None:
     assert found[1].name == "torch.nn.modules.activation.ReLU"
 
 
-def test_what_containers_come_as() -> None:
+def test_what_containers_come_as():
     value = {"a": [1, -2, 1 << 70], 5: (None, True, 2.5), "é": {"x": ()}}
     for protocol in (1, 2, 4):
         assert read_pickle(io.BytesIO(pickle.dumps(value, protocol))) == value
@@ -139,7 +137,7 @@ def tensor(stored: bytes, shape: bytes, stride: bytes) -> bytes:
     ],
     ids=["steps", "text", "memo", "key", "negative", "beyond", "one number", "numbers"],
 )
-def test_few_bytes_cannot_ask_for_much(code: bytes) -> None:
+def test_few_bytes_cannot_ask_for_much(code):
     def storages(key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
         if numel > 100:
             raise ValueError(numel)
@@ -150,7 +148,7 @@ def test_few_bytes_cannot_ask_for_much(code: bytes) -> None:
     assert len(str(caught.value)) < 200
 
 
-def test_tensors_and_storages_beyond_the_file_are_refused(tmp_path: Path) -> None:
+def test_tensors_and_storages_beyond_the_file_are_refused(tmp_path):
     path = tmp_path / "packed.pt"
     torch.save({"a": torch.zeros(4, 4, dtype=torch.uint8)}, path)
     with zipfile.ZipFile(path) as file:
@@ -171,7 +169,7 @@ def test_tensors_and_storages_beyond_the_file_are_refused(tmp_path: Path) -> Non
         read_archive(path)
 
 
-def test_files_of_other_kinds(tmp_path: Path) -> None:
+def test_files_of_other_kinds(tmp_path):
     path = tmp_path / "packed.pt"
     cases = {
         b"": "empty",
@@ -189,7 +187,7 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
         read_archive(path)
 
 
-def test_damaged_packs_are_refused_whatever_the_damage(tmp_path: Path) -> None:
+def test_damaged_packs_are_refused_whatever_the_damage(tmp_path):
     backbone, path = small("densenet121"), tmp_path / "packed.pt"
     refused = 0
     rng = random.Random(0)

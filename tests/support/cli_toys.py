@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
+
+from piggyback.cli import main
+
 BACKBONE = """
 import torch
 from torch import nn
@@ -74,3 +78,10 @@ class Ran:
 
 
 Command = Callable[..., Ran]
+
+
+def train(*arguments: object) -> None:
+    """Run ``piggyback train``, for fixtures that outlive a test."""
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *map(str, arguments)])
+    assert ended.value.code == 0

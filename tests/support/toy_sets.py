@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from piggyback.lab.datasets.decathlon import DECATHLON
+
 SIZE = (24, 20)
 """Width and height of every picture."""
 BOX = (4, 5, 16, 15)
@@ -201,10 +203,7 @@ def camvid(root: Path) -> None:
             label_map(root / split / "labels" / f"{split}_{number}.png", 11, 11)
 
 
-DOMAINS = (
-    *("imagenet12", "aircraft", "cifar100", "daimlerpedcls", "dtd", "gtsrb"),
-    *("vgg-flowers", "omniglot", "svhn", "ucf101"),
-)
+DOMAINS = [info.name.removeprefix("decathlon-") for info in DECATHLON]
 MAKERS: Mapping[str, Callable[[Path], None]] = {
     "cubs": cubs,
     "cars": cars,

@@ -71,7 +71,8 @@ def run(
             f"--to {str(to)!r}: expected a name ending in .safetensors or .onnx, or a folder's"
         )
     check_output(to, "--to", folder=not to.suffix)
-    info = read_header(task).info
+    header = read_header(task)
+    info = header.info
     if info.kind == OWN and to.suffix != ".safetensors":
         raise InputError(
             f"--to {str(to)!r}: task {task.stem!r} answers as the backbone does, with no classes to export: expected a "
@@ -91,18 +92,17 @@ def run(
     from piggyback.cli.loading import load_tasks
     from piggyback.taskfile.disk import write_file
 
-    loaded = load_tasks([task], backbone, checkpoint, head)
-    header = loaded.headers[0]
-    baked = loaded.model.bake(header.name).cpu().eval()
+    model = load_tasks([task], backbone, checkpoint, head)
+    baked = model.bake(header.name).cpu().eval()
     if not to.suffix:
         from piggyback.zoo.pipeline import save_pipeline
 
-        made = save_pipeline(baked, loaded.model.get_task(header.name).info, to)
+        made = save_pipeline(baked, model.get_task(header.name).info, to)
         size = sum(file.stat().st_size for file in made)
         results().print(f"wrote {to}: {len(made)} files, {size:,} bytes", soft_wrap=True)
         return
-    if to.suffix == ".onnx" and header.info.kind in KINDS:
-        baked = kind_of(header.info).finished(baked).eval()
+    if to.suffix == ".onnx" and info.kind in KINDS:
+        baked = kind_of(info).finished(baked).eval()
     if to.suffix == ".safetensors":
         state = {name: tensor.detach().clone() for name, tensor in baked.state_dict().items()}
         data, found = save(state, _metadata(header)), f"{len(state)} tensors, "

@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from piggyback.cli.loading import (
-    called,
-    is_data_set,
-    load_set,
-    refuse_columns,
-    refuse_kind,
-)
+from piggyback.cli.loading import called, is_data_set, load_set, refuse_table_options
 from piggyback.cli.messages import in_options
 from piggyback.cli.options import (
     ColumnOption,
@@ -113,8 +107,7 @@ def _survey(data: Path, columns: Mapping[str, str], kind: str, separator: str) -
         table = Table(data, columns, kind, separator, check_images=False)
         found, taken = survey_splits(name, table.splits), partial(table.data, name)
     else:
-        refuse_columns(columns)
-        refuse_kind(kind)
+        refuse_table_options(columns, kind)
         if is_data_set(data, skip_bad=False):
             whole = load_set(str(data))
             found, taken = survey_splits(name, whole.splits()), lambda: whole

@@ -14,8 +14,8 @@ from piggyback.cli.loading import (
     is_data_set,
     load_set,
     load_tasks,
-    refuse_columns,
     refuse_skip_bad,
+    refuse_table_options,
 )
 from piggyback.cli.options import (
     CheckpointOption,
@@ -35,8 +35,8 @@ from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import as_images
 
 if TYPE_CHECKING:
-    from piggyback.cli.loading import Loaded
     from piggyback.kinds.base import Score
+    from piggyback.model.multitask import MultiTaskModel
     from piggyback.taskfile.header import TaskHeader
     from piggyback.train.data.sets import Split
 
@@ -105,23 +105,23 @@ def run(
         check_output(report, "--report", folder=True)
     from piggyback.train.evaluation import evaluate
 
-    kind = read_header(task).info.kind
+    header = read_header(task)
+    name, kind = header.name, header.info.kind
     given, groups = _images(data, split, skip_bad, columns_of(column), kind, separator)
-    loaded = load_tasks([task], backbone, checkpoint, head)
-    name = loaded.headers[0].name
-    images, seen, rest = _unseen(given, loaded.headers[0], split, groups)
+    model = load_tasks([task], backbone, checkpoint, head)
+    images, seen, rest = _unseen(given, header, split, groups)
     if seen:
         notes().print(
             f"{name}: about {seen} of these {len(given)} {given.what} were used in its training; {rest}"
         )
     other = None
     if compare is not None:
-        other = _other(compare, task, loaded.headers[0], (backbone, checkpoint, head))
+        other = _other(compare, task, header, (backbone, checkpoint, head))
     gap = None
     if report or other:
-        measured, gap = _report(loaded, other, images, report, batch_size)
+        measured, gap = _report(model, header, other, images, report, batch_size)
     else:
-        measured = evaluate(loaded.model, name, images, batch_size=batch_size)
+        measured = evaluate(model, name, images, batch_size=batch_size)
     plain = measured.kind == "classification"
     titles, rows = measured.by_class()
     if json:
@@ -154,7 +154,7 @@ def _number(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
-def _other(file: Path, first: Path, header: TaskHeader, network: Any) -> Loaded:
+def _other(file: Path, first: Path, header: TaskHeader, network: Any) -> MultiTaskModel:
     """The task that is compared, beside its own backbone; InputError unless it gives the same kind of answers."""
     own = read_header(file)
     if (own.info.kind, own.info.classes) != (header.info.kind, header.info.classes):
@@ -166,18 +166,23 @@ def _other(file: Path, first: Path, header: TaskHeader, network: Any) -> Loaded:
 
 
 def _report(
-    loaded: Loaded, other: Loaded | None, images: Split, folder: Path | None, batch_size: int
+    model: MultiTaskModel,
+    header: TaskHeader,
+    other: MultiTaskModel | None,
+    images: Split,
+    folder: Path | None,
+    batch_size: int,
 ) -> tuple[Score, dict[str, Any] | None]:
     """Measure; write the report into ``folder``, if given; show how the two tasks differ, if there are two."""
     from piggyback.train.data.text import TextSet
     from piggyback.train.outcome import outcome_of
     from piggyback.train.report import compared, report_on
 
-    name, gap = loaded.headers[0].name, None
-    score, outcome = outcome_of(loaded.model, name, images, batch_size=batch_size)
+    name, gap = header.name, None
+    score, outcome = outcome_of(model, name, images, batch_size=batch_size)
     if other is not None:
-        label = other.headers[0].name
-        _, second = outcome_of(other.model, label, images, batch_size=batch_size)
+        (label,) = other.task_names
+        _, second = outcome_of(other, label, images, batch_size=batch_size)
         label += " (other)" * (label == name)
         gap = compared(outcome, replace(second, task=label))
         between = gap["difference"]
@@ -191,7 +196,7 @@ def _report(
         from piggyback.images.pictures import Pictures
         from piggyback.lab.tables.report import write_report
 
-        header, files = loaded.headers[0], getattr(images, "files", ())
+        files = getattr(images, "files", ())
         files = () if isinstance(files, Pictures) else files
         names = [str(file) for file in files] or [str(i) for i in range(len(images))]
         about = {"backbone": header.info.backbone.source, images.what: str(len(images))}
@@ -226,7 +231,7 @@ def _images(
         if len(found) == 1:
             (split,) = found
         return _chosen(f"table {str(root)!r}", found, split), read.groups_of(split)
-    refuse_columns(columns)
+    refuse_table_options(columns)
     from piggyback.train.data.folder import split_folders
 
     if is_data_set(root, skip_bad):

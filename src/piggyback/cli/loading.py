@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
 
 SETS = ("hf", "torchvision")
 """What stands before a set's name, and a colon, where it is a library that knows the set."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with tasks, and what their files say."""
-
-    model: MultiTaskModel
-    headers: tuple[TaskHeader, ...]
 
 
 # -- task files and their backbone -----------------------------------------------------------------
@@ -70,9 +62,9 @@ def backbone_of(
 
 def load_tasks(
     files: Sequence[Path], spec: str | None, checkpoint: Path | None, head: str | None
-) -> Loaded:
-    """Return a model that holds the tasks of all ``files``, which must share a backbone."""
-    headers = tuple(read_header(file) for file in files)
+) -> MultiTaskModel:
+    """Return a model that holds the tasks of all ``files``, in their order; they must share a backbone."""
+    headers = [read_header(file) for file in files]
     held: dict[str, Path] = {}
     for header, file in zip(headers, files, strict=True):
         if (other := held.setdefault(header.name, file)) is not file:
@@ -88,7 +80,7 @@ def load_tasks(
     model = MultiTaskModel(backbone)
     for file in files:
         model.load_task(file)
-    return Loaded(model.eval().to(PartialState().device), headers)
+    return model.eval().to(PartialState().device)
 
 
 # -- images to train on ----------------------------------------------------------------------------
@@ -138,8 +130,7 @@ def _read_images(
     if is_table(root):
         refuse_skip_bad(root, skip_bad)
         return load_table(root, name, columns, kind, separator=separator)
-    refuse_columns(columns)
-    refuse_kind(kind)
+    refuse_table_options(columns, kind)
     if is_data_set(root, skip_bad):
         return replace(load_set(str(root)), name=name)
 
@@ -227,14 +218,10 @@ def load_set(name: str) -> ImageData:
     return torchvision_data(name) if name.startswith(TORCHVISION) else load(name)
 
 
-def refuse_columns(columns: Mapping[str, str] | None) -> None:
-    """Raise DataError where columns of no table are named."""
+def refuse_table_options(columns: Mapping[str, str] | None, kind: str = "classification") -> None:
+    """Raise DataError where columns or a kind are named of what is no table."""
     if columns:
         raise DataError("--column: it is for tables, such as reviews.csv; leave it out")
-
-
-def refuse_kind(kind: str) -> None:
-    """Raise DataError where a kind is named of what is no table."""
     if kind != "classification":
         raise DataError(f"--kind {kind}: it is for tables, such as photos.csv; leave it out")
 

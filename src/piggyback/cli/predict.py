@@ -28,8 +28,8 @@ from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import Text, TextPreprocessing
 
 if TYPE_CHECKING:
-    from piggyback.cli.loading import Loaded
     from piggyback.client import Client
+    from piggyback.model.multitask import MultiTaskModel
     from piggyback.schemas import Answer
     from piggyback.taskfile.header import TaskHeader
 
@@ -171,16 +171,16 @@ def run(
 
     from piggyback.cli.loading import load_tasks
 
-    loaded = load_tasks(paths, backbone, checkpoint, head)
+    model = load_tasks(paths, backbone, checkpoint, head)
     bad = Bad(skip_bad, len(given))
     if places:
-        written = _write_maps(loaded, places, batch_size, bad)
+        written = _write_maps(model, places, batch_size, bad)
         bad.told([], files)
         show_maps(written, how, top)
         return
-    answers = _answer(loaded, given, top, batch_size, bad)
+    answers = _answer(model, given, top, batch_size, bad)
     if infer_task:
-        count = len(loaded.headers)
+        count = len(paths)
         groups = [answers[at : at + count] for at in range(0, len(answers), count)]
         answers = [_surest(group, AT_LEAST if at_least is None else at_least) for group in groups]
     show(bad.told(answers, given), how)
@@ -382,20 +382,18 @@ def _is_name(text: str) -> bool:
 
 
 def _answer(
-    loaded: Loaded, files: Sequence[Path | Text], top: int, batch_size: int, bad: Bad
+    model: MultiTaskModel, files: Sequence[Path | Text], top: int, batch_size: int, bad: Bad
 ) -> list[FileAnswer]:
     """Every task's answer for every image or text, one by one."""
     from piggyback.train.evaluation import predict
 
     what = _what(files[0])
     by_task = []
-    for header in loaded.headers:
-        found = predict(
-            loaded.model, header.name, files, top=top, batch_size=batch_size, on_bad=bad
-        )
+    for name in model.task_names:
+        found = predict(model, name, files, top=top, batch_size=batch_size, on_bad=bad)
         read = {one.file for one in found}
         files = [file for file in files if str(file) in read]  # a bad one is asked of one task only
-        by_task.append([FileAnswer(one.file, header.name, one.said, what) for one in found])
+        by_task.append([FileAnswer(one.file, name, one.said, what) for one in found])
     return [one for group in zip(*by_task, strict=True) for one in group]
 
 
@@ -417,17 +415,17 @@ def _maps_folder(headers: Sequence[TaskHeader], infer: bool, out: Path | None) -
 
 
 def _write_maps(
-    loaded: Loaded, places: Mapping[Path, Path], batch_size: int, bad: Bad
+    model: MultiTaskModel, places: Mapping[Path, Path], batch_size: int, bad: Bad
 ) -> list[Mapped]:
     """Write a label map for each image; return where, and what was found, in the files' order."""
     from piggyback.images.map_pictures import as_png, colours_of
     from piggyback.train.evaluation import segment
 
-    header = loaded.headers[0]
-    colours = colours_of(header.info.classes)
+    (name,) = model.task_names
+    colours = colours_of(model.get_task(name).info.classes)
     made = []
     files = list(places)
-    for one in segment(loaded.model, header.name, files, batch_size=batch_size, on_bad=bad):
+    for one in segment(model, name, files, batch_size=batch_size, on_bad=bad):
         place = places[one.file]
         write_file(place, as_png(one.labels, colours))
         made.append(Mapped(one.file, place, one.shares))

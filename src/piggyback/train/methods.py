@@ -109,7 +109,7 @@ METHODS: dict[str, str | Method] = {
     "masks": "piggyback.train.learners:masks",
     "head": "piggyback.train.learners:head",
     "finetune": "piggyback.train.learners:FinetuneLearner",
-    "lora": "piggyback.lab.lora.learner:lora",
+    "lora": "piggyback.lab.lora.learner:LoraLearner",
 }
 """Methods by name: a callable, or ``module:function``, which is imported when a run asks for it. Add an entry to
 train with a method of your own."""

@@ -1,15 +1,10 @@
-"""No data sets but those that a test makes."""
+"""Data sets that a test makes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIGGYBACK_DATA", raising=False)
 
 
 @pytest.fixture

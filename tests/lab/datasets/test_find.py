@@ -48,7 +48,7 @@ def row(info: DatasetInfo) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def test_the_pages_table_is_the_registry() -> None:
+def test_the_pages_table_is_the_registry():
     lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert lines == [*HEADER, *map(row, DATASETS.values())]
 
@@ -56,13 +56,13 @@ def test_the_pages_table_is_the_registry() -> None:
 # -- looking -----------------------------------------------------------------------------------------
 
 
-def test_roots_come_from_the_environment_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_come_from_the_environment_first(monkeypatch):
     assert default_roots() == [Path("data"), Path("../shared/data")]
     monkeypatch.setenv("PIGGYBACK_DATA", os.pathsep.join(["one", "two"]))
     assert default_roots()[:2] == [Path("one"), Path("two")]
 
 
-def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it() -> None:
+def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it():
     for name, info in DATASETS.items():
         with pytest.raises(DataError) as caught:
             load(name, [Path("first"), Path("second")])
@@ -72,7 +72,7 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it() -> None:
             assert part in text
 
 
-def test_a_set_is_found_under_its_own_name_its_archives_or_its_part(root: Path) -> None:
+def test_a_set_is_found_under_its_own_name_its_archives_or_its_part(root):
     assert find("cubs", [root]) is None
     (root / "CUB_200_2011").mkdir(parents=True)
     assert find("cubs", [root / "none", root]) == root / "CUB_200_2011"
@@ -97,7 +97,7 @@ def data_of(classes: int, *, cut: tuple[str, ...], **counts: int) -> ImageData:
     return ImageData("x", sets["train"], sets["val"], sets["test"], cut=cut)
 
 
-def test_counts_that_differ_are_told_with_both_numbers(root: Path) -> None:
+def test_counts_that_differ_are_told_with_both_numbers(root):
     toy_sets.cubs(root / "cubs")
     with pytest.warns(PiggybackWarning) as caught:
         data = load("cubs", [root])
@@ -120,9 +120,7 @@ def test_counts_that_differ_are_told_with_both_numbers(root: Path) -> None:
         ("decathlon-ucf101", 101, (), (7585, 1952, 1952), "1952 test images, published 3783"),
     ],
 )
-def test_what_counts_as_a_difference(
-    name: str, classes: int, cut: tuple[str, ...], counts: tuple[int, ...], told: str
-) -> None:
+def test_what_counts_as_a_difference(name, classes, cut, counts, told):
     splits = dict(zip(("train", "val", "test"), counts, strict=True))
     assert differences(dataset(name), data_of(classes, cut=cut, **splits)) == told
 
@@ -130,9 +128,7 @@ def test_what_counts_as_a_difference(
 # -- fetching ----------------------------------------------------------------------------------------
 
 
-def test_what_torchvision_can_fetch_is_fetched_to_the_first_folder(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_torchvision_can_fetch_is_fetched_to_the_first_folder(root, monkeypatch):
     monkeypatch.setattr(torchvision_sets, "DTD", lambda place, download: toy_sets.textures(place))
     with pytest.raises(DataError, match="is missing"):
         load("textures", [root])
@@ -143,7 +139,7 @@ def test_what_torchvision_can_fetch_is_fetched_to_the_first_folder(
         load("textures", [root], download=True)
 
 
-def test_all_that_torchvision_is_asked_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_that_torchvision_is_asked_for(root, monkeypatch):
     asked: list[tuple[object, ...]] = []
 
     def stand_in(name: str) -> None:
@@ -168,9 +164,7 @@ def test_all_that_torchvision_is_asked_for(root: Path, monkeypatch: pytest.Monke
     ]
 
 
-def test_a_download_that_fails_or_does_not_exist_is_one_line(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_fails_or_does_not_exist_is_one_line(root, monkeypatch):
     def fetch(place: Path, *, download: bool) -> None:
         raise RuntimeError("File not found\nor corrupted")
 
@@ -209,7 +203,7 @@ def everything(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("top", ["gtsrb/", ""])
-def test_it_is_unpacked_beside_the_archive_once(root: Path, top: str) -> None:
+def test_it_is_unpacked_beside_the_archive_once(root, top):
     packed = pack(root, "gtsrb", [(f"{top}train/a/1.jpg", b"one"), (f"{top}test/a/2.jpg", b"two")])
     assert locate("gtsrb", [root]) == packed  # looking does not unpack
     assert find("gtsrb", [root]) == root / "gtsrb"
@@ -219,7 +213,7 @@ def test_it_is_unpacked_beside_the_archive_once(root: Path, top: str) -> None:
     assert find("gtsrb", [root]) == root / "gtsrb"
 
 
-def test_it_goes_to_the_cache_where_the_folder_is_read_only(root: Path, tmp_path: Path) -> None:
+def test_it_goes_to_the_cache_where_the_folder_is_read_only(root, tmp_path):
     packed = pack(root, "dtd", [("dtd/train/a/1.jpg", b"one")])
     root.chmod(0o555)  # not written to even by root
     try:
@@ -245,7 +239,7 @@ def test_it_goes_to_the_cache_where_the_folder_is_read_only(root: Path, tmp_path
         ("gtsrb/../../outside.jpg", b"x"),
     ],
 )
-def test_hostile_members_leave_nothing(root: Path, member: tuple[str, bytes]) -> None:
+def test_hostile_members_leave_nothing(root, member):
     pack(root, "gtsrb", [("gtsrb/a.jpg", b"x"), member])
     with pytest.raises(DataError, match=r"gtsrb\.tar: .*(refused|cannot be unpacked)"):
         find("gtsrb", [root])
@@ -260,7 +254,7 @@ def claiming(packed: Path) -> bytes:
 
 
 @pytest.mark.parametrize("part", [0, 100, 700, 6000, claiming])
-def test_a_damaged_archive_leaves_nothing(root: Path, part: object) -> None:
+def test_a_damaged_archive_leaves_nothing(root, part):
     packed = pack(root, "gtsrb", [(f"gtsrb/{i}.jpg", bytes(3000)) for i in range(4)])
     packed.write_bytes(part(packed) if callable(part) else packed.read_bytes()[:part])
     with pytest.raises(DataError, match=r"gtsrb\.tar: "):
@@ -268,7 +262,7 @@ def test_a_damaged_archive_leaves_nothing(root: Path, part: object) -> None:
     assert everything(root) == ["gtsrb.tar"]
 
 
-def test_a_process_that_was_faster_is_no_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_was_faster_is_no_error(root, monkeypatch):
     pack(root, "gtsrb", [("gtsrb/a.jpg", b"mine")])
     rename = Path.rename
 
@@ -292,7 +286,7 @@ def test_a_process_that_was_faster_is_no_error(root: Path, monkeypatch: pytest.M
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("gtsrb", "cifar10")),
     ],
 )
-def test_the_real_reduced_sets_have_the_published_counts(name: str) -> None:
+def test_the_real_reduced_sets_have_the_published_counts(name):
     shared = Path(__file__).resolve().parents[4] / "shared" / "data"
     if not (shared / f"{name}.tar").is_file():
         pytest.skip("needs the image sets in ../shared/data")

@@ -35,12 +35,12 @@ def read(name: str, folder: Path) -> ImageData:
     return dataset(name).read(folder)
 
 
-def test_there_is_a_toy_of_every_registered_set() -> None:
+def test_there_is_a_toy_of_every_registered_set():
     assert set(toy_sets.MAKERS) == set(DATASETS)
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_registered_set_is_read(name: str, root: Path) -> None:
+def test_every_registered_set_is_read(name, root):
     info = dataset(name)
     data = read(name, made(name, root))
     train, val, test = toy_sets.COUNTS.get(name, (12, 0, 6))
@@ -59,7 +59,7 @@ def test_every_registered_set_is_read(name: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cubs", "cars"])
-def test_cropped_sets_show_what_is_in_the_box_only(name: str, root: Path) -> None:
+def test_cropped_sets_show_what_is_in_the_box_only(name, root):
     data = read(name, made(name, root))
     left, top, right, bottom = toy_sets.BOX
     assert data.test.boxes.tolist() == [[left, top, right, bottom]] * 2
@@ -69,7 +69,7 @@ def test_cropped_sets_show_what_is_in_the_box_only(name: str, root: Path) -> Non
         assert red < 60
 
 
-def test_the_decathlon_measures_val_until_test_has_labels(root: Path) -> None:
+def test_the_decathlon_measures_val_until_test_has_labels(root):
     folder = root / "decathlon-1.0"
     toy_sets.decathlon(folder, "svhn")
     before = read("decathlon-svhn", folder)
@@ -84,7 +84,7 @@ def test_the_decathlon_measures_val_until_test_has_labels(root: Path) -> None:
     assert after.classes == ("svhn-0", "svhn-1")
 
 
-def test_categories_that_share_a_name_stay_apart(root: Path) -> None:
+def test_categories_that_share_a_name_stay_apart(root):
     folder = made("decathlon-imagenet12", root)
     for place in (folder / "annotations").iterdir():
         held = json.loads(place.read_text())
@@ -94,7 +94,7 @@ def test_categories_that_share_a_name_stay_apart(root: Path) -> None:
     assert read("decathlon-imagenet12", folder).classes == ("crane (50)", "crane (51)")
 
 
-def test_flowers_train_on_what_was_published_as_train_and_val(root: Path) -> None:
+def test_flowers_train_on_what_was_published_as_train_and_val(root):
     data = read("flowers", made("flowers", root))
     numbers = {int(f.stem[6:]) for split in (data.train, data.val) for f in split.files}
     assert numbers == set(range(1, 205))
@@ -103,7 +103,7 @@ def test_flowers_train_on_what_was_published_as_train_and_val(root: Path) -> Non
     assert data.test.files[0].name == "image_00205.jpg"
 
 
-def test_places_reads_its_archive_before_and_after_torchvision_renamed_it(root: Path) -> None:
+def test_places_reads_its_archive_before_and_after_torchvision_renamed_it(root):
     folder = made("places365", root)
     first = read("places365", folder)
     assert first.classes == ("a/airfield", "b/bar/indoor")
@@ -112,14 +112,14 @@ def test_places_reads_its_archive_before_and_after_torchvision_renamed_it(root: 
     assert read("places365", folder).train.digest() == digest
 
 
-def test_labels_of_cars_may_lie_in_the_devkit(root: Path) -> None:
+def test_labels_of_cars_may_lie_in_the_devkit(root):
     folder = made("cars", root)
     place = folder / "cars_test_annos_withlabels.mat"
     place.rename(folder / "devkit" / place.name)
     assert len(read("cars", folder).test) == 2
 
 
-def test_house_numbers_are_upright_and_ten_is_zero(root: Path) -> None:
+def test_house_numbers_are_upright_and_ten_is_zero(root):
     data = read("svhn", made("svhn", root))
     assert data.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     assert data.test.images[:, 0, 1, 2].tolist() == [*range(101, 111)]
@@ -127,7 +127,7 @@ def test_house_numbers_are_upright_and_ten_is_zero(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_an_empty_folder_is_refused_by_name(name: str, root: Path) -> None:
+def test_an_empty_folder_is_refused_by_name(name, root):
     root.mkdir()
     with pytest.raises(DataError, match=re.escape(str(root))) as caught:
         read(name, root)
@@ -145,7 +145,7 @@ LISTED = [n for n in PICTURES if n in toy_sets.COUNTS]
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_a_listed_file_that_is_not_there_is_named_with_its_list(name: str, root: Path) -> None:
+def test_a_listed_file_that_is_not_there_is_named_with_its_list(name, root):
     folder = made(name, root)
     gone = train_image(folder)
     gone.unlink()
@@ -154,7 +154,7 @@ def test_a_listed_file_that_is_not_there_is_named_with_its_list(name: str, root:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_truncated_image_is_named_before_training(name: str, root: Path) -> None:
+def test_a_truncated_image_is_named_before_training(name, root):
     folder = made(name, root)
     torn = train_image(folder)
     torn.write_bytes(torn.read_bytes()[:200])
@@ -193,9 +193,7 @@ BIRDS, VARIANTS = "001.Crow/Crow_0001.jpg", "fgvc-aircraft-2013b/data/variants.t
         ("textures", "dtd/dtd/labels/test1.txt", "banded/", "odd/", r"test1\.txt: class 'odd' is"),
     ],
 )
-def test_malformed_lists(
-    name: str, root: Path, file: str, old: str, new: str, message: str
-) -> None:
+def test_malformed_lists(name, root, file, old, new, message):
     folder = made(name, root)
     text = (folder / file).read_text()
     assert old in text
@@ -205,7 +203,7 @@ def test_malformed_lists(
     assert "\n" not in str(caught.value)
 
 
-def test_a_box_that_reaches_out_of_the_image_is_clipped(root: Path) -> None:
+def test_a_box_that_reaches_out_of_the_image_is_clipped(root):
     folder = made("cubs", root)
     place = folder / "bounding_boxes.txt"
     place.write_text(place.read_text().replace("4.0 5.0 12.0 10.0", "-4.0 5.0 99.0 10.0"))
@@ -216,14 +214,14 @@ def test_a_box_that_reaches_out_of_the_image_is_clipped(root: Path) -> None:
 # -- MATLAB files ------------------------------------------------------------------------------------
 
 
-def test_without_scipy_the_extra_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scipy_the_extra_is_named(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(MissingExtraError, match=r"\.\[data\]"):
         read("cars", made("cars", root))
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_every_cut_of_a_matlab_file_is_found(tmp_path: Path, compressed: bool) -> None:
+def test_every_cut_of_a_matlab_file_is_found(tmp_path, compressed):
     place = tmp_path / "a.mat"
     savemat(place, {"x": np.arange(9.0)}, do_compression=compressed)
     assert whole_numbers(place, "x") == [*range(9)]
@@ -235,7 +233,7 @@ def test_every_cut_of_a_matlab_file_is_found(tmp_path: Path, compressed: bool) -
         assert "\n" not in str(caught.value)
 
 
-def test_damage_to_a_compressed_matlab_file_is_found(root: Path) -> None:
+def test_damage_to_a_compressed_matlab_file_is_found(root):
     folder = made("cars", root)
     place = folder / "devkit" / "cars_train_annos.mat"
     savemat(place, {"annotations": loadmat(place)["annotations"]}, do_compression=True)
@@ -276,9 +274,7 @@ def car(label: object, file: str = "00001.jpg", left: object = 5) -> dict[str, o
         ("svhn", "test_32x32.mat", {"X": np.zeros((32, 32, 3, 1), np.uint8), "y": [11]}, "from 1 to 10"),
     ],
 )  # fmt: skip
-def test_malformed_matlab_variables(
-    name: str, file: str, values: dict[str, object], message: str, root: Path
-) -> None:
+def test_malformed_matlab_variables(name, file, values, message, root):
     folder = made(name, root)
     savemat(folder / file, {"valid": [1], "tstid": [1], **values})
     with pytest.raises(DataError, match=message):
@@ -299,9 +295,7 @@ def test_malformed_matlab_variables(
         ("", None, "cannot be read"),
     ],
 )
-def test_malformed_annotations_of_the_decathlon(
-    root: Path, key: str, row: object, message: str
-) -> None:
+def test_malformed_annotations_of_the_decathlon(root, key, row, message):
     folder = made("decathlon-dtd", root)
     place = folder / "annotations" / "dtd_train.json"
     held = json.loads(place.read_text())
@@ -313,14 +307,14 @@ def test_malformed_annotations_of_the_decathlon(
     assert "\n" not in str(caught.value)
 
 
-def test_test_is_never_cut_from_train(root: Path) -> None:
+def test_test_is_never_cut_from_train(root):
     folder = made("wikiart", root)
     (folder / "test").rename(folder / "elsewhere")
     with pytest.raises(DataError, match=r"wikiart/test': no such directory"):
         read("wikiart", folder)
 
 
-def test_images_outside_the_lists_are_left_alone(root: Path) -> None:
+def test_images_outside_the_lists_are_left_alone(root):
     folder = made("cubs", root)
     Image.new("RGB", (4, 4)).save(folder / "images" / "001.Crow" / "mine.png")
     with warnings.catch_warnings():

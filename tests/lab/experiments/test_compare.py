@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -36,9 +35,7 @@ def data() -> dict[str, ImageData]:
     return {name: Toy().data(name) for name in ("signs", "letters")}
 
 
-def test_one_row_per_run_and_files_of_the_best_seed(
-    backbone: Backbone, data: dict[str, ImageData], tmp_path: Path
-) -> None:
+def test_one_row_per_run_and_files_of_the_best_seed(backbone, data, tmp_path):
     before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
     told: list[str] = []
     compared = compare(
@@ -67,9 +64,7 @@ def test_one_row_per_run_and_files_of_the_best_seed(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_proof_tells_a_wrong_score_and_a_changed_backbone(
-    backbone: Backbone, data: dict[str, ImageData]
-) -> None:
+def test_the_proof_tells_a_wrong_score_and_a_changed_backbone(backbone, data):
     result = train(backbone, data["signs"], "signs", RECIPE)
     good = prove(backbone, [result], data, result.task.info.backbone.fingerprint)
     assert good.identical
@@ -80,9 +75,7 @@ def test_the_proof_tells_a_wrong_score_and_a_changed_backbone(
     assert bad.forgotten == ("signs-masks-0",)
 
 
-def test_a_finished_run_is_not_repeated(
-    backbone: Backbone, data: dict[str, ImageData], tmp_path: Path
-) -> None:
+def test_a_finished_run_is_not_repeated(backbone, data, tmp_path):
     only = {"letters": data["letters"]}
     first = compare(backbone, only, ["finetune"], RECIPE, tmp_path)
     again = compare(backbone, only, ["finetune"], RECIPE, tmp_path, resume=True)

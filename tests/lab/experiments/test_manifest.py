@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from piggyback.errors import ManifestError
 from piggyback.lab.experiments.manifest import load_manifest, parse_manifest, shipped
-from piggyback.lab.experiments.plan import choose, recipe_of, trials
+from piggyback.lab.experiments.plan import choose, trials
 from piggyback.lab.tables.rows import Row
 
 TEXT = """
@@ -24,7 +22,7 @@ methods:
 """
 
 
-def test_what_a_manifest_says() -> None:
+def test_what_a_manifest_says():
     manifest = parse_manifest(TEXT, "mine")
     methods = {label: method.method for label, method in manifest.methods.items()}
     assert methods == {"head": "head", "masks": "masks", "both orders": "packnet"}
@@ -41,7 +39,7 @@ def test_what_a_manifest_says() -> None:
     assert len({job.folder for job in jobs}) == len(jobs)
 
 
-def test_who_overrides_whom() -> None:
+def test_who_overrides_whom():
     manifest = parse_manifest(TEXT, "mine")
     jobs = trials(manifest, {"cubs": {"image_size": 32, "epochs": 9}})
     recipe = jobs[0].recipes["cubs"]
@@ -92,14 +90,14 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("before", "after", "message"), MISTAKES)
-def test_mistakes_name_the_nearest_valid_word(before: str, after: str, message: str) -> None:
+def test_mistakes_name_the_nearest_valid_word(before, after, message):
     assert before in TEXT
     with pytest.raises(ManifestError, match=f"^experiment 'mine': .*{message}") as caught:
         parse_manifest(TEXT.replace(before, after), "mine")
     assert "\n" not in str(caught.value)
 
 
-def test_values_are_checked_before_anything_runs() -> None:
+def test_values_are_checked_before_anything_runs():
     for old, new, message in (
         ("epochs: 3", "epochs: 0", "epochs 0: expected an integer from 1"),
         ("epochs: 2,", "head_lr: null,", "head_lr None: expected a finite number"),
@@ -109,7 +107,7 @@ def test_values_are_checked_before_anything_runs() -> None:
             trials(parse_manifest(TEXT.replace(old, new), "mine"), {})
 
 
-def test_jobs_share_a_folder_only_where_they_are_the_same() -> None:
+def test_jobs_share_a_folder_only_where_they_are_the_same():
     same = TEXT.replace("  head: {}", "  head: {}\n  again: {method: head}")
     jobs = trials(parse_manifest(same, "mine"), {})
     heads = [job for job in jobs if job.method.method == "head" and job.tasks == ("cubs",)]
@@ -122,7 +120,7 @@ def test_jobs_share_a_folder_only_where_they_are_the_same() -> None:
         trials(parse_manifest(other, "mine"), {})
 
 
-def test_broken_yaml_and_unknown_names(tmp_path: Path) -> None:
+def test_broken_yaml_and_unknown_names(tmp_path):
     with pytest.raises(ManifestError, match="mine"):
         parse_manifest("title: [", "mine")
     with pytest.raises(ManifestError, match="expected keys and values"):
@@ -138,7 +136,7 @@ def test_broken_yaml_and_unknown_names(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "own.yaml").name == "own"
 
 
-def test_a_part_of_a_manifest() -> None:
+def test_a_part_of_a_manifest():
     part = parse_manifest(TEXT, "mine").only(["cubs"], ["masks", "both orders"], [7])
     assert list(part.tasks) == ["cubs"]
     assert part.methods["both orders"].order == ("cubs",)
@@ -149,7 +147,7 @@ def test_a_part_of_a_manifest() -> None:
         parse_manifest(TEXT, "mine").only(None, None, [7, 7])
 
 
-def test_every_table_of_the_paper_is_there() -> None:
+def test_every_table_of_the_paper_is_there():
     assert shipped().keys() >= {
         "table2", "table3", "places-imagenet", "decathlon", "segmentation-voc", "ablation-init",
         "ablation-threshold", "ablation-ternary", "ablation-batch-norm", "gtsrb-lite0",
@@ -158,7 +156,7 @@ def test_every_table_of_the_paper_is_there() -> None:
         trials(load_manifest(name), {})  # every recipe is one that can be
 
 
-def test_both_sides_of_the_main_table_have_as_many_trials() -> None:
+def test_both_sides_of_the_main_table_have_as_many_trials():
     methods = load_manifest("gtsrb-lite0").methods
     assert len(methods["masks"].trials) == len(methods["finetune"].trials)
 
@@ -167,7 +165,7 @@ def row(val: float, bits: float | None) -> Row:
     return Row("b", "t", "masks", "masks", 0, 50.0, val, bits, 10, 1.0)
 
 
-def test_the_chosen_trial_is_best_on_val_within_the_bits() -> None:
+def test_the_chosen_trial_is_best_on_val_within_the_bits():
     rows = {0: [row(80.0, 0.2)], 1: [row(90.0, 0.5)], 2: [row(85.0, 0.3)]}
     assert choose(rows) == 1
     assert choose(rows, max_bits=0.35) == 2
@@ -175,8 +173,3 @@ def test_the_chosen_trial_is_best_on_val_within_the_bits() -> None:
     assert choose({0: [row(80.0, None)], 1: [row(81.0, None)]}, max_bits=0.1) == 1
     tasks = {0: [row(80.0, 0.2), row(70.0, 0.2)], 1: [row(90.0, 0.2), row(50.0, 0.2)]}
     assert choose(tasks) == 0  # the mean of all tasks decides
-
-
-def test_recipes_are_built_from_dotted_names() -> None:
-    recipe = recipe_of("masks", 4, {"rule.threshold": 0.0, "epochs": 2}, {"epochs": 3})
-    assert (recipe.rule.threshold, recipe.epochs, recipe.seed) == (0.0, 3, 4)

@@ -25,7 +25,7 @@ def by_domain(values: tuple[float, ...]) -> dict[str, float]:
     return dict(zip(DOMAINS, values, strict=True))
 
 
-def test_numbers_are_those_that_were_published() -> None:
+def test_numbers_are_those_that_were_published():
     released = PUBLISHED["released"]
     assert released["vgg16", "cubs", "masks"] == 79.25
     assert released["resnet50", "wikiart", "masks"] == 71.43
@@ -33,14 +33,14 @@ def test_numbers_are_those_that_were_published() -> None:
     assert PUBLISHED["listing"]["resnet50", "cubs", "masks"] == 80.5
 
 
-def test_every_task_is_a_data_set() -> None:
+def test_every_task_is_a_data_set():
     for table in PUBLISHED.values():
         assert {task for _, task, _ in table} <= set(DATASETS)
         assert all(0 < value < 100 for value in table.values())
     assert list(REFERENCE) == DOMAINS
 
 
-def test_the_published_rows_give_their_published_means_and_scores() -> None:
+def test_the_published_rows_give_their_published_means_and_scores():
     for method, row in (("finetune", FINETUNED), ("masks", PIGGYBACK)):
         for domain, value in by_domain(row).items():
             assert PUBLISHED["decathlon"]["wide-resnet-28-4", domain, method] == value
@@ -58,7 +58,7 @@ def test_the_published_rows_give_their_published_means_and_scores() -> None:
     assert highest - lowest < 7  # so that other formulas would not pass
 
 
-def test_a_domain_gives_from_nothing_to_a_thousand() -> None:
+def test_a_domain_gives_from_nothing_to_a_thousand():
     base = by_domain(FINETUNED)
     for domain in DOMAINS:
         rest = decathlon_score(base) - 250
@@ -68,7 +68,7 @@ def test_a_domain_gives_from_nothing_to_a_thousand() -> None:
             assert decathlon_score(base | {domain: accuracy}) == pytest.approx(rest)
 
 
-def test_lines_with_all_domains_are_scored() -> None:
+def test_lines_with_all_domains_are_scored():
     rows = [
         Row("wide", domain, "masks", "masks", seed, value + (-1) ** seed, 50.0, 0.9, 1, 1.0)
         for seed in (0, 1)

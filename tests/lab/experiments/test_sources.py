@@ -49,7 +49,7 @@ def count(data: ImageData) -> int:
     return len(data.train) + len(data.val)
 
 
-def test_a_folder_is_a_task_without_recipe_fields_of_its_own(root: Path) -> None:
+def test_a_folder_is_a_task_without_recipe_fields_of_its_own(root):
     found = sources(root, "{pets: pets}")
     data = found.data("pets")
     assert (data.name, data.classes) == ("pets", ("cat", "dog", "fox"))
@@ -67,9 +67,7 @@ def test_a_folder_is_a_task_without_recipe_fields_of_its_own(root: Path) -> None
         ("classes: 2, train_per_class: 3", ("cat", "dog"), 6),
     ],
 )
-def test_classes_and_training_images_can_be_limited(
-    root: Path, options: str, classes: tuple[str, ...], train: int
-) -> None:
+def test_classes_and_training_images_can_be_limited(root, options, classes, train):
     data = sources(root, f"{{pets: {{folder: pets, {options}}}}}").data("pets")
     assert data.classes == classes
     assert count(data) == train
@@ -78,13 +76,13 @@ def test_classes_and_training_images_can_be_limited(
     assert names == {f"{i}.png" for i in range(train // len(classes))}  # the first by name
 
 
-def test_a_tar_of_the_folder_is_unpacked(root: Path) -> None:
+def test_a_tar_of_the_folder_is_unpacked(root):
     with tarfile.open(root / "packed.tar", "w") as archive:
         archive.add(root / "pets", "packed")
     assert count(sources(root, "{pets: packed}").data("pets")) == 18
 
 
-def test_a_table_is_a_source_too(root: Path) -> None:
+def test_a_table_is_a_source_too(root):
     files = sorted((root / "pets").rglob("*.png"))
     rows = [f"{file.relative_to(root)},{file.parent.name},{file.parts[-3]}\n" for file in files]
     (root / "pets.csv").write_text("image,label,split\n" + "".join(rows))
@@ -102,7 +100,7 @@ def test_a_table_is_a_source_too(root: Path) -> None:
         sources(root, "{pets: none.csv}").data("pets")
 
 
-def test_a_table_of_tagged_words_is_a_source_of_its_kind(root: Path) -> None:
+def test_a_table_of_tagged_words_is_a_source_of_its_kind(root):
     rows = ("Ann sleeps,B-name O,train", "Bo walks,B-name O,train", "Cy runs,B-name O,val")
     (root / "names.csv").write_text("\n".join(("text,label,split", *rows, "Di sits,B-name O,test")))
     data = sources(root, "{pets: {folder: names.csv, kind: tokens}}").data("pets")
@@ -116,9 +114,7 @@ def test_a_table_of_tagged_words_is_a_source_of_its_kind(root: Path) -> None:
 @pytest.mark.parametrize(
     "options", ["folder: pets, kind: tokens", "folder: t.csv, kind: tokens, train_per_class: 1"]
 )
-def test_options_that_a_source_cannot_have_are_told_before_anything_trains(
-    root: Path, options: str
-) -> None:
+def test_options_that_a_source_cannot_have_are_told_before_anything_trains(root, options):
     (root / "t.csv").write_text("text,label\na b,O O\n")
     manifest = parse_manifest(TEXT.replace("{SOURCES}", f"{{pets: {{{options}}}}}"), "mine")
     with pytest.raises(DataError, match=r"'pets'.*(kind|train_per_class)"):
@@ -126,7 +122,7 @@ def test_options_that_a_source_cannot_have_are_told_before_anything_trains(
     assert not (root / "out").exists()
 
 
-def test_what_is_missing_is_told_before_anything_trains(root: Path) -> None:
+def test_what_is_missing_is_told_before_anything_trains(root):
     manifest = parse_manifest(TEXT.replace("{SOURCES}", "{pets: cats}"), "mine")
     found = Sources((root,), folders=manifest.sources)
     assert "'cats'" in found.missing(manifest)["pets"]
@@ -137,7 +133,7 @@ def test_what_is_missing_is_told_before_anything_trains(root: Path) -> None:
         sources(root, "{pets: {folder: pets, classes: [cat, dogs]}}").data("pets")
 
 
-def test_a_training_is_known_by_its_selection_too(root: Path) -> None:
+def test_a_training_is_known_by_its_selection_too(root):
     def identity(text: str) -> object:
         (job,) = trials(parse_manifest(TEXT.replace("{SOURCES}", text), "mine"), {})
         return job.identity()
@@ -159,13 +155,13 @@ def test_a_training_is_known_by_its_selection_too(root: Path) -> None:
         ("[pets]", "sources"),
     ],
 )
-def test_mistakes_in_sources_are_named(text: str, named: str) -> None:
+def test_mistakes_in_sources_are_named(text, named):
     with pytest.raises(ManifestError, match=named):
         parse_manifest(TEXT.replace("{SOURCES}", text), "mine")
 
 
 @pytest.mark.parametrize(("name", "tasks"), [("evidence", 10), ("evidence-texts", 5)])
-def test_the_evidence_has_its_sets_and_equal_tries(name: str, tasks: int) -> None:
+def test_the_evidence_has_its_sets_and_equal_tries(name, tasks):
     manifest = load_manifest(name)
     assert len(manifest.tasks) == tasks
     assert set(manifest.tasks) == set(manifest.sources)

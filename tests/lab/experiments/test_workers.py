@@ -7,7 +7,6 @@ import os
 import signal
 import time
 
-import pytest
 import torch
 
 from piggyback.lab.experiments.workers import places, side_by_side
@@ -25,7 +24,7 @@ def work(job: str) -> str | None:
     return "bad data" if job == "fails" else None
 
 
-def test_a_death_costs_one_job() -> None:
+def test_a_death_costs_one_job():
     jobs = ["interrupted", "fails", "dies", "fine", "killed"]
     assert list(side_by_side(work, jobs, 1)) == [
         ("interrupted", None),
@@ -37,7 +36,7 @@ def test_a_death_costs_one_job() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_closing_ends_what_runs() -> None:
+def test_closing_ends_what_runs():
     ended = side_by_side(work, ["fine", "long", "long"], 2)
     assert next(ended) == ("fine", None)
     assert len(multiprocessing.active_children()) == 1
@@ -47,7 +46,7 @@ def test_closing_ends_what_runs() -> None:
     assert time.perf_counter() - began < 60
 
 
-def test_devices_in_turn_among_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_in_turn_among_those_that_are_visible(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")

@@ -28,7 +28,7 @@ HEADER = TaskHeader(
 )
 
 
-def test_card_tells_scores_needs_and_use() -> None:
+def test_card_tells_scores_needs_and_use():
     card = task_card(HEADER)
     for text in (
         "\n# signs\n",
@@ -45,11 +45,11 @@ def test_card_tells_scores_needs_and_use() -> None:
         assert text in card
 
 
-def test_card_is_not_broken_by_class_names() -> None:
+def test_card_is_not_broken_by_class_names():
     assert "3: stop, go\\|slow, &lt;b>" in task_card(HEADER)
 
 
-def test_card_of_a_bare_head_with_odd_provenance() -> None:
+def test_card_of_a_bare_head_with_odd_provenance():
     info = TaskInfo(classes=("a", "b"), provenance={"test_accuracy": "high", "data": 3})
     card = task_card(TaskHeader("bare", info, ()))
     assert "a head alone" in card

@@ -13,7 +13,6 @@ from rich.console import Console, ConsoleRenderable
 from piggyback.lab.tables.formats import (
     COLUMNS,
     RUN_COLUMNS,
-    human_bytes,
     runs_csv,
     runs_json,
     runs_markdown,
@@ -41,7 +40,7 @@ def on_screen(shown: ConsoleRenderable, width: int) -> str:
     return text.getvalue()
 
 
-def test_lines_sum_up_all_tasks() -> None:
+def test_lines_sum_up_all_tasks():
     table = result_table(rows())
     assert (table.tasks, table.backbones) == (("signs", "letters"), ("lite0",))
     masks = line_of(table, "masks ternary")
@@ -52,7 +51,7 @@ def test_lines_sum_up_all_tasks() -> None:
     assert table.difference(line_of(table, "finetune")) is None
 
 
-def test_differences_are_to_the_reference_of_the_same_backbone() -> None:
+def test_differences_are_to_the_reference_of_the_same_backbone():
     found = rows(backbones=("lite0", "vgg16"))
     found = [replace(r, accuracy=r.accuracy - 20 * (r.backbone == "vgg16")) for r in found]
     table = result_table(found, reference="head")
@@ -60,7 +59,7 @@ def test_differences_are_to_the_reference_of_the_same_backbone() -> None:
     assert [table.difference(line) for line in tuned] == [30.0, 30.0]
 
 
-def test_nothing_is_summed_up_while_a_task_is_missing() -> None:
+def test_nothing_is_summed_up_while_a_task_is_missing():
     table = result_table(r for r in rows() if (r.task, r.label) != ("letters", "finetune"))
     tuned = line_of(table, "finetune")
     assert (tuned.accuracy, tuned.bytes) == (None, None)
@@ -68,7 +67,7 @@ def test_nothing_is_summed_up_while_a_task_is_missing() -> None:
     assert "| lite0 | finetune | 89.00 ± 1.41 | - | - | - | - | - |" in table_markdown(table)
 
 
-def test_the_mean_has_the_spread_of_each_seeds_mean() -> None:
+def test_the_mean_has_the_spread_of_each_seeds_mean():
     # One seed is 2 better on one task and 2 worse on the other: the mean of the tasks does not move.
     apart = [replace(r, accuracy=r.accuracy + 4 * (r.task == "signs") * r.seed) for r in rows()]
     line = line_of(result_table(apart), "masks")
@@ -80,7 +79,7 @@ def test_the_mean_has_the_spread_of_each_seeds_mean() -> None:
     assert "| 88.00 ± 1.41 | 79.00 | 83.50 |" in table_markdown(table).replace("*", "")
 
 
-def test_planned_cells_set_the_order_and_are_shown_as_missing() -> None:
+def test_planned_cells_set_the_order_and_are_shown_as_missing():
     planned = [
         ("lite0", task, label) for task in ("letters", "signs") for label in ("lora", "masks")
     ]
@@ -90,7 +89,7 @@ def test_planned_cells_set_the_order_and_are_shown_as_missing() -> None:
     assert "| lite0 | lora | - | - | - | - | - | - |" in table_markdown(table)
 
 
-def test_markdown_marks_the_best_of_each_column() -> None:
+def test_markdown_marks_the_best_of_each_column():
     lines = table_markdown(result_table(rows())).splitlines()
     assert len(lines) == 2 + len(METHODS)
     bold = [line for line in lines if "**" in line]
@@ -101,7 +100,7 @@ def test_markdown_marks_the_best_of_each_column() -> None:
     assert "**" not in table_markdown(result_table(equal[:1]))
 
 
-def test_failed_cells_say_so() -> None:
+def test_failed_cells_say_so():
     table = result_table(rows(), failed=[FAILED])
     text = table_markdown(table)
     assert "| lite0 | lora | - | failed | - | - | - | - |" in text
@@ -111,7 +110,7 @@ def test_failed_cells_say_so() -> None:
     assert "78.00 ± 1.41 (1 failed)" in table_markdown(half)
 
 
-def test_published_numbers_stand_beside_the_measured_ones() -> None:
+def test_published_numbers_stand_beside_the_measured_ones():
     known = {
         ("lite0", "signs", "masks"): 88.5,
         ("lite0", "letters", "masks"): 77.5,
@@ -131,14 +130,14 @@ def test_published_numbers_stand_beside_the_measured_ones() -> None:
     assert "In brackets" not in on_screen(table_screen(result_table(rows())), 100)
 
 
-def test_scores_get_a_column() -> None:
+def test_scores_get_a_column():
     table = result_table(rows(), scores={("lite0", "masks"): 2838.4})
     header, _, *lines = table_markdown(table).splitlines()
     assert "| score |" in header
     assert [line.split("|")[7].strip() for line in lines] == ["-", "-", "2838", "-", "-"]
 
 
-def test_csv_and_json_have_every_cell() -> None:
+def test_csv_and_json_have_every_cell():
     table = result_table(rows(), failed=[FAILED], published={("lite0", "signs", "masks"): 88.5})
     read = list(csv.DictReader(io.StringIO(table_csv(table))))
     assert tuple(read[0]) == COLUMNS
@@ -159,7 +158,7 @@ def test_csv_and_json_have_every_cell() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 150])
 @pytest.mark.parametrize("count", [2, 10])
-def test_screen_is_cut_into_parts_that_fit(width: int, count: int) -> None:
+def test_screen_is_cut_into_parts_that_fit(width, count):
     tasks = [f"decathlon-{i}" for i in range(count)]
     table = result_table(rows(tasks), published={("lite0", tasks[0], "masks"): 88.5})
     text = on_screen(table_screen(table, "[all] of it"), width)
@@ -171,14 +170,14 @@ def test_screen_is_cut_into_parts_that_fit(width: int, count: int) -> None:
     assert in_one_part == (count == 2 and width > 60)
 
 
-def test_screen_names_backbones_where_there_are_several() -> None:
+def test_screen_names_backbones_where_there_are_several():
     text = on_screen(table_screen(result_table(rows(backbones=("lite0", "vgg16")))), 100)
     assert "backbone" in text
     assert text.count("vgg16") == len(METHODS)
     assert "backbone" not in on_screen(table_screen(result_table(rows())), 100)
 
 
-def test_an_empty_experiment_has_a_table() -> None:
+def test_an_empty_experiment_has_a_table():
     table = result_table([])
     assert len(table_markdown(table).splitlines()) == 2
     assert len(table_csv(table).splitlines()) == 1
@@ -186,7 +185,7 @@ def test_an_empty_experiment_has_a_table() -> None:
     assert "method" in on_screen(table_screen(table), 80)
 
 
-def test_runs_have_a_line_each_in_csv_and_json_and_their_mean_in_markdown() -> None:
+def test_runs_have_a_line_each_in_csv_and_json_and_their_mean_in_markdown():
     runs = [replace(row, verdict="collapsed" * (row.label == "masks")) for row in rows()]
     read = list(csv.DictReader(io.StringIO(runs_csv(runs))))
     assert tuple(read[0]) == RUN_COLUMNS
@@ -203,7 +202,7 @@ def test_runs_have_a_line_each_in_csv_and_json_and_their_mean_in_markdown() -> N
     assert "signs masks: collapsed" in shown
 
 
-def test_scores_have_their_kinds_name_and_the_highest_is_the_best() -> None:
+def test_scores_have_their_kinds_name_and_the_highest_is_the_best():
     heights = [
         replace(row, measure="R2", accuracy=score)
         for row, score in zip(
@@ -222,10 +221,3 @@ def test_scores_have_their_kinds_name_and_the_highest_is_the_best() -> None:
     assert [line.split("**")[1] for line in table if "62.50" in line] == ["62.50"]
     assert sum("**62.50**" in line for line in table) == 1
     assert {one["measure"] for one in json.loads(runs_json(runs))} == {"accuracy", "R2"}
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e12, "2.5e+03 GB")]
-)
-def test_sizes_are_in_the_unit_that_suits_them(count: float, text: str) -> None:
-    assert human_bytes(count) == text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import matplotlib as mpl
 import pytest
@@ -41,7 +40,7 @@ def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in made.get_texts()]
 
 
-def test_errors_have_a_bar_per_method_and_task() -> None:
+def test_errors_have_a_bar_per_method_and_task():
     figure = error_per_task(result_table(rows()))
     assert bars(figure)["masks"] == [12.0, 22.0]
     assert list(bars(figure)) == legend(figure) == LABELS
@@ -49,7 +48,7 @@ def test_errors_have_a_bar_per_method_and_task() -> None:
     assert ticks == ["signs", "letters"]
 
 
-def test_bars_do_not_overlap_and_what_is_missing_has_none() -> None:
+def test_bars_do_not_overlap_and_what_is_missing_has_none():
     found = rows([f"t{i}" for i in range(10)])
     figure = error_per_task(
         result_table(row for row in found if (row.task, row.label) != ("t1", "masks"))
@@ -60,7 +59,7 @@ def test_bars_do_not_overlap_and_what_is_missing_has_none() -> None:
     assert all(right <= left for (_, right), (left, _) in pairwise(ends))
 
 
-def test_published_errors_are_lines_and_a_backbone_has_a_panel() -> None:
+def test_published_errors_are_lines_and_a_backbone_has_a_panel():
     known = {("vgg16", "letters", "masks"): 77.5}
     made = [replace(row, measure="mean IoU") for row in rows(backbones=("lite0", "vgg16"))]
     table = result_table(made, published=known)
@@ -72,12 +71,12 @@ def test_published_errors_are_lines_and_a_backbone_has_a_panel() -> None:
     assert legend(figure) == [*LABELS, "published"]
 
 
-def test_only_methods_with_masks_have_a_density() -> None:
+def test_only_methods_with_masks_have_a_density():
     figure = density_per_task(result_table(rows()))
     assert bars(figure) == {"masks": [87.5, 87.5], "masks ternary": [80.0, 80.0]}
 
 
-def test_accuracy_has_a_panel_per_task_and_a_point_per_method() -> None:
+def test_accuracy_has_a_panel_per_task_and_a_point_per_method():
     figure = accuracy_against_bytes(result_table(rows()))
     assert [axes.get_title() for axes in figure.axes] == ["signs", "letters"]
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
@@ -87,7 +86,7 @@ def test_accuracy_has_a_panel_per_task_and_a_point_per_method() -> None:
     assert figure.get_supylabel() == "accuracy (%)"
 
 
-def test_scores_of_several_kinds_are_named_by_task() -> None:
+def test_scores_of_several_kinds_are_named_by_task():
     made = [replace(row, measure={"signs": "R2"}.get(row.task, "span F1")) for row in rows()]
     figure = accuracy_against_bytes(result_table(made))
     assert [axes.get_title() for axes in figure.axes] == ["signs, R2 (%)", "letters, span F1 (%)"]
@@ -95,7 +94,7 @@ def test_scores_of_several_kinds_are_named_by_task() -> None:
     assert error_per_task(result_table(made)).axes[0].get_ylabel() == "100 - score (%)"
 
 
-def test_methods_look_different() -> None:
+def test_methods_look_different():
     methods = [f"m{i}" for i in range(10)]
     made = [replace(rows(["signs"], [0])[0], label=label) for label in methods]
     figure = accuracy_against_bytes(result_table(made))
@@ -108,7 +107,7 @@ def test_methods_look_different() -> None:
     assert len({(patch.get_facecolor(), patch.get_hatch()) for patch in drawn}) == len(methods)
 
 
-def test_lines_have_a_panel_per_task_and_a_colour_per_method() -> None:
+def test_lines_have_a_panel_per_task_and_a_colour_per_method():
     layers = {f"conv{i}.weight": 1 - i / 50 for i in range(30)}
     figure = density_per_layer(
         {
@@ -128,7 +127,7 @@ def test_lines_have_a_panel_per_task_and_a_colour_per_method() -> None:
     assert axes.lines[0].get_xydata().tolist() == [[10, 50.0], [20, 60.0]]
 
 
-def test_plots_are_written_without_touching_global_state(tmp_path: Path) -> None:
+def test_plots_are_written_without_touching_global_state(tmp_path):
     before, had_pyplot = dict(mpl.rcParams), "matplotlib.pyplot" in sys.modules
     save_all(tmp_path, {}, {"error.png": error_per_task(result_table(rows()))})
     assert Image.open(tmp_path / "error.png").size[0] >= 750
@@ -136,7 +135,7 @@ def test_plots_are_written_without_touching_global_state(tmp_path: Path) -> None
     assert ("matplotlib.pyplot" in sys.modules) == had_pyplot
 
 
-def test_an_empty_experiment_has_plots() -> None:
+def test_an_empty_experiment_has_plots():
     table = result_table([])
     for figure in (
         error_per_task(table),

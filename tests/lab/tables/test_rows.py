@@ -12,7 +12,7 @@ from piggyback.lab.tables.rows import Row, means
 from support.experiment_rows import rows
 
 
-def test_rows_survive_json() -> None:
+def test_rows_survive_json():
     for row in rows():
         assert Row(**json.loads(json.dumps(row.to_json()))) == row
     older = rows()[0].to_json()
@@ -31,12 +31,12 @@ def test_rows_survive_json() -> None:
         ({"chosen": 3}, "chosen"),
     ],
 )
-def test_other_content_is_refused(change: dict[str, object], message: str) -> None:
+def test_other_content_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Row(**rows()[0].to_json() | change)
 
 
-def test_means_over_seeds() -> None:
+def test_means_over_seeds():
     found = {(mean.task, mean.label): mean for mean in means(rows())}
     masks = found["signs", "masks ternary"]
     assert (masks.method, masks.backbone) == ("masks", "lite0")
@@ -47,7 +47,7 @@ def test_means_over_seeds() -> None:
     assert [task for task, _ in found] == ["signs"] * 5 + ["letters"] * 5
 
 
-def test_a_seed_that_appears_twice_is_refused() -> None:
+def test_a_seed_that_appears_twice_is_refused():
     row = rows()[0]
     with pytest.raises(InputError, match="head on signs with lite0: expected each seed once"):
         means([row, row])

@@ -163,7 +163,7 @@ def image_set(
     )
 
 
-def folder_splits(root: Path, name: str, train: str = "train", test: str = "test") -> ImageData:
-    """Return ``<root>/<train>/<class>/`` and ``<root>/<test>/<class>/``, with val cut from train."""
-    learned, measured = (load_split(root / split) for split in (train, test))
+def folder_splits(root: Path, name: str, test: str = "test") -> ImageData:
+    """Return ``<root>/train/<class>/`` and ``<root>/<test>/<class>/``, with val cut from train."""
+    learned, measured = (load_split(root / split) for split in ("train", test))
     return cut(name, learned, None, measured)

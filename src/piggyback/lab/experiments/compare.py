@@ -1,4 +1,4 @@
-"""Several methods on several tasks: an experiment made in memory, and a proof that no task disturbed another.
+"""Several methods on several tasks, one training after the other, and a proof that no task disturbed another.
 
 for each seed, task, method:    train                       -> a row, a task file
 all task files in one model:    measure each task again     -> the same accuracy, the same backbone
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
 
-from piggyback.lab.experiments.manifest import BackboneChoice, Manifest, MethodChoice
-from piggyback.lab.experiments.plan import Job, repeats, trials
-from piggyback.lab.experiments.runner import train_job
 from piggyback.lab.tables.formats import runs_csv, runs_json, runs_markdown
 from piggyback.lab.tables.plots import accuracy_against_bytes, density_per_layer, save_all
 from piggyback.lab.tables.rows import Row, row_of
@@ -23,9 +21,8 @@ from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
 from piggyback.network.fingerprint import fingerprint
 from piggyback.taskfile.file import save_file
-from piggyback.train import ImageData, Listener, Recipe, TrainResult, evaluate
+from piggyback.train import ImageData, Listener, Recipe, TrainResult, evaluate, train
 from piggyback.train.device import processes
-from piggyback.train.recipe import flat
 
 
 @dataclass(frozen=True)
@@ -90,18 +87,19 @@ def compare(
     """
     before = _fingerprint(backbone)
     results = []
-    for job in _jobs(data, methods, recipe, seeds):
-        (task,) = job.tasks
-        (result,) = train_job(
-            job,
+    for seed, task, method in product(seeds, data, methods):
+        result = train(
             backbone,
-            data,
-            out / "runs" / task / f"{job.label}-seed{job.seed}",
+            data[task],
+            task,
+            replace(recipe, method=method, seed=seed),
+            out / "runs" / task / f"{method}-seed{seed}",
             resume=resume,
             overwrite=overwrite,
-            listener=listener(job.title if len(seeds) > 1 else f"{task} {job.label}"),
+            listener=listener(f"{task} {method}" + f" seed {seed}" * (len(seeds) > 1)),
         )
-        results.append(replace(result, state=None))  # a full copy of every network adds up
+        # By its method, also where tune found the head alone to be best; a full copy of every network adds up.
+        results.append(replace(result, method=method, state=None))
     rows = [row_of(result) for result in results]
     best = _best(results)
     files = {name: out / "tasks" / f"{name}.safetensors" for name in best}
@@ -145,28 +143,6 @@ def prove(
         model.release()
         model.to("cpu").to(memory_format=torch.contiguous_format)
     return Proof(before, after, tuple(measured))
-
-
-def _jobs(
-    tasks: Mapping[str, ImageData],
-    methods: Sequence[str],
-    recipe: Recipe,
-    seeds: Sequence[int],
-) -> list[Job]:
-    """The runs of a comparison as an experiment has them; seed by seed, then task by task."""
-    manifest = Manifest.model_construct(  # not checked: its tasks are images that are at hand
-        name="compare",
-        title="Methods side by side",
-        backbones={"backbone": BackboneChoice(spec="")},
-        tasks={task: {} for task in tasks},
-        recipe=flat(recipe.to_json()),
-        methods={name: MethodChoice(method=name) for name in methods},
-        seeds=tuple(seeds),
-    )
-    first = trials(manifest, {})
-    order = [(seed, task) for seed in seeds for task in tasks]
-    jobs = [*first, *repeats(manifest, first)]
-    return sorted(jobs, key=lambda job: order.index((job.seed, job.tasks[0])))
 
 
 def _best(results: Sequence[TrainResult]) -> dict[str, TrainResult]:

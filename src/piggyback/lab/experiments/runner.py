@@ -152,7 +152,7 @@ def _attempt(
     try:
         backbone = sources.backbone(job.choice, job.recipes[job.tasks[0]].image_size)
         data = {task: sources.data(task) for task in job.tasks}
-        results = train_job(job, backbone, data, folder, listener=listener)
+        results = train_job(job, backbone, data, folder, listener)
         of_line = (job.backbone, job.label, len(job.method.trials), job.settings)
         rows = [row_of(result, *of_line) for result in results]
         content = {"identity": job.identity(), "rows": [row.to_json() for row in rows]}
@@ -167,9 +167,6 @@ def train_job(
     backbone: Backbone,
     data: Mapping[str, ImageData],
     folder: Path,
-    *,
-    resume: bool = True,
-    overwrite: bool = False,
     listener: Listener | None = None,
 ) -> list[TrainResult]:
     """Return a job's results, one per task, after training what is not finished in ``folder``.
@@ -187,8 +184,7 @@ def train_job(
         task,
         job.recipes[task],
         folder,
-        resume=resume,
-        overwrite=overwrite,
+        resume=True,
         listener=listener,
     )
     return [replace(result, method=job.method.method)]

@@ -53,6 +53,7 @@ class LoraLearner(CopyLearner):
     suffix = ".lora"
 
     def __init__(self, backbone: Backbone, setup: Setup) -> None:
+        peft = require("peft", "peft")  # before anything is copied
         recipe = setup.recipe
         self._head = backbone.head or find_head(backbone.module)
         self._norm = recipe.norm
@@ -62,7 +63,8 @@ class LoraLearner(CopyLearner):
         layers = find_layers(self.network, weights, setup.preprocessing.example())
         rank = choose_rank(recipe, layers, weights)
         self._ranks = own_ranks(layers, rank)
-        self.notes = {"lora": self._notes(setup, layers, rank, weights)}
+        notes = self._notes(setup, layers, rank, weights)
+        self.notes = {"lora": {**notes, "peft": peft.__version__}}
         torch.manual_seed(seed_of(recipe.seed, _ADAPTER_STREAM))
         adapt_(self.network, self._ranks)
         torch.manual_seed(seed_of(recipe.seed, HEAD_STREAM))
@@ -118,14 +120,7 @@ class LoraLearner(CopyLearner):
             "fingerprint": self.fingerprint,
             "adapter_bytes": adapter_bytes(layers, rank),
             "left_alone": {name: weight.numel() for name, weight in left.items()},
-            "peft": require("peft", "peft").__version__,
         }
-
-
-def lora(backbone: Backbone, setup: Setup) -> LoraLearner:
-    """Return a learner of low-rank adapters: what most would use today to adapt a large network."""
-    require("peft", "peft")  # before anything is copied
-    return LoraLearner(backbone, setup)
 
 
 def choose_rank(recipe: Recipe, layers: Mapping[str, Layer], weights: Mapping[str, Tensor]) -> int:

@@ -36,8 +36,8 @@ COLUMNS = (
 def human_bytes(count: float) -> str:
     """Return a size in the unit that suits it, in powers of ten.
 
-    >>> human_bytes(13_600_000), human_bytes(512)
-    ('13.6 MB', '512 B')
+    >>> human_bytes(13_600_000), human_bytes(999), human_bytes(2.5e12)
+    ('13.6 MB', '999 B', '2.5e+03 GB')
     """
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000 or unit == "GB":
@@ -106,24 +106,18 @@ class Grid:
             yield Text(plain(self.heading), style="bold")
         end = len(self.titles) - self.summary
         part = names = list(range(self.names))
+        boundless = options.update(max_width=10_000)
         for group in [
             *([at] for at in range(self.names, end)),
             list(range(end, end + self.summary)),
         ]:
-            if part != names and self._width([*part, *group]) > options.max_width:
+            wider = console.measure(self._part([*part, *group]), options=boundless)
+            if part != names and wider.maximum > options.max_width:
                 yield self._part(part)
                 part = names
             part = [*part, *group]
         yield self._part(part)
         yield from (Text(plain(line)) for line in self.notes)
-
-    def _width(self, columns: Sequence[int]) -> int:
-        """As ``_part`` pads them."""
-        widest = 0
-        for at in columns:
-            texts = (Text(self.titles[at]), *(line[at].rich() for line in self.lines))
-            widest += 2 + max(line.cell_len for text in texts for line in text.split())
-        return widest
 
     def _part(self, columns: Sequence[int]) -> Table:
         made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -17,7 +17,9 @@ from piggyback.errors import InputError
 from piggyback.images.decode import normalise
 from piggyback.images.label_maps import VOID
 from piggyback.images.map_pictures import colours_of
+from piggyback.lab.tables.formats import Entry, Grid
 from piggyback.lab.tables.plots import save_all
+from piggyback.lab.tables.rows import mean_of_known
 from piggyback.model.heads import new_head
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
@@ -113,20 +115,16 @@ def iou_table(measured: Mapping[str, Sequence[Measured]]) -> str:
     | pixels right | 87.50 |
     <BLANKLINE>
     """
-    lines = [f"| class | {' | '.join(measured)} |", f"|---|{'--:|' * len(measured)}"]
-    classes = next(iter(measured.values()))[0].classes
-    for name in classes:
-        cells = []
-        for column in measured.values():
-            found = [iou for one in column if (iou := one.per_class_iou()[name]) is not None]
-            cells.append(f"{mean(found):.1f}" if found else "-")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    for title, values in (
-        ("mean IoU", [[one.mean_iou for one in column] for column in measured.values()]),
-        ("pixels right", [[one.right for one in column] for column in measured.values()]),
-    ):
-        lines.append(f"| {title} | {' | '.join(_with_spread(column) for column in values)} |")
-    return "\n".join(lines) + "\n"
+    columns = list(measured.values())
+    lines = []
+    for name in columns[0][0].classes:
+        found = [mean_of_known(one.per_class_iou()[name] for one in column) for column in columns]
+        lines.append([name, *("-" if iou is None else f"{iou:.1f}" for iou in found)])
+    means = [[one.mean_iou for one in column] for column in columns]
+    right = [[one.right for one in column] for column in columns]
+    lines += [["mean IoU", *map(_with_spread, means)], ["pixels right", *map(_with_spread, right)]]
+    entries = [[Entry(text) for text in line] for line in lines]
+    return Grid(["class", *measured], entries, names=1).markdown()
 
 
 def side_by_side(images: Tensor, maps: Mapping[str, Tensor], classes: Sequence[str]) -> Figure:
