@@ -16,7 +16,7 @@ from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from piggyback import MaskRule, MultiTaskModel, ScoreInit
+from piggyback import Backbone, MaskRule, MultiTaskModel, ScoreInit
 from piggyback.errors import (
     InputError,
     PiggybackWarning,
