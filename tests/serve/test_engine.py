@@ -31,7 +31,7 @@ from piggyback.schemas import Answer
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
 from piggyback.serve.replicas.copies import ModelCopy
-from piggyback.serve.store.folder import Changes, TaskFolder
+from piggyback.serve.store.folder import TaskFolder
 from piggyback.serve.store.stores import LocalStore
 from piggyback.taskfile.file import save
 from piggyback.taskfile.header import header_of
@@ -400,7 +400,7 @@ def test_a_look_that_fails_is_logged_and_the_next_one_comes(folder, monkeypatch,
     looked = threading.Event()
     scan = TaskFolder.scan
 
-    def fails_once(tasks: TaskFolder) -> Changes:
+    def fails_once(tasks: TaskFolder) -> None:
         monkeypatch.setattr(TaskFolder, "scan", lambda tasks: looked.set() or scan(tasks))
         raise MemoryError("for once")
 
