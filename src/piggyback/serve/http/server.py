@@ -52,7 +52,8 @@ def run(
         service.local_only = True
     warn_if_open(host, service.token)
     with closing(bound), logging_to(level=log_level):
-        HttpServer(app, host, say or partial(print, flush=True)).run(sockets=[bound])
+        address = address_of(host, bound.getsockname()[1])
+        HttpServer(app, address, say or partial(print, flush=True)).run(sockets=[bound])
     if service.failure is not None:
         raise service.failure
     return 0
@@ -75,7 +76,7 @@ class HttpServer(uvicorn.Server):
     By itself it would close its port at once, so that who balances the load finds a port closed in place of a 503.
     """
 
-    def __init__(self, app: FastAPI, host: str, say: Callable[[str], object]) -> None:
+    def __init__(self, app: FastAPI, address: str, say: Callable[[str], object]) -> None:
         self.service: Service = app.state.service
         super().__init__(
             uvicorn.Config(
@@ -92,9 +93,7 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=LAST_S,
             )
         )
-        self.address = ""
-        """Where it listens, from the moment it does."""
-        self._host, self._say = host, say
+        self.address, self._say = address, say
         self._said = False
         self._until: float | None = None
 
@@ -106,11 +105,6 @@ class HttpServer(uvicorn.Server):
         else:
             self.service.abandon()
             self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
-        await super().startup(sockets)
-        self.address = address_of(self._host, self.servers[0].sockets[0].getsockname()[1])
 
     async def on_tick(self, counter: int) -> bool:
         """Look, ten times a second, how far things are; return whether to end."""
