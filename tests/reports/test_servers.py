@@ -248,9 +248,14 @@ def test_a_folder_that_goes_away_is_said_once_and_so_is_its_return(folder):
         folder.rename(away)
         for _ in range(3):
             engine.rescan()
+        assert engine.problem
         assert engine.predict(INPUT, "t1").task == "t1"
+        with pytest.raises(UnavailableError):
+            engine.predict(INPUT, "t0")
         away.rename(folder)
         engine.rescan()
+        assert engine.problem is None
+        assert engine.predict(INPUT, "t0").task == "t0"
     assert [line["event"] for line in lines(stream)] == [
         "tasks unreachable",
         "tasks reachable again",
@@ -284,16 +289,6 @@ def test_polls_are_debug_lines_and_refusals_have_their_code():
         for path in paths:
             httpx.get(running.address + path)
     assert [line["path"] for line in lines(stream) if "path" in line] == paths
-
-
-def test_images_that_cannot_be_used_are_counted_as_errors(tmp_path):
-    (tmp_path / "a.safetensors").write_bytes(task_file("a"))
-    with Engine(Colours(), tmp_path, options=EngineOptions(watch_s=0, device="cpu")) as engine:
-        engine.predict([picture("red"), b"bad"], "a", return_errors=True)
-        for ask, task in ((engine.predict, "a"), (engine.infer, ["a"])):
-            with pytest.raises(DataError):
-                ask(b"bad", task)
-        assert engine.stats().requests == {("a", "ok"): 1, ("a", "error"): 3}
 
 
 def test_a_callback_that_asks_the_engine_does_not_hang_it(folder):
@@ -388,13 +383,17 @@ def test_images_that_are_all_bad_are_an_error_that_names_each(server, path, imag
     ]
 
 
-def test_an_engine_gives_the_error_in_the_answers_place(tmp_path):
+def test_an_engine_gives_the_error_in_the_answers_place_and_counts_it(tmp_path):
     (tmp_path / "plain.safetensors").write_bytes(task_file("plain"))
     with Engine(Colours(), tmp_path, "64MiB", EngineOptions(watch_s=0.0, device="cpu")) as engine:
         images = [picture("red"), b"no image", picture("lime")]
         good, bad, last = engine.predict(images, "plain", return_errors=True)
         assert (good.classes[0], last.classes[0]) == ("plain red", "plain lime")
         assert isinstance(bad, DataError)
+        for ask, task in ((engine.predict, "plain"), (engine.infer, ["plain"])):
+            with pytest.raises(DataError):
+                ask(b"no image", task)
+        assert engine.stats().requests == {("plain", "ok"): 2, ("plain", "error"): 3}
         assert all(
             isinstance(e, DataError) for e in engine.predict([b"", b"x"], "plain", 1, None, True)
         )

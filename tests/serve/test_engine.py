@@ -305,11 +305,6 @@ def test_tiers_are_what_was_used_and_bytes_stay_within_the_budget(folder):
         assert stats.loads >= 12
 
 
-def test_a_budget_too_small_for_the_workers_is_refused(folder):
-    with pytest.raises(InputError, match="memory 100 bytes: expected at least"):
-        engine_over(folder, memory=100)
-
-
 @pytest.mark.parametrize("device", ["gpu", "cuda:77", "meta"])
 def test_a_device_that_is_not_there_is_refused(folder, device):
     with pytest.raises(InputError, match=f"device '{device}': expected"):
@@ -363,23 +358,6 @@ def test_short_memory_while_loading_fails_those_who_wait_and_nobody_else(folder,
 
 
 # -- tasks come and go -------------------------------------------------------------------------
-
-
-def test_tasks_are_added_replaced_and_removed_while_serving(folder):
-    others = {name: save(task) for name, task in telling_tasks(20).items()}
-    with engine_over(folder) as engine:
-        before = engine.predict(INPUT, "t1")
-        added = engine.put_task("t15", others["t15"])
-        assert says(engine, "t15") == expected("t15")
-        replaced = engine.put_task("t1", others["t19"], replace_classes=True)
-        answer = engine.predict(INPUT, "t1")
-        assert answer.classes[0] == expected("t19")
-        assert answer.version == replaced.version != before.version
-        assert added.name == "t15"
-        engine.delete_task("t15")
-        with pytest.raises(UnknownTaskError):
-            engine.predict(INPUT, "t15")
-        assert not (folder / "t15.safetensors").exists()
 
 
 def test_files_put_into_the_folder_are_found(folder):
@@ -499,21 +477,6 @@ def test_a_task_of_another_backbone_is_refused(folder):
         data = (folder / "t1.safetensors").read_bytes()
         with pytest.raises(BackboneMismatchError, match="fingerprint"):
             engine.put_task("t1", data)
-
-
-def test_when_the_disk_is_gone_what_is_in_memory_still_answers(folder):
-    with engine_over(folder) as engine:
-        says(engine, "t1")
-        folder.rename(folder.with_name("elsewhere"))
-        engine.rescan()
-        assert engine.problem
-        assert says(engine, "t1") == expected("t1")
-        with pytest.raises(UnavailableError):
-            engine.predict(INPUT, "t2")
-        folder.with_name("elsewhere").rename(folder)
-        engine.rescan()
-        assert engine.problem is None
-        assert says(engine, "t2") == expected("t2")
 
 
 # -- the end -----------------------------------------------------------------------------------
