@@ -180,11 +180,11 @@ PLAIN = base64.b64encode(BYTES).decode()
     ],
 )
 def test_base64_as_programs_write_it(server, text):
-    server.service.started.asked.clear()
+    server.engine.asked.clear()
     for body in ({"image": text}, {"images": [text] * 32}):
         done = httpx.post(server.address + PREDICT, json=body)
         assert done.status_code == 200, done.text
-    assert {image for _, image, _ in server.service.started.asked} == {BYTES}
+    assert {image for _, image, _ in server.engine.asked} == {BYTES}
 
 
 @pytest.mark.parametrize("text", ["data:image/png,red", "data:" + ";" * 10**6, "cm-+!", "c"])
@@ -486,7 +486,7 @@ def test_random_requests_are_answered_or_refused(tmp_path):
                     right = f"{name} {COLOURS[(at + shift) % 3]}"
                     assert client.predict(picture(colour), name).classes[0] == right
         assert server.service.held == 0
-        assert server.service.started.queue_depth == 0
+        assert server.engine.queue_depth == 0
     assert '"trace"' not in stream.getvalue()
     assert seen[200] > count / 20, seen
     sys.stdout.write(f"{sorted(seen.items())}\n")

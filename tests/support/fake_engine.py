@@ -158,6 +158,7 @@ def running(app, *, said=None, ready=True) -> Iterator[HttpServer]:
     thread.start()
     try:
         wait_until(lambda: server.started and (not ready or app.state.service.status == "ready"))
+        server.engine = app.state.service.started
         yield server
     finally:
         server.handle_exit(15, None)

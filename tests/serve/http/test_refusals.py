@@ -35,10 +35,8 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def server():
-    engine = FakeEngine()
     limits = Limits(body_bytes=20_000, upload_bytes=30_000, images=3, tasks=2)
-    with served(engine, limits=limits) as running:
-        running.engine = engine
+    with served(FakeEngine(), limits=limits) as running:
         yield running
 
 
