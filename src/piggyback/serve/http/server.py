@@ -38,8 +38,8 @@ def run(
     *,
     say: Callable[[str], object] | None = None,
     log_level: LogLevel = "info",
-) -> int:
-    """Serve what ``create_app`` made until SIGTERM or Ctrl-C, then answer what is queued; return the exit code.
+) -> None:
+    """Serve what ``create_app`` made until SIGTERM or Ctrl-C, then answer what is queued.
 
     ``say`` (a line on standard output) gets one line with the address once there are answers; ``port`` 0 takes a free
     one. Logs go to standard error as JSON. Raises InputError for a port that cannot be had, and what the start of the
@@ -56,7 +56,6 @@ def run(
         HttpServer(app, address, say or partial(print, flush=True)).run(sockets=[bound])
     if service.failure is not None:
         raise service.failure
-    return 0
 
 
 def warn_if_open(host: str, token: str | None) -> None:
