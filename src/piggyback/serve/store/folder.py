@@ -105,20 +105,18 @@ class TaskFolder:
                 if self.problem is None:
                     LOGGER.warning({"event": "tasks unreachable", "reason": str(error)})
                 self.problem = str(error)
-            else:
-                if self.problem is not None:
-                    LOGGER.info({"event": "tasks reachable again"})
-                self.problem = None
-                for name, stamp in listed.items():
-                    if self._stamps.get(name) != stamp:
-                        self._look(name, stamp)
-                for name in self.entries.keys() - listed.keys():
-                    self._look(name, None)  # listings miss files that are being replaced
-                with self._lock:
-                    self._stamps = {n: s for n, s in self._stamps.items() if n in listed}
-                    self._clear(
-                        set(self.refused) - {file_name(n) for n in (*listed, *self.entries)}
-                    )
+                return
+            if self.problem is not None:
+                LOGGER.info({"event": "tasks reachable again"})
+            self.problem = None
+            for name, stamp in listed.items():
+                if self._stamps.get(name) != stamp:
+                    self._look(name, stamp)
+            for name in self.entries.keys() - listed.keys():
+                self._look(name, None)  # listings miss files that are being replaced
+            with self._lock:
+                self._stamps = {n: s for n, s in self._stamps.items() if n in listed}
+                self._clear(set(self.refused) - {file_name(n) for n in (*listed, *self.entries)})
 
     def entry(self, name: str) -> TaskEntry:
         """Return what is served as ``name``.
