@@ -336,6 +336,25 @@ def test_a_slow_disk_does_not_hold_up_tasks_in_memory(folder, monkeypatch):
         assert cold.result(60).timing.load > 0
 
 
+def test_a_task_that_is_removed_while_it_is_read_is_counted_no_more(folder, monkeypatch):
+    reading, release, read = threading.Event(), threading.Event(), LocalStore.read
+
+    def slow(store: LocalStore, name: str) -> bytes:
+        reading.set()
+        assert release.wait(60)
+        return read(store, name)
+
+    with engine_over(folder) as engine:
+        monkeypatch.setattr(LocalStore, "read", slow)
+        waiting = engine.submit(INPUT, "t2")
+        assert reading.wait(60)
+        engine.delete_task("t2")
+        release.set()
+        with pytest.raises(UnknownTaskError):
+            waiting.result(60)
+        assert not engine.stats().requests
+
+
 def test_short_memory_while_loading_fails_those_who_wait_and_nobody_else(folder, monkeypatch):
     from piggyback.serve.replicas.network import Network
 
