@@ -7,7 +7,7 @@ import json
 import pytest
 
 from piggyback.errors import ERRORS_BY_CODE, InputError, OverloadError
-from piggyback.schemas import Answer, RankedClass, TaskStatus, Timing
+from piggyback.schemas import Answer, RankedClass, Timing
 
 WIRE = {
     "task": "signs",
@@ -38,17 +38,6 @@ def test_an_answer_is_rounded_on_its_way_and_only_there() -> None:
 def test_what_is_no_answer_is_a_value_error(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Answer.model_validate(WIRE | wrong)
-
-
-def test_a_status_is_what_was_written() -> None:
-    status = TaskStatus(
-        name="signs", version="v", kind="classification", classes=("a",), file_bytes=1, memory_bytes=0,
-        tier="disk", image_size=None,
-    )  # fmt: skip
-    wire = status.model_dump(mode="json")
-    assert wire["classes"] == ["a"]
-    assert wire["image_size"] is None
-    assert TaskStatus.model_validate(wire) == status
 
 
 def test_each_code_is_one_class_and_has_a_status() -> None:

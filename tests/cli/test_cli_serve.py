@@ -45,11 +45,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
             source="a network", speed="float32", tasks=lambda: [1], refused=lambda: refused
         )
 
-    def run(app: Any, host: str, port: int, *, say: Callable[[str], object], log_level: str) -> int:
+    def run(
+        app: Any, host: str, port: int, *, say: Callable[[str], object], log_level: str
+    ) -> None:
         found.app, found.host, found.port, found.log_level = app, host, port, log_level
         app.state.service._start()
         say(f"ready at http://{host}:{port}")
-        return 0
 
     monkeypatch.setattr("piggyback.serve.engine.Engine", engine)
     monkeypatch.setattr(server, "run", run)

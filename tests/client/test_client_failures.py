@@ -82,13 +82,6 @@ def test_it_waits_as_long_as_the_server_wants(make: Any, server: FakeServer) -> 
     assert time.monotonic() - began >= 1
 
 
-def test_retries_end(make: Any, server: FakeServer) -> None:
-    server.script = [BUSY] * 9
-    with make(server.url, retries=3) as client, pytest.raises(OverloadError, match="are waiting"):
-        client.predict(b"BM x", "signs")
-    assert len(server.asked) == 4
-
-
 def test_too_long_a_wait_is_left_to_the_caller(make: Any, server: FakeServer) -> None:
     server.script = [refusal(429, "overload", "busy", Retry_After="3600")]
     with make(server.url, timeout=5) as client, pytest.raises(OverloadError) as told:

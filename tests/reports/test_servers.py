@@ -180,11 +180,11 @@ PLAIN = base64.b64encode(BYTES).decode()
     ],
 )
 def test_base64_as_programs_write_it(server, text):
-    server.service.started.asked.clear()
+    server.engine.asked.clear()
     for body in ({"image": text}, {"images": [text] * 32}):
         done = httpx.post(server.address + PREDICT, json=body)
         assert done.status_code == 200, done.text
-    assert {image for _, image, _ in server.service.started.asked} == {BYTES}
+    assert {image for _, image, _ in server.engine.asked} == {BYTES}
 
 
 @pytest.mark.parametrize("text", ["data:image/png,red", "data:" + ";" * 10**6, "cm-+!", "c"])
@@ -248,9 +248,14 @@ def test_a_folder_that_goes_away_is_said_once_and_so_is_its_return(folder):
         folder.rename(away)
         for _ in range(3):
             engine.rescan()
+        assert engine.problem
         assert engine.predict(INPUT, "t1").task == "t1"
+        with pytest.raises(UnavailableError):
+            engine.predict(INPUT, "t0")
         away.rename(folder)
         engine.rescan()
+        assert engine.problem is None
+        assert engine.predict(INPUT, "t0").task == "t0"
     assert [line["event"] for line in lines(stream)] == [
         "tasks unreachable",
         "tasks reachable again",
@@ -284,16 +289,6 @@ def test_polls_are_debug_lines_and_refusals_have_their_code():
         for path in paths:
             httpx.get(running.address + path)
     assert [line["path"] for line in lines(stream) if "path" in line] == paths
-
-
-def test_images_that_cannot_be_used_are_counted_as_errors(tmp_path):
-    (tmp_path / "a.safetensors").write_bytes(task_file("a"))
-    with Engine(Colours(), tmp_path, options=EngineOptions(watch_s=0, device="cpu")) as engine:
-        engine.predict([picture("red"), b"bad"], "a", return_errors=True)
-        for ask, task in ((engine.predict, "a"), (engine.infer, ["a"])):
-            with pytest.raises(DataError):
-                ask(b"bad", task)
-        assert engine.stats().requests == {("a", "ok"): 1, ("a", "error"): 3}
 
 
 def test_a_callback_that_asks_the_engine_does_not_hang_it(folder):
@@ -388,13 +383,17 @@ def test_images_that_are_all_bad_are_an_error_that_names_each(server, path, imag
     ]
 
 
-def test_an_engine_gives_the_error_in_the_answers_place(tmp_path):
+def test_an_engine_gives_the_error_in_the_answers_place_and_counts_it(tmp_path):
     (tmp_path / "plain.safetensors").write_bytes(task_file("plain"))
     with Engine(Colours(), tmp_path, "64MiB", EngineOptions(watch_s=0.0, device="cpu")) as engine:
         images = [picture("red"), b"no image", picture("lime")]
         good, bad, last = engine.predict(images, "plain", return_errors=True)
         assert (good.classes[0], last.classes[0]) == ("plain red", "plain lime")
         assert isinstance(bad, DataError)
+        for ask, task in ((engine.predict, "plain"), (engine.infer, ["plain"])):
+            with pytest.raises(DataError):
+                ask(b"no image", task)
+        assert engine.stats().requests == {("plain", "ok"): 2, ("plain", "error"): 3}
         assert all(
             isinstance(e, DataError) for e in engine.predict([b"", b"x"], "plain", 1, None, True)
         )
@@ -487,7 +486,7 @@ def test_random_requests_are_answered_or_refused(tmp_path):
                     right = f"{name} {COLOURS[(at + shift) % 3]}"
                     assert client.predict(picture(colour), name).classes[0] == right
         assert server.service.held == 0
-        assert server.service.started.queue_depth == 0
+        assert server.engine.queue_depth == 0
     assert '"trace"' not in stream.getvalue()
     assert seen[200] > count / 20, seen
     sys.stdout.write(f"{sorted(seen.items())}\n")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from piggyback.cli import main
 from piggyback.client import Client
-from piggyback.errors import DataError, InputError, TooLargeError
+from piggyback.errors import InputError
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.schemas import Answer
 from piggyback.serve.engine import Engine
@@ -30,7 +30,7 @@ from support.fake_engine import served
 from support.map_tasks import CLASSES, build, picture, task_file
 
 TASKS = {"streets": (1, 1.0), "centre": (2, 0.5)}
-OPTIONS = EngineOptions(watch_s=0, device="cpu", precision="float32", workers=1, max_pixels=9_999)
+OPTIONS = EngineOptions(watch_s=0, device="cpu", precision="float32", workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -146,15 +146,6 @@ def test_whatever_holds_a_picture_gets_a_map_of_its_size(engine: Engine) -> None
     for other in others:
         assert np.array_equal(pixels(other), pixels(first))
     assert pixels(engine.predict(torch.zeros(3, 16, 16), "centre")).shape == (16, 16)
-
-
-def test_limits_hold_and_a_bad_image_fails_alone(engine: Engine, images: list[Path]) -> None:
-    large = picture(0, (100, 100))
-    with pytest.raises(TooLargeError, match="100 x 100"):
-        engine.predict(large, "streets")
-    good, bad = engine.predict([images[0], large], "streets", return_errors=True)
-    assert good.label_map is not None
-    assert isinstance(bad, DataError)
 
 
 def test_no_task_is_inferred_from_maps(engine: Engine, server: Any, images: list[Path]) -> None:

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from piggyback.serve.cluster import ClusterOptions, run
 from piggyback.serve.options import EngineOptions
-from support.cluster_toys import image, task_files, write_network
+from support import colour_tasks
 
 TOKEN = "a-token"
 TASKS = [f"t{i}" for i in range(8)]
+IMAGE = colour_tasks.picture("red")
 
 
 class Scenario:
@@ -33,8 +38,8 @@ class Scenario:
         self.folder = folder
         self.tasks = folder / "tasks"
         self.tasks.mkdir()
-        self.backbone = write_network(folder)
-        self.files = task_files(self.backbone, 10)
+        shutil.copy(colour_tasks.__file__, folder / "network.py")
+        self.files = colour_tasks.numbered(10)
         self.port = port
         self.seen: dict[str, Any] = {}
         self.http = httpx.Client(
@@ -54,7 +59,7 @@ class Scenario:
     def serve(self) -> None:
         options = ClusterOptions(
             tasks="tasks",  # as the backbone, relative to where the command is started
-            backbone=Path(self.backbone).name,
+            backbone="network.py:build",
             memory="1MiB",
             engine=EngineOptions(workers=1, watch_s=0.5),
             token=TOKEN,
@@ -92,7 +97,7 @@ class Scenario:
             {line.split("{")[0].split(" ")[0] for line in metrics.splitlines() if line[:1] != "#"}
         )
         self.seen["several"] = self.http.post(
-            "/v1/predict?task=t1&task=t2", content=image(), headers={"Content-Type": "image/png"}
+            "/v1/predict?task=t1&task=t2", content=IMAGE, headers={"Content-Type": "image/png"}
         ).json()
         self.refusals()
         self.drop("t8")
@@ -130,7 +135,7 @@ class Scenario:
 
     def told_to_stop(self) -> Iterator[bytes]:
         """An image, half of which is sent before the cluster is told to stop, and half after."""
-        data = image()
+        data = IMAGE
         yield data[:20]
         time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -145,7 +150,7 @@ class Scenario:
 
     def predict(self, task: str, body: bytes | None = None) -> httpx.Response:
         kind = {"Content-Type": "image/png", "serve_multiplexed_model_id": task}
-        return self.http.post(f"/v1/tasks/{task}/predict", content=body or image(), headers=kind)
+        return self.http.post(f"/v1/tasks/{task}/predict", content=body or IMAGE, headers=kind)
 
     def ask(self, tasks: list[str]) -> list[list[str]]:
         """Task and first class of each, four at a time."""
@@ -203,22 +208,15 @@ class Scenario:
 
 
 def beyond_loopback() -> list[int]:
-    """Ports on which this process and its descendants listen for others than this machine; Linux only."""
-    sockets = set()
-    for pid in descendants(os.getpid()):
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                sockets.add(str(entry.readlink()))
-            except OSError:
-                continue
+    """Ports on which this process and its descendants listen for others than this machine."""
+    here = psutil.Process()
     found = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            _, local, _, state, *_, inode = line.split()[:10]
-            if state == "0A" and f"socket:[{inode}]" in sockets:
-                address, _, port = local.partition(":")
-                if not address.endswith("0100007F") and address != "0" * 24 + "01000000":
-                    found.append(int(port, 16))
+    for process in (here, *here.children(recursive=True)):
+        with suppress(psutil.Error):  # it has ended
+            for one in process.net_connections("inet"):
+                address = ip_address(one.laddr.ip.removeprefix("::ffff:"))
+                if one.status == psutil.CONN_LISTEN and not address.is_loopback:
+                    found.append(one.laddr.port)
     return found
 
 
@@ -233,21 +231,6 @@ def answer_without_token(port: int) -> str:
         except grpc.RpcError as error:
             return str(error.code().name)
     return "OK"
-
-
-def descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(stat[1]), []).append(int(folder.name))
-    found, todo = [], [pid]
-    while todo:
-        found.append(one := todo.pop())
-        todo += children.get(one, [])
-    return found
 
 
 if __name__ == "__main__":

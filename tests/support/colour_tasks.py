@@ -15,6 +15,7 @@ from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.file import save
 
 COLOURS = ("red", "lime", "blue")
+PLAIN = Preprocessing(8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 class Colours(nn.Module):
@@ -34,6 +35,11 @@ class Colours(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
+def build() -> tuple[nn.Module, Preprocessing]:
+    """The network and its preprocessing, for ``--backbone FILE:build``."""
+    return Colours(), PLAIN
+
+
 def task_file(name: str, shift: int = 0) -> bytes:
     """A task that names a colour, or the one ``shift`` places on."""
     model = MultiTaskModel(Colours(), head="head")
@@ -43,8 +49,17 @@ def task_file(name: str, shift: int = 0) -> bytes:
         model.backbone.head.weight.copy_(4 * torch.eye(3))
         model.backbone.head.bias.zero_()
     task = model.capture()
-    plain = Preprocessing(8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return save(replace(task, info=replace(task.info, preprocessing=plain)))
+    return save(replace(task, info=replace(task.info, preprocessing=PLAIN)))
+
+
+def numbered(count: int) -> dict[str, bytes]:
+    """Files of tasks ``t0``, ``t1``, ... by name, each of which names the colour so many places on."""
+    return {f"t{i}": task_file(f"t{i}", i) for i in range(count)}
+
+
+def red_is(name: str) -> str:
+    """The class that a numbered task must name for a red image."""
+    return f"{name} {COLOURS[int(name[1:]) % 3]}"
 
 
 def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (20, 10)) -> bytes:

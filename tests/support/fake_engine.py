@@ -24,7 +24,7 @@ from piggyback.errors import (
 )
 from piggyback.schemas import Answer, RankedClass, TaskStatus, Timing
 from piggyback.serve.http.app import create_app
-from piggyback.serve.http.server import HttpServer, listen
+from piggyback.serve.http.server import HttpServer, address_of, listen
 from piggyback.serve.stats import BATCHES, SECONDS, Stats, Tally
 
 CLASSES = ("red", "green", "blue")
@@ -34,7 +34,6 @@ class FakeEngine:
     """Answers by the first byte of an image: ``r``, ``g`` or ``b``; anything else is not an image."""
 
     source, fingerprint, speed = "timm:none", "ab" * 32, "by heart"
-    queue_depth = 0
 
     def __init__(self, tasks=("colours", "signs"), *, slow=0.0):
         self.options = SimpleNamespace(max_pixels=1000)
@@ -49,21 +48,17 @@ class FakeEngine:
         self.closed: list[bool] = []
         self.counts = Counter()
 
-    async def predict_async(self, images, task, top_k=5, timeout=None, return_errors=False):
+    async def predict_async(self, images, task, top_k, timeout, return_errors):
         self.task(task)
-        if isinstance(images, list):
-            found = []
-            for image in images:
-                try:
-                    found.append(await self._one(image, task, top_k, timeout))
-                except DataError as error:
-                    if not return_errors:
-                        raise
-                    found.append(error)
-            return found
-        return await self._one(images, task, top_k, timeout)
+        found = []
+        for image in images:
+            try:
+                found.append(await self._one(image, task, top_k, timeout))
+            except DataError as error:
+                found.append(error)
+        return found
 
-    async def infer_async(self, image, tasks=None, top_k=5, timeout=None):
+    async def infer_async(self, image, tasks, top_k, timeout):
         names = list(self.files) if tasks is None else tasks
         return [await self._one(image, name, top_k, timeout) for name in names]
 
@@ -157,11 +152,13 @@ def served(start, *, said=None, ready=True, **options):
 def running(app, *, said=None, ready=True) -> Iterator[HttpServer]:
     """A server in a thread, on a free port of this machine."""
     bound = listen("127.0.0.1", 0)
-    server = HttpServer(app, "127.0.0.1", [].append if said is None else said.append)
+    address = address_of(*bound.getsockname())
+    server = HttpServer(app, address, [].append if said is None else said.append)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:
-        wait_until(lambda: server.address and (not ready or app.state.service.status == "ready"))
+        wait_until(lambda: server.started and (not ready or app.state.service.status == "ready"))
+        server.engine = app.state.service.started
         yield server
     finally:
         server.handle_exit(15, None)

@@ -202,7 +202,7 @@ def run(
         _announce(line, engines[0])
 
     app = create_app(start, token=token, limits=limits)
-    raise typer.Exit(server.run(app, host, port, say=say, log_level=log_level))
+    server.run(app, host, port, say=say, log_level=log_level)
 
 
 def _between(autoscale: str | None) -> tuple[int, int] | None:

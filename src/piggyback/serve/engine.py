@@ -94,11 +94,16 @@ class Engine:
                 precision=self.options.precision,
                 compile=self.options.compile,
             )
+            self.source = self._network.source
+            """How the backbone can be loaded again; empty for a module of one's own."""
+            self.fingerprint = self._network.fingerprint
+            """SHA-256 of the backbone."""
+            self.speed = self._network.speed
+            """How the network is run, in words."""
             shapes = self._network.shapes
-            self._folder = TaskFolder(
-                store, servable(shapes, self._network.fingerprint, self._network.preprocessing)
-            )
+            check = servable(shapes, self.fingerprint, self._network.preprocessing)
             self._start(budget, workers, threads)
+            self._folder = TaskFolder(store, check, self._scheduler.retire)
             self._decoder = Decoder(shapes) if self.options.decode_apart else None
         self._stopping = Event()
         self._watcher = Thread(target=self._watch, name="piggyback-watcher", daemon=True)
@@ -110,22 +115,7 @@ class Engine:
         if self.options.watch_s:
             self._watcher.start()
 
-    # -- what it is ----------------------------------------------------------------------------
-
-    @property
-    def source(self) -> str:
-        """How the backbone can be loaded again; empty for a module of one's own."""
-        return self._network.source
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the backbone."""
-        return self._network.fingerprint
-
-    @property
-    def speed(self) -> str:
-        """How the network is run, in words."""
-        return self._network.speed
+    # -- how it is -----------------------------------------------------------------------------
 
     @property
     def queue_depth(self) -> int:
@@ -235,22 +225,15 @@ class Engine:
         """
         check_is("data", data, (bytes, bytearray, memoryview), "the bytes of a task file")
         check_is("replace_classes", replace_classes, bool, "True or False")
-        entry, old = self._folder.put(name, data, self._packed, replace_classes)
-        if old is not None and old.version != entry.version:
-            self._scheduler.retire(old, gone=False)
-        return self._status(entry)
+        return self._status(self._folder.put(name, data, self._packed, replace_classes))
 
     def delete_task(self, name: str) -> None:
         """Delete a task's file; what is queued for it is still answered."""
-        self._scheduler.retire(self._folder.remove(name), gone=True)
+        self._folder.remove(name)
 
     def rescan(self) -> None:
         """Look at the folder now: take in what was added, replaced or removed."""
-        changes = self._folder.scan()
-        for entry in changes.replaced:
-            self._scheduler.retire(entry, gone=False)
-        for entry in changes.removed:
-            self._scheduler.retire(entry, gone=True)
+        self._folder.scan()
 
     def stats(self) -> Stats:
         """Return what was done so far, and where everything is."""
@@ -376,8 +359,8 @@ class Engine:
         return TaskStatus(
             name=entry.name,
             version=entry.version,
-            kind=entry.kind,
-            classes=entry.classes,
+            kind=entry.outputs.name,
+            classes=entry.outputs.classes,
             file_bytes=entry.file_bytes,
             memory_bytes=memory,
             tier=tier,

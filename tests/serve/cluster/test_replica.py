@@ -12,7 +12,8 @@ from piggyback.serve.cluster import ClusterOptions
 from piggyback.serve.cluster.replica import ReplicaEngine
 from piggyback.serve.options import EngineOptions
 from piggyback.serve.stats import SECONDS, Counts, Stats
-from support.cluster_toys import expected, image, task_files, write_network
+from support import colour_tasks
+from support.colour_tasks import numbered, picture, red_is
 
 
 def stats(ok: int, **changes) -> Stats:
@@ -68,7 +69,7 @@ def serve(monkeypatch):
 @pytest.fixture
 def files(tmp_path):
     (tmp_path / "tasks").mkdir()
-    made = task_files(write_network(tmp_path), 2)
+    made = numbered(2)
     (tmp_path / "tasks" / "t0.safetensors").write_bytes(made["t0"])
     return made
 
@@ -77,7 +78,7 @@ def files(tmp_path):
 def engine(serve, files, tmp_path):
     options = ClusterOptions(
         tasks=str(tmp_path / "tasks"),
-        backbone=f"{tmp_path / 'network.py'}:build",
+        backbone=f"{colour_tasks.__file__}:build",
         memory="1MiB",
         engine=EngineOptions(workers=1, watch_s=0),
     )
@@ -86,10 +87,10 @@ def engine(serve, files, tmp_path):
 
 
 def test_the_router_is_told_of_a_task_that_is_asked_for_and_of_no_other(engine, serve):
-    answer = asyncio.run(engine.predict_async(image(), "t0"))
-    assert answer.classes[0] == expected("t0")
+    answer = asyncio.run(engine.predict_async(picture("red"), "t0"))
+    assert answer.classes[0] == red_is("t0")
     with pytest.raises(UnknownTaskError):
-        asyncio.run(engine.predict_async(image(), "t77"))
+        asyncio.run(engine.predict_async(picture("red"), "t77"))
     assert serve.told == ["t0"]
 
 

@@ -14,9 +14,7 @@ from support.fake_engine import FakeEngine, connected, received, served, told
 
 @pytest.fixture(scope="module")
 def server():
-    engine = FakeEngine()
-    with served(engine, token="s3cret", limits=Limits(upload_bytes=100)) as running:
-        running.engine = engine
+    with served(FakeEngine(), token="s3cret", limits=Limits(upload_bytes=100)) as running:
         yield running
 
 

@@ -27,9 +27,7 @@ TOKEN = {"Authorization": "Bearer s3cret"}
 
 @pytest.fixture(scope="module")
 def server():
-    engine = FakeEngine()
-    with served(engine, token="s3cret", limits=Limits(tasks=3)) as running:
-        running.engine = engine
+    with served(FakeEngine(), token="s3cret", limits=Limits(tasks=3)) as running:
         yield running
 
 

@@ -16,9 +16,7 @@ SLOW = Limits(body_bytes=1000, body_s=0.4, connections=8, timeout_s=0.8)
 
 @pytest.fixture
 def server():
-    engine = FakeEngine()
-    with served(engine, limits=SLOW) as running:
-        running.engine = engine
+    with served(FakeEngine(), limits=SLOW) as running:
         yield running
 
 
@@ -114,9 +112,8 @@ def test_a_crowd_is_sent_away_and_those_inside_are_answered(server):
 
 
 def test_many_large_bodies_at_once_are_more_than_is_held():
-    engine = FakeEngine()
     limits = Limits(body_bytes=1000, held_bytes=1500, body_s=20.0)
-    with served(engine, limits=limits) as server:
+    with served(FakeEngine(), limits=limits) as server:
         with connected(server) as first, connected(server) as second:
             first.sendall(head(PREDICT, "Content-Length: 1000") + b"r" * 999)
             wait_until(lambda: server.service.held == 999)
@@ -127,4 +124,4 @@ def test_many_large_bodies_at_once_are_more_than_is_held():
             first.sendall(b"r")
             assert first.recv(65536).startswith(b"HTTP/1.1 200")
         wait_until(lambda: server.service.held == 0)
-    assert engine.asked == [("colours", b"r" * 1000, 5)]
+    assert server.engine.asked == [("colours", b"r" * 1000, 5)]

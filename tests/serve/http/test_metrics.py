@@ -17,9 +17,7 @@ PREDICT = "/v1/tasks/colours/predict"
 
 @pytest.fixture
 def server():
-    engine = FakeEngine()
-    with served(engine) as running:
-        running.engine = engine
+    with served(FakeEngine()) as running:
         yield running
 
 

@@ -17,6 +17,7 @@ from piggyback.errors import (
     DeadlineError,
     InputError,
     OverloadError,
+    TaskFileError,
     TooLargeError,
     UnavailableError,
 )
@@ -34,10 +35,8 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def server():
-    engine = FakeEngine()
     limits = Limits(body_bytes=20_000, upload_bytes=30_000, images=3, tasks=2)
-    with served(engine, limits=limits) as running:
-        running.engine = engine
+    with served(FakeEngine(), limits=limits) as running:
         yield running
 
 
@@ -266,6 +265,7 @@ def test_wrong_methods_name_the_right_ones(client):
         (TooLargeError("image: 10^9 pixels"), 413, "too_large"),
         (InputError("top_k: no"), 422, "invalid"),
         (BackboneMismatchError("other weights"), 422, "wrong_backbone"),
+        (TaskFileError("damaged"), 422, "bad_task_file"),
         (OverloadError("1024 wait", 2.3), 429, "overload"),
         (DeadlineError("too late"), 504, "timeout"),
         (ClosedError("stopping"), 503, "stopping"),

@@ -124,11 +124,6 @@ def test_no_task_answers_where_none_is_sure(visit: Visit) -> None:
     assert bars(page)[0][0] == "oxeye daisy"
 
 
-def test_a_single_task_is_chosen_by_itself(visit: Visit) -> None:
-    page = visit(Service([task("birds")]))
-    assert page.get_by_role("combobox", name="Task").input_value() == "birds"
-
-
 def test_another_task_is_asked_about_the_same_image(visit: Visit) -> None:
     service = few()
     page = visit(service)

@@ -18,7 +18,7 @@ from piggyback.errors import (
 )
 from piggyback.serve.engine import Engine
 from piggyback.serve.options import EngineOptions
-from piggyback.serve.store.stores import open_store, place_of, without_secrets
+from piggyback.serve.store.stores import open_store, without_secrets
 from piggyback.taskfile.file import save
 from support.telling import INPUT, Telling, expected, telling_tasks
 
@@ -236,12 +236,6 @@ def test_a_file_system_that_cannot_be_made_is_unavailable(monkeypatch):
     with pytest.raises(UnavailableError, match="cannot be reached") as caught:
         open_store("sftp://me:opensesame@host/tasks")
     assert "opensesame" not in str(caught.value)
-
-
-def test_a_place_is_a_url_without_secrets():
-    assert place_of("s3://bucket/tasks") == "s3://bucket/tasks"
-    assert place_of("sftp://me:secret@host:22/tasks#x") == "sftp://host:22/tasks"
-    assert "secret" not in without_secrets(ValueError("it was secret"), "s3://a:secret@b")
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -64,6 +64,8 @@ def test_a_damaged_file_is_refused_by_name(task: Task, check: Check) -> None:
         ({"head_kind": "custom"}, "its head of kind 'custom'"),
         ({"head_kind": "segmentation"}, "scores every pixel: expected kind 'segmentation'"),
         ({"kind": "tags"}, "of kind 'tags'"),
+        ({"kind": "tokens"}, "'tokens' for both"),
+        ({"head_kind": "tokens"}, "'tokens' for both"),
     ],
 )
 def test_what_a_server_cannot_answer_is_refused(
@@ -72,15 +74,6 @@ def test_what_a_server_cannot_answer_is_refused(
     with pytest.raises(InputError, match=message) as raised:
         check(save(replace(task, info=replace(task.info, **changes))), "signs")
     assert "task 'signs'" in str(raised.value)
-
-
-@pytest.mark.parametrize("fields", [{"kind": "tokens"}, {"head_kind": "tokens"}])
-def test_a_head_that_does_not_fit_the_kind_is_refused(
-    task: Task, check: Check, fields: dict[str, str]
-) -> None:
-    mixed = replace(task, info=replace(task.info, **fields))
-    with pytest.raises(InputError, match=r"'signs'.*'tokens' for both"):
-        check(save(mixed), "signs")
 
 
 def test_a_task_that_keeps_the_backbones_head_is_refused_by_name(check: Check) -> None:

@@ -24,7 +24,7 @@ from piggyback.errors import (
 )
 from piggyback.kinds.classification import Classification
 from piggyback.serve.store import stores
-from piggyback.serve.store.folder import Changes, TaskEntry, TaskFolder, version_of
+from piggyback.serve.store.folder import TaskEntry, TaskFolder, version_of
 from piggyback.serve.store.stores import LocalStore, Stamp
 from piggyback.taskfile.file import save
 from piggyback.taskfile.header import TaskHeader, header_of
@@ -80,8 +80,14 @@ def store(place: Path) -> Counted:
 
 
 @pytest.fixture
-def folder(store: Counted) -> TaskFolder:
-    return TaskFolder(store, check)
+def retired() -> list[tuple[str, bool]]:
+    """Version of each entry that is served no longer, and whether its task is gone."""
+    return []
+
+
+@pytest.fixture
+def folder(store: Counted, retired: list[tuple[str, bool]]) -> TaskFolder:
+    return TaskFolder(store, check, lambda entry, gone: retired.append((entry.version, gone)))
 
 
 @pytest.fixture
@@ -101,23 +107,29 @@ def versions(folder: TaskFolder) -> dict[str, str]:
 # -- scan ------------------------------------------------------------------------------------------
 
 
-def test_files_come_change_and_go(place: Path, folder: TaskFolder) -> None:
-    assert folder.scan() == Changes()
+def test_files_come_change_and_go(
+    place: Path, folder: TaskFolder, retired: list[tuple[str, bool]]
+) -> None:
+    folder.scan()
+    assert not folder.entries
     lay(place, "signs", made(1))
     lay(place, "letters", made(2))
-    added = folder.scan().added
-    assert sorted(entry.name for entry in added) == ["letters", "signs"]
+    folder.scan()
+    assert versions(folder) == {"signs": version_of(made(1)), "letters": version_of(made(2))}
     signs = folder.entry("signs")
     assert signs == TaskEntry(
         "signs", version_of(made(1)), len(made(1)), Classification(("stop", "go")), None
     )
-    assert folder.scan() == Changes()
+    folder.scan()
+    assert not retired
     lay(place, "signs", made(3))
-    assert folder.scan() == Changes(replaced=(signs,))
+    folder.scan()
     assert folder.entry("signs").version == version_of(made(3))
+    assert retired == [(signs.version, False)]
     (place / "letters.safetensors").unlink()
-    assert folder.scan() == Changes(removed=tuple(e for e in added if e.name == "letters"))
+    folder.scan()
     assert list(folder.entries) == ["signs"]
+    assert retired[1:] == [(version_of(made(2)), True)]
     assert not folder.refused
     assert folder.problem is None
 
@@ -144,20 +156,24 @@ def test_a_half_written_file_is_refused_until_it_is_whole(place: Path, folder: T
     data = made(1)
     for length in (0, 7, 40, len(data) - 1):
         lay(place, "signs", data[:length])
-        assert folder.scan() == Changes()
+        folder.scan()
+        assert not folder.entries
         assert list(folder.refused) == ["signs.safetensors"]
         assert "cut off" in folder.refused["signs.safetensors"]
     lay(place, "signs", data)
-    assert [entry.name for entry in folder.scan().added] == ["signs"]
+    folder.scan()
+    assert list(folder.entries) == ["signs"]
     assert not folder.refused
 
 
-def test_a_bad_replacement_leaves_the_old_version_served(place: Path, folder: TaskFolder) -> None:
+def test_a_bad_replacement_leaves_the_old_version_served(
+    place: Path, folder: TaskFolder, retired: list[tuple[str, bool]]
+) -> None:
     lay(place, "signs", made(1))
     folder.scan()
     entry = folder.entry("signs")
     lay(place, "signs", made(1)[:-5] + b"wrong")
-    assert folder.scan() == Changes()
+    folder.scan()
     assert folder.entry("signs") is entry
     assert "SHA-256" in folder.refused["signs.safetensors"]
     with pytest.raises(
@@ -165,9 +181,10 @@ def test_a_bad_replacement_leaves_the_old_version_served(place: Path, folder: Ta
     ):
         folder.read(entry)
     lay(place, "signs", made(1))
-    assert folder.scan() == Changes()
+    folder.scan()
     assert not folder.refused
     assert folder.read(entry) == (entry, made(1))
+    assert not retired
 
 
 def test_what_the_check_refuses_is_not_served(place: Path, store: Counted) -> None:
@@ -178,7 +195,7 @@ def test_what_the_check_refuses_is_not_served(place: Path, store: Counted) -> No
             raise InputError("task 'custom': its head is a module of its own")
         return header_of(data)
 
-    folder = TaskFolder(store, picky)
+    folder = TaskFolder(store, picky, nothing)
     for name in ("other", "custom", "signs"):
         lay(place, name, made(1))
     folder.scan()
@@ -238,31 +255,34 @@ def test_a_file_that_cannot_be_read_is_tried_again_without_a_change(
     store.on_read = broken
     time.sleep(0.02)
     lay(place, "signs", made(2))
-    assert folder.scan() == Changes()  # the old one is still served
+    folder.scan()
+    assert versions(folder) == {"signs": version_of(made(1))}  # still served
     store.on_read = nothing
-    assert len(folder.scan().replaced) == 1
+    folder.scan()
+    assert versions(folder) == {"signs": version_of(made(2))}
 
 
 def test_a_listing_that_misses_a_file_removes_no_task(place: Path, store: Counted) -> None:
     """A listing may miss a file that another is just being renamed over."""
     listed: list[dict[str, Stamp]] = []
     store.list = lambda: listed[-1]  # type: ignore[method-assign]
-    folder = TaskFolder(store, check)
+    folder = TaskFolder(store, check, nothing)
     lay(place, "signs", made(1))
     listed.append({"signs": 1})
     folder.scan()
     listed.append({})
-    assert folder.scan() == Changes()
+    folder.scan()
     assert list(folder.entries) == ["signs"]
     (place / "signs.safetensors").unlink()
-    assert [entry.name for entry in folder.scan().removed] == ["signs"]
+    folder.scan()
+    assert not folder.entries
 
 
 # -- read ------------------------------------------------------------------------------------------
 
 
 def test_read_gives_the_bytes_and_the_version_that_they_are(
-    place: Path, folder: TaskFolder
+    place: Path, folder: TaskFolder, retired: list[tuple[str, bool]]
 ) -> None:
     lay(place, "signs", made(1))
     folder.scan()
@@ -272,7 +292,7 @@ def test_read_gives_the_bytes_and_the_version_that_they_are(
     new, data = folder.read(old)
     assert (new.version, data) == (version_of(made(2)), made(2))
     assert folder.entry("signs") is new
-    assert folder.scan() == Changes(replaced=(old,))  # told, though ``read`` found it
+    assert retired == [(old.version, False)]
     assert folder.read(old) == (new, made(2))  # asked by who still knows the old one
     lay(place, "signs", made(1))
     assert folder.read(old) == (old, made(1))  # it came back
@@ -321,18 +341,21 @@ def test_a_scan_never_puts_an_older_file_in_the_place_of_a_newer(
 # -- put and remove --------------------------------------------------------------------------------
 
 
-def test_put_writes_and_serves_and_remove_deletes(place: Path, folder: TaskFolder) -> None:
-    first, _ = folder.put("signs", made(1))
+def test_put_writes_and_serves_and_remove_deletes(
+    place: Path, folder: TaskFolder, retired: list[tuple[str, bool]]
+) -> None:
+    first = folder.put("signs", made(1))
     assert folder.entries["signs"] is first
     assert (place / "signs.safetensors").read_bytes() == made(1)
-    assert folder.scan() == Changes(added=(first,))
-    second, _ = folder.put("signs", made(2))
+    second = folder.put("signs", made(2))
     assert folder.read(first) == (second, made(2))
-    assert folder.scan() == Changes(replaced=(first,))
-    assert folder.remove("signs") is second
+    folder.put("signs", made(2))
+    folder.scan()
+    assert retired == [(first.version, False)]
+    folder.remove("signs")
     assert list(place.iterdir()) == []
-    assert folder.scan() == Changes(removed=(second,))
-    assert folder.scan() == Changes()
+    folder.scan()
+    assert retired == [(first.version, False), (second.version, True)]
 
 
 def test_put_replaces_a_file_that_was_refused(place: Path, folder: TaskFolder) -> None:
@@ -340,7 +363,6 @@ def test_put_replaces_a_file_that_was_refused(place: Path, folder: TaskFolder) -
     folder.scan()
     folder.put("signs", made(1))
     assert not folder.refused
-    assert folder.scan().added == (folder.entry("signs"),)
 
 
 BAD_PUTS: dict[str, tuple[str, bytes, type[PiggybackError]]] = {
@@ -351,15 +373,14 @@ BAD_PUTS: dict[str, tuple[str, bytes, type[PiggybackError]]] = {
     "cut off": ("signs", made(1)[:-1], TaskFileError),
     "too long": ("signs", made(1) + b"x", TaskFileError),
     "a flipped bit": ("signs", made(1)[:-40] + b"x" + made(1)[-39:], TaskFileError),
-    "too large": ("signs", bytes(5000), TaskFileError),
 }
 
 
 @pytest.mark.parametrize("case", BAD_PUTS)
 def test_a_bad_put_changes_nothing(case: str, place: Path, store: Counted) -> None:
     name, data, error = BAD_PUTS[case]
-    folder = TaskFolder(store, check, max_bytes=4000)
-    kept, _ = folder.put("signs", made(7))
+    folder = TaskFolder(store, check, nothing)
+    kept = folder.put("signs", made(7))
     folder.scan()
     with pytest.raises(error) as raised:
         folder.put(name, data)
@@ -386,9 +407,9 @@ def test_unknown_tasks_get_one_line_with_names_like_theirs(name: str, folder: Ta
 
 
 def test_remove_of_a_file_that_is_gone_already(place: Path, folder: TaskFolder) -> None:
-    entry, _ = folder.put("signs", made(1))
+    folder.put("signs", made(1))
     (place / "signs.safetensors").unlink()
-    assert folder.remove("signs") is entry
+    folder.remove("signs")
     assert not folder.entries
 
 
@@ -422,8 +443,7 @@ def test_bytes_always_match_their_version_whatever_goes_on(
             try:
                 if pick.random() < 0.7:
                     data = made(pick.randrange(12))
-                    entry, _ = folder.put(name, data)
-                    if entry.version != version_of(data):
+                    if folder.put(name, data).version != version_of(data):
                         wrong.append("put")
                 else:
                     folder.remove(name)
@@ -506,8 +526,8 @@ def test_a_read_does_not_wait_for_a_slow_check_of_another_file(place: Path, stor
             go_on.wait(60)
         return header_of(data)
 
-    folder = TaskFolder(store, slow)
-    entry, _ = folder.put("signs", made(1))
+    folder = TaskFolder(store, slow, nothing)
+    entry = folder.put("signs", made(1))
     lay(place, "slow", made(2))
     scan = threading.Thread(target=folder.scan)
     scan.start()

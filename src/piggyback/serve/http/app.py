@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -139,14 +139,15 @@ def app_from_env() -> FastAPI:
     What is wrong with them is one line on standard error, and exit code 4, after which gunicorn does not try again.
     """
     try:
-        return _app_from_env(os.environ)
+        return _app_from_env()
     except PiggybackError as error:
         sys.stderr.write(f"error: {plain(str(error))}\n")
         raise SystemExit(APP_LOAD_ERROR) from None
 
 
-def _app_from_env(environ: Mapping[str, str]) -> FastAPI:
+def _app_from_env() -> FastAPI:
     """Raises InputError, which names the variable."""
+    environ = os.environ
     missing = [name for name in ("PIGGYBACK_TASKS", "PIGGYBACK_BACKBONE") if not environ.get(name)]
     if missing:
         raise InputError(f"environment variable {missing[0]}: expected it to be set")

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from threading import TIMEOUT_MAX
 
 from piggyback.errors import InputError, check_number
-from piggyback.serve.store.folder import MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Limits:
     """Asked about one image; also how many there may be where a request names none."""
     timeout_s: float = 30.0
     """Seconds from a request's last byte to its answer."""
-    upload_bytes: int = MAX_BYTES
+    upload_bytes: int = 64 * 2**20
     """Of a task file."""
     body_s: float = 30.0
     """Seconds that a request's body may take to arrive."""

@@ -38,8 +38,8 @@ def run(
     *,
     say: Callable[[str], object] | None = None,
     log_level: LogLevel = "info",
-) -> int:
-    """Serve what ``create_app`` made until SIGTERM or Ctrl-C, then answer what is queued; return the exit code.
+) -> None:
+    """Serve what ``create_app`` made until SIGTERM or Ctrl-C, then answer what is queued.
 
     ``say`` (a line on standard output) gets one line with the address once there are answers; ``port`` 0 takes a free
     one. Logs go to standard error as JSON. Raises InputError for a port that cannot be had, and what the start of the
@@ -52,10 +52,10 @@ def run(
         service.local_only = True
     warn_if_open(host, service.token)
     with closing(bound), logging_to(level=log_level):
-        HttpServer(app, host, say or partial(print, flush=True)).run(sockets=[bound])
+        address = address_of(host, bound.getsockname()[1])
+        HttpServer(app, address, say or partial(print, flush=True)).run(sockets=[bound])
     if service.failure is not None:
         raise service.failure
-    return 0
 
 
 def warn_if_open(host: str, token: str | None) -> None:
@@ -75,7 +75,7 @@ class HttpServer(uvicorn.Server):
     By itself it would close its port at once, so that who balances the load finds a port closed in place of a 503.
     """
 
-    def __init__(self, app: FastAPI, host: str, say: Callable[[str], object]) -> None:
+    def __init__(self, app: FastAPI, address: str, say: Callable[[str], object]) -> None:
         self.service: Service = app.state.service
         super().__init__(
             uvicorn.Config(
@@ -92,9 +92,7 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=LAST_S,
             )
         )
-        self.address = ""
-        """Where it listens, from the moment it does."""
-        self._host, self._say = host, say
+        self.address, self._say = address, say
         self._said = False
         self._until: float | None = None
 
@@ -106,11 +104,6 @@ class HttpServer(uvicorn.Server):
         else:
             self.service.abandon()
             self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
-        await super().startup(sockets)
-        self.address = address_of(self._host, self.servers[0].sockets[0].getsockname()[1])
 
     async def on_tick(self, counter: int) -> bool:
         """Look, ten times a second, how far things are; return whether to end."""

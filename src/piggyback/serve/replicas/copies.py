@@ -105,7 +105,6 @@ class ModelCopy:
         self._ready = False  # whether a task was written to its end
         self._outputs: int | None = None
         self._dimensions = 2
-        self._as_it_comes = prototype.dtype == torch.float32 and prototype.device.type == "cpu"
 
     @torch.no_grad()
     def write(self, task: PackedTask) -> None:
@@ -154,11 +153,8 @@ class ModelCopy:
         with torch.inference_mode():
             if self._prototype.image_layout and x.ndim == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            if self._as_it_comes:
-                y = self._module(x)
-            else:
-                dtype = self._prototype.dtype if x.is_floating_point() else x.dtype
-                y = self._module(x.to(self._prototype.device, dtype))
+            dtype = self._prototype.dtype if x.is_floating_point() else x.dtype
+            y = self._module(x.to(self._prototype.device, dtype))
             if not isinstance(y, Tensor) or y.ndim != self._dimensions or len(y) != len(x):
                 what = {2: "rows", 3: "rows for every token", 4: "label maps"}[self._dimensions]
                 raise InputError(
@@ -168,7 +164,7 @@ class ModelCopy:
                 raise InputError(
                     f"{_described(y)}: expected {self._outputs} outputs, one per class"
                 )
-            return y if self._as_it_comes else y.to("cpu", torch.float32)
+            return y.to("cpu", torch.float32)
 
     def _take(self, names: Iterable[str]) -> None:
         """Give this copy memory of its own for some more tensors."""

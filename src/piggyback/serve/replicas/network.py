@@ -105,29 +105,23 @@ def _in_precision(
     if side is None:
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         return module.to(dtype), dtype, []
-    if problem := _problem(module, _images(module, side, 1)):
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1)).to(device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    if problem := _problem(module, x):
         raise BackboneError(
             f"the network does not take images of 3 x {side} x {side} ({problem}): expected what its "
             "preprocessing says; give it the right one, or none"
         )
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
     if precision == "float32" or (precision == "auto" and not multiplies_bfloat16(device)):
         return module, torch.float32, []
     low = copy.deepcopy(module).to(torch.bfloat16)
-    problem = _problem(low, _images(module, side, 1).bfloat16())
+    problem = _problem(low, x.bfloat16())
     if problem and precision == "bfloat16":
         raise BackboneError(f"the network does not run in bfloat16 ({problem}): use float32")
     if problem:
         return module, torch.float32, [f"does not run in bfloat16: {problem}"]
     return low, torch.bfloat16, []
-
-
-def _images(module: nn.Module, side: int, batch: int) -> Tensor:
-    """Random images to try ``module`` on, always the same ones."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(batch)
-    x = torch.randn(batch, 3, side, side, generator=generator)
-    return x.to(device).contiguous(memory_format=torch.channels_last)
 
 
 def _problem(module: nn.Module, x: Tensor) -> str:

@@ -74,9 +74,8 @@ class Queues:
         self._max_batch, self._patience = max_batch, patience
         self._waiting: dict[Key, deque[Request]] = {}
         self._parked: dict[Key, deque[Request]] = {}
-        self._since: list[tuple[float, int, Key]] = []  # a heap; outdated ones are passed over
-        self._turns: dict[Key, int] = {}  # which entry of it counts
-        self._pushed = 0
+        # A heap: when the oldest request of each task arrived. Outdated entries are passed over.
+        self._since: list[tuple[float, Key]] = []
         self._count = 0
 
     def __len__(self) -> int:
@@ -86,7 +85,7 @@ class Queues:
         """Put ``item`` behind those of its task; ``parked``: until ``ready`` is called for it."""
         self._count += 1
         if parked and key in self._waiting:  # its task has left memory since
-            self._parked[key] = self._leave(key)
+            self._parked[key] = self._waiting.pop(key)
         if parked or key in self._parked:
             self._parked.setdefault(key, deque()).append(item)
         elif key in self._waiting:
@@ -104,7 +103,7 @@ class Queues:
     def put_back(self, key: Key, batch: list[Request]) -> None:
         """Return a batch that was just taken to its place, parked: its task has left memory."""
         self._count += len(batch)
-        later = self._leave(key)
+        later = self._waiting.pop(key, deque())
         self._parked[key] = deque([*batch, *later, *self._parked.get(key, ())])
 
     def count(self, key: Key) -> int:
@@ -117,7 +116,7 @@ class Queues:
 
     def drop(self, key: Key) -> list[Request]:
         """Return the requests of a task, which wait no longer."""
-        items = [*self._parked.pop(key, ()), *self._leave(key)]
+        items = [*self._parked.pop(key, ()), *self._waiting.pop(key, deque())]
         self._count -= len(items)
         return items
 
@@ -129,8 +128,7 @@ class Queues:
                 items.remove(item)
                 self._count -= 1
                 if not items:
-                    self._parked.pop(key, None)
-                    self._leave(key)
+                    del queues[key]
                 elif queues is self._waiting:
                     self._wait(key, items)  # another may be the oldest now
                 return True
@@ -141,7 +139,7 @@ class Queues:
         key = self._next(now, is_live)
         if key is None:
             return None
-        items = self._leave(key)
+        items = self._waiting.pop(key)
         batch = [items.popleft() for _ in range(min(len(items), self._max_batch))]
         self._count -= len(batch)
         if items:
@@ -155,8 +153,8 @@ class Queues:
 
     def _next(self, now: float, is_live: Callable[[Key], bool]) -> Key | None:
         while self._since:
-            since, turn, key = self._since[0]
-            if self._turns.get(key) == turn:
+            since, key = self._since[0]
+            if key in self._waiting and self._waiting[key][0].arrived == since:
                 break
             heapq.heappop(self._since)
         else:
@@ -170,10 +168,4 @@ class Queues:
 
     def _wait(self, key: Key, items: deque[Request]) -> None:
         self._waiting[key] = items
-        self._pushed += 1  # keys need not be comparable
-        self._turns[key] = self._pushed
-        heapq.heappush(self._since, (items[0].arrived, self._pushed, key))
-
-    def _leave(self, key: Key) -> deque[Request]:
-        self._turns.pop(key, None)
-        return self._waiting.pop(key, deque())
+        heapq.heappush(self._since, (items[0].arrived, key))

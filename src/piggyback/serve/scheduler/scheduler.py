@@ -402,12 +402,14 @@ class Scheduler:
             requests = self._not_loaded(entry)
             self._counts.load_failures += 1
             self._counts.count(entry.name, "error", n=len(requests))
+            self._drop_retired(entry.key)
         fail(requests, error)
 
     def load_replaced(self, entry: TaskEntry, found: TaskEntry) -> None:
         """Queue what waits for ``entry`` anew for ``found``, which its file holds by now."""
         with self._lock:
             requests = self._not_loaded(entry)
+            self._drop_retired(entry.key)
             self._reserved += len(requests)
         for request in requests:
             try:
@@ -443,7 +445,7 @@ class Scheduler:
 
     # -- tasks ---------------------------------------------------------------------------------
 
-    def retire(self, entry: TaskEntry, *, gone: bool) -> None:
+    def retire(self, entry: TaskEntry, gone: bool) -> None:
         """Drop a version that was replaced or, where it is ``gone``, removed, once no requests wait for it."""
         with self._lock:
             self._retired[entry.key] = gone

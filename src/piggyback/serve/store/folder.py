@@ -35,13 +35,12 @@ from piggyback.texts.preprocessing import Prepares
 
 LOGGER = logging.getLogger(__name__)
 
-MAX_BYTES = 64 << 20
-"""Bytes of a file that is put, unless told otherwise; what is in the store already may be larger."""
-
 Key = tuple[str, str]
 """A task's name and version: what is asked for and what is kept in memory go by it."""
 Check = Callable[[bytes, str], TaskHeader]
 """Takes a file's bytes and the task's name; raises PiggybackError for what cannot be served."""
+Retire = Callable[["TaskEntry", bool], object]
+"""Takes an entry that is served no longer, and whether its task is gone."""
 
 
 @dataclass(frozen=True)
@@ -57,46 +56,28 @@ class TaskEntry:
     preprocessing: Prepares | None
 
     @property
-    def kind(self) -> str:
-        """The name of the task's kind."""
-        return self.outputs.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of classes, labels or numbers, in the order of the outputs."""
-        return self.outputs.classes
-
-    @property
     def key(self) -> Key:
         """Name and version."""
         return self.name, self.version
 
 
-@dataclass(frozen=True)
-class Changes:
-    """What differs from the scan before: files, and what ``put``, ``remove`` and ``read`` did meanwhile."""
-
-    added: tuple[TaskEntry, ...] = ()
-    replaced: tuple[TaskEntry, ...] = ()
-    """As they were; ``entries`` has them as they are."""
-    removed: tuple[TaskEntry, ...] = ()
-
-
 class TaskFolder:
     """The tasks of a store. All methods may be called from several threads.
+
+    ``retire`` is told of each entry that is served no longer, and whether its task is gone or was replaced.
 
     >>> import tempfile
     >>> from piggyback.serve.store.stores import LocalStore
     >>> from piggyback.taskfile.file import Task, save
     >>> from piggyback.taskfile.header import header_of
     >>> with tempfile.TemporaryDirectory() as place:
-    ...     folder = TaskFolder(LocalStore(place), lambda data, name: header_of(data))
-    ...     entry, _ = folder.put("signs", save(Task("signs", {}, {})))
-    ...     list(folder.entries), folder.scan().added == (entry,)
-    (['signs'], True)
+    ...     folder = TaskFolder(LocalStore(place), lambda data, name: header_of(data), print)
+    ...     entry = folder.put("signs", save(Task("signs", {}, {})))
+    ...     list(folder.entries)
+    ['signs']
     """
 
-    def __init__(self, store: Store, check: Check, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, store: Store, check: Check, retire: Retire) -> None:
         self.entries: Mapping[str, TaskEntry] = {}
         self.refused: Mapping[str, str] = {}
         """Why not, by file name; an older version of the file may still be served."""
@@ -105,16 +86,14 @@ class TaskFolder:
         self.changes: Counter[str] = Counter(added=0, replaced=0, removed=0, refused=0)
         """What happened to files so far; each is a line in the log, too."""
         self._store = store
-        self._check = check
-        self._max_bytes = max_bytes
+        self._check, self._retire = check, retire
         self._stamps: dict[str, Stamp] = {}
         """Of the files whose content is known, good or bad."""
-        self._scanned: Mapping[str, TaskEntry] = self.entries
         self._scanning = threading.Lock()
         self._lock = threading.Lock()
 
-    def scan(self) -> Changes:
-        """Look at the store now, and return what changed since the scan before.
+    def scan(self) -> None:
+        """Look at the store now.
 
         Only files with a new stamp are read. A bad file is refused; if there was a good one before, its entry
         stays. A store that cannot be listed changes nothing but ``problem``.
@@ -126,27 +105,18 @@ class TaskFolder:
                 if self.problem is None:
                     LOGGER.warning({"event": "tasks unreachable", "reason": str(error)})
                 self.problem = str(error)
-            else:
-                if self.problem is not None:
-                    LOGGER.info({"event": "tasks reachable again"})
-                self.problem = None
-                for name, stamp in listed.items():
-                    if self._stamps.get(name) != stamp:
-                        self._look(name, stamp)
-                for name in self.entries.keys() - listed.keys():
-                    self._look(name, None)  # listings miss files that are being replaced
-                with self._lock:
-                    self._stamps = {n: s for n, s in self._stamps.items() if n in listed}
-                    self._clear(
-                        set(self.refused) - {file_name(n) for n in (*listed, *self.entries)}
-                    )
-            before, self._scanned = self._scanned, self.entries
-            after = self._scanned
-            return Changes(
-                added=tuple(entry for name, entry in after.items() if name not in before),
-                replaced=tuple(e for n, e in before.items() if n in after and after[n] != e),
-                removed=tuple(entry for name, entry in before.items() if name not in after),
-            )
+                return
+            if self.problem is not None:
+                LOGGER.info({"event": "tasks reachable again"})
+            self.problem = None
+            for name, stamp in listed.items():
+                if self._stamps.get(name) != stamp:
+                    self._look(name, stamp)
+            for name in self.entries.keys() - listed.keys():
+                self._look(name, None)  # listings miss files that are being replaced
+            with self._lock:
+                self._stamps = {n: s for n, s in self._stamps.items() if n in listed}
+                self._clear(set(self.refused) - {file_name(n) for n in (*listed, *self.entries)})
 
     def entry(self, name: str) -> TaskEntry:
         """Return what is served as ``name``.
@@ -186,8 +156,8 @@ class TaskFolder:
         data: bytes,
         decode: Callable[[str, bytes], object] | None = None,
         replace_classes: bool = False,
-    ) -> tuple[TaskEntry, TaskEntry | None]:
-        """Write a task's file and return its entry, and the one that it replaces at once.
+    ) -> TaskEntry:
+        """Write a task's file and return its entry.
 
         Everything is checked before a byte is written: TaskNameError, TaskFileError and whatever ``check`` raises, and
         ``decode`` of name and bytes if it is given. OtherClassesError where the task is of another kind than the
@@ -195,32 +165,23 @@ class TaskFolder:
         UnavailableError where the file cannot be written; then the old one is still there.
         """
         check_name(name)
-        if len(data) > self._max_bytes:
-            raise TaskFileError(
-                f"task {name!r}: a file of {len(data)} bytes: expected at most {self._max_bytes}; "
-                "put it into the tasks directory by hand"
-            )
         entry = self._checked(name, data)
-        if not replace_classes:
-            self._check_classes(entry)
         if decode is not None:
             decode(name, data)
         with self._lock:
             if not replace_classes:
-                self._check_classes(entry)  # another may have been put while this one was decoded
-            old = self.entries.get(name)
+                self._check_classes(entry)
             self._store.write(name, data)
             self._hold(entry)
-        return entry, old
+        return entry
 
-    def remove(self, name: str) -> TaskEntry:
-        """Delete a task's file and return the entry that was served; UnknownTaskError lists names like it."""
+    def remove(self, name: str) -> None:
+        """Delete a task's file; UnknownTaskError lists names like it."""
         with self._lock:
-            entry = self.entry(name)
+            self.entry(name)
             with contextlib.suppress(UnknownTaskError):  # somebody else was faster
                 self._store.delete(name)
             self._forget(name)
-        return entry
 
     def _look(self, name: str, stamp: Stamp | None) -> None:
         """Take in what the store has for ``name``; ``stamp`` is what it was listed with, None if it was not."""
@@ -267,6 +228,8 @@ class TaskFolder:
 
     def _hold(self, entry: TaskEntry) -> None:
         old = self.entries.get(entry.name)
+        self.entries = {**self.entries, entry.name: entry}
+        self._clear({file_name(entry.name)})
         if old is None:
             self._tell("added", task=entry.name, version=entry.version, bytes=entry.file_bytes)
         elif old != entry:
@@ -275,15 +238,16 @@ class TaskFolder:
             self._tell(
                 "replaced", task=entry.name, version=entry.version, before=old.version, **more
             )
-        self.entries = {**self.entries, entry.name: entry}
-        self._clear({file_name(entry.name)})
+            self._retire(old, False)
 
     def _forget(self, name: str) -> None:
-        if (old := self.entries.get(name)) is not None:
-            self._tell("removed", task=name, version=old.version)
+        old = self.entries.get(name)
         self._stamps.pop(name, None)
         self.entries = {held: entry for held, entry in self.entries.items() if held != name}
         self._clear({file_name(name)})
+        if old is not None:
+            self._tell("removed", task=name, version=old.version)
+            self._retire(old, True)
 
     def _refuse(self, name: str, why: str) -> None:
         if (

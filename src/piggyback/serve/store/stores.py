@@ -173,10 +173,9 @@ class LocalStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file at once, synced to the disk."""
-        self._path(name)
-        self._check_there()
         problem = f"{len(data)} bytes cannot be written and nothing was changed"
         with self._telling(name, problem) as path:
+            self._check_there()
             write_whole(path, data, follow=False)
 
     def delete(self, name: str) -> None:

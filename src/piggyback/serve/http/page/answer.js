@@ -104,7 +104,7 @@ function said({ spans, values, labels, label_map: map, classes: [top] }) {
 }
 
 function round(value) {
-  return Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 });
+  return value.toLocaleString("en", { maximumSignificantDigits: 4 });
 }
 
 /** A text with its spans marked, each with its label. Their places count letters, not what JavaScript counts. */
