@@ -35,7 +35,7 @@ class Trials:
         self.loss = loss
         self.asked: list[tuple[ImageData, Recipe]] = []
 
-    def __call__(self, data: ImageData, recipe: Recipe, folder: Path | None) -> object:
+    def __call__(self, data: ImageData, recipe: Recipe, out: Path | None) -> object:
         self.asked.append((data, recipe))
         return SimpleNamespace(history=[SimpleNamespace(val_loss=self.loss(recipe))])
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -91,21 +92,8 @@ def train(
                 f"run folder {str(folder)!r} holds a finished run, and this one would choose its settings anew: choose "
                 "another folder (out=), replace it (overwrite=True), or go on from it (resume=True)"
             )
-
-        def attempt(part: ImageData, trial: Recipe, place: Path | None) -> TrainResult:
-            return train(
-                backbone,
-                part,
-                name,
-                trial,
-                place,
-                resume=resume,
-                overwrite=True,
-                method=method,
-                start=start,
-                loss=loss,
-            )
-
+        options: dict[str, Any] = {"method": method, "start": start, "loss": loss}
+        attempt = partial(train, backbone, name=name, resume=resume, overwrite=True, **options)
         mine = folder if processes().is_main_process else None
         with nullcontext() if mine is None else lock_folder(mine):
             recipe = tune(recipe, data, attempt, folder, listener)
