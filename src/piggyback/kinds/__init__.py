@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
 from piggyback.errors import InputError, check_is, near_misses
@@ -60,17 +61,7 @@ def kind_of(info: TaskInfo) -> Kind:
         )
     module, _, name = KINDS[info.kind].partition(":")
     made = getattr(importlib.import_module(module), name)
-    return cast(
-        "Kind",
-        made(
-            info.classes,
-            info.units,
-            info.thresholds,
-            info.scaling,
-            info.calibration,
-            info.preprocessing,
-        ),
-    )
+    return cast("Kind", made(**{field.name: getattr(info, field.name) for field in fields(made)}))
 
 
 def check_kind(kind: str) -> None:

@@ -83,7 +83,8 @@ class Meter(Protocol):
 
 @dataclass(frozen=True)
 class Kind(abc.ABC):
-    """What the outputs of a task mean; made by ``kind_of``. Its methods take and return tensors."""
+    """What the outputs of a task mean; made by ``kind_of``, its fields are the task's. Its methods take and return
+    tensors."""
 
     classes: tuple[str, ...]
     """Names of classes, labels or numbers, in the order of the head's outputs."""
@@ -240,7 +241,7 @@ def likeliest(names: Sequence[str], chances: Tensor, top: int) -> list[tuple[Ran
     ]
 
 
-class Collected:
+class Collected(Meter):
     """A meter that keeps all outputs and targets, float32 on the CPU, for scores that no sum is enough for."""
 
     def __init__(self, kind: Kind, score: Callable[[Tensor, Tensor, float], Score]) -> None:
@@ -249,7 +250,6 @@ class Collected:
         self.loss = torch.zeros(1)
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Keep a batch."""
         self.loss += self.kind.losses(outputs, targets, Loss()).detach().cpu()
         self.parts.append((outputs.detach().cpu(), targets.detach().cpu()))
 

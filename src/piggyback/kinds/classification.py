@@ -31,7 +31,6 @@ class Measured(Score):
 
     @property
     def count(self) -> int:
-        """Number of images, or of pixels that are not void."""
         return int(self.confusion.sum())
 
     @property
@@ -63,13 +62,11 @@ class Measured(Score):
         return self._percent(self.confusion.sum(1))
 
     def numbers(self) -> Mapping[str, float]:
-        """Return accuracy, or mean IoU and the share of pixels called right."""
         if self.kind == "classification":
             return {"accuracy": self.right}
         return {"mean_iou": self.mean_iou, "pixel_accuracy": self.right}
 
     def summary(self, samples: str) -> str:
-        """Return how many were right, or the mean IoU."""
         if self.kind == "classification":
             return f"{self.right:.2f}% of {samples} right"
         return f"mean IoU {self.mean_iou:.2f}%, {self.right:.2f}% of pixels right, in {samples}"
@@ -101,7 +98,7 @@ class KeptLogits(Measured):
     """int64, (n,)."""
 
 
-class ConfusionMeter:
+class ConfusionMeter(Meter):
     """Counts which class was called which, and adds up the loss."""
 
     def __init__(self, kind: Kind, device: torch.device) -> None:
@@ -116,7 +113,6 @@ class ConfusionMeter:
         self.confusion += torch.bincount(cells, minlength=self.n * self.n)
 
     def end(self, summed: Reduce, gathered: Reduce) -> Measured:
-        """Return the counts of all processes."""
         matrix = summed(self.confusion).view(self.n, self.n).cpu()
         loss = summed(self.losses).item() / max(int(matrix.sum()), 1)
         return Measured(self.kind.classes, matrix, loss, self.kind.name)
@@ -137,7 +133,6 @@ class Classification(Kind):
         return outputs / self.calibration[0] if self.calibration else outputs
 
     def values(self, outputs: Tensor) -> Tensor:
-        """Return the probability of each class."""
         return self.tempered(outputs).softmax(1)
 
     def fit_meter(self, device: torch.device) -> Meter:
@@ -205,11 +200,9 @@ class Classification(Kind):
         return (targets >= 0).sum()
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return how many are called by their class."""
         return (outputs.argmax(1) == targets).sum()
 
     def meter(self, device: torch.device) -> Meter:
-        """Return a meter that counts a confusion matrix."""
         return ConfusionMeter(self, device)
 
     def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:

@@ -38,7 +38,6 @@ class MeasuredLabels(Score):
 
     @property
     def count(self) -> int:
-        """Number of images."""
         return len(self.targets)
 
     @property
@@ -66,7 +65,6 @@ class MeasuredLabels(Score):
         }
 
     def summary(self, samples: str) -> str:
-        """Return mean average precision, F1 and images with every label right."""
         found = self.numbers()
         return (
             f"mean average precision {self.accuracy:.2f}%, F1 {found['f1']:.2f}%, "
@@ -141,7 +139,6 @@ class Multilabel(Kind):
         return ((outputs > 0) == (targets > 0.5)).float().mean(1).sum()
 
     def meter(self, device: torch.device) -> Meter:
-        """Return a meter that keeps all logits."""
         held = self.held_thresholds()
         return Collected(self, lambda o, t, loss: MeasuredLabels(self.classes, o, t, loss, held))
 
@@ -150,7 +147,6 @@ class Multilabel(Kind):
         return self.thresholds or (THRESHOLD,) * len(self.classes)
 
     def values(self, outputs: Tensor) -> Tensor:
-        """Return the probability of each label."""
         return outputs.sigmoid()
 
     def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:

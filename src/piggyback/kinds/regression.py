@@ -32,7 +32,6 @@ class MeasuredNumbers(Score):
 
     @property
     def count(self) -> int:
-        """Number of images."""
         return len(self.targets)
 
     @property
@@ -50,7 +49,6 @@ class MeasuredNumbers(Score):
         }
 
     def summary(self, samples: str) -> str:
-        """Return R2, and the mean absolute error where there is one number."""
         unit = f" {self.units[0]}" if len(set(self.units)) == 1 and self.units[0] else ""
         alone = f", mean absolute error {self.numbers()['mae']:.4g}{unit}" * (
             len(self.classes) == 1
@@ -109,7 +107,6 @@ class Regression(Kind):
         return (1 - (outputs - targets).square()).mean(1).sum()
 
     def meter(self, device: torch.device) -> Meter:
-        """Return a meter that keeps all numbers."""
 
         def score(outputs: Tensor, targets: Tensor, loss: float) -> MeasuredNumbers:
             spread = tuple(scale for _, scale in self.scaling)
@@ -138,7 +135,6 @@ class Regression(Kind):
         return float(targets.float().var(0, correction=0).mean())
 
     def skill_targets(self, targets: Tensor) -> Tensor:
-        """Return the numbers."""
         return targets.float()
 
     def finished(self, network: nn.Module) -> nn.Module:
@@ -164,5 +160,4 @@ class Scaled(nn.Module):
     scale: Tensor
 
     def forward(self, outputs: Tensor) -> Tensor:
-        """Return numbers in their units."""
         return outputs * self.scale + self.offset
