@@ -108,7 +108,7 @@ class Kind(abc.ABC):
     """Whether outputs are only compared with each other: a small error of each changes next to no answer."""
 
     one_each: ClassVar[bool] = False
-    """Whether a sample has one class: what balanced sampling, mixup and CutMix need."""
+    """Whether a sample has one class: what balanced sampling, mixup, CutMix and ``abstain_at`` need."""
     fits: ClassVar[bool] = False
     """Whether something of the file is fitted on val: see ``fitted``."""
 

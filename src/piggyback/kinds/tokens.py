@@ -140,6 +140,7 @@ class Tokens(Classification):
     losses_known = ("auto",)
     per_token = True
     fits = False
+    one_each = False
 
     def checked(self, output: Any) -> Tensor:
         tags = len(self.classes)

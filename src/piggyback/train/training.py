@@ -227,7 +227,7 @@ def _loss(
 ) -> Loss:
     """How the loss is computed; InputError for one that the data's kind does not have."""
     kind, name, weights = kind_of(data.info()), recipe.loss or "auto", None
-    for field in ("sampling", "mixup", "cutmix"):
+    for field in ("sampling", "mixup", "cutmix", "abstain_at"):
         if (asked := getattr(recipe, field)) is not None and not kind.one_each:
             raise InputError(
                 f"{field} {asked!r} for a {kind.name} task: expected a classification; leave it out"
@@ -283,10 +283,6 @@ def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
         raise InputError(
             f"batch_size {recipe.batch_size}: expected a multiple of {processes}, "
             "the number of processes"
-        )
-    if recipe.abstain_at is not None and data.kind != "classification":
-        raise InputError(
-            f"abstain_at {recipe.abstain_at!r} for a {data.kind} task: expected a classification; leave it out"
         )
     if data.kind == "segmentation" and recipe.augment.policy != "none":
         raise InputError(

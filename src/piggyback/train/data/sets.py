@@ -240,8 +240,7 @@ class ImageData:
                     f"{difference(classes, images.classes)}"
                 )
             if not len(images):
-                what = images.what if isinstance(images, LabelledSet) else "images"
-                raise DataError(f"{self.name}: no {what} in {split}: expected one or more")
+                raise DataError(f"{self.name}: no {images.what} in {split}: expected one or more")
         if not isinstance(self.train, LabelledSet):
             return  # what its maps show is known only when all of them were read
         if self.kind == "regression":
@@ -465,13 +464,7 @@ def cut_off(
     return {"train": left, **found}
 
 
-def _chosen(
-    images: Split,
-    fraction: float,
-    key: Tensor,
-    what: str,
-    grouped: bool,
-) -> Tensor:
+def _chosen(images: Split, fraction: float, key: Tensor, what: str, grouped: bool) -> Tensor:
     """Return which images are taken, bool (n,): of each class about the fraction, at least one while one is left.
 
     A sample goes by ``key``, which follows from its content and the seed, wherever it lies in a list: those that come

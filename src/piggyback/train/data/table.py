@@ -32,10 +32,7 @@ from piggyback.images.decode import check_image, content_key, in_threads
 from piggyback.images.paths import PathList
 from piggyback.images.pictures import Pictures
 from piggyback.texts.words import spaced_words
-from piggyback.train.data.arrow import (
-    ArrowColumns,
-    Encoded,
-)
+from piggyback.train.data.arrow import ArrowColumns, Encoded
 from piggyback.train.data.categorical import Categorical, categorical, read_each
 from piggyback.train.data.columns import (
     Columns,
@@ -50,10 +47,7 @@ from piggyback.train.data.columns import (
 from piggyback.train.data.folder import split_of
 from piggyback.train.data.remarks import Surveyed
 from piggyback.train.data.sets import ImageData, ImageSet, cut
-from piggyback.train.data.shards import (
-    TarColumns,
-    TarImages,
-)
+from piggyback.train.data.shards import TarColumns, TarImages
 from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
 
