@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import sys
@@ -11,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,24 +27,6 @@ from piggyback.train.data.segmentation import is_segmentation_folder, load_camvi
 from piggyback.train.data.sets import ImageSet, from_tensors, seen_in, sketch_of
 from support.damage import damaged
 from support.encoded_pictures import KINDS, encoded, photo
-
-Make = Callable[..., list[Path]]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Writes images of noise, each another, and returns their paths."""
-    drawn = np.random.default_rng(0)
-
-    def write(folder: str, count: int = 4, suffix: str = ".png", **options: object) -> list[Path]:
-        paths = [tmp_path / folder / f"{i:02d}{suffix}" for i in range(count)]
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = drawn.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(path, **options)
-        return paths
-
-    return write
 
 
 @pytest.mark.parametrize(
@@ -66,7 +46,7 @@ def test_splits_are_known_by_their_usual_names(make, tmp_path, train, test):
     assert data.test.counts() == [3, 3]
 
 
-@pytest.mark.parametrize("name", ["dev", "Valid", "validation_set"])
+@pytest.mark.parametrize("name", ["val", "dev", "Valid", "validation", "validation_set"])
 def test_val_has_several_names(name):
     assert split_of(name) == "val"
 
@@ -139,15 +119,6 @@ def test_images_that_are_in_train_and_test_are_counted(make, tmp_path):
         shutil.copy(tmp_path / f"train/cat/{i:02d}.png", tmp_path / f"test/dog/copy{i}.png")
     notes = load_folder(tmp_path).notes
     assert any(note.startswith("2 ") and "test" in note for note in notes)
-
-
-def test_all_unreadable_images_are_listed(make, tmp_path):
-    for name in ("cat", "dog"):
-        make(name, 20)
-    for name in ("cat/03.png", "dog/11.png"):
-        (tmp_path / name).write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"(?s)cat/03\.png.*dog/11\.png"):
-        load_folder(tmp_path)
 
 
 def test_images_that_come_later_move_none_from_test_to_train(make, tmp_path):
@@ -253,7 +224,7 @@ def test_val_and_test_may_lack_a_class_and_it_is_said(make, tmp_path):
     (tmp_path / "test" / "owl").mkdir()
     data = load_folder(tmp_path)
     assert data.val.classes == data.test.classes == ("cat", "dog", "owl")
-    assert (data.val.counts(), data.test.counts()) == ([4, 0, 4], [0, 4, 0])
+    assert (data.val.counts(), data.test.counts()) == ([6, 0, 6], [0, 6, 0])
     assert any("val" in note and "'dog'" in note for note in data.notes)
     assert any("test" in note and "'cat'" in note for note in data.notes)
     make("val/fox")
@@ -267,7 +238,7 @@ def test_accents_are_one_class_in_both_spellings(make, tmp_path):
             make(f"{split}/{unicodedata.normalize(form, name)}")
     data = load_folder(tmp_path)
     assert data.val.classes == ("bar", "caf\u00e9")
-    assert data.val.counts() == [4, 4]
+    assert data.val.counts() == [6, 6]
     make("train/cafe\u0301")
     with pytest.raises(DataError, match="accents"):
         load_folder(tmp_path)
@@ -361,33 +332,14 @@ def test_damaged_images_are_read_or_refused_and_nothing_else(tmp_path):
 
 
 NAMES = (
-    "a",
-    "B",
-    "train",
-    "Test",
-    "val",
-    "dev",
-    ".x",
-    "@eaDir",
-    "images",
-    "labels",
-    "Thumbs",
-    "é",
-    "e\u0301",
-    "x y",
-    "-",
+    "a", "B", "train", "Test", "val", "dev", ".x", "@eaDir", "images", "labels", "Thumbs", "é", "e\u0301", "x y", "-",
     "*",
-)
+)  # fmt: skip
 
 
 def test_odd_trees_are_read_in_order_or_refused(tmp_path):
     count, rng = int(os.environ.get("PIGGYBACK_FUZZ", "300")), np.random.default_rng(0)
-    pixels = io.BytesIO()
-    pictures = []
-    for i in range(40):
-        pixels = io.BytesIO()
-        Image.new("L", (4, 4), i).save(pixels, "PNG")
-        pictures.append(pixels.getvalue())
+    pictures = [encoded(Image.new("L", (4, 4), i), "PNG") for i in range(40)]
     read = refused = 0
     for turn in range(count):
         root = tmp_path / str(turn)

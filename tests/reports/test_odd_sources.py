@@ -9,10 +9,8 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from piggyback.errors import DataError
 from piggyback.train.data.columns import read_texts
@@ -22,26 +20,9 @@ from piggyback.train.data.survey import survey_splits
 from piggyback.train.data.table import Table, load_table
 from piggyback.train.data.text import TextSet
 
-Make = Callable[..., list[Path]]
-
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Writes images of noise, each another, and returns their paths."""
-    drawn = np.random.default_rng(0)
-
-    def write(folder: str, count: int = 6) -> list[Path]:
-        paths = [tmp_path / folder / f"{i:02d}.png" for i in range(count)]
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(drawn.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
-        return paths
-
-    return write
-
-
-@pytest.fixture
-def table(tmp_path: Path, make: Make) -> Callable[..., Path]:
+def table(tmp_path: Path, make: Callable[..., list[Path]]) -> Callable[..., Path]:
     """Writes a table with a row for each of twelve images: its name, then what ``cells`` gives for its number."""
     names = [file.name for file in make(".", 12)]
 
