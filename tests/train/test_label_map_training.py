@@ -21,7 +21,7 @@ from piggyback.images.label_maps import VOID, SegmentationSet
 from piggyback.images.map_pictures import as_png, palette
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
-from piggyback.train import Augment, ImageData, Measured, Recipe, evaluate, predict, train
+from piggyback.train import Augment, ImageData, Recipe, evaluate, predict, train
 from piggyback.train.data.batches import EvalBatches, TrainBatches, augment, augment_map, draws
 from piggyback.train.evaluation import measure, segment
 from piggyback.train.tune import TUNE
@@ -123,14 +123,6 @@ def test_mean_iou_is_its_readable_twin_with_void_left_out():
     assert found.right == pytest.approx(100 * float(right))
     losses = -logits.log_softmax(1).gather(1, truth.long().clamp_max(4)[:, None])[:, 0][keep]
     assert found.loss == pytest.approx(float(losses.mean()), rel=1e-5)
-
-
-def test_iou_of_a_matrix_by_hand():
-    confusion = torch.tensor([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-    found = Measured(("a", "b", "c"), confusion, 0.0, "segmentation")
-    assert found.per_class_iou() == pytest.approx({"a": 100 * 6 / 9, "b": 50.0, "c": None})
-    assert found.mean_iou == pytest.approx((100 * 6 / 9 + 50) / 2)
-    assert replace(found, kind="classification").accuracy == 75.0
 
 
 @pytest.mark.parametrize(
