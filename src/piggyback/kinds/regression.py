@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
+from piggyback.kinds.base import Kind, Loss, Score
 from piggyback.schemas import Said, Value
 
 
@@ -106,14 +106,10 @@ class Regression(Kind):
         """Return the sum over images of 1 - squared error: over many, the share of variance explained."""
         return (1 - (outputs - targets).square()).mean(1).sum()
 
-    def meter(self, device: torch.device) -> Meter:
-
-        def score(outputs: Tensor, targets: Tensor, loss: float) -> MeasuredNumbers:
-            spread = tuple(scale for _, scale in self.scaling)
-            found, true = self.values(outputs), self.values(targets)
-            return MeasuredNumbers(self.classes, found, true, loss, spread, self.units)
-
-        return Collected(self, score)
+    def score(self, outputs: Tensor, targets: Tensor, loss: float) -> MeasuredNumbers:
+        spread = tuple(scale for _, scale in self.scaling)
+        found, true = self.values(outputs), self.values(targets)
+        return MeasuredNumbers(self.classes, found, true, loss, spread, self.units)
 
     def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return all numbers of each image with their units."""
