@@ -146,26 +146,17 @@ def test_images_and_label_maps_move_together(options):
 
 
 def test_label_maps_hold_classes_only_after_augmentation(patches):
-    options = Augment(shift=0.2, flip=True, crop=0.4)
-    made = TrainBatches(patches.train, Preprocessing(16), options, batch_size=16, seed=0, epoch=0)
-    images, labels = made[0]
+    def batch(**share):
+        options, view = Augment(shift=0.2, flip=True, crop=0.4), Preprocessing(16)
+        place = {"batch_size": 16, "seed": 0, "epoch": 0, **share}
+        return TrainBatches(patches.train, view, options, **place)[0]
+
+    images, labels = batch()
     assert images.shape == (16, 3, 16, 16)
     assert labels.shape == (16, 16, 16)
     assert labels.dtype == torch.uint8
     assert set(labels.unique().tolist()) <= {0, 1, 2, VOID}
-    ranks = [
-        TrainBatches(
-            patches.train,
-            Preprocessing(16),
-            options,
-            batch_size=16,
-            seed=0,
-            epoch=0,
-            rank=r,
-            world=2,
-        )[0][1]
-        for r in range(2)
-    ]
+    ranks = [batch(rank=rank, world=2)[1] for rank in range(2)]
     assert torch.equal(torch.stack(ranks, 1).flatten(0, 1), labels)
 
 

@@ -142,11 +142,7 @@ def test_files_that_are_no_parquet_and_columns_that_are_no_images(tmp_path):
 
 def test_copies_within_the_file_are_said_and_kept(tmp_path):
     images = [*held(), {"bytes": png(0), "path": None}]
-    columns = {
-        "image": images,
-        "label": ["a", "b"] * 6 + ["b"],
-        "split": ["train"] * 12 + ["test"],
-    }
+    columns = {"image": images, "label": ["a", "b"] * 6 + ["b"], "split": ["train"] * 12 + ["test"]}
     data = load_table(written(tmp_path / "a.parquet", columns))
     assert [note.split()[:2] for note in data.notes if "train" in note] == [["1", "images"]]
     assert data.notes[-1].startswith("1 rows have an image that an earlier row has")
@@ -179,10 +175,7 @@ def test_a_hugging_face_folder_has_its_splits_and_classes(tmp_path, hub):
 
 def test_what_save_to_disk_wrote_is_read_and_other_splits_are_said(tmp_path, hub):
     kinds = hub.Features(
-        {
-            "sentence": hub.Value("string"),
-            "topics": hub.List(hub.ClassLabel(names=["art", "war"])),
-        }
+        {"sentence": hub.Value("string"), "topics": hub.List(hub.ClassLabel(names=["art", "war"]))}
     )
     rows = {"sentence": [f"text {i}" for i in range(20)], "topics": [[0], [0, 1]] * 10}
     parts = {name: hub.Dataset.from_dict(rows, features=kinds) for name in ("train", "unlabelled")}

@@ -282,22 +282,14 @@ class ImageData:
         ``train_view`` is for train, ``preprocessing`` for val and test.
         Raises DataError, naming the file, for an image that cannot be decoded.
         """
-        parts = self.splits()
-        texts = [part for part in parts.values() if isinstance(part, TextSet)]
-        if texts:
-            made = {id(part): part.in_memory(preprocessing) for part in texts}  # val may be test
-            own, held, last = (made[id(part)] for part in texts)
-            return replace(self, train=own, val=held, test=last)
-        seen = as_images(preprocessing)
-        views = {"train": as_images(train_view), "val": seen, "test": seen}
-        channels = 4 if self.kind == "segmentation" else 3
-        total = sum(
-            channels * len(parts[split]) * view.image_size**2 for split, view in views.items()
-        )
-        if total > budget:
-            return self
-        train, val = self.train.in_memory(views["train"]), self.val.in_memory(seen)
-        test = val if self.test is self.val else self.test.in_memory(seen)
+        views: dict[str, Any] = {"train": train_view, "val": preprocessing, "test": preprocessing}
+        if not isinstance(self.train, TextSet):
+            channels, parts = 4 if self.kind == "segmentation" else 3, self.splits()
+            pixels = (len(parts[s]) * as_images(view).image_size ** 2 for s, view in views.items())
+            if channels * sum(pixels) > budget:
+                return self
+        train, val = self.train.in_memory(views["train"]), self.val.in_memory(views["val"])
+        test = val if self.test is self.val else self.test.in_memory(views["test"])
         return replace(self, train=train, val=val, test=test)
 
     def describe(self) -> dict[str, Any]:
