@@ -417,27 +417,21 @@ def cut(
     ``groups``: a number for each training image; images of one number stay together, and go by it in place of their
     contents. ``notes`` get what ``remarks`` finds before them.
     """
-    parts, fractions = {"test": test, "val": val}, {"test": test_fraction, "val": val_fraction}
-    cuts = tuple(
-        [
-            Cut(split, fractions[split], seed, groups is not None)
-            for split in parts
-            if parts[split] is None
-        ]
-    )
-    keys = {}
-    if cuts or isinstance(train, LabelledSet):  # of label maps nothing is said
-        given_parts = {"train": train, **{s: part for s, part in parts.items() if part is not None}}
-        keys = {split: part.content_keys() for split, part in given_parts.items()}
+    given = {"train": train, "test": test, "val": val}
+    sets = {split: part for split, part in given.items() if part is not None}
+    fractions = {"test": test_fraction, "val": val_fraction}
+    missing = [split for split in fractions if split not in sets]
+    cuts = tuple([Cut(split, fractions[split], seed, groups is not None) for split in missing])
+    asked = bool(cuts) or isinstance(train, LabelledSet)  # of label maps nothing is said
+    keys = {split: part.content_keys() for split, part in sets.items() if asked}
     if cuts:
-        rows = cut_off(name, train, cuts, keys["train"] if groups is None else groups)
-        given, of_all = train, keys["train"]
+        of_all = keys["train"]
+        rows = cut_off(name, train, cuts, of_all if groups is None else groups)
         keys |= {split: of_all[mine.numpy()] for split, mine in rows.items()}
-        train = given.subset(rows.pop("train"))
-        parts |= {split: given.subset(mine) for split, mine in rows.items()}
-    whole = {split: part for split, part in parts.items() if part is not None}
-    notes = (*remarks({"train": train, **whole}, keys), *notes)
-    return ImageData(name, train, **whole, skipped=skipped, cut=cuts, notes=notes)
+        parts = {split: train.subset(mine) for split, mine in rows.items()}
+        sets = {split: parts[split] if split in parts else sets[split] for split in given}
+    notes = (*remarks(sets, keys), *notes)
+    return ImageData(name, **sets, skipped=skipped, cut=cuts, notes=notes)
 
 
 def cut_off(
