@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,16 +13,14 @@ from support.encoded_pictures import noise
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., list[Path]]:
-    """Writes small images of noise, each another, into a folder and returns their paths."""
-    made = 0
+    """Writes small images of noise, each another, so many into every folder, and returns their paths."""
+    seeds = itertools.count()
 
-    def write(folder: str, count: int = 6, suffix: str = ".png") -> list[Path]:
-        nonlocal made
-        paths = [tmp_path / folder / f"{i:02d}{suffix}" for i in range(count)]
+    def write(*folders: str, count: int = 6, suffix: str = ".png") -> list[Path]:
+        paths = [tmp_path / f / f"{i:02d}{suffix}" for f in folders for i in range(count)]
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-            noise(made).save(path)
-            made += 1
+            noise(next(seeds)).save(path)
         return paths
 
     return write
