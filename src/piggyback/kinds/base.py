@@ -83,8 +83,7 @@ class Meter(Protocol):
 
 @dataclass(frozen=True)
 class Kind(abc.ABC):
-    """What the outputs of a task mean; made by ``kind_of``, its fields are the task's. Its methods take and return
-    tensors."""
+    """What the outputs of a task mean; made by ``kind_of``. Its methods take and return tensors."""
 
     classes: tuple[str, ...]
     """Names of classes, labels or numbers, in the order of the head's outputs."""

@@ -15,7 +15,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
 from piggyback.train import ImageSet, SegmentationSet, load_folder, train
 from piggyback.train.data import size
-from piggyback.train.data.size import ImageSize, choose_size, held_side, side_for
+from piggyback.train.data.size import ImageSize, choose_size, held_side
 from piggyback.zoo.load import load_backbone
 from support.training_toys import Recorder
 
@@ -49,13 +49,6 @@ def fixed() -> Backbone:
 def test_the_size_is_what_the_files_hold_within_bounds(shape, side, any_size, tmp_path):
     chosen = choose_size(any_size, pictures(tmp_path, shape, shape, shape))
     assert chosen == ImageSize(side, f"the files hold {min(shape)}")
-
-
-@pytest.mark.parametrize(
-    ("held", "native", "side"), [(79, 224, 64), (80, 224, 96), (9, 16, 16), (500, 299, 299)]
-)
-def test_a_side_is_rounded_to_32_and_never_above_the_networks(held, native, side):
-    assert side_for(held, native) == side
 
 
 def test_the_median_of_evenly_spaced_files_counts(tmp_path, monkeypatch):
