@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import sys
@@ -11,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,24 +28,6 @@ from piggyback.train.data.sets import ImageSet, from_tensors, seen_in, sketch_of
 from support.damage import damaged
 from support.encoded_pictures import KINDS, encoded, photo
 
-Make = Callable[..., list[Path]]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Writes images of noise, each another, and returns their paths."""
-    drawn = np.random.default_rng(0)
-
-    def write(folder: str, count: int = 4, suffix: str = ".png", **options: object) -> list[Path]:
-        paths = [tmp_path / folder / f"{i:02d}{suffix}" for i in range(count)]
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = drawn.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(path, **options)
-        return paths
-
-    return write
-
 
 @pytest.mark.parametrize(
     ("train", "test"),
@@ -58,15 +38,14 @@ def make(tmp_path: Path) -> Make:
 )  # fmt: skip
 def test_splits_are_known_by_their_usual_names(make, tmp_path, train, test):
     for split, count in ((train, 20), (test, 3)):
-        for name in ("cat", "dog"):
-            make(f"{split}/{name}", count)
+        make(f"{split}/cat", f"{split}/dog", count=count)
     data = load_folder(tmp_path)
     assert data.classes == ("cat", "dog")
     assert len(data.train) + len(data.val) == 40
     assert data.test.counts() == [3, 3]
 
 
-@pytest.mark.parametrize("name", ["dev", "Valid", "validation_set"])
+@pytest.mark.parametrize("name", ["val", "dev", "Valid", "validation", "validation_set"])
 def test_val_has_several_names(name):
     assert split_of(name) == "val"
 
@@ -77,8 +56,7 @@ def test_a_class_is_not_a_split(name):
 
 
 def test_a_class_may_be_called_train(make, tmp_path):
-    for name in ("train", "plane", "car"):
-        make(name, 20)
+    make("train", "plane", "car", count=20)
     assert load_folder(tmp_path).classes == ("car", "plane", "train")
 
 
@@ -87,9 +65,8 @@ def test_a_class_may_be_called_train(make, tmp_path):
 )
 @pytest.mark.parametrize("inside", ["cat/", ""])
 def test_copies_that_programs_leave_are_not_read(make, tmp_path, junk, inside):
-    for name in ("cat", "dog"):
-        make(name, 20)
-    make(f"{inside}{junk}", 2)
+    make("cat", "dog", count=20)
+    make(f"{inside}{junk}", count=2)
     data = load_folder(tmp_path)
     assert data.classes == ("cat", "dog")
     assert sum(len(images) for images in data.splits().values()) == 40
@@ -97,9 +74,8 @@ def test_copies_that_programs_leave_are_not_read(make, tmp_path, junk, inside):
 
 
 def test_linked_folders_are_read_once(make, tmp_path):
-    for name in ("cat", "dog"):
-        make(f"data/{name}", 20)
-    make("elsewhere/more", 5)
+    make("data/cat", "data/dog", count=20)
+    make("elsewhere/more", count=5)
     (tmp_path / "data/cat/more").symlink_to(tmp_path / "elsewhere/more")
     (tmp_path / "data/cat/loop").symlink_to(tmp_path / "data/cat")
     (tmp_path / "data/dog/gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -113,14 +89,12 @@ def test_linked_folders_are_read_once(make, tmp_path):
 def test_images_of_less_usual_endings_are_read(make, tmp_path, suffix):
     if suffix == ".avif" and ".avif" not in Image.registered_extensions():
         pytest.skip("this Pillow has no AVIF")
-    for name in ("cat", "dog"):
-        make(name, 12, suffix)
+    make("cat", "dog", count=12, suffix=suffix)
     assert sum(len(images) for images in load_folder(tmp_path).splits().values()) == 24
 
 
 def test_what_is_left_out_is_counted_by_kind(make, tmp_path):
-    for name in ("cat", "dog"):
-        make(name, 20)
+    make("cat", "dog", count=20)
     for i in range(3):
         (tmp_path / "cat" / f"{i}.heic").write_bytes(b"x")
     (tmp_path / "cat" / "LICENSE").write_text("x")
@@ -133,38 +107,25 @@ def test_what_is_left_out_is_counted_by_kind(make, tmp_path):
 
 def test_images_that_are_in_train_and_test_are_counted(make, tmp_path):
     for split, count in (("train", 20), ("test", 4)):
-        for name in ("cat", "dog"):
-            make(f"{split}/{name}", count)
+        make(f"{split}/cat", f"{split}/dog", count=count)
     for i in (3, 7):
         shutil.copy(tmp_path / f"train/cat/{i:02d}.png", tmp_path / f"test/dog/copy{i}.png")
     notes = load_folder(tmp_path).notes
     assert any(note.startswith("2 ") and "test" in note for note in notes)
 
 
-def test_all_unreadable_images_are_listed(make, tmp_path):
-    for name in ("cat", "dog"):
-        make(name, 20)
-    for name in ("cat/03.png", "dog/11.png"):
-        (tmp_path / name).write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"(?s)cat/03\.png.*dog/11\.png"):
-        load_folder(tmp_path)
-
-
 def test_images_that_come_later_move_none_from_test_to_train(make, tmp_path):
-    for name in ("cat", "dog"):
-        make(f"{name}/first", 60)
+    make("cat/first", "dog/first", count=60)
     before = load_folder(tmp_path)
     held_out = {path.read_bytes() for path in before.test.files}
-    for name in ("cat", "dog"):
-        make(f"{name}/a later month", 60)
+    make("cat/a later month", "dog/a later month", count=60)
     after = load_folder(tmp_path)
     assert held_out <= {path.read_bytes() for path in after.test.files}
     assert not held_out & {path.read_bytes() for path in (*after.train.files, *after.val.files)}
 
 
 def test_names_and_places_of_images_do_not_matter_for_the_split(make, tmp_path):
-    for name in ("cat", "dog"):
-        make(name, 60)
+    make("cat", "dog", count=60)
     held_out = {path.read_bytes() for path in load_folder(tmp_path).test.files}
     for path in (tmp_path / "cat").glob("*.png"):
         path.rename(path.with_name(f"x{hash(path) % 977}-{path.name}"))
@@ -172,8 +133,7 @@ def test_names_and_places_of_images_do_not_matter_for_the_split(make, tmp_path):
 
 
 def test_copies_of_an_image_stay_in_one_split(make, tmp_path):
-    for name in ("cat", "dog"):
-        make(name, 30)
+    make("cat", "dog", count=30)
     for path in (tmp_path / "cat").glob("*.png"):
         shutil.copy(path, path.with_name(f"copy-{path.name}"))
     parts = [
@@ -184,8 +144,7 @@ def test_copies_of_an_image_stay_in_one_split(make, tmp_path):
 
 @pytest.mark.parametrize("count", [40, 700])
 def test_a_sketch_tells_how_many_images_were_seen(make, tmp_path, count):
-    for name in ("cat", "dog"):
-        make(name, count)
+    make("cat", "dog", count=count)
     data = load_folder(tmp_path)
     sketch = sketch_of(data.train, data.val)
     assert seen_in(data.test, sketch) == 0
@@ -205,8 +164,7 @@ def test_splits_of_label_maps_have_the_same_names(make, tmp_path):
 
 
 def test_a_link_to_the_folders_above_or_to_another_class_is_not_read_again(make, tmp_path):
-    make("cat", 20)
-    make("dog", 20)
+    make("cat", "dog", count=20)
     (tmp_path / "cat" / "more").symlink_to(tmp_path)
     (tmp_path / "dog" / "also").symlink_to(tmp_path / "cat")
     data = load_folder(tmp_path)
@@ -216,8 +174,7 @@ def test_a_link_to_the_folders_above_or_to_another_class_is_not_read_again(make,
 
 @pytest.mark.parametrize("target", [".", "cat"])
 def test_a_class_that_is_a_link_to_others_is_refused(make, tmp_path, target):
-    make("cat", 20)
-    make("dog", 20)
+    make("cat", "dog", count=20)
     (tmp_path / "all").symlink_to(tmp_path / target)
     with pytest.raises(DataError, match="'all'"):
         load_folder(tmp_path)
@@ -225,7 +182,7 @@ def test_a_class_that_is_a_link_to_others_is_refused(make, tmp_path, target):
 
 def test_copies_of_one_image_are_not_cut_apart(make, tmp_path):
     for name in ("cat", "dog"):
-        make(name, 1)
+        make(name, count=1)
         (file,) = (tmp_path / name).iterdir()
         for i in range(5):
             (tmp_path / name / f"copy{i}.png").write_bytes(file.read_bytes())
@@ -234,26 +191,23 @@ def test_copies_of_one_image_are_not_cut_apart(make, tmp_path):
 
 
 def test_a_flat_test_folder_beside_train_is_named(make, tmp_path):
-    for name in ("train/cat", "train/dog", "test"):
-        make(name, 10)
+    make("train/cat", "train/dog", "test", count=10)
     assert any("'test'" in note for note in load_folder(tmp_path).notes)
 
 
 def test_cached_images_are_cropped_once(make, tmp_path):
-    for name in ("cat", "dog"):
-        make(name, 10)
+    make("cat", "dog", count=10)
     train, view = load_folder(tmp_path).train, Preprocessing(8, crop_pct=0.5)
     ready = train.in_memory(view)
     assert all(torch.equal(ready.load(i, view), train.load(i, view)) for i in range(len(train)))
 
 
 def test_val_and_test_may_lack_a_class_and_it_is_said(make, tmp_path):
-    for name in ("train/cat", "train/dog", "train/owl", "val/cat", "val/owl", "test/dog"):
-        make(name)
+    make("train/cat", "train/dog", "train/owl", "val/cat", "val/owl", "test/dog")
     (tmp_path / "test" / "owl").mkdir()
     data = load_folder(tmp_path)
     assert data.val.classes == data.test.classes == ("cat", "dog", "owl")
-    assert (data.val.counts(), data.test.counts()) == ([4, 0, 4], [0, 4, 0])
+    assert (data.val.counts(), data.test.counts()) == ([6, 0, 6], [0, 6, 0])
     assert any("val" in note and "'dog'" in note for note in data.notes)
     assert any("test" in note and "'cat'" in note for note in data.notes)
     make("val/fox")
@@ -267,15 +221,14 @@ def test_accents_are_one_class_in_both_spellings(make, tmp_path):
             make(f"{split}/{unicodedata.normalize(form, name)}")
     data = load_folder(tmp_path)
     assert data.val.classes == ("bar", "caf\u00e9")
-    assert data.val.counts() == [4, 4]
+    assert data.val.counts() == [6, 6]
     make("train/cafe\u0301")
     with pytest.raises(DataError, match="accents"):
         load_folder(tmp_path)
 
 
 def test_class_names_that_are_not_utf_8_are_refused_and_file_names_are_not(make, tmp_path):
-    (file, *_) = make("cat", 20)
-    make("dog", 20)
+    (file, *_) = make("cat", "dog", count=20)
     file.rename(file.with_name(os.fsdecode(b"k\xe4tzchen.png")))
     data = load_folder(tmp_path)
     assert sum(len(images) for images in data.splits().values()) == 40
@@ -361,44 +314,22 @@ def test_damaged_images_are_read_or_refused_and_nothing_else(tmp_path):
 
 
 NAMES = (
-    "a",
-    "B",
-    "train",
-    "Test",
-    "val",
-    "dev",
-    ".x",
-    "@eaDir",
-    "images",
-    "labels",
-    "Thumbs",
-    "é",
-    "e\u0301",
-    "x y",
-    "-",
+    "a", "B", "train", "Test", "val", "dev", ".x", "@eaDir", "images", "labels", "Thumbs", "é", "e\u0301", "x y", "-",
     "*",
-)
+)  # fmt: skip
 
 
 def test_odd_trees_are_read_in_order_or_refused(tmp_path):
     count, rng = int(os.environ.get("PIGGYBACK_FUZZ", "300")), np.random.default_rng(0)
-    pixels = io.BytesIO()
-    pictures = []
-    for i in range(40):
-        pixels = io.BytesIO()
-        Image.new("L", (4, 4), i).save(pixels, "PNG")
-        pictures.append(pixels.getvalue())
+    pictures = [encoded(Image.new("L", (4, 4), i), "PNG") for i in range(40)]
     read = refused = 0
     for turn in range(count):
         root = tmp_path / str(turn)
         folders = [root]
         root.mkdir()
         for _ in range(int(rng.integers(2, 12))):
-            parent, name = (
-                folders[int(rng.integers(len(folders)))],
-                NAMES[int(rng.integers(len(NAMES)))],
-            )
-            place = parent / name
+            parent = folders[int(rng.integers(len(folders)))]
+            place = parent / NAMES[int(rng.integers(len(NAMES)))]
             if os.path.lexists(place):
                 continue
             kind = int(rng.integers(12))
@@ -413,9 +344,8 @@ def test_odd_trees_are_read_in_order_or_refused(tmp_path):
                 folders.append(place)
         for folder in folders[1:]:
             for i in rng.integers(40, size=int(rng.integers(0, 6))):
-                suffix = (".png", ".PNG", ".txt", "")[
-                    int(rng.integers(4)) if rng.random() < 0.2 else 0
-                ]
+                odd = int(rng.integers(4)) if rng.random() < 0.2 else 0
+                suffix = (".png", ".PNG", ".txt", "")[odd]
                 (folder / f"{i}{suffix}").write_bytes(pictures[i])
         if refusal_of(partial(load_folder, root)) is not None:
             refused += 1
@@ -451,11 +381,8 @@ def test_arrays_of_any_layout_are_images():
 def test_accents_of_images_and_their_label_maps_may_be_written_differently(tmp_path):
     for split in ("train", "test"):
         for i in range(4):
-            for kind, name, suffix in (
-                ("images", "caf\u00e9", "png"),
-                ("labels", "cafe\u0301", "png"),
-            ):
-                place = tmp_path / split / kind / f"{name}{i}.{suffix}"
+            for kind, name in (("images", "caf\u00e9"), ("labels", "cafe\u0301")):
+                place = tmp_path / split / kind / f"{name}{i}.png"
                 place.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("L", (6, 6), i).save(place)
     data = load_camvid_layout(tmp_path)

@@ -9,10 +9,8 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from piggyback.errors import DataError
 from piggyback.train.data.columns import read_texts
@@ -22,28 +20,11 @@ from piggyback.train.data.survey import survey_splits
 from piggyback.train.data.table import Table, load_table
 from piggyback.train.data.text import TextSet
 
-Make = Callable[..., list[Path]]
-
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Writes images of noise, each another, and returns their paths."""
-    drawn = np.random.default_rng(0)
-
-    def write(folder: str, count: int = 6) -> list[Path]:
-        paths = [tmp_path / folder / f"{i:02d}.png" for i in range(count)]
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(drawn.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
-        return paths
-
-    return write
-
-
-@pytest.fixture
-def table(tmp_path: Path, make: Make) -> Callable[..., Path]:
+def table(tmp_path: Path, make: Callable[..., list[Path]]) -> Callable[..., Path]:
     """Writes a table with a row for each of twelve images: its name, then what ``cells`` gives for its number."""
-    names = [file.name for file in make(".", 12)]
+    names = [file.name for file in make(".", count=12)]
 
     def write(header: str, cells: Callable[[int], str], first: str = "", comma: str = ",") -> Path:
         rows = [comma.join((name, cells(i))) for i, name in enumerate(names)]
@@ -71,38 +52,34 @@ def noted(notes: tuple[str, ...], *words: str) -> bool:
     ],
 )
 def test_folders_too_deep_or_turned_round_are_refused(make, tmp_path, folders, wanted):
-    for folder in folders:
-        make(folder)
+    make(*folders)
     with pytest.raises(DataError, match=wanted):
         load_folder(tmp_path)
 
 
 def test_folds_and_kinds_of_classes_are_said_to_be_the_classes(make, tmp_path):
-    for folder in ("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"):
-        make(folder)
+    make("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog")
     assert noted(load_folder(tmp_path).notes, "'fold1'", "'fold2'", "'cat'", "'dog'")
-    make("fold1", 1)  # images of its own: it is a class
+    make("fold1", count=1)  # images of its own: it is a class
     assert not noted(load_folder(tmp_path).notes, "'cat'")
 
 
 @pytest.mark.parametrize("other", ["dog", "dog/a"])
 def test_a_single_class_may_have_a_test_and_a_train_in_it(make, tmp_path, other):
-    for folder in ("cat/train", "cat/test", other, f"{other}/more"):
-        make(folder, 20)
+    make("cat/train", "cat/test", other, f"{other}/more", count=20)
     assert load_folder(tmp_path).classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize("within", ["", "train/"])
 def test_images_in_no_class_are_counted(make, tmp_path, within):
-    for name in ("cat", "dog"):
-        make(f"{within}{name}", 20)
-    make(within or ".", 3)
+    make(f"{within}cat", f"{within}dog", count=20)
+    make(within or ".", count=3)
     assert noted(load_folder(tmp_path).notes, "3 image", "outside")
 
 
 def test_an_image_under_two_classes_is_said(make, tmp_path):
     for name in ("cat", "dog"):
-        make(f"train/{name}", 20)
+        make(f"train/{name}", count=20)
         make(f"val/{name}")
         make(f"test/{name}")
     shutil.copy(tmp_path / "train/cat/03.png", tmp_path / "train/dog/copy.png")
@@ -262,7 +239,7 @@ def test_check_names_every_bad_image_of_a_table(table, tmp_path):
 
 def test_files_in_a_tar_that_are_passed_over_are_counted(make, tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for i, file in enumerate(make("x", 12)):
+        for i, file in enumerate(make("x", count=12)):
             for name, data in (
                 (f"{i}.png", file.read_bytes()),
                 (f"{i}.cls", str(i % 2).encode()),

@@ -226,21 +226,3 @@ def test_a_file_on_a_network_that_holds_its_head_in_a_list_is_noticed(tmp_path):
     with pytest.raises(TaskStateError, match="'fc'"):
         other(X, task="a")
     assert model(X, task="a").shape == (32, 3)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": 3},
-        {"rule": "binary"},
-        {"init": "uniform"},
-        {"augment": None},
-        {"regularizers": ("x",)},
-        {"image_size": "224"},
-        {"workers": 1.5},
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_a_recipes_choices_have_their_types(options):
-    with pytest.raises(InputError, match=f"^{next(iter(options))} .*expected"):
-        Recipe(**options)

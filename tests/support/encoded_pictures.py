@@ -15,11 +15,22 @@ def photo(width: int = 40, height: int = 24, seed: int = 0) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def noise(seed: int, side: int = 8) -> Image.Image:
+    """An RGB picture unlike every other one."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     """The image in a format, as the bytes of a file."""
     file = BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def png(seed: int) -> bytes:
+    """A small picture's file, unlike every other one."""
+    return encoded(noise(seed), "PNG")
 
 
 def turned(value: int) -> Image.Exif:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from piggyback.network.backbone import Backbone
 from piggyback.taskfile.file import load_file
-from piggyback.train import ImageData, Recipe, device, train
+from piggyback.train import Recipe, device, train
 from piggyback.train.device import Speed, speed_of
 from support.training_toys import interrupted
 
@@ -35,30 +33,22 @@ LINEAR = nn.Linear(4, 2)
     ],
 )
 def test_how_to_compute_follows_from_network_and_device(
-    network: nn.Module,
-    place: torch.device,
-    multiplies: bool,
-    speed: Speed,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    network, place, multiplies, speed, monkeypatch
+):
     monkeypatch.setattr(device, "multiplies_bfloat16", lambda _: multiplies)
     assert speed_of(Recipe(), network, place) == speed
     asked = Recipe(amp="bf16", channels_last="no")
     assert speed_of(asked, network, place) == Speed("bf16", False)
 
 
-def test_bfloat16_trains(
-    backbone: Backbone, data: ImageData, recipe: Callable[..., Recipe]
-) -> None:
+def test_bfloat16_trains(backbone, data, recipe):
     result = train(backbone, data, "a", recipe(amp="bf16", channels_last="yes", epochs=8))
     assert result.accuracy > 60
     assert result.provenance["speed"] == {"amp": "bf16", "channels_last": True}
 
 
 @pytest.mark.slow
-def test_a_compiled_network_learns_the_same(
-    backbone: Backbone, data: ImageData, recipe: Callable[..., Recipe]
-) -> None:
+def test_a_compiled_network_learns_the_same(backbone, data, recipe):
     plain = train(backbone, data, "a", recipe("head", epochs=2))
     fast = train(backbone, data, "a", recipe("head", epochs=2, compile=True))
     assert fast.history[-1].train_loss == pytest.approx(plain.history[-1].train_loss, abs=0.2)
@@ -69,8 +59,8 @@ def test_a_compiled_network_learns_the_same(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", ["masks", "finetune"])
 def test_on_a_gpu_a_resumed_run_ends_as_an_undisturbed_one(
-    method: str, backbone: Backbone, data: ImageData, recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+    method, backbone, data, recipe, tmp_path
+):
     options = recipe(method, epochs=4, amp="bf16", channels_last="yes")
     before = {name: tensor.clone() for name, tensor in backbone.module.state_dict().items()}
     whole = train(backbone, data, "a", options)
@@ -116,7 +106,7 @@ def launch(script: Path, out: Path, processes: int) -> set[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     alone, together = (launch(script, tmp_path / str(n), n) for n in (1, 2))

@@ -17,6 +17,8 @@ from piggyback.model.multitask import MultiTaskModel
 from piggyback.network.backbone import Backbone
 from piggyback.train import ImageSet, evaluate, load_folder, predict, train
 from piggyback.train.evaluation import measure
+from piggyback.train.outcome import outcome_of
+from piggyback.train.report import report_on
 
 
 @pytest.fixture
@@ -33,7 +35,8 @@ def test_accuracy_confusion_and_loss_are_the_definitions(
     model: MultiTaskModel, folder: Path
 ) -> None:
     images = load_folder(folder).test
-    found = evaluate(model, "pets", images, batch_size=3, workers=0)
+    found, outcome = outcome_of(model, "pets", images, batch_size=3, workers=0)
+    assert report_on(outcome).numbers["accuracy"].value == pytest.approx(found.accuracy)
     view = Preprocessing(16)
     x = torch.stack([images.load(i, view) for i in range(len(images))])
     model.eval()

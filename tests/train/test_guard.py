@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
 from piggyback.masks.regularize import TargetDensity
-from piggyback.network.backbone import Backbone
 from piggyback.taskfile.file import load_file
 from piggyback.taskfile.header import read_header
 from piggyback.train import ImageData, Recipe, Step, from_tensors, train
@@ -37,9 +35,7 @@ def wild(recipe: MakeRecipe, **options: object) -> Recipe:
     return recipe(**{**made, "regularizers": (TargetDensity(0.0, 1e3),), **options})
 
 
-def test_a_collapse_is_told_and_taken_back_at_most_twice(
-    backbone: Backbone, easy: ImageData, recipe: MakeRecipe
-) -> None:
+def test_a_collapse_is_told_and_taken_back_at_most_twice(backbone, easy, recipe):
     told = Recorder()
     result = train(backbone, easy, "a", wild(recipe), listener=told)
     back = [line for line in told.notices if "collapsed (" in line]
@@ -48,18 +44,14 @@ def test_a_collapse_is_told_and_taken_back_at_most_twice(
     assert result.provenance["peak_lr"][0] <= 2e-2 * 0.5 ** len(back)
 
 
-def test_a_run_that_learns_is_left_alone(
-    backbone: Backbone, easy: ImageData, recipe: MakeRecipe
-) -> None:
+def test_a_run_that_learns_is_left_alone(backbone, easy, recipe):
     told = Recorder()
     result = train(backbone, easy, "a", recipe(epochs=12, mask_lr=None), listener=told)
     assert result.accuracy == 100.0
     assert not [line for line in told.notices if "collapsed" in line]
 
 
-def test_masks_that_masked_nothing_say_so_everywhere(
-    backbone: Backbone, easy: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_masks_that_masked_nothing_say_so_everywhere(backbone, easy, recipe, tmp_path):
     told = Recorder()
     result = train(backbone, easy, "a", recipe(mask_lr=1e-7), tmp_path, listener=told)
     assert result.verdict.startswith("masked nothing")
@@ -68,9 +60,7 @@ def test_masks_that_masked_nothing_say_so_everywhere(
     assert read_header(result.path).info.provenance["verdict"] == result.verdict
 
 
-def test_a_head_and_masks_that_learned_have_no_verdict(
-    backbone: Backbone, easy: ImageData, recipe: MakeRecipe
-) -> None:
+def test_a_head_and_masks_that_learned_have_no_verdict(backbone, easy, recipe):
     for made in (recipe("head"), recipe(epochs=10)):
         result = train(backbone, easy, "a", made)
         assert result.verdict == ""
@@ -93,8 +83,8 @@ class KillAfterStepBack(Recorder):
 
 @pytest.mark.parametrize("after", [1, 2, 7])
 def test_a_kill_around_a_step_back_resumes_to_the_same_bits(
-    backbone: Backbone, easy: ImageData, recipe: MakeRecipe, tmp_path: Path, after: int
-) -> None:
+    backbone, easy, recipe, tmp_path, after
+):
     made = wild(recipe, checkpoint_minutes=0)
     whole = train(backbone, easy, "a", made, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -105,9 +95,7 @@ def test_a_kill_around_a_step_back_resumes_to_the_same_bits(
     assert_same(*(load_file(tmp_path / name / "a.safetensors") for name in ("whole", "cut")))
 
 
-def test_a_far_task_gets_a_higher_rate_than_a_near_one(
-    backbone: Backbone, easy: ImageData, recipe: MakeRecipe
-) -> None:
+def test_a_far_task_gets_a_higher_rate_than_a_near_one(backbone, easy, recipe):
     near = train(backbone, easy, "a", recipe(mask_lr=None)).provenance
     generator = torch.Generator().manual_seed(2)
     labels = torch.randint(0, 3, (240,), generator=generator)
@@ -147,7 +135,7 @@ class Masks(Still):
         return {"weight": weight.data}
 
 
-def test_an_early_collapse_starts_over_and_a_late_one_goes_back_to_the_last_mark() -> None:
+def test_an_early_collapse_starts_over_and_a_late_one_goes_back_to_the_last_mark():
     learner = Masks(0.3)
     start = {"live/weight": learner.live()["weight"].clone()}
     guard = Guard([0.5] * MARKS, guess=math.log(10), derived=0.4, good=start)
@@ -174,7 +162,7 @@ def test_an_early_collapse_starts_over_and_a_late_one_goes_back_to_the_last_mark
 
 
 @pytest.mark.parametrize("every", [1, 5])
-def test_a_run_that_collapses_late_does_not_start_over_and_says_so(every: int) -> None:
+def test_a_run_that_collapses_late_does_not_start_over_and_says_so(every):
     learner = Masks(0.3)
     good = {"live/weight": learner.live()["weight"].clone()}
     guard = Guard([0.5] * MARKS, guess=math.log(10), derived=0.4, good=good)
@@ -188,7 +176,7 @@ def test_a_run_that_collapses_late_does_not_start_over_and_says_so(every: int) -
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
-def test_only_masks_that_drop_weights_can_have_collapsed(share: float) -> None:
+def test_only_masks_that_drop_weights_can_have_collapsed(share):
     guard = Guard([0.5] * MARKS, guess=math.log(10))
     learner = Still(share)
     for mark in range(1, MARKS + 1):

@@ -21,7 +21,7 @@ from piggyback.images.label_maps import VOID, SegmentationSet
 from piggyback.images.map_pictures import as_png, palette
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
-from piggyback.train import Augment, ImageData, Measured, Recipe, evaluate, predict, train
+from piggyback.train import Augment, ImageData, Recipe, evaluate, predict, train
 from piggyback.train.data.batches import EvalBatches, TrainBatches, augment, augment_map, draws
 from piggyback.train.evaluation import measure, segment
 from piggyback.train.tune import TUNE
@@ -125,14 +125,6 @@ def test_mean_iou_is_its_readable_twin_with_void_left_out():
     assert found.loss == pytest.approx(float(losses.mean()), rel=1e-5)
 
 
-def test_iou_of_a_matrix_by_hand():
-    confusion = torch.tensor([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-    found = Measured(("a", "b", "c"), confusion, 0.0, "segmentation")
-    assert found.per_class_iou() == pytest.approx({"a": 100 * 6 / 9, "b": 50.0, "c": None})
-    assert found.mean_iou == pytest.approx((100 * 6 / 9 + 50) / 2)
-    assert replace(found, kind="classification").accuracy == 75.0
-
-
 @pytest.mark.parametrize(
     "options", [Augment(shift=0.3), Augment(flip=True), Augment(crop=0.3, flip=True)]
 )
@@ -154,26 +146,17 @@ def test_images_and_label_maps_move_together(options):
 
 
 def test_label_maps_hold_classes_only_after_augmentation(patches):
-    options = Augment(shift=0.2, flip=True, crop=0.4)
-    made = TrainBatches(patches.train, Preprocessing(16), options, batch_size=16, seed=0, epoch=0)
-    images, labels = made[0]
+    def batch(**share):
+        options, view = Augment(shift=0.2, flip=True, crop=0.4), Preprocessing(16)
+        place = {"batch_size": 16, "seed": 0, "epoch": 0, **share}
+        return TrainBatches(patches.train, view, options, **place)[0]
+
+    images, labels = batch()
     assert images.shape == (16, 3, 16, 16)
     assert labels.shape == (16, 16, 16)
     assert labels.dtype == torch.uint8
     assert set(labels.unique().tolist()) <= {0, 1, 2, VOID}
-    ranks = [
-        TrainBatches(
-            patches.train,
-            Preprocessing(16),
-            options,
-            batch_size=16,
-            seed=0,
-            epoch=0,
-            rank=r,
-            world=2,
-        )[0][1]
-        for r in range(2)
-    ]
+    ranks = [batch(rank=rank, world=2)[1] for rank in range(2)]
     assert torch.equal(torch.stack(ranks, 1).flatten(0, 1), labels)
 
 

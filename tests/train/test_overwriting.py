@@ -6,21 +6,17 @@ import os
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from piggyback.errors import CheckpointError, InputError
-from piggyback.network.backbone import Backbone
 from piggyback.taskfile.disk import check_output, lock_folder
-from piggyback.train import ImageData, Listener, Recipe, train
+from piggyback.train import Listener, Recipe, train
 from piggyback.train.events import EpochRow
 from support.training_toys import Recorder
 
 
-def test_a_finished_run_is_not_replaced_by_another_one_unasked(
-    backbone: Backbone, data: ImageData, recipe, tmp_path: Path
-) -> None:
+def test_a_finished_run_is_not_replaced_by_another_one_unasked(backbone, data, recipe, tmp_path):
     short: Recipe = recipe(epochs=1)
     first = train(backbone, data, "toy", short, tmp_path)
     kept = (tmp_path / "toy.safetensors").read_bytes()
@@ -32,9 +28,7 @@ def test_a_finished_run_is_not_replaced_by_another_one_unasked(
     assert train(backbone, data, "toy", other, tmp_path, overwrite=True).path == first.path
 
 
-def test_an_interrupted_run_that_starts_anew_is_said(
-    backbone: Backbone, data: ImageData, recipe, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_that_starts_anew_is_said(backbone, data, recipe, tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"of a run that was stopped")
     told = Recorder()
     train(backbone, data, "toy", recipe(epochs=1), tmp_path, listener=told)
@@ -42,13 +36,7 @@ def test_an_interrupted_run_that_starts_anew_is_said(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are those of POSIX")
-def test_two_trainings_do_not_write_into_one_folder(
-    backbone: Backbone,
-    data: ImageData,
-    recipe,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_two_trainings_do_not_write_into_one_folder(backbone, data, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("piggyback.taskfile.disk._LOCK_TRIES", 1)
 
     class Other(Listener):
@@ -73,16 +61,14 @@ def test_two_trainings_do_not_write_into_one_folder(
     train(backbone, data, "toy", recipe(epochs=2), tmp_path)
 
 
-def test_a_path_back_out_of_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_path_back_out_of_a_folder_that_is_not_there_is_refused(tmp_path):
     for folder in (False, True):
         with pytest.raises(InputError, match="none"):
             check_output(tmp_path / "none" / ".." / "a", "--out", folder=folder)
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_is_waited_for_while_the_workers_of_a_killed_training_notice(
-    tmp_path: Path,
-) -> None:
+def test_a_folder_is_waited_for_while_the_workers_of_a_killed_training_notice(tmp_path):
     held = ExitStack()
     held.enter_context(lock_folder(tmp_path))
     threading.Timer(0.3, held.close).start()
@@ -90,7 +76,7 @@ def test_a_folder_is_waited_for_while_the_workers_of_a_killed_training_notice(
         pass
 
 
-def test_an_output_that_is_a_link_to_nowhere_is_found_before_the_work(tmp_path: Path) -> None:
+def test_an_output_that_is_a_link_to_nowhere_is_found_before_the_work(tmp_path):
     gone = tmp_path / "gone"
     for name, target, folder in (("run", gone, True), ("a", gone / "a", False)):
         (tmp_path / name).symlink_to(target)

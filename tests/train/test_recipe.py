@@ -97,10 +97,19 @@ def test_a_regulariser_that_no_file_can_name() -> None:
         ("seed", -1),
         ("seed", 10**39),
         ("seed", 1.5),
+        ("mixup", 0.0),
+        ("cutmix", -1.0),
+        ("method", 3),
+        ("rule", "binary"),
+        ("init", "uniform"),
+        ("augment", None),
+        ("regularizers", ("x",)),
+        ("image_size", "224"),
+        ("workers", 1.5),
     ],
 )
 def test_wrong_values_name_the_field(field: str, value: object) -> None:
-    with pytest.raises(InputError, match=f"^{field} "):
+    with pytest.raises(InputError, match=f"^{field} .*expected"):
         Recipe(**{field: value})
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +26,7 @@ DRIVER = Path(__file__).parents[1] / "support" / "resume_driver.py"
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 @pytest.mark.parametrize(("method", "kills"), [("masks", 4), ("finetune", 2)])
-def test_killed_at_random_moments(method: str, kills: int, tmp_path: Path) -> None:
+def test_killed_at_random_moments(method, kills, tmp_path):
     command = [sys.executable, str(DRIVER), str(tmp_path), method, str(kills)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -54,8 +53,8 @@ def stopped(
 
 @pytest.mark.parametrize("method", ["head", "masks"])
 def test_going_on_after_an_epoch_keeps_history_best_and_time(
-    method: str, backbone: Backbone, data: ImageData, recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+    method, backbone, data, recipe, tmp_path
+):
     options = recipe(method, epochs=4)
     with pytest.raises(Killed):  # a first run may be asked to go on, too
         train(backbone, data, "a", options, tmp_path, resume=True, listener=Recorder(2))
@@ -76,14 +75,7 @@ def test_going_on_after_an_epoch_keeps_history_best_and_time(
         ({}, r"data\.sha256\.train"),
     ],
 )
-def test_a_checkpoint_of_another_run(
-    change: dict[str, int],
-    field: str,
-    backbone: Backbone,
-    data: ImageData,
-    recipe: Callable[..., Recipe],
-    tmp_path: Path,
-) -> None:
+def test_a_checkpoint_of_another_run(change, field, backbone, data, recipe, tmp_path):
     stopped(backbone, data, recipe(), tmp_path)
     if field == "backbone":
         with torch.no_grad():
@@ -94,9 +86,7 @@ def test_a_checkpoint_of_another_run(
         train(backbone, data, "a", recipe(**change), tmp_path, resume=True)
 
 
-def test_a_damaged_checkpoint_and_a_damaged_result(
-    backbone: Backbone, data: ImageData, recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_and_a_damaged_result(backbone, data, recipe, tmp_path):
     stopped(backbone, data, recipe(), tmp_path)
     place = tmp_path / CHECKPOINT
     place.write_bytes(place.read_bytes()[:-9])
@@ -108,9 +98,7 @@ def test_a_damaged_checkpoint_and_a_damaged_result(
         train(backbone, data, "a", recipe(), tmp_path, resume=True)
 
 
-def test_a_new_run_in_an_old_folder_can_be_resumed(
-    backbone: Backbone, data: ImageData, recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_a_new_run_in_an_old_folder_can_be_resumed(backbone, data, recipe, tmp_path):
     train(backbone, data, "a", recipe(epochs=1), tmp_path)
     old = (tmp_path / "a.safetensors").read_bytes()
     stopped(backbone, data, recipe(), tmp_path)
@@ -128,9 +116,7 @@ def large(backbone: Backbone) -> Backbone:
     return replace(backbone, preprocessing=Preprocessing(224))
 
 
-def test_a_resumed_run_keeps_the_size_that_its_images_gave(
-    backbone: Backbone, recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_a_resumed_run_keeps_the_size_that_its_images_gave(backbone, recipe, tmp_path):
     data = made_of(70)
     stopped(large(backbone), data, recipe("head"), tmp_path)
     saved = checkpoint.read(tmp_path / CHECKPOINT)
@@ -144,9 +130,7 @@ def test_a_resumed_run_keeps_the_size_that_its_images_gave(
     assert len(result.history) == 3
 
 
-def test_a_result_from_before_runs_chose_their_size_is_still_read(
-    backbone: Backbone, recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_a_result_from_before_runs_chose_their_size_is_still_read(backbone, recipe, tmp_path):
     first = train(backbone, made_of(16), "a", recipe("head"), tmp_path)
     place = tmp_path / RESULT
     saved = json.loads(place.read_text())

@@ -31,13 +31,8 @@ def texts(reviews):
 @pytest.fixture
 def mood(reader, texts, recipe, tmp_path):
     """The file of a task that tells good reviews from bad ones."""
-    train(
-        reader,
-        texts,
-        "mood",
-        recipe("head", epochs=12, batch_size=8, head_lr=0.1),
-        tmp_path / "run",
-    )
+    options = recipe("head", epochs=12, batch_size=8, head_lr=0.1)
+    train(reader, texts, "mood", options, tmp_path / "run")
     return tmp_path / "run" / "mood.safetensors"
 
 
@@ -133,12 +128,9 @@ def test_images_and_texts_are_not_mixed_up(reader, texts, data, recipe, encoder)
         load_backbone(f"transformers:{encoder}", image_size=64)
     with pytest.raises(BackboneError, match="tokens:timm"):
         load_backbone("tokens:timm:resnet18")
+    val = replace(data.val, classes=texts.classes, labels=data.val.labels % 2)
     with pytest.raises(DataError, match="one of them"):
-        replace(
-            data,
-            train=texts.train,
-            val=replace(data.val, classes=texts.classes, labels=data.val.labels % 2),
-        )
+        replace(data, train=texts.train, val=val)
 
 
 def test_a_folder_without_a_tokenizer_says_so(encoder, tmp_path):
@@ -223,20 +215,12 @@ def test_a_classifier_of_transformers_stays_one(reviews, recipe, tmp_path):
     folder = write_encoder(tmp_path / "classifier", kind="BertForSequenceClassification")
     network = load_backbone(f"transformers:{folder}")
     assert type(network.module).__name__ == "BertForSequenceClassification"
-    texts = load_table(reviews)
-    train(
-        network,
-        texts,
-        "mood",
-        recipe("head", epochs=6, batch_size=8, head_lr=0.1),
-        tmp_path / "run",
-    )
+    options = recipe("head", epochs=6, batch_size=8, head_lr=0.1)
+    train(network, load_table(reviews), "mood", options, tmp_path / "run")
     model = held(network, tmp_path / "run" / "mood.safetensors")
     save_pipeline(model.bake("mood").eval(), model.get_task("mood").info, tmp_path / "baked")
     ask = transformers.pipeline("text-classification", model=str(tmp_path / "baked"))
     (one,) = predict(model, "mood", ["the film is good"])
     (found,) = ask(["the film is good"])
-    assert (found["label"], round(found["score"], 4)) == (
-        one.classes[0],
-        round(one.probabilities[0], 4),
-    )
+    assert found["label"] == one.classes[0]
+    assert found["score"] == pytest.approx(one.probabilities[0], abs=1e-4)

@@ -6,8 +6,6 @@ import csv
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,7 +30,6 @@ from piggyback.train import (
     ImageData,
     Recipe,
     evaluate,
-    from_tensors,
     load_folder,
     logs,
     loop,
@@ -52,8 +49,8 @@ def contents(backbone: Backbone) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", ["masks", "head", "finetune"])
 @pytest.mark.parametrize("channels_last", ["no", "yes"])
 def test_the_backbone_comes_back_and_nothing_global_changes(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, method: str, channels_last: str
-) -> None:
+    backbone, data, recipe, method, channels_last
+):
     before, module = contents(backbone), backbone.module
     strides = {name: p.stride() for name, p in module.named_parameters()}
     random = torch.get_rng_state()
@@ -67,9 +64,7 @@ def test_the_backbone_comes_back_and_nothing_global_changes(
     assert not any(m.training for m in module.modules())
 
 
-def test_masks_learn_and_the_file_gives_the_same_answers(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_masks_learn_and_the_file_gives_the_same_answers(backbone, data, recipe, tmp_path):
     result = train(backbone, data, "colours", recipe(epochs=8), tmp_path)
     assert result.accuracy >= 90
     assert result.task is not None
@@ -95,9 +90,7 @@ def test_masks_learn_and_the_file_gives_the_same_answers(
     assert found["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-def test_head_and_finetune_leave_their_kind_of_result(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_head_and_finetune_leave_their_kind_of_result(backbone, data, recipe, tmp_path):
     head = train(backbone, data, "colours", recipe("head"), tmp_path / "head")
     assert head.task is not None
     assert not head.task.masks
@@ -115,9 +108,7 @@ def test_head_and_finetune_leave_their_kind_of_result(
     assert not torch.equal(tuned.state["1.running_mean"], backbone.module[1].running_mean)
 
 
-def test_frozen_and_trained_normalisation(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe
-) -> None:
+def test_frozen_and_trained_normalisation(backbone, data, recipe):
     frozen = train(backbone, data, "a", recipe(epochs=1)).task
     trained = train(backbone, data, "a", recipe(epochs=1, norm="trained")).task
     assert frozen is not None
@@ -131,9 +122,7 @@ def test_frozen_and_trained_normalisation(
         assert torch.equal(tuned[name], backbone.module.state_dict()[name])
 
 
-def test_the_same_seed_gives_the_same_bytes_of_masks(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe
-) -> None:
+def test_the_same_seed_gives_the_same_bytes_of_masks(backbone, data, recipe):
     runs = [train(backbone, data, "a", recipe(seed=seed)).task for seed in (3, 3, 4)]
     one, same, other = (dict(task.masks) | dict(task.head) for task in runs if task)
     assert all(torch.equal(one[k].keep, same[k].keep) for k in ("0.weight", "3.weight"))
@@ -141,21 +130,7 @@ def test_the_same_seed_gives_the_same_bytes_of_masks(
     assert not torch.equal(one["weight"], other["weight"])
 
 
-def test_pieces_of_a_batch_give_the_same_gradient(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe
-) -> None:
-    quiet = replace(backbone)
-    quiet.module[8].p = 0.0  # dropout draws once per piece
-    whole = train(quiet, data, "a", recipe("head", epochs=1)).task
-    pieces = train(quiet, data, "a", recipe("head", epochs=1, accumulate=3)).task
-    assert whole is not None
-    assert pieces is not None
-    torch.testing.assert_close(whole.head["weight"], pieces.head["weight"], atol=1e-4, rtol=1e-3)
-
-
-def test_ternary_uniform_and_selected(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe
-) -> None:
+def test_ternary_uniform_and_selected(backbone, data, recipe):
     options = recipe(rule=MaskRule("ternary"), select=("3",), clip=1.0, epochs=1, mask_lr=2e-2)
     task = train(backbone, data, "a", options).task
     assert task is not None
@@ -164,16 +139,12 @@ def test_ternary_uniform_and_selected(
 
 
 @pytest.mark.parametrize("method", ["masks", "head"])
-def test_a_rule_with_a_form_is_refused_when_training_starts(
-    method: str, backbone: Backbone, data: ImageData, recipe: MakeRecipe
-) -> None:
+def test_a_rule_with_a_form_is_refused_when_training_starts(method, backbone, data, recipe):
     with pytest.raises(InputError, match="form 'channel': expected 'plain'"):
         train(backbone, data, "a", recipe(method, rule=MaskRule(form="channel")))
 
 
-def test_listener_and_logs_tell_the_same(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_listener_and_logs_tell_the_same(backbone, data, recipe, tmp_path):
     heard = Recorder()
     result = train(backbone, data, "a", recipe(tracker="tensorboard"), tmp_path, listener=heard)
     assert heard.stages == ["reading images", "training the head alone", "measuring on test"]
@@ -196,12 +167,8 @@ def test_listener_and_logs_tell_the_same(
 
 
 def test_a_tracker_gets_the_recipe_and_the_curves_and_is_closed(
-    backbone: Backbone,
-    data: ImageData,
-    recipe: MakeRecipe,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    backbone, data, recipe, tmp_path, monkeypatch
+):
     heard: dict[str, Any] = {"points": {}}
 
     class Fake:
@@ -231,12 +198,8 @@ def test_a_tracker_gets_the_recipe_and_the_curves_and_is_closed(
 
 
 def test_a_tracker_that_cannot_be_had_is_refused_first(
-    backbone: Backbone,
-    data: ImageData,
-    recipe: MakeRecipe,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    backbone, data, recipe, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(MissingExtraError, match=r"\.\[mlflow\]"):
         train(backbone, data, "a", recipe(tracker="mlflow"), tmp_path)
@@ -245,9 +208,7 @@ def test_a_tracker_that_cannot_be_had_is_refused_first(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_best_epoch_is_kept_not_the_last(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_epoch_is_kept_not_the_last(backbone, data, recipe, monkeypatch):
     captured = []
     real_measure = loop.measure
     falling = iter([30.0, 80.0, 20.0])
@@ -286,9 +247,7 @@ def test_the_best_epoch_is_kept_not_the_last(
         (1, [100.0, 100.0, 0.0], 3),  # one image tells nothing
     ],
 )
-def test_of_epochs_that_val_cannot_tell_apart_the_last_is_kept(
-    count: int, accuracies: list[float], best: int
-) -> None:
+def test_of_epochs_that_val_cannot_tell_apart_the_last_is_kept(count, accuracies, best):
     progress = Progress()
     for epoch, accuracy in enumerate(accuracies, 1):
         flag = progress.is_best(accuracy, count)
@@ -299,16 +258,14 @@ def test_of_epochs_that_val_cannot_tell_apart_the_last_is_kept(
     assert progress.best.epoch == best
 
 
-def test_patience_ends_a_run_that_gets_no_better(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe
-) -> None:
+def test_patience_ends_a_run_that_gets_no_better(backbone, data, recipe):
     stuck = recipe("head", epochs=20, head_lr=1e-12, patience=2)
     assert len(train(backbone, data, "a", stuck).history) == 3
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+    backbone, data, recipe, tmp_path
+):
     before = contents(backbone)
 
     class Spoil(Recorder):
@@ -323,16 +280,12 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     assert_same(resumed.task, train(backbone, data, "a", recipe()).task)
 
 
-def test_a_learning_rate_out_of_this_world(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe
-) -> None:
+def test_a_learning_rate_out_of_this_world(backbone, data, recipe):
     with pytest.raises(TrainingError, match="try lower learning rates"):
         train(backbone, data, "a", recipe("finetune", finetune_lr=1e30, schedule="constant"))
 
 
-def test_a_finished_run_is_returned_and_not_repeated(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_a_finished_run_is_returned_and_not_repeated(backbone, data, recipe, tmp_path):
     for method in ("masks", "finetune"):
         first = train(backbone, data, "a", recipe(method), tmp_path / method)
         heard = Recorder()
@@ -345,9 +298,7 @@ def test_a_finished_run_is_returned_and_not_repeated(
         train(backbone, data, "a", recipe(epochs=9), tmp_path / "masks", resume=True)
 
 
-def test_arguments_are_checked_before_anything_happens(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_arguments_are_checked_before_anything_happens(backbone, data, recipe, tmp_path):
     with pytest.raises(TaskNameError):
         train(backbone, data, "../a", recipe(), tmp_path)
     with pytest.raises(InputError, match=r"method 'mask'.*did you mean 'masks'"):
@@ -358,20 +309,9 @@ def test_arguments_are_checked_before_anything_happens(
         train(backbone, data, "a", recipe(), tmp_path / "file")
 
 
-def test_files_and_memory_train_to_the_same_masks(
-    backbone: Backbone, folder: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_and_memory_train_to_the_same_masks(backbone, folder, recipe, monkeypatch):
     options = recipe(batch_size=4, epochs=2)
     cached = train(backbone, load_folder(folder), "pets", options).task
     monkeypatch.setattr(ImageData, "in_memory", lambda self, *_: self)
     streamed = train(backbone, load_folder(folder), "pets", options).task
     assert_same(cached, streamed)
-
-
-def test_fewer_images_than_a_batch(backbone: Backbone, recipe: MakeRecipe) -> None:
-    labels = torch.arange(8) % 2
-    images = torch.arange(8, dtype=torch.uint8).view(-1, 1, 1, 1).expand(8, 3, 16, 16)
-    few = from_tensors("few", ["a", "b"], (images, labels))
-    heard = Recorder()
-    train(backbone, few, "few", recipe("head", epochs=1), listener=heard)
-    assert heard.plans[0].steps == 1

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from piggyback.errors import InputError
-from piggyback.network.backbone import Backbone
 from piggyback.train import ImageData, Recipe, from_tensors, train
 from piggyback.train.data.batches import steps_in_epoch
 from piggyback.train.tune import TUNE, settings_of, tune
@@ -35,7 +34,7 @@ class Trials:
         self.loss = loss
         self.asked: list[tuple[ImageData, Recipe]] = []
 
-    def __call__(self, data: ImageData, recipe: Recipe, folder: Path | None) -> object:
+    def __call__(self, data: ImageData, recipe: Recipe, out: Path | None) -> object:
         self.asked.append((data, recipe))
         return SimpleNamespace(history=[SimpleNamespace(val_loss=self.loss(recipe))])
 
@@ -48,7 +47,7 @@ class Trials:
 
 
 @pytest.mark.parametrize("method", ["masks", "finetune", "head", "lora"])
-def test_trials_together_take_the_steps_of_a_long_training(large: ImageData, method: str) -> None:
+def test_trials_together_take_the_steps_of_a_long_training(large, method):
     recipe = Recipe(method, tune=True, epochs=100)
     trials = Trials(lambda r: 1.0)
     chosen = tune(recipe, large, trials)
@@ -58,7 +57,7 @@ def test_trials_together_take_the_steps_of_a_long_training(large: ImageData, met
     assert chosen.epochs_for(len(large.train)) == 100
 
 
-def test_no_trial_is_shorter_than_masks_need(large: ImageData, data: ImageData) -> None:
+def test_no_trial_is_shorter_than_masks_need(large, data):
     trials = Trials(lambda r: 1.0)
     tune(Recipe(tune=True), large, trials)
     epoch = steps_in_epoch(large.train, 32)
@@ -68,9 +67,7 @@ def test_no_trial_is_shorter_than_masks_need(large: ImageData, data: ImageData) 
     assert {3} == {r.epochs for _, r in trials.asked}
 
 
-def test_the_derived_rate_gives_way_only_to_a_clearly_better_setting(
-    large: ImageData, data: ImageData
-) -> None:
+def test_the_derived_rate_gives_way_only_to_a_clearly_better_setting(large, data):
     trials = Trials(lambda r: 0.95 if r.mask_rate == 2 else 1.0)
     assert tune(Recipe(tune=True), large, trials).mask_rate == 2
     assert len(data.val) < 100
@@ -79,7 +76,7 @@ def test_the_derived_rate_gives_way_only_to_a_clearly_better_setting(
     assert tune(Recipe("finetune", tune=True), data, higher).finetune_lr > 2e-3
 
 
-def test_rates_are_tried_as_factors_of_what_follows_from_the_run(large: ImageData) -> None:
+def test_rates_are_tried_as_factors_of_what_follows_from_the_run(large):
     trials = Trials(lambda r: r.mask_rate)
     chosen = tune(Recipe("masks", tune=True, epochs=40, mask_rate=1.5), large, trials)
     assert [r.mask_rate for _, r in trials.asked[:3]] == [1.5, 0.5, 3.0]
@@ -88,22 +85,20 @@ def test_rates_are_tried_as_factors_of_what_follows_from_the_run(large: ImageDat
     assert given.mask_lr == pytest.approx(1e-4)
 
 
-def test_the_head_alone_may_win(large: ImageData) -> None:
+def test_the_head_alone_may_win(large):
     chosen = tune(
         Recipe(tune=True, epochs=20), large, Trials(lambda r: 0.1 if r.method == "head" else 1.0)
     )
     assert chosen.method == "head"
 
 
-def test_test_images_are_not_looked_at(large: ImageData) -> None:
+def test_test_images_are_not_looked_at(large):
     trials = Trials(lambda r: 1.0)
     tune(Recipe(tune=True, epochs=10), large, trials)
     assert all(data.test is large.val for data, _ in trials.asked)
 
 
-def test_a_tuned_training_keeps_what_was_tried(
-    backbone: Backbone, data: ImageData, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_a_tuned_training_keeps_what_was_tried(backbone, data, recipe, tmp_path):
     made = replace(recipe(mask_lr=None), tune=True, epochs=20, batch_size=16)
     result = train(backbone, data, "a", made, tmp_path)
     tried = json.loads((tmp_path / TUNE).read_text())
@@ -113,6 +108,6 @@ def test_a_tuned_training_keeps_what_was_tried(
     assert (again.accuracy, again.history) == (result.accuracy, result.history)
 
 
-def test_a_method_without_a_rate_is_refused(large: ImageData) -> None:
+def test_a_method_without_a_rate_is_refused(large):
     with pytest.raises(InputError, match="packnet"):
         settings_of(Recipe("packnet", tune=True))

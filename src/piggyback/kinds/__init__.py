@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 from piggyback.errors import InputError, check_is, near_misses
@@ -45,6 +46,8 @@ CARDS = {
     "tokens": "token-classification",
 }
 """The pipeline tag by which the Hugging Face Hub lists a kind, where it is not image-classification."""
+_FIELDS = attrgetter("classes", "units", "thresholds", "scaling", "calibration", "preprocessing")
+"""What a kind takes from a task, in the order of its own fields."""
 
 
 def kind_of(info: TaskInfo) -> Kind:
@@ -60,17 +63,7 @@ def kind_of(info: TaskInfo) -> Kind:
         )
     module, _, name = KINDS[info.kind].partition(":")
     made = getattr(importlib.import_module(module), name)
-    return cast(
-        "Kind",
-        made(
-            info.classes,
-            info.units,
-            info.thresholds,
-            info.scaling,
-            info.calibration,
-            info.preprocessing,
-        ),
-    )
+    return cast("Kind", made(*_FIELDS(info)))
 
 
 def check_kind(kind: str) -> None:

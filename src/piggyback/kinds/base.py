@@ -107,7 +107,7 @@ class Kind(abc.ABC):
     """Whether outputs are only compared with each other: a small error of each changes next to no answer."""
 
     one_each: ClassVar[bool] = False
-    """Whether a sample has one class: what balanced sampling, mixup and CutMix need."""
+    """Whether a sample has one class: what balanced sampling, mixup, CutMix and ``abstain_at`` need."""
     fits: ClassVar[bool] = False
     """Whether something of the file is fitted on val: see ``fitted``."""
 
@@ -116,14 +116,10 @@ class Kind(abc.ABC):
         """Of a batch of outputs: (n, classes), (n, tokens, classes) or (n, classes, h, w)."""
         return 2 + self.per_token + 2 * self.per_pixel
 
-    def fit_meter(self, device: torch.device) -> Meter:
-        """Return a meter whose score has what ``fitted`` needs."""
-        return self.meter(device)
-
     def fitted(
-        self, info: TaskInfo, val: Score, at: AbstainAt | None = None
+        self, info: TaskInfo, outputs: Tensor, targets: Tensor, at: AbstainAt | None = None
     ) -> tuple[TaskInfo, str]:
-        """Return ``info`` with what follows from how the best epoch did on val, and a line on it for people."""
+        """Return ``info`` with what follows from the best epoch's outputs on val, and a line on it for people."""
         return info, ""
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -177,9 +173,13 @@ class Kind(abc.ABC):
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return how many of ``count`` are right, as a number that training shows; () of any dtype."""
 
-    @abc.abstractmethod
     def meter(self, device: torch.device) -> Meter:
         """Return a meter for outputs on ``device``."""
+        return Collected(self)
+
+    @abc.abstractmethod
+    def score(self, outputs: Tensor, targets: Tensor, loss: float) -> Score:
+        """Return the score of all outputs, float32 (n, classes), and targets on the CPU, and their mean loss."""
 
     @abc.abstractmethod
     def values(self, outputs: Tensor) -> Tensor:
@@ -240,16 +240,19 @@ def likeliest(names: Sequence[str], chances: Tensor, top: int) -> list[tuple[Ran
     ]
 
 
-class Collected:
-    """A meter that keeps all outputs and targets, float32 on the CPU, for scores that no sum is enough for."""
+class Collected(Meter):
+    """A meter that keeps all outputs and targets, float32 on the CPU, for what no sum is enough for."""
 
-    def __init__(self, kind: Kind, score: Callable[[Tensor, Tensor, float], Score]) -> None:
-        self.kind, self.score = kind, score
+    outputs: Tensor
+    """Of all processes, when they have come to the end, as ``targets``."""
+    targets: Tensor
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
         self.parts: list[tuple[Tensor, Tensor]] = []
         self.loss = torch.zeros(1)
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Keep a batch."""
         self.loss += self.kind.losses(outputs, targets, Loss()).detach().cpu()
         self.parts.append((outputs.detach().cpu(), targets.detach().cpu()))
 
@@ -257,7 +260,7 @@ class Collected:
         """Return the score of everything that all processes kept."""
         empty = torch.zeros(0, len(self.kind.classes))
         parts = self.parts or [(empty, empty)]
-        outputs = gathered(torch.cat([out for out, _ in parts]))
-        targets = gathered(torch.cat([true for _, true in parts]))
-        loss = float(summed(self.loss)) / max(len(outputs), 1)
-        return self.score(outputs, targets, loss)
+        self.outputs = gathered(torch.cat([out for out, _ in parts]))
+        self.targets = gathered(torch.cat([true for _, true in parts]))
+        loss = float(summed(self.loss)) / max(len(self.outputs), 1)
+        return self.kind.score(self.outputs, self.targets, loss)

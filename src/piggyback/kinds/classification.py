@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piggyback.errors import InputError
-from piggyback.kinds.base import Collected, Kind, Loss, Meter, Reduce, Score, likeliest
+from piggyback.kinds.base import Kind, Loss, Meter, Reduce, Score, likeliest
 from piggyback.kinds.calibration import FEWEST, AbstainAt, fit_temperature, threshold_for
 from piggyback.schemas import Said
 from piggyback.taskfile.task import TaskInfo
@@ -31,7 +31,6 @@ class Measured(Score):
 
     @property
     def count(self) -> int:
-        """Number of images, or of pixels that are not void."""
         return int(self.confusion.sum())
 
     @property
@@ -63,13 +62,11 @@ class Measured(Score):
         return self._percent(self.confusion.sum(1))
 
     def numbers(self) -> Mapping[str, float]:
-        """Return accuracy, or mean IoU and the share of pixels called right."""
         if self.kind == "classification":
             return {"accuracy": self.right}
         return {"mean_iou": self.mean_iou, "pixel_accuracy": self.right}
 
     def summary(self, samples: str) -> str:
-        """Return how many were right, or the mean IoU."""
         if self.kind == "classification":
             return f"{self.right:.2f}% of {samples} right"
         return f"mean IoU {self.mean_iou:.2f}%, {self.right:.2f}% of pixels right, in {samples}"
@@ -91,17 +88,7 @@ class Measured(Score):
         return {name: 100 * hits / total if total else None for name, hits, total in triples}
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class KeptLogits(Measured):
-    """A score with all that it was counted from."""
-
-    outputs: Tensor
-    """float32, (n, classes), on the CPU."""
-    targets: Tensor
-    """int64, (n,)."""
-
-
-class ConfusionMeter:
+class ConfusionMeter(Meter):
     """Counts which class was called which, and adds up the loss."""
 
     def __init__(self, kind: Kind, device: torch.device) -> None:
@@ -116,7 +103,6 @@ class ConfusionMeter:
         self.confusion += torch.bincount(cells, minlength=self.n * self.n)
 
     def end(self, summed: Reduce, gathered: Reduce) -> Measured:
-        """Return the counts of all processes."""
         matrix = summed(self.confusion).view(self.n, self.n).cpu()
         loss = summed(self.losses).item() / max(int(matrix.sum()), 1)
         return Measured(self.kind.classes, matrix, loss, self.kind.name)
@@ -137,35 +123,23 @@ class Classification(Kind):
         return outputs / self.calibration[0] if self.calibration else outputs
 
     def values(self, outputs: Tensor) -> Tensor:
-        """Return the probability of each class."""
         return self.tempered(outputs).softmax(1)
 
-    def fit_meter(self, device: torch.device) -> Meter:
-        """Return a meter that keeps all logits."""
-        return Collected(
-            self,
-            lambda o, t, loss: KeptLogits(
-                self.classes, _counts(o, t.long()), loss, outputs=o, targets=t.long()
-            ),
-        )
-
     def fitted(
-        self, info: TaskInfo, val: Score, at: AbstainAt | None = None
+        self, info: TaskInfo, outputs: Tensor, targets: Tensor, at: AbstainAt | None = None
     ) -> tuple[TaskInfo, str]:
         """Return ``info`` with a temperature and, for a target ``at``, the confidence that reaches it on val."""
-        if not isinstance(val, KeptLogits) or len(self.classes) < 2:
-            return info, ""
-        if val.count < FEWEST:
+        if (count := len(targets)) < FEWEST:
             asked = f", nor a confidence for {at}" * (at is not None)
             return (
                 info,
-                f"no temperature was fitted{asked}: {val.count} val samples, expected {FEWEST} or more",
+                f"no temperature was fitted{asked}: {count} val samples, expected {FEWEST} or more",
             )
-        temperature, least = fit_temperature(val.outputs, val.targets), 0.0
-        line = f"temperature {temperature:.2f}, fitted on {val.count} val samples"
+        temperature, least = fit_temperature(outputs, targets), 0.0
+        line = f"temperature {temperature:.2f}, fitted on {count} val samples"
         if at is not None:
-            sure = confidence(val.outputs / temperature)
-            found = threshold_for(sure, val.outputs.argmax(1) == val.targets, at)
+            sure = confidence(outputs / temperature)
+            found = threshold_for(sure, outputs.argmax(1) == targets, at)
             least = found or 0.0
             given = 100 * float((sure >= least).float().mean())
             line += f"; no confidence reaches {at} on val: no answer will be marked" * (
@@ -205,12 +179,15 @@ class Classification(Kind):
         return (targets >= 0).sum()
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return how many are called by their class."""
         return (outputs.argmax(1) == targets).sum()
 
     def meter(self, device: torch.device) -> Meter:
-        """Return a meter that counts a confusion matrix."""
         return ConfusionMeter(self, device)
+
+    def score(self, outputs: Tensor, targets: Tensor, loss: float) -> Measured:
+        n = len(self.classes)
+        confusion = torch.bincount(targets * n + outputs.argmax(1), minlength=n * n).view(n, n)
+        return Measured(self.classes, confusion, loss)
 
     def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return the ``top`` likeliest classes of each image, and how sure the task is."""
@@ -234,12 +211,6 @@ class Classification(Kind):
     def guess(self, targets: Tensor) -> float:
         """Return the log of the number of classes."""
         return math.log(len(self.classes))
-
-
-def _counts(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The confusion matrix of logits (n, classes), int64 (classes, classes)."""
-    n = outputs.shape[1]
-    return torch.bincount(targets * n + outputs.argmax(1), minlength=n * n).view(n, n)
 
 
 def confidence(logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piggyback.kinds import metrics
-from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score, likeliest
+from piggyback.kinds.base import Kind, Loss, Score, likeliest
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.schemas import Said
 from piggyback.taskfile.task import TaskInfo
@@ -38,7 +38,6 @@ class MeasuredLabels(Score):
 
     @property
     def count(self) -> int:
-        """Number of images."""
         return len(self.targets)
 
     @property
@@ -66,7 +65,6 @@ class MeasuredLabels(Score):
         }
 
     def summary(self, samples: str) -> str:
-        """Return mean average precision, F1 and images with every label right."""
         found = self.numbers()
         return (
             f"mean average precision {self.accuracy:.2f}%, F1 {found['f1']:.2f}%, "
@@ -98,12 +96,10 @@ class Multilabel(Kind):
     fits = True
 
     def fitted(
-        self, info: TaskInfo, val: Score, at: AbstainAt | None = None
+        self, info: TaskInfo, outputs: Tensor, targets: Tensor, at: AbstainAt | None = None
     ) -> tuple[TaskInfo, str]:
         """Return ``info`` with the thresholds that are best on val."""
-        if not isinstance(val, MeasuredLabels):
-            return info, ""
-        return replace(info, thresholds=best_thresholds(val.outputs, val.targets)), ""
+        return replace(info, thresholds=best_thresholds(outputs, targets)), ""
 
     def targets(self, labels: Tensor) -> Tensor:
         """Return labels as float32, 1 where an image has one."""
@@ -140,17 +136,14 @@ class Multilabel(Kind):
         """Return the sum over images of the share of labels called right at a probability of one half."""
         return ((outputs > 0) == (targets > 0.5)).float().mean(1).sum()
 
-    def meter(self, device: torch.device) -> Meter:
-        """Return a meter that keeps all logits."""
-        held = self.held_thresholds()
-        return Collected(self, lambda o, t, loss: MeasuredLabels(self.classes, o, t, loss, held))
+    def score(self, outputs: Tensor, targets: Tensor, loss: float) -> MeasuredLabels:
+        return MeasuredLabels(self.classes, outputs, targets, loss, self.held_thresholds())
 
     def held_thresholds(self) -> tuple[float, ...]:
         """Return the threshold of each label: of the task's file, or one half."""
         return self.thresholds or (THRESHOLD,) * len(self.classes)
 
     def values(self, outputs: Tensor) -> Tensor:
-        """Return the probability of each label."""
         return outputs.sigmoid()
 
     def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piggyback.kinds.base import Collected, Kind, Loss, Meter, Score
+from piggyback.kinds.base import Kind, Loss, Score
 from piggyback.schemas import Said, Value
 
 
@@ -32,7 +32,6 @@ class MeasuredNumbers(Score):
 
     @property
     def count(self) -> int:
-        """Number of images."""
         return len(self.targets)
 
     @property
@@ -50,7 +49,6 @@ class MeasuredNumbers(Score):
         }
 
     def summary(self, samples: str) -> str:
-        """Return R2, and the mean absolute error where there is one number."""
         unit = f" {self.units[0]}" if len(set(self.units)) == 1 and self.units[0] else ""
         alone = f", mean absolute error {self.numbers()['mae']:.4g}{unit}" * (
             len(self.classes) == 1
@@ -108,15 +106,10 @@ class Regression(Kind):
         """Return the sum over images of 1 - squared error: over many, the share of variance explained."""
         return (1 - (outputs - targets).square()).mean(1).sum()
 
-    def meter(self, device: torch.device) -> Meter:
-        """Return a meter that keeps all numbers."""
-
-        def score(outputs: Tensor, targets: Tensor, loss: float) -> MeasuredNumbers:
-            spread = tuple(scale for _, scale in self.scaling)
-            found, true = self.values(outputs), self.values(targets)
-            return MeasuredNumbers(self.classes, found, true, loss, spread, self.units)
-
-        return Collected(self, score)
+    def score(self, outputs: Tensor, targets: Tensor, loss: float) -> MeasuredNumbers:
+        spread = tuple(scale for _, scale in self.scaling)
+        found, true = self.values(outputs), self.values(targets)
+        return MeasuredNumbers(self.classes, found, true, loss, spread, self.units)
 
     def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:
         """Return all numbers of each image with their units."""
@@ -138,7 +131,6 @@ class Regression(Kind):
         return float(targets.float().var(0, correction=0).mean())
 
     def skill_targets(self, targets: Tensor) -> Tensor:
-        """Return the numbers."""
         return targets.float()
 
     def finished(self, network: nn.Module) -> nn.Module:
@@ -164,5 +156,4 @@ class Scaled(nn.Module):
     scale: Tensor
 
     def forward(self, outputs: Tensor) -> Tensor:
-        """Return numbers in their units."""
         return outputs * self.scale + self.offset

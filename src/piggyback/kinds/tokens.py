@@ -72,7 +72,6 @@ class MeasuredSpans(Score):
 
     @property
     def count(self) -> int:
-        """Number of spans that there are."""
         return int(self.spans[:, 1].sum())
 
     @property
@@ -92,7 +91,6 @@ class MeasuredSpans(Score):
         }
 
     def summary(self, samples: str) -> str:
-        """Return F1, precision and recall of spans, and words tagged right."""
         found = self.numbers()
         return (
             f"span F1 {found['f1']:.2f}% (precision {found['precision']:.2f}%, recall {found['recall']:.2f}%), "
@@ -115,7 +113,7 @@ def _shares(counts: Tensor) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
-class SpanMeter:
+class SpanMeter(Meter):
     """Counts spans and words, and adds up the loss."""
 
     def __init__(self, kind: Tokens, device: torch.device) -> None:
@@ -125,13 +123,11 @@ class SpanMeter:
         self.loss = torch.zeros(1, device=device)
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Count a batch."""
         self.loss += self.kind.losses(outputs, targets, Loss())
         self.words += torch.stack([self.kind.right(outputs, targets), self.kind.count(targets)])
         self.spans += self.kind.kept(outputs, targets).sum(0)
 
     def end(self, summed: Reduce, gathered: Reduce) -> MeasuredSpans:
-        """Return the counts of all processes."""
         right, words = summed(self.words).tolist()
         loss = summed(self.loss).item() / max(words, 1)
         return MeasuredSpans(self.kind.classes, summed(self.spans).cpu(), (right, words), loss)
@@ -144,9 +140,9 @@ class Tokens(Classification):
     losses_known = ("auto",)
     per_token = True
     fits = False
+    one_each = False
 
     def checked(self, output: Any) -> Tensor:
-        """Return logits (n, tokens, tags) as float32."""
         tags = len(self.classes)
         if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[2] != tags:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -185,7 +181,6 @@ class Tokens(Classification):
         return counts.to(targets.device)
 
     def meter(self, device: torch.device) -> Meter:
-        """Return a meter that counts spans."""
         return SpanMeter(self, device)
 
     def answers(self, outputs: Tensor, top: int, inputs: Sequence[Any] = ()) -> list[Said]:

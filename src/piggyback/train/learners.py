@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import copy
 import json
 from collections.abc import Mapping
@@ -28,14 +27,14 @@ from piggyback.taskfile.header import header_of
 from piggyback.taskfile.task import Task
 from piggyback.train.checkpoint import load_live
 from piggyback.train.hashing import seed_of
-from piggyback.train.methods import ResultFile, Setup
+from piggyback.train.methods import Learned, Learner, ResultFile, Setup
 from piggyback.train.recipe import Recipe
 
 HEAD_STREAM = 0x4EAD
 """Where the random numbers of a new head come from: a seed gives the same head to every method."""
 
 
-class TaskLearner:
+class TaskLearner(Learner):
     """Learns a head, and masks and normalisation if asked, on a frozen backbone."""
 
     def __init__(self, backbone: Backbone, setup: Setup, *, masks: bool) -> None:
@@ -84,7 +83,6 @@ class TaskLearner:
         return optimizer
 
     def mode(self, training: bool) -> None:
-        """Set training or evaluation mode; frozen normalisation stays in evaluation mode."""
         self.model.train(training)
 
     def live(self) -> dict[str, Tensor]:
@@ -97,12 +95,10 @@ class TaskLearner:
         }
 
     def capture(self) -> LearnedTask:
-        """Return a copy of the task as it stands."""
         return LearnedTask(self.model.capture(), self.model)
 
     def unflatten(self, tensors: Mapping[str, Tensor]) -> LearnedTask:
-        """Return the task that ``flatten`` took apart; the rest comes from this learner."""
-        like = self.model.capture()
+        like = self.model.capture()  # the rest of the task comes from this learner
         masks = {
             name: PackedMask(mask.shape, tensors[f"keep/{name}"], tensors.get(f"negative/{name}"))
             for name, mask in like.masks.items()
@@ -117,7 +113,7 @@ class TaskLearner:
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedTask:
+class LearnedTask(Learned):
     """A task, and the model that learned it."""
 
     task: Task
@@ -125,11 +121,9 @@ class LearnedTask:
 
     @property
     def density(self) -> float | None:
-        """Fraction of the masked weights that are kept; None for a head alone."""
         return self.task.density if self.task.masks else None
 
     def flatten(self) -> dict[str, Tensor]:
-        """Return the task's tensors by part and name."""
         tensors = {f"keep/{name}": mask.keep for name, mask in self.task.masks.items()}
         for name, mask in self.task.masks.items():
             if mask.negative is not None:
@@ -144,7 +138,6 @@ class LearnedTask:
         return self.model.backbone
 
     def to_file(self, provenance: Mapping[str, Any], **found: Any) -> ResultFile:
-        """Return the task file."""
         info = replace(self.task.info, provenance=provenance, **found)
         task = replace(self.task, info=info).to("cpu")
         data = save(task)
@@ -152,24 +145,14 @@ class LearnedTask:
         return ResultFile(data, "", task=task, bits_per_weight=bits)
 
 
-class CopyLearner(abc.ABC):
+class CopyLearner(Learner):
     """Trains something of a copy of the backbone; what it leaves are all tensors that ``live`` names."""
 
-    network: nn.Module
     head: nn.Module | None = None
-    optimizer: torch.optim.Optimizer
     suffix = ".finetuned"
     """What stands in the result's file name before ``.safetensors``."""
     notes: Mapping[str, Any] = {}
     """What the result's file says besides its tensors: plain JSON by name."""
-
-    @abc.abstractmethod
-    def mode(self, training: bool) -> None:
-        """Set training or evaluation mode, normalisation as the recipe says."""
-
-    @abc.abstractmethod
-    def live(self) -> dict[str, Tensor]:
-        """Return what training changes besides the optimizer's state, by name, not copied."""
 
     def capture(self) -> LearnedTensors:
         """Return a copy of the tensors on the CPU."""
@@ -177,15 +160,14 @@ class CopyLearner(abc.ABC):
         return LearnedTensors(copied, self)
 
     def unflatten(self, tensors: Mapping[str, Tensor]) -> LearnedTensors:
-        """Return the tensors as they are."""
         return LearnedTensors(dict(tensors), self)
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Nothing to give back: the backbone was copied."""
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedTensors:
+class LearnedTensors(Learned):
     """The tensors that a copy has learned."""
 
     tensors: dict[str, Tensor]
@@ -193,7 +175,6 @@ class LearnedTensors:
     density = None
 
     def flatten(self) -> dict[str, Tensor]:
-        """Return the tensors as they are."""
         return self.tensors
 
     def deploy(self) -> nn.Module:
@@ -202,7 +183,6 @@ class LearnedTensors:
         return self.learner.network.eval()
 
     def to_file(self, provenance: Mapping[str, Any], **found: Any) -> ResultFile:
-        """Return a safetensors file."""
         texts = {**self.learner.notes, "provenance": provenance, **found}
         metadata = {name: json.dumps(value) for name, value in texts.items()}
         plain = {name: tensor.contiguous().clone() for name, tensor in self.tensors.items()}
@@ -238,13 +218,11 @@ class FinetuneLearner(CopyLearner):
         return list(norm_modules(self.network, self._head).values())
 
     def mode(self, training: bool) -> None:
-        """Set training or evaluation mode; frozen normalisation stays in evaluation mode."""
         self.network.train(training)
         for layer in self._norms() if self._frozen_norm else ():
             layer.eval()
 
     def live(self) -> dict[str, Tensor]:
-        """Return the whole state dict."""
         return dict(self.network.state_dict())
 
 

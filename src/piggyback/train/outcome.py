@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from piggyback.kinds import kind_of
-from piggyback.kinds.base import Kind, Reduce, Score
+from piggyback.kinds.base import Kind, Meter, Reduce, Score
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import Split
@@ -20,7 +20,7 @@ from piggyback.train.evaluation import evaluate, prepared
 from piggyback.train.report import Outcome
 
 
-class _Kept:
+class _Kept(Meter):
     """The kind's own meter, and what it keeps of every sample: answers, or counts where they have many parts."""
 
     def __init__(self, kind: Kind, device: torch.device) -> None:
@@ -28,13 +28,11 @@ class _Kept:
         self.parts, self.called = list[Tensor](), list[list[int]]()
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
-        """Keep a batch."""
         self.own.add(outputs, targets)
         self.parts.append(self.kind.kept(outputs, targets).cpu())
         self.called += self.kind.called(outputs, targets)
 
     def end(self, summed: Reduce, gathered: Reduce) -> Score:
-        """Return the kind's score."""
         return self.own.end(summed, gathered)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from piggyback.errors import CheckpointError, first_line
 from piggyback.kinds import kind_of
+from piggyback.kinds.base import Collected
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.model.summary import masks_verdict
 from piggyback.taskfile.disk import write_file
@@ -125,8 +126,9 @@ def fitted(run: Run, network: nn.Module) -> tuple[TaskInfo, str]:
         return info, ""
     at = None if run.recipe.abstain_at is None else AbstainAt.of(run.recipe.abstain_at)
     exact = Speed(channels_last=run.speed.channels_last)
-    val = run.measure(network, run.data.val, speed=exact, meter=run.kind.fit_meter(run.device))
-    return run.kind.fitted(info, val, at)
+    val = Collected(run.kind)
+    run.measure(network, run.data.val, speed=exact, meter=val)
+    return run.kind.fitted(info, val.outputs, val.targets, at)
 
 
 def finished(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainResult | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -93,21 +94,8 @@ def train(
                 f"run folder {str(folder)!r} holds a finished run, and this one would choose its settings anew: choose "
                 "another folder (out=), replace it (overwrite=True), or go on from it (resume=True)"
             )
-
-        def attempt(part: ImageData, trial: Recipe, place: Path | None) -> TrainResult:
-            return train(
-                backbone,
-                part,
-                name,
-                trial,
-                place,
-                resume=resume,
-                overwrite=True,
-                method=method,
-                start=start,
-                loss=loss,
-            )
-
+        options: dict[str, Any] = {"method": method, "start": start, "loss": loss}
+        attempt = partial(train, backbone, name=name, resume=resume, overwrite=True, **options)
         mine = folder if processes().is_main_process else None
         with nullcontext() if mine is None else lock_folder(mine):
             recipe = tune(recipe, data, attempt, folder, listener)
@@ -241,7 +229,7 @@ def _loss(
 ) -> Loss:
     """How the loss is computed; InputError for one that the data's kind does not have."""
     kind, name, weights = kind_of(data.info()), recipe.loss or "auto", None
-    for field in ("sampling", "mixup", "cutmix"):
+    for field in ("sampling", "mixup", "cutmix", "abstain_at"):
         if (asked := getattr(recipe, field)) is not None and not kind.one_each:
             raise InputError(
                 f"{field} {asked!r} for a {kind.name} task: expected a classification; leave it out"
@@ -297,10 +285,6 @@ def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
         raise InputError(
             f"batch_size {recipe.batch_size}: expected a multiple of {processes}, "
             "the number of processes"
-        )
-    if recipe.abstain_at is not None and data.kind != "classification":
-        raise InputError(
-            f"abstain_at {recipe.abstain_at!r} for a {data.kind} task: expected a classification; leave it out"
         )
     if data.kind == "segmentation" and recipe.augment.policy != "none":
         raise InputError(

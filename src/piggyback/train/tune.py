@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,42 +29,34 @@ from piggyback.train.result import TrainResult
 TUNE = "tune.json"
 """The file in a run's folder that says what was tried."""
 
-Train = Callable[[ImageData, Recipe, "Path | None"], TrainResult]
+Train = Callable[..., TrainResult]
+"""Called with ``data``, ``recipe`` and ``out``, as ``train`` has them."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One setting to try."""
+def settings_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return what is tried for a recipe, its fields by a label; for masks, of which the head alone is one, and others.
 
-    label: str
-    fields: Mapping[str, Any]
-    """Recipe fields."""
-
-
-def settings_of(recipe: Recipe) -> list[Setting]:
-    """Return what is tried for a recipe: as many settings for every method, masks also against the head alone.
-
-    >>> [setting.label for setting in settings_of(Recipe("masks"))]
+    >>> list(settings_of(Recipe("masks")))
     ['derived rate', 'a third of the rate', 'twice the rate', 'start with floor 1', 'head alone']
-    >>> [setting.fields for setting in settings_of(Recipe("head"))]
+    >>> list(settings_of(Recipe("head")).values())
     [{'head_lr': 0.002}, {'head_lr': 0.0006666666666666666}, {'head_lr': 0.006}, {'head_lr': 0.02}]
     """
     if recipe.method == "masks":
         name = "mask_rate" if recipe.mask_lr is None else "mask_lr"
         rate = getattr(recipe, name)
-        return [
-            Setting("derived rate" if recipe.mask_lr is None else "given rate", {}),
-            Setting("a third of the rate", {name: rate / 3}),
-            Setting("twice the rate", {name: 2 * rate}),
-            Setting("start with floor 1", {"init": ScoreInit(floor=1.0)}),
-            Setting("head alone", {"method": "head"}),
-        ]
+        return {
+            "derived rate" if recipe.mask_lr is None else "given rate": {},
+            "a third of the rate": {name: rate / 3},
+            "twice the rate": {name: 2 * rate},
+            "start with floor 1": {"init": ScoreInit(floor=1.0)},
+            "head alone": {"method": "head"},
+        }
     name = f"{recipe.method}_lr"
     if not hasattr(recipe, name):
         raise InputError(f"method {recipe.method!r} has no rate to tune: expected tune=False")
     base = getattr(recipe, name)
     rates = [base, base / 3, base * 3, base * 10]
-    return [Setting(f"{name} {rate:g}", {name: rate}) for rate in rates]
+    return {f"{name} {rate:g}": {name: rate} for rate in rates}
 
 
 def tune(
@@ -88,25 +80,21 @@ def tune(
     listener.on_notice(
         f"tune: {len(settings)} settings, {epochs} epochs each, before the run itself"
     )
-    losses = []
-    for setting in settings:
-        listener.on_stage(f"trying {setting.label}")
-        trial = replace(plain, **setting.fields, epochs=epochs, tracker="none")
-        place = None if folder is None else folder / "tune" / setting.label.replace(" ", "-")
-        losses.append(train(part, trial, place).history[-1].val_loss)
-        listener.on_notice(f"tune: {setting.label}: val loss {losses[-1]:.3f}")
-    at = min(range(len(settings)), key=lambda i: losses[i])
+    losses: dict[str, float] = {}
+    for label, fields in settings.items():
+        listener.on_stage(f"trying {label}")
+        trial = replace(plain, **fields, epochs=epochs, tracker="none")
+        place = None if folder is None else folder / "tune" / label.replace(" ", "-")
+        losses[label] = train(data=part, recipe=trial, out=place).history[-1].val_loss
+        listener.on_notice(f"tune: {label}: val loss {losses[label]:.3f}")
+    given, best = next(iter(losses)), min(losses, key=losses.__getitem__)
     # Of models that agree on most samples, the difference of two mean losses is off by about this part of them.
-    chance = losses[0] / (2 * math.sqrt(len(data.val)))
-    if recipe.method == "masks" and losses[at] > losses[0] - chance:
-        at = 0
-    best = settings[at]
-    listener.on_notice(f"tune chose: {best.label}")
+    chance = losses[given] / (2 * math.sqrt(len(data.val)))
+    if recipe.method == "masks" and losses[best] > losses[given] - chance:
+        best = given
+    listener.on_notice(f"tune chose: {best}")
     if folder is not None and processes().is_main_process:
-        tried = [
-            {"setting": setting.label, "val_loss": loss}
-            for setting, loss in zip(settings, losses, strict=True)
-        ]
-        text = {"chosen": best.label, "epochs": epochs, "tried": tried}
+        tried = [{"setting": label, "val_loss": loss} for label, loss in losses.items()]
+        text = {"chosen": best, "epochs": epochs, "tried": tried}
         write_file(folder / TUNE, json.dumps(text, indent=1) + "\n")
-    return replace(recipe, tune=False, **best.fields)
+    return replace(recipe, tune=False, **settings[best])

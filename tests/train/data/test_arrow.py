@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import numpy as np
@@ -13,17 +12,10 @@ from PIL import Image
 from piggyback.errors import DataError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.train.data.table import Table, load_table
-from support.training_toys import Killed, Recorder, assert_same
+from support.encoded_pictures import png
 
 arrow = pytest.importorskip("pyarrow", reason="needs the extra 'parquet'")
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra 'parquet'")
-
-
-def encoded(seed, side=8):
-    pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def written(place, columns, features=None):
@@ -38,12 +30,12 @@ def written(place, columns, features=None):
 
 
 def held(rows=12):
-    return [{"bytes": encoded(i), "path": None} for i in range(rows)]
+    return [{"bytes": png(i), "path": None} for i in range(rows)]
 
 
 def test_paths_and_texts_read_as_from_csv(tmp_path):
     for i in range(12):
-        (tmp_path / f"{i}.png").write_bytes(encoded(i))
+        (tmp_path / f"{i}.png").write_bytes(png(i))
     columns = {"image": [f"{i}.png" for i in range(12)], "label": ["a", "b"] * 6}
     place = written(tmp_path / "a.parquet", {**columns, "other": [[1.0]] * 12})
     lines = "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(12))
@@ -59,7 +51,7 @@ def test_paths_and_texts_read_as_from_csv(tmp_path):
 def test_cells_that_come_again_are_read_as_those_of_a_csv(tmp_path):
     """Of whatever type, and of a dictionary with words that no row has, a row group's own."""
     for i in range(4):
-        (tmp_path / f"{i}.png").write_bytes(encoded(i))
+        (tmp_path / f"{i}.png").write_bytes(png(i))
     rows = [(f"./{i % 4}.png" if i % 8 > 3 else f"{i % 4}.png", i % 2, i % 4) for i in range(40)]
     splits = [("train", "Train", "val", "test")[at] for *_, at in rows]
     words = arrow.array(["none.png", *(name for name, *_ in rows[7::-1])])
@@ -113,21 +105,10 @@ def test_images_in_the_file_are_those_beside_it(tmp_path, how):
     assert part.digest() != found.subset(torch.tensor([2, 5])).digest()
 
 
-def test_a_run_on_them_resumes_to_the_bit(tmp_path, backbone, recipe):
-    from piggyback.train import train
-
-    columns = {"image": held(40), "label": ["a", "b"] * 20}
-    data = load_table(written(tmp_path / "a.parquet", columns))
-    with pytest.raises(Killed):
-        train(backbone, data, "a", recipe(), tmp_path / "run", listener=Recorder(1))
-    resumed = train(backbone, data, "a", recipe(), tmp_path / "run", resume=True)
-    assert_same(resumed.task, train(backbone, data, "a", recipe()).task)
-
-
 @pytest.mark.parametrize(
     ("column", "cell", "wanted"),
     [
-        ("image", {"bytes": encoded(0)[:60], "path": None}, "row 13: image.*cannot be decoded"),
+        ("image", {"bytes": png(0)[:60], "path": None}, "row 13: image.*cannot be decoded"),
         ("image", {"bytes": None, "path": None}, "row 13: no image"),
         ("image", {"bytes": None, "path": "none.png"}, "row 13: .*none.png"),
         ("label", None, "row 13: label None"),
@@ -160,12 +141,8 @@ def test_files_that_are_no_parquet_and_columns_that_are_no_images(tmp_path):
 
 
 def test_copies_within_the_file_are_said_and_kept(tmp_path):
-    images = [*held(), {"bytes": encoded(0), "path": None}]
-    columns = {
-        "image": images,
-        "label": ["a", "b"] * 6 + ["b"],
-        "split": ["train"] * 12 + ["test"],
-    }
+    images = [*held(), {"bytes": png(0), "path": None}]
+    columns = {"image": images, "label": ["a", "b"] * 6 + ["b"], "split": ["train"] * 12 + ["test"]}
     data = load_table(written(tmp_path / "a.parquet", columns))
     assert [note.split()[:2] for note in data.notes if "train" in note] == [["1", "images"]]
     assert data.notes[-1].startswith("1 rows have an image that an earlier row has")
@@ -189,7 +166,7 @@ def test_a_hugging_face_folder_has_its_splits_and_classes(tmp_path, hub):
         for i in range(rows):
             place = root / split / ("cat", "dog")[i % 2] / f"{i}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(encoded(i if split == "train" else 90 + i))
+            place.write_bytes(png(i if split == "train" else 90 + i))
     data = load_table(f"hf:{root}")
     assert data.classes == ("cat", "dog")
     assert (len(data.train) + len(data.val), len(data.test)) == (12, 4)
@@ -198,10 +175,7 @@ def test_a_hugging_face_folder_has_its_splits_and_classes(tmp_path, hub):
 
 def test_what_save_to_disk_wrote_is_read_and_other_splits_are_said(tmp_path, hub):
     kinds = hub.Features(
-        {
-            "sentence": hub.Value("string"),
-            "topics": hub.List(hub.ClassLabel(names=["art", "war"])),
-        }
+        {"sentence": hub.Value("string"), "topics": hub.List(hub.ClassLabel(names=["art", "war"]))}
     )
     rows = {"sentence": [f"text {i}" for i in range(20)], "topics": [[0], [0, 1]] * 10}
     parts = {name: hub.Dataset.from_dict(rows, features=kinds) for name in ("train", "unlabelled")}

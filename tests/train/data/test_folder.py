@@ -30,14 +30,6 @@ def test_val_is_cut_from_train_class_by_class_and_stays_the_same(folder: Path) -
     assert not set(data.train.files) & set(data.val.files)
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation"])
-def test_a_val_folder_is_used_under_its_usual_names(folder: Path, name: str) -> None:
-    shutil.copytree(folder / "test", folder / name)
-    data = load_folder(folder, "animals")
-    assert (data.name, data.cut) == ("animals", ())
-    assert (len(data.train), len(data.val)) == (20, 8)
-
-
 def test_class_folders_alone_are_cut_three_ways(folder: Path) -> None:
     data = load_folder(folder / "train")
     assert [images.counts() for images in data.splits().values()] == [[7, 7], [1, 1], [2, 2]]
@@ -97,14 +89,16 @@ def test_folders_that_cannot_be_used(
 
 
 def test_a_truncated_image_is_named_and_skipped_on_request_only(folder: Path) -> None:
-    bad = [truncate(folder / "train" / "cat" / "03.png"), folder / "test" / "dog" / "01.png"]
-    bad[1].write_bytes(b"")
-    with pytest.raises(DataError, match=r"03\.png.*skip"):
+    bad = [truncate(folder / "train" / "cat" / "03.png")]
+    for empty in (folder / "train" / "dog" / "05.png", folder / "test" / "dog" / "01.png"):
+        empty.write_bytes(b"")
+        bad.append(empty)
+    with pytest.raises(DataError, match=r"cat/03\.png.*dog/05\.png.*skip"):
         load_folder(folder)
     data = load_folder(folder, skip_bad=True)
     assert data.skipped == tuple(map(str, bad))
-    assert data.describe()["skipped"] == 2
-    assert len(data.train) + len(data.val) == 19
+    assert data.describe()["skipped"] == 3
+    assert len(data.train) + len(data.val) == 18
     assert data.test.counts() == [4, 3]
     for path in (folder / "train" / "cat").iterdir():
         path.write_bytes(b"")

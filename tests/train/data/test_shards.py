@@ -6,10 +6,8 @@ import io
 import json
 import tarfile
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from piggyback.errors import DataError
 from piggyback.images.preprocessing import Preprocessing
@@ -17,14 +15,8 @@ from piggyback.train import train
 from piggyback.train.data.columns import is_table
 from piggyback.train.data.shards import shards_of
 from piggyback.train.data.table import Table, load_table
-from support.training_toys import Killed, Recorder, assert_same
-
-
-def encoded(seed, kind="PNG"):
-    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
+from support.encoded_pictures import encoded, noise, png
+from support.training_toys import assert_same, interrupted
 
 
 def written(place, files):
@@ -40,7 +32,7 @@ def written(place, files):
 def samples(numbers, label="cls"):
     for i in numbers:
         name = ("cat", "dog")[i % 2]
-        yield f"pets/{i:04}.png", encoded(i)
+        yield f"pets/{i:04}.png", png(i)
         text = name if label == "cls" else json.dumps({"label": name, "owner": str(i // 4)})
         yield f"pets/{i:04}.{label}", text.encode()
         yield f"pets/{i:04}.thumb.png", b"another"
@@ -52,7 +44,7 @@ def test_a_run_on_shards_is_that_on_their_files_and_resumes(tmp_path, backbone, 
         written(tmp_path / f"pets/{shard}.tar", samples(range(shard * 20, shard * 20 + 20), label))
     rows = ["image,label\n"]
     for i in range(40):
-        (tmp_path / f"{i}.png").write_bytes(encoded(i))
+        (tmp_path / f"{i}.png").write_bytes(png(i))
         rows.append(f"{i}.png,{('cat', 'dog')[i % 2]}\n")
     (tmp_path / "pets.csv").write_text("".join(rows))
     data, same = load_table(tmp_path / "pets"), load_table(tmp_path / "pets.csv")
@@ -60,9 +52,7 @@ def test_a_run_on_shards_is_that_on_their_files_and_resumes(tmp_path, backbone, 
         assert part.labels.tolist() == same.splits()[split].labels.tolist()
         assert list(part.files) == [file.read_bytes() for file in same.splits()[split].files]
     theirs = train(backbone, same, "a", recipe())
-    with pytest.raises(Killed):
-        train(backbone, data, "a", recipe(workers=2), tmp_path / "run", listener=Recorder(1))
-    resumed = train(backbone, data, "a", recipe(workers=2), tmp_path / "run", resume=True)
+    resumed = interrupted(backbone, data, "a", recipe(workers=2), tmp_path / "run")
     assert_same(resumed.task, theirs.task)
 
 
@@ -96,22 +86,23 @@ def test_a_folder_of_classes_with_a_tar_in_it_stays_one(tmp_path):
 
 
 GOOD = list(samples(range(6)))
+JPEG = encoded(noise(7), "JPEG")
 
 
 @pytest.mark.parametrize(
     ("files", "wanted"),
     [
-        ([*GOOD, ("7.png", encoded(7))], "key '7': an image without a label"),
+        ([*GOOD, ("7.png", png(7))], "key '7': an image without a label"),
         ([*GOOD, ("7.cls", b"cat")], "key '7': a label without an image"),
-        ([*GOOD, ("7.png", encoded(7)), ("7.jpg", encoded(7, "JPEG")), ("7.cls", b"cat")], "key '7': two images"),
+        ([*GOOD, ("7.png", png(7)), ("7.jpg", JPEG), ("7.cls", b"cat")], "key '7': two images"),
         ([*GOOD, GOOD[0]], "key 'pets/0000': two images"),
         ([*GOOD, GOOD[1]], "key 'pets/0000': two files cls"),
-        ([*GOOD, ("7.png", encoded(7)), ("7.cls", b" ")], "key '7': label ''"),
-        ([*GOOD, ("7.png", encoded(7)), ("7.cls", b"\xff")], "key '7': .cls cannot be read"),
-        ([*GOOD, ("7.png", encoded(7)), ("7.json", b"{")], "key '7': .json cannot be read"),
-        ([*GOOD, ("7.png", encoded(7)), ("7.json", b"[1]")], "key '7': .json '\\[1\\]': expected an object"),
-        ([*GOOD, ("7.png", encoded(7)), ("7.json", b'{"name": "x"}')], "key '7': label None"),
-        ([*GOOD, ("7.png", encoded(7)[:70]), ("7.cls", b"cat")], "key '7': image.* cannot be decoded"),
+        ([*GOOD, ("7.png", png(7)), ("7.cls", b" ")], "key '7': label ''"),
+        ([*GOOD, ("7.png", png(7)), ("7.cls", b"\xff")], "key '7': .cls cannot be read"),
+        ([*GOOD, ("7.png", png(7)), ("7.json", b"{")], "key '7': .json cannot be read"),
+        ([*GOOD, ("7.png", png(7)), ("7.json", b"[1]")], "key '7': .json '\\[1\\]': expected an object"),
+        ([*GOOD, ("7.png", png(7)), ("7.json", b'{"name": "x"}')], "key '7': label None"),
+        ([*GOOD, ("7.png", png(7)[:70]), ("7.cls", b"cat")], "key '7': image.* cannot be decoded"),
         ([("a.txt", b"x")], "hold no samples"),
         ([], "hold no samples"),
     ],

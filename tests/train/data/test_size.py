@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from torch import nn
 from piggyback.errors import DataError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
-from piggyback.train import ImageSet, Recipe, SegmentationSet, load_folder, train
+from piggyback.train import ImageSet, SegmentationSet, load_folder, train
 from piggyback.train.data import size
-from piggyback.train.data.size import ImageSize, choose_size, held_side, side_for
+from piggyback.train.data.size import ImageSize, choose_size, held_side
 from piggyback.zoo.load import load_backbone
 from support.training_toys import Recorder
 
@@ -47,32 +46,19 @@ def fixed() -> Backbone:
 @pytest.mark.parametrize(
     ("shape", "side"), [((32, 32), 64), ((64, 90), 64), ((300, 104), 96), ((1000, 1400), 224)]
 )
-def test_the_size_is_what_the_files_hold_within_bounds(
-    shape: tuple[int, int], side: int, any_size: Backbone, tmp_path: Path
-) -> None:
+def test_the_size_is_what_the_files_hold_within_bounds(shape, side, any_size, tmp_path):
     chosen = choose_size(any_size, pictures(tmp_path, shape, shape, shape))
     assert chosen == ImageSize(side, f"the files hold {min(shape)}")
 
 
-@pytest.mark.parametrize(
-    ("held", "native", "side"), [(79, 224, 64), (80, 224, 96), (9, 16, 16), (500, 299, 299)]
-)
-def test_a_side_is_rounded_to_32_and_never_above_the_networks(
-    held: int, native: int, side: int
-) -> None:
-    assert side_for(held, native) == side
-
-
-def test_the_median_of_evenly_spaced_files_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_median_of_evenly_spaced_files_counts(tmp_path, monkeypatch):
     images = pictures(tmp_path, (40, 50), (500, 400), (60, 99), (900, 900), (70, 70))
     assert held_side(images) == 70
     monkeypatch.setattr(size, "LOOKED_AT", 3)
     assert held_side(images) == 60  # of the first, third and fifth
 
 
-def test_sizes_come_from_headers_and_a_bad_file_is_named(tmp_path: Path) -> None:
+def test_sizes_come_from_headers_and_a_bad_file_is_named(tmp_path):
     images = pictures(tmp_path, (48, 64))
     (file,) = images.files
     file.write_bytes(file.read_bytes()[:45])  # up to the pixels
@@ -82,7 +68,7 @@ def test_sizes_come_from_headers_and_a_bad_file_is_named(tmp_path: Path) -> None
         held_side(images)
 
 
-def test_boxes_tensors_and_label_maps_have_their_own_sides(tmp_path: Path) -> None:
+def test_boxes_tensors_and_label_maps_have_their_own_sides(tmp_path):
     boxed = replace(pictures(tmp_path, (400, 300)), boxes=torch.tensor([[10, 20, 110, 320]]))
     assert held_side(boxed) == 100
     pixels = torch.zeros(3, 3, 30, 50, dtype=torch.uint8)
@@ -93,14 +79,14 @@ def test_boxes_tensors_and_label_maps_have_their_own_sides(tmp_path: Path) -> No
     assert held_side(SegmentationSet(("a",), files=files, map_files=files)) == 360
 
 
-def test_what_was_asked_for_comes_first(any_size: Backbone, tmp_path: Path) -> None:
+def test_what_was_asked_for_comes_first(any_size, tmp_path):
     images = pictures(tmp_path, (64, 64))
     assert choose_size(any_size, images, 48) == ImageSize(48, "as asked")
     given = load_backbone("timm:resnet18", pretrained=False, image_size=96)
     assert choose_size(given, images) == ImageSize(96, "as the backbone was loaded")
 
 
-def test_a_network_with_fixed_positions_keeps_its_size(fixed: Backbone, tmp_path: Path) -> None:
+def test_a_network_with_fixed_positions_keeps_its_size(fixed, tmp_path):
     images = pictures(tmp_path, (64, 64))
     fixed.module.blocks.train()  # modes are put back
     reason = "the files hold 64, but the network does not take 64"
@@ -113,9 +99,7 @@ def test_a_network_with_fixed_positions_keeps_its_size(fixed: Backbone, tmp_path
     assert choose_size(free, images).side == 64
 
 
-def test_a_task_is_trained_and_kept_at_the_chosen_size(
-    any_size: Backbone, folder: Path, recipe: Callable[..., Recipe]
-) -> None:
+def test_a_task_is_trained_and_kept_at_the_chosen_size(any_size, folder, recipe):
     told = Recorder()
     options = recipe("head", epochs=1)
     result = train(any_size, load_folder(folder), "pets", options, listener=told)

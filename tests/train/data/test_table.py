@@ -83,27 +83,11 @@ def test_splits_that_are_missing_are_cut_by_content(tmp_path):
         ("a.csv", 'text,label\n"a,x\n', "whole table"),
         ("a.csv", "text,label\nä,x\n".encode("latin-1"), "UTF-8"),
         ("a.csv", "text,label,split\na,x,train\nb,x,val\nc,x,test\n", "1 class"),
-        (
-            "a.csv",
-            "text,label,split\na,x,train\nb,y,sometimes\n",
-            "row 2.*'sometimes'.*train, val or test",
-        ),
+        ("a.csv", "text,label,split\na,x,train\nb,y,sometimes\n", "row 2.*'sometimes'.*train, val or test"),
         ("a.csv", "text,label,split\na,x,test\nb,y,test\n", "expected one called train"),
-        (
-            "a.csv",
-            "text,label,split\na,cat,train\nb,dog,train\nc,dgo,val\n",
-            "'dgo' is in val.*did you mean 'dog'",
-        ),
-        (
-            "a.jsonl",
-            '{"text": "a", "label": "x"}\n{"text": 5, "label": "y"}\n',
-            "row 2: text 5: expected a text",
-        ),
-        (
-            "a.jsonl",
-            '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n',
-            "row 2: text None",
-        ),
+        ("a.csv", "text,label,split\na,cat,train\nb,dog,train\nc,dgo,val\n", "'dgo' is in val.*did you mean 'dog'"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": 5, "label": "y"}\n', "row 2: text 5: expected a text"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": null, "label": "y"}\n', "row 2: text None"),
         ("a.jsonl", '{"text": "a", "label": ["x"]}\n', "row 1: label"),
         ("a.jsonl", '{"text": "a", "label": 0.5}\n', "row 1: label 0.5"),
         ("a.jsonl", '["a", "x"]\n', "row 1.*an object"),
@@ -111,14 +95,10 @@ def test_splits_that_are_missing_are_cut_by_content(tmp_path):
         ("a.csv", 'text,label\na,x\n"b,y\n', "row 2: .*whole table"),
         ("a.tsv", 'text\tlabel\n"a"\t"x"\n"b"\t"y"\n', "row 1: 'text'.*in quotes.*csv"),
         ("a.tsv", 'text\tlabel\na\tx\n"say ""b"""\ty\n', "row 2: 'text'.*in quotes.*csv"),
-        (
-            "a.jsonl",
-            '{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n',
-            "row 2: .*'label'",
-        ),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n', "row 2: .*'label'"),
         ("a.jsonl", '{"text": ' + "[" * 100_000 + "\n", "row 1: .*too deep"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_with_a_table_is_named(tmp_path, name, text, wanted):
     with pytest.raises(DataError, match=wanted) as caught:
         load_table(write(tmp_path, name, text))

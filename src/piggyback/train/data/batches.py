@@ -70,7 +70,7 @@ class TrainBatches(Dataset[Batch]):
         if isinstance(self.images, TextSet):
             return self.images.batch(indices), self.images.targets(indices, self.preprocessing)
         seen = as_images(self.preprocessing)
-        size, source = seen.image_size, source_view(seen, self.options)
+        size, source = seen.image_size, as_images(train_view(seen, self.options))
         fill = mean_colour(seen) if self.options.border == "plain" else None
         made = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         chances = draws(self.seed, self.epoch, chosen.numpy())
@@ -132,14 +132,9 @@ def _real_batch(images: Split, batch_size: int, world: int) -> int:
 
 
 def train_view(preprocessing: Prepares, options: Augment) -> Prepares:
-    """Return how training samples are kept before augmentation, which texts have none of."""
+    """Return how training samples are kept before augmentation: images are larger if crops follow."""
     if isinstance(preprocessing, TextPreprocessing):
         return preprocessing
-    return source_view(preprocessing, options)
-
-
-def source_view(preprocessing: Preprocessing, options: Augment) -> Preprocessing:
-    """Return how training images are kept before augmentation: larger if crops follow."""
     return replace(preprocessing, image_size=options.source_side(preprocessing.image_size))
 
 

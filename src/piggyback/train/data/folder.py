@@ -198,7 +198,7 @@ def _read_split(
             )
         files += images
         labels += [label] * len(images)
-    checks = enumerate(in_threads(partial(_problem, thorough=skip_bad), files))
+    checks = enumerate(in_threads(partial(problem_of, thorough=skip_bad), files))
     bad = {position: problem for position, problem in checks if problem is not None}
     if bad and not skip_bad:
         listed = [*bad.values()][:10]
@@ -270,9 +270,10 @@ def _places(folder: Path, classes: Mapping[str, Path]) -> dict[str, str]:
     return places
 
 
-def _problem(path: Path, thorough: bool) -> str | None:
+def problem_of(source: Path | bytes, thorough: bool = False) -> str | None:
+    """Return why an image cannot be read, None for a good one, see ``check_image``."""
     try:
-        check_image(path, thorough=thorough)
+        check_image(source, thorough=thorough)
     except DataError as error:
         return str(error)
     return None

@@ -240,8 +240,7 @@ class ImageData:
                     f"{difference(classes, images.classes)}"
                 )
             if not len(images):
-                what = images.what if isinstance(images, LabelledSet) else "images"
-                raise DataError(f"{self.name}: no {what} in {split}: expected one or more")
+                raise DataError(f"{self.name}: no {images.what} in {split}: expected one or more")
         if not isinstance(self.train, LabelledSet):
             return  # what its maps show is known only when all of them were read
         if self.kind == "regression":
@@ -283,22 +282,14 @@ class ImageData:
         ``train_view`` is for train, ``preprocessing`` for val and test.
         Raises DataError, naming the file, for an image that cannot be decoded.
         """
-        parts = self.splits()
-        texts = [part for part in parts.values() if isinstance(part, TextSet)]
-        if texts:
-            made = {id(part): part.in_memory(preprocessing) for part in texts}  # val may be test
-            own, held, last = (made[id(part)] for part in texts)
-            return replace(self, train=own, val=held, test=last)
-        seen = as_images(preprocessing)
-        views = {"train": as_images(train_view), "val": seen, "test": seen}
-        channels = 4 if self.kind == "segmentation" else 3
-        total = sum(
-            channels * len(parts[split]) * view.image_size**2 for split, view in views.items()
-        )
-        if total > budget:
-            return self
-        train, val = self.train.in_memory(views["train"]), self.val.in_memory(seen)
-        test = val if self.test is self.val else self.test.in_memory(seen)
+        views: dict[str, Any] = {"train": train_view, "val": preprocessing, "test": preprocessing}
+        if not isinstance(self.train, TextSet):
+            channels, parts = 4 if self.kind == "segmentation" else 3, self.splits()
+            pixels = (len(parts[s]) * as_images(view).image_size ** 2 for s, view in views.items())
+            if channels * sum(pixels) > budget:
+                return self
+        train, val = self.train.in_memory(views["train"]), self.val.in_memory(views["val"])
+        test = val if self.test is self.val else self.test.in_memory(views["test"])
         return replace(self, train=train, val=val, test=test)
 
     def describe(self) -> dict[str, Any]:
@@ -426,27 +417,21 @@ def cut(
     ``groups``: a number for each training image; images of one number stay together, and go by it in place of their
     contents. ``notes`` get what ``remarks`` finds before them.
     """
-    parts, fractions = {"test": test, "val": val}, {"test": test_fraction, "val": val_fraction}
-    cuts = tuple(
-        [
-            Cut(split, fractions[split], seed, groups is not None)
-            for split in parts
-            if parts[split] is None
-        ]
-    )
-    keys = {}
-    if cuts or isinstance(train, LabelledSet):  # of label maps nothing is said
-        given_parts = {"train": train, **{s: part for s, part in parts.items() if part is not None}}
-        keys = {split: part.content_keys() for split, part in given_parts.items()}
+    given = {"train": train, "test": test, "val": val}
+    sets = {split: part for split, part in given.items() if part is not None}
+    fractions = {"test": test_fraction, "val": val_fraction}
+    missing = [split for split in fractions if split not in sets]
+    cuts = tuple([Cut(split, fractions[split], seed, groups is not None) for split in missing])
+    asked = bool(cuts) or isinstance(train, LabelledSet)  # of label maps nothing is said
+    keys = {split: part.content_keys() for split, part in sets.items() if asked}
     if cuts:
-        rows = cut_off(name, train, cuts, keys["train"] if groups is None else groups)
-        given, of_all = train, keys["train"]
+        of_all = keys["train"]
+        rows = cut_off(name, train, cuts, of_all if groups is None else groups)
         keys |= {split: of_all[mine.numpy()] for split, mine in rows.items()}
-        train = given.subset(rows.pop("train"))
-        parts |= {split: given.subset(mine) for split, mine in rows.items()}
-    whole = {split: part for split, part in parts.items() if part is not None}
-    notes = (*remarks({"train": train, **whole}, keys), *notes)
-    return ImageData(name, train, **whole, skipped=skipped, cut=cuts, notes=notes)
+        parts = {split: train.subset(mine) for split, mine in rows.items()}
+        sets = {split: parts[split] if split in parts else sets[split] for split in given}
+    notes = (*remarks(sets, keys), *notes)
+    return ImageData(name, **sets, skipped=skipped, cut=cuts, notes=notes)
 
 
 def cut_off(
@@ -465,13 +450,7 @@ def cut_off(
     return {"train": left, **found}
 
 
-def _chosen(
-    images: Split,
-    fraction: float,
-    key: Tensor,
-    what: str,
-    grouped: bool,
-) -> Tensor:
+def _chosen(images: Split, fraction: float, key: Tensor, what: str, grouped: bool) -> Tensor:
     """Return which images are taken, bool (n,): of each class about the fraction, at least one while one is left.
 
     A sample goes by ``key``, which follows from its content and the seed, wherever it lies in a list: those that come

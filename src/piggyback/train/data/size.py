@@ -46,8 +46,8 @@ def held_side(images: ImageSet | SegmentationSet) -> int:
 def side_for(held: int, native: int) -> int:
     """Return the side for images that hold ``held`` pixels and a network trained on ``native``.
 
-    >>> [side_for(held, native=224) for held in (32, 64, 104, 1000)]
-    [64, 64, 96, 224]
+    >>> [side_for(held, native=224) for held in (32, 64, 79, 80, 104, 1000)], side_for(9, native=16)
+    ([64, 64, 64, 96, 96, 224], 16)
     """
     nearest = MULTIPLE * ((held + MULTIPLE // 2) // MULTIPLE)
     return min(max(nearest, SMALLEST), native)

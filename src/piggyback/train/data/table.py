@@ -28,14 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from piggyback.errors import DataError, near_misses
-from piggyback.images.decode import check_image, content_key, in_threads
+from piggyback.images.decode import content_key, in_threads
 from piggyback.images.paths import PathList
 from piggyback.images.pictures import Pictures
 from piggyback.texts.words import spaced_words
-from piggyback.train.data.arrow import (
-    ArrowColumns,
-    Encoded,
-)
+from piggyback.train.data.arrow import ArrowColumns, Encoded
 from piggyback.train.data.categorical import Categorical, categorical, read_each
 from piggyback.train.data.columns import (
     Columns,
@@ -47,13 +44,10 @@ from piggyback.train.data.columns import (
     read_columns,
     row_of,
 )
-from piggyback.train.data.folder import split_of
+from piggyback.train.data.folder import problem_of, split_of
 from piggyback.train.data.remarks import Surveyed
 from piggyback.train.data.sets import ImageData, ImageSet, cut
-from piggyback.train.data.shards import (
-    TarColumns,
-    TarImages,
-)
+from piggyback.train.data.shards import TarColumns, TarImages
 from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
 
@@ -236,7 +230,7 @@ class Table:
         if isinstance(cells, (Encoded, TarImages)):
             return self._pictures(cells)
         names = read_each(cells, partial(file_of, self.path)).merged()
-        checks = in_threads(_problem, PathList.of(self.path.parent, names.values))
+        checks = in_threads(problem_of, PathList.of(self.path.parent, names.values))
         rows = zip(names.firsts().tolist(), names.values, checks, strict=True)
         bad = [(name, f"row {row + 1}: {why}") for row, name, why in rows if why is not None]
         slash = os.sep == "/" and any("\\" in name for name, _ in bad)
@@ -261,7 +255,7 @@ class Table:
         def look(index: int) -> int | str:
             source = cells[index]
             none = "no image: expected its bytes, or the path of a file"
-            why = none if source is None else _problem(source)
+            why = none if source is None else problem_of(source)
             return content_key(source) if why is None else f"{self.where(index + 1)}: {why}"
 
         found = list(in_threads(look, range(len(cells))))
@@ -478,14 +472,6 @@ def _other_splits(columns: Mapping[str, Columns]) -> tuple[str, ...]:
                     f"column {name!r} names splits and was not used: name it in columns= (split={name})"
                 )
     return tuple(found)
-
-
-def _problem(source: Path | bytes) -> str | None:
-    try:
-        check_image(source)
-    except DataError as error:
-        return str(error)
-    return None
 
 
 def _joined(cell: Any) -> Any:
