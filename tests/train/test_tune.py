@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from piggyback.errors import InputError
+from piggyback import MaskRule, ScoreInit, pack_mask
+from piggyback.errors import InputError, TrainingError
+from piggyback.taskfile.task import Task
 from piggyback.train import ImageData, Recipe, from_tensors, train
 from piggyback.train.data.batches import steps_in_epoch
 from piggyback.train.tune import TUNE, settings_of, tune
@@ -111,3 +113,23 @@ def test_a_tuned_training_keeps_what_was_tried(backbone, data, recipe, tmp_path)
 def test_a_method_without_a_rate_is_refused(large):
     with pytest.raises(InputError, match="packnet"):
         settings_of(Recipe("packnet", tune=True))
+
+
+@pytest.mark.parametrize("spoiled", [float("nan"), TrainingError("the loss is not a number")])
+def test_a_trial_without_a_loss_has_lost(large, spoiled):
+    def loss(recipe: Recipe) -> float:
+        if recipe.mask_rate != 1 or recipe.method == "head" or recipe.init.floor == 1:
+            return 0.5 if recipe.mask_rate == 2 else 1.0
+        if isinstance(spoiled, Exception):
+            raise spoiled
+        return spoiled
+
+    assert tune(Recipe("masks", tune=True), large, Trials(loss)).mask_rate == 2
+
+
+def test_settings_keep_the_start_that_was_given_and_the_masks_of_a_task_gone_on_from():
+    given = Recipe("masks", rule=MaskRule(threshold=0.02), init=ScoreInit(value=0.03))
+    assert settings_of(given)["start with floor 1"]["init"] == ScoreInit(value=0.03, floor=1.0)
+    assert "start with floor 1" not in settings_of(replace(given, init=ScoreInit("constant", 0.03)))
+    masked = Task("a", {"w": pack_mask(torch.ones(3, dtype=torch.bool))}, {})
+    assert "head alone" not in settings_of(given, masked)

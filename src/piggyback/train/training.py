@@ -98,7 +98,7 @@ def train(
         attempt = partial(train, backbone, name=name, resume=resume, overwrite=True, **options)
         mine = folder if processes().is_main_process else None
         with nullcontext() if mine is None else lock_folder(mine):
-            recipe = tune(recipe, data, attempt, folder, listener)
+            recipe = tune(recipe, data, attempt, folder, listener, start)
     prepare = method or method_of(recipe.method)
     state = processes()
     _check_batch(recipe, data, state.num_processes)

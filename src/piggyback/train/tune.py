@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from piggyback.errors import InputError
-from piggyback.masks.rule import ScoreInit
+from piggyback.errors import InputError, TrainingError
 from piggyback.taskfile.disk import write_file
+from piggyback.taskfile.task import Task
 from piggyback.train.data.batches import steps_in_epoch
 from piggyback.train.data.sets import ImageData
 from piggyback.train.device import processes
@@ -33,8 +33,8 @@ Train = Callable[..., TrainResult]
 """Called with ``data``, ``recipe`` and ``out``, as ``train`` has them."""
 
 
-def settings_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Return what is tried for a recipe, its fields by a label; for masks, of which the head alone is one, and others.
+def settings_of(recipe: Recipe, start: Task | None = None) -> dict[str, dict[str, Any]]:
+    """Return what is tried for a recipe, its fields by a label; the head alone, too, unless ``start`` has masks.
 
     >>> list(settings_of(Recipe("masks")))
     ['derived rate', 'a third of the rate', 'twice the rate', 'start with floor 1', 'head alone']
@@ -44,13 +44,16 @@ def settings_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     if recipe.method == "masks":
         name = "mask_rate" if recipe.mask_lr is None else "mask_lr"
         rate = getattr(recipe, name)
-        return {
+        found: dict[str, dict[str, Any]] = {
             "derived rate" if recipe.mask_lr is None else "given rate": {},
             "a third of the rate": {name: rate / 3},
             "twice the rate": {name: 2 * rate},
-            "start with floor 1": {"init": ScoreInit(floor=1.0)},
-            "head alone": {"method": "head"},
         }
+        if recipe.init.kind == "magnitude":
+            found["start with floor 1"] = {"init": replace(recipe.init, floor=1.0)}
+        if start is None or not start.masks:
+            found["head alone"] = {"method": "head"}
+        return found
     name = f"{recipe.method}_lr"
     if not hasattr(recipe, name):
         raise InputError(f"method {recipe.method!r} has no rate to tune: expected tune=False")
@@ -65,14 +68,16 @@ def tune(
     train: Train,
     folder: Path | None = None,
     listener: Listener | None = None,
+    start: Task | None = None,
 ) -> Recipe:
-    """Return ``recipe`` with the setting that is best on validation loss; ``train`` runs a trial.
+    """Return ``recipe`` with the setting that is best on validation loss; ``train`` runs a trial, from ``start``.
 
-    ``folder`` gets ``tune.json`` and the trials, so that a run that was stopped goes on.
+    A trial whose loss is no number has lost. ``folder`` gets ``tune.json`` and the trials, so that a run that was
+    stopped goes on.
     """
     listener = listener or Listener()
     plain = replace(recipe, tune=False, patience=None)
-    settings = settings_of(recipe)
+    settings = settings_of(recipe, start)
     part = replace(data, test=data.val)
     epoch = steps_in_epoch(data.train, recipe.batch_size, processes().num_processes)
     whole = recipe.epochs_for(len(data.train))
@@ -85,12 +90,17 @@ def tune(
         listener.on_stage(f"trying {label}")
         trial = replace(plain, **fields, epochs=epochs, tracker="none")
         place = None if folder is None else folder / "tune" / label.replace(" ", "-")
-        losses[label] = train(data=part, recipe=trial, out=place).history[-1].val_loss
+        try:
+            loss = train(data=part, recipe=trial, out=place).history[-1].val_loss
+        except TrainingError as error:
+            listener.on_notice(f"tune: {label}: {error}")
+            loss = math.inf
+        losses[label] = math.inf if math.isnan(loss) else loss
         listener.on_notice(f"tune: {label}: val loss {losses[label]:.3f}")
     given, best = next(iter(losses)), min(losses, key=losses.__getitem__)
     # Of models that agree on most samples, the difference of two mean losses is off by about this part of them.
-    chance = losses[given] / (2 * math.sqrt(len(data.val)))
-    if recipe.method == "masks" and losses[best] > losses[given] - chance:
+    least = losses[given] * (1 - 1 / (2 * math.sqrt(len(data.val))))
+    if recipe.method == "masks" and losses[best] > least:
         best = given
     listener.on_notice(f"tune chose: {best}")
     if folder is not None and processes().is_main_process:
