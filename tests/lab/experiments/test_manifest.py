@@ -127,7 +127,7 @@ def test_broken_yaml_and_unknown_names(tmp_path: Path) -> None:
         parse_manifest("title: [", "mine")
     with pytest.raises(ManifestError, match="expected keys and values"):
         parse_manifest("- a", "mine")
-    with pytest.raises(ManifestError, match="mine.*too deep"):
+    with pytest.raises(ManifestError, match="too deep"):
         parse_manifest("title: " + "[" * 5000, "mine")
     with pytest.raises(ManifestError, match="did you mean 'table2'"):
         load_manifest("tabel2")
