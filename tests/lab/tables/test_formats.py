@@ -13,7 +13,6 @@ from rich.console import Console, ConsoleRenderable
 from piggyback.lab.tables.formats import (
     COLUMNS,
     RUN_COLUMNS,
-    human_bytes,
     runs_csv,
     runs_json,
     runs_markdown,
@@ -25,6 +24,7 @@ from piggyback.lab.tables.formats import (
 )
 from piggyback.lab.tables.rows import Failure
 from piggyback.lab.tables.table import Line, ResultTable, result_table
+from piggyback.names import human_bytes
 from support.experiment_rows import METHODS, rows
 
 FAILED = Failure("lite0", "letters", "lora", "out of | memory")
