@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import re
 import shlex
@@ -100,13 +102,27 @@ def elsewhere(tmp_path, monkeypatch):
 def test_python_blocks_run(held, elsewhere, monkeypatch):
     module = ModuleType("docs_page")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look themselves up
-    if held[0].page.name == "README.md":
-        # The one stand-in: README's loop runs over the reader's own batches.
-        module.__dict__["batches"] = [(torch.randn(2, 3, 64, 64), torch.tensor([0, 2]))]
     for block in held:
+        if block.page.name == "README.md":  # pasted one by one, into a Python of their own
+            module = ModuleType("docs_page")
         # Line numbers of a traceback are the page's own.
         code = compile("\n" * block.line + block.text, str(block.page), "exec")
         exec(code, module.__dict__)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "GUIDE.md"], ids=lambda p: p.name)
+def test_a_block_brings_its_names(page):
+    for block in blocks(page):
+        if block.language == "python":
+            nodes = list(ast.walk(ast.parse(block.text)))
+            names = [node for node in nodes if isinstance(node, ast.Name)]
+            known = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {
+                *dir(builtins)
+            }
+            known |= {n.asname or n.name.split(".")[0] for n in nodes if isinstance(n, ast.alias)}
+            known |= {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+            known |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+            assert {node.id for node in names} <= known, block
 
 
 @pytest.fixture

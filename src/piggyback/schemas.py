@@ -127,8 +127,10 @@ class LabelMap(Model):
 class Span(Model):
     """Words of a text that a task marks."""
 
-    start: int = Field(description="Of the text, counted in letters (Unicode code points) from 0.")
-    end: int = Field(description="The first letter behind it.")
+    start: int = Field(
+        description="Of the text, counted in characters (Unicode code points) from 0."
+    )
+    end: int = Field(description="First character after the span.")
     text: str
     label: str
     probability: Chance = Field(description="The mean of its words' tags.")
@@ -313,7 +315,7 @@ class ErrorDetail(Model):
     code: str
     message: str = Field(description="One line.")
     request_id: str | None = Field(
-        None, description="Of a fault of the server: its log has the reason."
+        None, description="Set for internal errors; look it up in the server's log."
     )
 
 

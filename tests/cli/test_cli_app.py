@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,11 +34,13 @@ def test_help_lists_every_command(piggyback):
         assert summary in " ".join(ran.out.split())
 
 
-@pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_help_fits_80_columns(piggyback, command):
-    ran = piggyback(*([command] if command else []), "--help")
+@pytest.mark.parametrize("command", ["", *COMMANDS, "experiment list", "experiment run"])
+def test_help_fits_80_columns_and_is_for_people(piggyback, command):
+    ran = piggyback(*command.split(), "--help")
     assert ran.code == 0
     assert max(map(len, ran.out.splitlines())) <= 80
+    python_or_cut_off = r"<(?:list|str|int|float|path)\b|[{}]|[a-z]\.\.\.$"
+    assert re.findall(python_or_cut_off, ran.out, re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)

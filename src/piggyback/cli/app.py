@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,21 +23,24 @@ COMMANDS = {
     "train": "Learn one task from images or texts; write its task file.",
     "compare": "Train several methods on one or more tasks; make one table.",
     "experiment": "Run a table of many trainings that a manifest describes.",
-    "data": "List the paper's data sets; show where one lies, or how to get it.",
-    "check": "Look at all images or texts of a data set: counts, bad files, copies, sizes.",
-    "evaluate": "Measure a task file on a folder of labelled images.",
+    "data": "List the paper's data sets; show where each is stored, or how to get it.",
+    "check": "Check a data set: counts, unreadable files, duplicates, sizes.",
+    "evaluate": "Measure a task file on labelled images or texts.",
     "predict": "Answer for images or texts with one or more task files.",
     "serve": "Answer over HTTP for every task file in a folder, from one network.",
     "inspect": "Show what is in a task file.",
     "bake": "Write a task as a plain model: a state dict, ONNX, or a folder for transformers.",
     "verify": "Check a backbone's weights against a task file.",
     "import-official": "Turn a pack of the paper's authors into a task file.",
-    "export-official": "Turn task files into a pack as the paper's authors write them.",
+    "export-official": "Turn task files into a pack in the authors' format.",
 }
 """In the order of the help. Each is a module of this package with a function ``run``, and ``VERBS`` if it has some; it
 imports torch, and what needs torch, inside ``run``: help, and what needs no network, are there at once."""
 
 _FORMAT_WARNING = warnings.formatwarning
+
+_TYPE = re.compile(r"<(?:list\[)?(int|float|str|path)(?: range|\])?>")
+_VALUES = {"int": "N", "float": "NUMBER", "str": "TEXT", "path": "PATH"}
 
 _OPTIONS: dict[str, Any] = {
     "rich_markup_mode": None,
@@ -71,15 +75,23 @@ class Command(TyperCommand):
         takes_options(self.params)
         return super().invoke(ctx)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words of the line of usage; in brackets what may be left out."""
+        given = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        names = (str(p.metavar) if p.required else f"[{p.metavar}]" for p in given)
+        return [*([self.options_metavar] if self.options_metavar else []), *names]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options into the help."""
+        """Write the options into the help, their values in words for people, not Python's types."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
                 kind = "Arguments" if param.param_type_name == "argument" else "Options"
                 panel = getattr(param, "rich_help_panel", None) or kind
-                sections.setdefault(panel, []).append(record)
+                name = record[0].split(" <")[0] if kind == "Arguments" else record[0]
+                name = _TYPE.sub(lambda found: _VALUES[found[1]], name)
+                sections.setdefault(panel, []).append((name, record[1]))
         for title, records in sections.items():
             if records:
                 with formatter.section(title):

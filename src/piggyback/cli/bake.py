@@ -56,8 +56,8 @@ def run(
     own tensors. ONNX takes images (batch, 3, side, side), prepared as the metadata
     says, and is checked against the live model with ONNX Runtime. Of a text task it
     takes tokens (batch, length). A folder of a text task has its tokenizer and class
-    names: transformers.pipeline(model=FOLDER, trust_remote_code=True) answers; of a
-    task of tags it is a token classifier that needs no such trust.
+    names: transformers.pipeline(model=FOLDER, trust_remote_code=True) answers; for a
+    token task it holds a token classifier, without trust_remote_code.
 
     \b
     Examples:

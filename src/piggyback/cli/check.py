@@ -62,11 +62,11 @@ def run(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Look at all images or texts of a data set: counts, bad files, copies, sizes.
+    """Check a data set: counts, unreadable files, duplicates, sizes.
 
-    Every image is decoded as training would. Copies are found byte for byte, and
+    Every image is decoded as in training. Duplicates are found byte for byte, and
     pictures also by how they look, within a split, across splits and under two
-    labels. The exit code is 1 where training would refuse the data as they are.
+    labels. The exit code is 1 if training would refuse the data as they are.
 
     \b
     Examples:

@@ -21,7 +21,7 @@ SPLITS = ("train", "val", "test")
 
 def run(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show this one, in full.")
+        str | None, typer.Argument(metavar="NAME", help="Show this one, in full.")
     ] = None,
     root: Annotated[
         list[Path] | None,
@@ -36,7 +36,7 @@ def run(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List the paper's data sets; show where one lies, or how to get it.
+    """List the paper's data sets; show where each is stored, or how to get it.
 
     The counts are the published ones. The --data option of other commands takes a
     set's name in place of a folder.

@@ -70,7 +70,8 @@ def run(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for a report: a page with plots and the surest mistakes, JSON, CSV; needs the extra plots.",
+            help="Folder for a report: a page with plots and the most confident mistakes, JSON, CSV; "
+            "needs the extra plots.",
         ),
     ] = None,
     compare: Annotated[
@@ -86,9 +87,9 @@ def run(
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure a task file on a folder of labelled images.
+    """Measure a task file on labelled images or texts.
 
-    The backbone and the preparation of images are those that the file names. A
+    The backbone and the preparation of inputs are those that the file names. A
     segmentation task is measured by its mean IoU, pixel by pixel, on label maps
     prepared as the images are.
 

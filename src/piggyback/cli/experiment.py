@@ -56,7 +56,7 @@ ToyOption = Annotated[
 
 
 def list_experiments(data: DataOption = None, json: JsonOption = False) -> None:
-    """List the experiments that come with the package, and whether their data is there."""
+    """List the experiments of the package and what each still lacks."""
     from piggyback.lab.experiments.manifest import load_manifest, shipped
 
     rows = []
@@ -111,17 +111,17 @@ def run_experiment(
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run an experiment: train what is not finished yet, write its table and plots.
+    """Train what is not finished; write the table and plots.
 
     The best of a method's trials is chosen on val with the first seed, then repeated
     with the others. Stop it at any time: the same command goes on where it stopped.
 
     \b
     Examples:
-      piggyback experiment run gtsrb-lite0
-      piggyback experiment run table2 --data sets --workers 4
+      piggyback experiment run table2 --toy
+      piggyback experiment run mine.yaml
       piggyback experiment run table2 --tasks cubs,flowers --dry-run
-      piggyback experiment run mine.yaml --toy
+      piggyback experiment run table2 --data sets --workers 4
     """
     if workers > 1 and device is not None and ":" in device:
         raise InputError(
@@ -157,7 +157,10 @@ def show_experiment(
     toy_size: ToyOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Show the table of what is finished, without training; writes it and the plots anew."""
+    """Show the table of what is finished, without training.
+
+    Table and plots are written anew.
+    """
     experiment = _experiment(name, None, out, tasks, methods, seed, toy_size)
     if not experiment.out.is_dir():
         raise InputError(
@@ -172,8 +175,8 @@ def run() -> None:
     \b
     Examples:
       piggyback experiment list
-      piggyback experiment run gtsrb-lite0 --dry-run
-      piggyback experiment run table2 --data sets --workers 4
+      piggyback experiment run table2 --toy
+      piggyback experiment run mine.yaml
     """
 
 

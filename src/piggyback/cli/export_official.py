@@ -18,7 +18,7 @@ def run(
     ],
     out: Annotated[Path, typer.Option(metavar="PACK", help="What to write: NAME.pt.")],
 ) -> None:
-    """Turn task files into a pack as the paper's authors write them.
+    """Turn task files into a pack in the authors' format.
 
     For VGG-16, VGG-16-BN, ResNet-50 and DenseNet-121 as torchvision builds them, with
     plain masks on every weight but the classifier's. Names of classes are lost, and a

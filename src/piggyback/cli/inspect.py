@@ -12,7 +12,7 @@ from piggyback.cli.options import JsonOption
 from piggyback.cli.screen import grid, results, table, write_json
 from piggyback.errors import InputError
 from piggyback.kinds import score_name
-from piggyback.lab.tables.formats import human_bytes
+from piggyback.names import human_bytes
 from piggyback.taskfile.header import TaskHeader, read_header
 from piggyback.texts.preprocessing import TextPreprocessing
 
@@ -29,8 +29,8 @@ def run(
 ) -> None:
     """Show what is in a task file.
 
-    Header, density, bits and codec of each layer, the backbone it wants, where it
-    comes from. No mask is decoded and no backbone is loaded.
+    Header, density, bits and codec of each layer, the backbone it needs, its
+    provenance. No mask is decoded and no backbone is loaded.
 
     \b
     Examples:

@@ -67,7 +67,7 @@ def run(
         typer.Option(
             min=0,
             max=1,
-            help=f"With --infer-task: how sure a task has to be, by default {AT_LEAST}; else none is.",
+            help=f"Minimum confidence for --infer-task; below it the answer is none.  [default: {AT_LEAST}]",
         ),
     ] = None,
     skip_bad: Annotated[

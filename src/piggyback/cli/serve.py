@@ -54,7 +54,7 @@ def run(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="Precision of the network; auto: bfloat16 if the processor is made for it."
+            help="Precision of the network; auto: bfloat16 if the processor has bfloat16 instructions."
         ),
     ] = "auto",
     compile: Annotated[
@@ -82,7 +82,9 @@ def run(
     max_body: Annotated[
         str,
         typer.Option(
-            metavar="SIZE", help="Largest request; larger ones get 413.", rich_help_panel=LIMITS
+            metavar="SIZE",
+            help="Largest request with images or texts; larger ones get 413.",
+            rich_help_panel=LIMITS,
         ),
     ] = "16MiB",
     max_pixels: Annotated[
@@ -116,8 +118,8 @@ def run(
     piggyback predict --url asks it. At Ctrl-C or SIGTERM it stops once every request
     that it has accepted is answered.
 
-    With a token every request has to bring it (Authorization: Bearer TOKEN), and tasks
-    can be added and removed over HTTP. Needs an extra:
+    With a token, requests under /v1 and for /metrics have to bring it (Authorization:
+    Bearer TOKEN), and tasks can be added and removed over HTTP. Needs an extra:
     pip install ".[serve]", or [ray] for --ray.
 
     \b

@@ -39,7 +39,7 @@ def run(
             "one folder per class; DIR/train/images and labels for segmentation; or a data set's name. "
             "Or a table, FILE.csv, .tsv, .jsonl or .parquet, with columns image or text, label and, if you have it, "
             "split; tars in WebDataset's layout, FILE.tar, 'DIR/*.tar' or DIR; or hf:NAME or torchvision:CLASS:ROOT, "
-            "a set of Hugging Face's or torchvision's.",
+            "a Hugging Face or torchvision data set.",
         ),
     ],
     recipe: Recipe,

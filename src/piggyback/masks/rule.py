@@ -149,9 +149,11 @@ class ScoreInit:
     power: float = 1.0
     """For ``magnitude``: how fast the margin grows with |W|."""
     floor: float = 0.5
-    """For ``magnitude``: weights below this part of rms have the margin of those at it."""
+    """For ``magnitude``: weights smaller than this fraction of the layer's RMS get the margin of a weight of that
+    size."""
     keep: float = 0.2
-    """For ``magnitude``: weights below this part of rms are always kept; 0 leaves all to the gradient."""
+    """For ``magnitude``: weights smaller than this fraction of the layer's RMS are always kept; 0 leaves all to the
+    gradient."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(InitKind):

@@ -119,7 +119,7 @@ class Engine:
 
     @property
     def queue_depth(self) -> int:
-        """Images that wait."""
+        """Queued images."""
         return self._scheduler.depth
 
     @property

@@ -27,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from piggyback.errors import CheckpointError
+from piggyback.strict_json import strict_json
 from piggyback.taskfile.disk import write_file
 from piggyback.train.methods import Learner
 from piggyback.train.recipe import Recipe, current, flat
@@ -59,9 +60,11 @@ def read(path: Path) -> Checkpoint:
     advice = "delete it to start anew"
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_KEY])
+            header = strict_json((file.metadata() or {})[_KEY])
             version, body, crc = header["version"], header["body"], header["crc"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = strict_json(body)
+        identity, progress = content["identity"], content["progress"]
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be read: {error}; {advice}"
@@ -77,8 +80,7 @@ def read(path: Path) -> Checkpoint:
         )
     if crc != _crc(body, tensors):
         raise CheckpointError(f"checkpoint {str(path)!r} is damaged: checksum differs; {advice}")
-    content = json.loads(body)
-    return Checkpoint(content["identity"], content["progress"], tensors)
+    return Checkpoint(identity, progress, tensors)
 
 
 def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

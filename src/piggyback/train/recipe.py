@@ -82,15 +82,17 @@ class CommonOptions:
     crop_pct: float = 1.0
     """1.0 squeezes the whole image into the square; below, that part of its shorter side is cut from the centre."""
     max_length: int | None = None
-    """Tokens that a text keeps; by default as many as the backbone takes. Short ones cost no more by it."""
+    """Maximum tokens per text, by default as many as the backbone takes. A high limit does not slow down short
+    texts."""
     augment: Augment = field(default_factory=Augment)
     """What may happen to a training image."""
     sampling: str | None = None
-    """balanced: all classes come equally often in an epoch, however few their images; by default all images once."""
+    """balanced: draw every class equally often, however few its images; by default every image once an epoch."""
     mixup: float | None = None
-    """Blend training images in pairs, by shares from Beta(A, A), such as 0.2; for classes of whole images."""
+    """Blend training images in pairs, with weights drawn from Beta(A, A), such as 0.2; for classes of whole images."""
     cutmix: float | None = None
-    """Paste in a part of another training image, by shares from Beta(A, A), such as 1; with mixup, half the steps."""
+    """Paste in a part of another training image, its share drawn from Beta(A, A), such as 1; with mixup, half the
+    steps."""
     tune: bool = False
     """Choose the rate, and for masks the start, on val first: each gets a share of the run's steps, 480 or more."""
     patience: int | None = None
@@ -114,7 +116,8 @@ class TaskOptions:
     norm_lr: float = HEAD_LR
     """Peak learning rate of normalisation layers, where masks or adapters train them too."""
     select: tuple[str, ...] | None = None
-    """Names, globs or 're:' patterns of the weights to mask; by default all but the classifier's."""
+    """Names, globs or 're:' patterns of the weights to mask; by default those of convolutions and linear layers
+    except the classifier's."""
 
 
 @dataclass(frozen=True)
@@ -182,15 +185,15 @@ class StepOptions:
     loss: str | None = None
     """focal, asymmetric (several labels), huber or absolute (numbers); by default cross-entropy or squared error."""
     class_weights: str | None = None
-    """balanced: rare classes, or rare labels, count as much as common ones; or what each counts, rare=5,common=1;
-    by default, and where none is given, 1."""
+    """balanced: rare classes, or rare labels, count as much as common ones; or a weight per class, rare=5,common=1
+    (1 where none is given)."""
     weight_decay: float = 0.0
     """Decoupled weight decay of weights and classifier, as AdamW has it; with sgd, added to the gradient; scores
     never decay."""
     clip: float | None = None
     """Largest norm of the gradient; larger ones are scaled down to it."""
     accumulate: int = 1
-    """Pieces a batch is cut into, to save memory; the gradient is the same but for rounding."""
+    """Pieces a batch is cut into, to save memory; the gradient is the same except for rounding."""
 
 
 @dataclass(frozen=True)

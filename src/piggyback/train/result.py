@@ -20,6 +20,7 @@ from piggyback.kinds import kind_of
 from piggyback.kinds.base import Collected
 from piggyback.kinds.calibration import AbstainAt
 from piggyback.model.summary import masks_verdict
+from piggyback.strict_json import strict_json
 from piggyback.taskfile.disk import write_file
 from piggyback.taskfile.file import load
 from piggyback.taskfile.task import Task, TaskInfo
@@ -138,7 +139,7 @@ def finished(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainRe
     """
     place = folder / RESULT
     try:
-        saved = json.loads(place.read_text(encoding="utf-8"))
+        saved = strict_json(place.read_bytes())
         values, path = dict(saved["result"]), folder / saved["file"]
         values["history"] = tuple(EpochRow(**row) for row in values["history"])
         if identity is not None:
@@ -155,7 +156,7 @@ def finished(folder: Path, identity: Mapping[str, Any] | None = None) -> TrainRe
         return None
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{str(place)!r} or the file it names is damaged: {first_line(error)}; delete it to train anew"
         ) from error

@@ -125,6 +125,8 @@ def test_broken_yaml_and_unknown_names(tmp_path):
         parse_manifest("title: [", "mine")
     with pytest.raises(ManifestError, match="expected keys and values"):
         parse_manifest("- a", "mine")
+    with pytest.raises(ManifestError, match="too deep"):
+        parse_manifest("title: " + "[" * 5000, "mine")
     with pytest.raises(ManifestError, match="did you mean 'table2'"):
         load_manifest("tabel2")
     with pytest.raises(ManifestError, match="No such file"):

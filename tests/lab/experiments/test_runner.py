@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from piggyback.errors import DataError
+from piggyback.errors import CheckpointError, DataError
 from piggyback.lab.experiments.manifest import Manifest, load_manifest, shipped
 from piggyback.lab.experiments.report import costs, draw, table_of, write
 from piggyback.lab.experiments.runner import CELL, Experiment
 from piggyback.lab.experiments.sources import Sources, Toy, toy
 from piggyback.lab.tables.formats import table_markdown
 from piggyback.train import ImageData
+from piggyback.train.result import RESULT
 
 
 def ran(
@@ -120,6 +121,15 @@ def test_what_is_finished_stays_finished(tmp_path):
     # another recipe is another job, and its folder says whose it is
     longer = load_manifest("gtsrb-lite0").only(["gtsrb"], ["head"])
     assert Experiment(longer, Toy(), tmp_path).rows == []
+
+
+@pytest.mark.parametrize("damage", [lambda t: t[:200], lambda t: t.replace('"history"', '"h"')])
+def test_a_damaged_result_is_one_line(damage, tmp_path):
+    experiment = ran(small(["head"]), tmp_path)
+    place = next(tmp_path.rglob(RESULT))
+    place.write_text(damage(place.read_text()))
+    with pytest.raises(CheckpointError, match=r"result\.json' is damaged"):
+        write(experiment)
 
 
 def test_a_cell_that_fails_does_not_end_the_others_and_is_tried_again(tmp_path):

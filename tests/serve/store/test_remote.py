@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 
 import fsspec
@@ -245,6 +246,9 @@ def test_a_missing_package_is_named(monkeypatch):
         {"class": "no_such_package.System", "err": "Install no_such_package"},
     )
     with pytest.raises(MissingExtraError, match=r"nowhere:// needs .*pip install no_such_package"):
+        open_store("nowhere://bucket/tasks")
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(MissingExtraError, match=r"fsspec.*\[serve\]"):
         open_store("nowhere://bucket/tasks")
 
 

@@ -258,6 +258,8 @@ def parse_manifest(text: str, name: str) -> Manifest:
         raise ManifestError(f"experiment {name!r}: {_first_problem(error)}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ManifestError(f"experiment {name!r}: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ManifestError(f"experiment {name!r}: it nests too deep") from None
 
 
 _PARTS: Mapping[str, type[_Part]] = {

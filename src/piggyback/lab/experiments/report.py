@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from piggyback.errors import CheckpointError, first_line
 from piggyback.lab.experiments.plan import Job
 from piggyback.lab.experiments.published import PUBLISHED, decathlon_scores
 from piggyback.lab.experiments.runner import Experiment
@@ -24,6 +25,7 @@ from piggyback.lab.tables.plots import (
 from piggyback.lab.tables.rows import PACKNET, means
 from piggyback.lab.tables.segmentation import compare_segmentation
 from piggyback.lab.tables.table import Names, ResultTable, result_table
+from piggyback.strict_json import strict_json
 from piggyback.taskfile.header import read_header
 from piggyback.train.result import RESULT, finished
 
@@ -167,11 +169,16 @@ def _layers(folder: Path, task: str) -> Mapping[str, float] | None:
 
 def _curve(folder: Path, task: str) -> Mapping[int, float] | None:
     """Val accuracy by training step."""
-    if not (folder / RESULT).exists():
+    try:
+        result = strict_json((folder / RESULT).read_bytes())["result"]
+        steps = result["provenance"]["steps_per_epoch"]
+        return {row["epoch"] * steps: row["val_accuracy"] for row in result["history"]}
+    except FileNotFoundError:
         return None
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))["result"]
-    steps = result["provenance"]["steps_per_epoch"]
-    return {row["epoch"] * steps: row["val_accuracy"] for row in result["history"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(folder / RESULT)!r} is damaged: {first_line(error)}; delete its folder to train anew"
+        ) from error
 
 
 def draw(experiment: Experiment) -> tuple[Path, ...]:

@@ -20,6 +20,7 @@ from piggyback.lab.experiments.workers import side_by_side
 from piggyback.lab.packnet import train_packnet
 from piggyback.lab.tables.rows import PACKNET, Failure, Row, row_of
 from piggyback.network.backbone import Backbone
+from piggyback.strict_json import strict_json
 from piggyback.taskfile.disk import write_file
 from piggyback.train import ImageData, Listener, Recipe, TrainResult, train
 
@@ -193,7 +194,7 @@ def train_job(
 def read_cell(folder: Path, job: Job) -> list[Row] | None:
     """Return the rows of a job that ended in ``folder``, None where it has not or was another."""
     try:
-        content = json.loads((folder / CELL).read_text(encoding="utf-8"))
+        content = strict_json((folder / CELL).read_bytes())
         identity = content["identity"]
         recipes = {  # as an older version wrote them, in today's words
             task: Recipe.from_json(recipe).identity()
@@ -202,5 +203,5 @@ def read_cell(folder: Path, job: Job) -> list[Row] | None:
         if {**identity, "recipes": recipes} != job.identity():
             return None
         return [Row(**row) for row in content["rows"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # train() says what is wrong with the folder, if anything is

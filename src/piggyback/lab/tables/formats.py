@@ -20,7 +20,7 @@ from rich.text import Text
 
 from piggyback.lab.tables.rows import Row, means, measured
 from piggyback.lab.tables.table import Cell, Line, ResultTable
-from piggyback.names import plain
+from piggyback.names import human_bytes, plain
 
 RUN_COLUMNS = (
     "task", "method", "seed", "accuracy", "val_accuracy", "bits_per_weight", "bytes", "seconds", "verdict", "measure",
@@ -31,19 +31,6 @@ COLUMNS = (
     "difference", "bits_per_weight", "bytes", "density", "seconds", "trials",
 )  # fmt: skip
 """Of the CSV of an experiment and of the cells in its JSON; ``difference`` is to the published accuracy."""
-
-
-def human_bytes(count: float) -> str:
-    """Return a size in the unit that suits it, in powers of ten.
-
-    >>> human_bytes(13_600_000), human_bytes(999), human_bytes(2.5e12)
-    ('13.6 MB', '999 B', '2.5e+03 GB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}"
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from piggyback.lab.tables.formats import human_bytes
 from piggyback.lab.tables.rows import Mean, Row
 from piggyback.lab.tables.table import ResultTable, result_table
+from piggyback.names import human_bytes
 from piggyback.taskfile.disk import write_file
 from piggyback.train.device import processes
 

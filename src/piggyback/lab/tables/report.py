@@ -55,7 +55,7 @@ def write_report(
 ) -> list[str]:
     """Write ``folder`` and return the names of its files.
 
-    ``picture`` is None for texts, whose names say it all, also of the surest mistakes;
+    ``picture`` is None for texts, whose names say it all, also of the most confident mistakes;
     ``names`` are those of the samples, ``about`` says what was measured, ``other`` is what ``compared`` found.
     Raises CheckpointError where it cannot be written.
     """
@@ -248,7 +248,7 @@ def _scatter(report: Report) -> Figure | None:
 
 
 def _sheet(report: Report, names: Sequence[str], picture: Picture | None) -> Figure | None:
-    """The contact sheet: the surest mistakes, each with what it is and what it was called."""
+    """The contact sheet: the most confident mistakes, each with what it is and what it was called."""
     chosen = list(report.wrong[:SHEET])
     if not chosen or picture is None:
         return None
@@ -294,7 +294,7 @@ _HEADINGS = {
     "scatter.png": ("Found against true", "Points on the line are exact."),
     "wrong.png": (
         "Worst answers",
-        "The surest mistakes, the numbers that are furthest off, or the texts with most wrong spans, first.",
+        "The most confident mistakes, the numbers that are furthest off, or the texts with most wrong spans, first.",
     ),
 }
 

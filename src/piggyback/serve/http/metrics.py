@@ -70,11 +70,11 @@ def _engine_metrics(stats: Stats) -> Iterator[Metric]:
     yield _counter("loads", "Task files read.", stats.loads)
     yield _counter("load_seconds", "Time spent reading them.", stats.load_seconds)
     yield _counter("load_failures", "Task files that could not be read.", stats.load_failures)
-    yield _counter("evictions", "Put out of memory.", stats.evictions, tier)
+    yield _counter("evictions", "Evictions from memory.", stats.evictions, tier)
     yield _gauge("memory_bytes", "Bytes in memory for tasks.", stats.bytes, tier)
     yield _gauge("memory_budget_bytes", "The most they may be.", stats.budget)
     yield _gauge("tasks", "Tasks by where they are.", stats.tasks, tier)
-    yield _gauge("queue_depth", "Images that wait.", stats.queue_depth)
+    yield _gauge("queue_depth", "Queued images.", stats.queue_depth)
     yield _gauge("queue_limit", "The most that may.", stats.queue_limit)
 
 

@@ -125,7 +125,7 @@ async def predict(
     task: KnownTask,
     asked: Annotated[PredictRequest, Depends(predict_request)],
 ) -> Answers:
-    """Answer for images or texts with one task; those that cannot be used do not keep the others from an answer."""
+    """Answer for images or texts with one task; inputs that cannot be used do not affect the others."""
     timeout = service_of(request).limits.timeout_s
     whole = [image for image in asked.images if image]
     found: list[Any] = []

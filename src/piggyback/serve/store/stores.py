@@ -357,7 +357,7 @@ def without_secrets(error: BaseException, url: str) -> str:
 
 def _connect(url: str, protocol: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it."""
-    require("fsspec", "ray")
+    require("fsspec", "serve")
     from fsspec.core import url_to_fs
     from fsspec.registry import known_implementations
 
