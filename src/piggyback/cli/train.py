@@ -124,7 +124,8 @@ def run(
 
     begun = None if start is None else load_file(start)
     images = load_images(data, task, skip_bad, columns_of(column), kind, separator)
-    network = load_sized(backbone, [images], recipe.image_size, checkpoint, head)
+    seen = None if begun is None else getattr(begun.info.preprocessing, "image_size", None)
+    network = load_sized(backbone, [images], recipe.image_size or seen, checkpoint, head)
     listener = ScreenListener()
     with resumable(folder, "--resume"):
         result = train(
