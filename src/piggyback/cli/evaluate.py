@@ -171,7 +171,7 @@ def _report(
     """Measure; write the report into ``folder``, if given; show how the two tasks differ, if there are two."""
     from piggyback.train.data.text import TextSet
     from piggyback.train.outcome import outcome_of
-    from piggyback.train.report import compared, report_on
+    from piggyback.train.report import compared, in_digits, report_on
 
     name, gap = loaded.headers[0].name, None
     score, outcome = outcome_of(loaded.model, name, images, batch_size=batch_size)
@@ -183,8 +183,9 @@ def _report(
         between = gap["difference"]
         chance = "" if "mcnemar" not in gap else f"; McNemar's p = {gap['mcnemar']['p']:.3g}"
         notes().print(
-            f"{gap['score']}: {gap[outcome.task]:.2f}% against {gap[label]:.2f}% of {label}: {between['value']:+.2f} "
-            f"(95% interval {between['low']:+.2f} to {between['high']:+.2f}){chance}",
+            f"{gap['score']}: {in_digits(gap[outcome.task])}% against {in_digits(gap[label])}% of {label}: "
+            f"{in_digits(between['value'], '+.2f')} (95% interval {in_digits(between['low'], '+.2f')} to "
+            f"{in_digits(between['high'], '+.2f')}){chance}",
             soft_wrap=True,
         )
     if folder is not None:

@@ -285,10 +285,10 @@ _REPORTS: dict[str, Callable[[Outcome], Report]] = {
 
 
 def compared(one: Outcome, other: Outcome) -> dict[str, Any]:
-    """Return how two tasks differ on the same samples, as plain JSON: what each has, and a paired test.
+    """Return how two tasks differ on the same samples, as plain JSON: what each has, None where it is undefined.
 
-    Of a classification McNemar's exact test; of every kind the 95 % interval of the difference of a score, from
-    resamples that both share. Raises InputError for tasks of other kinds or classes, or for other samples.
+    And a paired test: of a classification McNemar's exact test; of every kind the 95 % interval of the difference of a
+    score, from resamples that both share. Raises InputError for tasks of other kinds or classes, or for other samples.
     """
     if (one.kind, one.classes) != (other.kind, other.classes):
         raise InputError(
@@ -312,9 +312,13 @@ def compared(one: Outcome, other: Outcome) -> dict[str, Any]:
     found: dict[str, Any] = {
         "score": score_name(one.kind),
         "samples": len(one),
-        one.task: score(one, everything),
-        other.task: score(other, everything),
-        "difference": {"value": both(everything)["difference"], "low": low, "high": high},
+        one.task: _plain(score(one, everything)),
+        other.task: _plain(score(other, everything)),
+        "difference": {
+            "value": _plain(both(everything)["difference"]),
+            "low": _plain(low),
+            "high": _plain(high),
+        },
     }
     if one.kind == "classification":
         right = [outcome.answers.argmax(1) == outcome.truth for outcome in (one, other)]
@@ -378,6 +382,15 @@ def _plain(value: float) -> float | int | None:
     if isinstance(value, int):
         return value
     return None if math.isnan(value) else round(value, 6)
+
+
+def in_digits(value: float | None, how: str = ".2f") -> str:
+    """Return a number of ``compared`` as text.
+
+    >>> in_digits(2.5, "+.2f"), in_digits(None)
+    ('+2.50', '-')
+    """
+    return "-" if value is None else format(value, how)
 
 
 def _thinned(n: int, most: int = 200) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from piggyback.kinds.tokens import spans_of
 from piggyback.lab.tables.plots import COLOURS, save_all
 from piggyback.names import plain
 from piggyback.texts.words import spaced_words
-from piggyback.train.report import Number, Report
+from piggyback.train.report import Number, Report, in_digits
 
 SHEET = 24
 """Pictures on the contact sheet."""
@@ -365,11 +365,11 @@ def _comparison(other: Mapping[str, Any]) -> str:
     gap = other["difference"]
     rows: list[list[object]] = [
         ["", str(other[score])],
-        [one, f"{other[one]:.2f} %"],
-        [two, f"{other[two]:.2f} %"],
+        [one, f"{in_digits(other[one])} %"],
+        [two, f"{in_digits(other[two])} %"],
         [
             "difference (95 % interval)",
-            f"{gap['value']:.2f} ({gap['low']:.2f} to {gap['high']:.2f})",
+            f"{in_digits(gap['value'])} ({in_digits(gap['low'])} to {in_digits(gap['high'])})",
         ],
     ]
     if (test := other.get("mcnemar")) is not None:
