@@ -89,6 +89,12 @@ def test_the_better_of_two_is_told_from_chance(kind: str) -> None:
         assert same["mcnemar"]["p"] == 1
 
 
+def test_levels_that_few_answers_cannot_prove_are_left_out() -> None:
+    told = {n: report_on(outcome("classification", n, noise=0.1)).sentences for n in (19, 50)}
+    assert [line.split()[0] for line in told[19]] == ["90"]
+    assert [line.split()[0] for line in told[50]] == ["98", "95", "90"]
+
+
 @pytest.mark.parametrize("kind", ["multilabel", "regression", "tokens"])
 def test_an_undefined_score_is_none_where_two_are_compared(kind: str) -> None:
     truth = np.zeros((9, 2, 3), int) if kind == "tokens" else np.zeros((9, 2))

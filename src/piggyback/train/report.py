@@ -88,6 +88,8 @@ class Report:
     """The confusion matrix, where samples or pixels have one class."""
     calibration: Calibration | None = None
     coverage: tuple[Floats, Floats, Floats] | None = None
+    confidence: Floats | None = None
+    """(n,): of each answer of a classification, as task files and answers have it: 1 - entropy / log(classes)."""
     sentences: Sequence[str] = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:
@@ -105,7 +107,8 @@ class Report:
         if self.counts is not None:
             found["confusion"] = self.counts.tolist()
         if self.calibration is not None:
-            bins = vars(self.calibration)
+            bins = {**vars(self.calibration)}
+            bins["probability"] = bins.pop("confidence")
             found["calibration"] = {
                 key: list(map(_plain, value)) for key, value in bins.items() if key != "ece"
             }
@@ -144,7 +147,7 @@ def _classification(outcome: Outcome) -> Report:
         for name in ("accuracy", "balanced_accuracy", "macro_f1")
     }
     calibration = metrics.calibration(sure, right)
-    numbers["confidence"] = _percent(float(sure.mean()))
+    numbers["mean_probability"] = _percent(float(sure.mean()))
     numbers["calibration_error"] = _percent(calibration.ece)
     chances = np.maximum(outcome.answers[np.arange(len(truth)), truth], 1e-12)
     numbers["log_loss"] = Number(float(-np.log(chances).mean()), unit="")
@@ -166,7 +169,8 @@ def _classification(outcome: Outcome) -> Report:
         counts,
         calibration,
         curve,
-        _levels(curve),
+        certain,
+        _levels(curve, len(outcome)),
     )
 
 
@@ -355,13 +359,18 @@ def _class_rows(
     }
 
 
-def _levels(curve: tuple[Floats, Floats, Floats]) -> tuple[str, ...]:
-    """For each accuracy that is asked for: how many answers may be given, and from which confidence."""
+def _levels(curve: tuple[Floats, Floats, Floats], n: int) -> tuple[str, ...]:
+    """For each accuracy that is asked for: how many answers may be given, and from which confidence.
+
+    Not where they are so few that one more mistake would be too many.
+    """
     sure, share, right = curve
     found = []
     for level in LEVELS:
         if len(good := np.flatnonzero(right >= level)):
             last = good[-1]
+            if n * share[last] * (1 - level) < 1 - 1e-9:
+                continue
             found.append(
                 f"{100 * level:g} % of the surest {100 * share[last]:.1f} % of answers are right: those of "
                 f"confidence {sure[last]:.3f} or more"
