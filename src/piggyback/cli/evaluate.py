@@ -14,6 +14,7 @@ from piggyback.cli.loading import (
     is_data_set,
     load_set,
     load_tasks,
+    read_answering,
     refuse_columns,
     refuse_skip_bad,
 )
@@ -105,7 +106,7 @@ def run(
         check_output(report, "--report", folder=True)
     from piggyback.train.evaluation import evaluate
 
-    kind = read_header(task).info.kind
+    kind = read_answering(task).info.kind
     given, groups = _images(data, split, skip_bad, columns_of(column), kind, separator)
     loaded = load_tasks([task], backbone, checkpoint, head)
     name = loaded.headers[0].name
