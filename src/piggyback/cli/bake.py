@@ -57,7 +57,8 @@ def run(
     says, and is checked against the live model with ONNX Runtime. Of a text task it
     takes tokens (batch, length). A folder of a text task has its tokenizer and class
     names: transformers.pipeline(model=FOLDER, trust_remote_code=True) answers; of a
-    task of tags it is a token classifier that needs no such trust.
+    task of tags it is a token classifier that needs no such trust. A regression's
+    scaling is in ONNX and in a folder; of a state dict it is in the metadata alone.
 
     \b
     Examples:
