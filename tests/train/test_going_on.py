@@ -11,7 +11,7 @@ from piggyback.errors import BackboneMismatchError, CheckpointError, InputError
 from piggyback.masks.rule import MaskRule
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.file import load, save
-from piggyback.train import from_tensors, train
+from piggyback.train import evaluate, from_tensors, train
 from piggyback.train.data.sets import seen_in
 from support.training_toys import Killed, Recorder, assert_same
 
@@ -90,14 +90,17 @@ def lengths(numbers, side=16, unit="cm"):
     return from_tensors("size", ["size"], (images.byte(), numbers), units=[unit])
 
 
-def test_numbers_go_on_in_their_scaling_and_unit(backbone, recipe):
+def test_numbers_go_on_in_their_scaling_and_unit(backbone, recipe, tmp_path):
     numbers = 50 + 10.0 * (torch.arange(120) % 3)[:, None]
     task = train(backbone, lengths(numbers), "size", recipe(epochs=15)).task
     still = recipe(epochs=1, mask_lr=1e-9, head_lr=1e-9)
     later = numbers + 20 * (numbers > 60)  # with another mean and deviation
-    again = train(backbone, lengths(later), "size", still, start=task).task
-    assert again.info.scaling == task.info.scaling
+    data = lengths(later)
+    again = train(backbone, data, "size", still, tmp_path, start=task)
+    assert again.task.info.scaling == task.info.scaling
     model = MultiTaskModel(backbone)
+    model.load_task(tmp_path / "size.safetensors")
+    assert evaluate(model, "size", data.test).accuracy == pytest.approx(again.accuracy, abs=0.01)
     model.start_task("own", ["new", "size"], kind="regression", units=["", "cm"], start=task)
     assert model.capture().info.scaling == ((0, 1), *task.info.scaling)
     model.cancel_task()
