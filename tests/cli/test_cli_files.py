@@ -109,6 +109,9 @@ def test_a_task_that_keeps_the_backbones_head_is_verified_with_it_and_not_export
     assert (ran.code, "to the bit" in ran.out) == (0, True)
     ran = piggyback("bake", tmp_path / "tone.safetensors", "--to", tmp_path / "a.onnx", *network)
     ran.refuses("task 'tone'", ".safetensors")
+    for line in (("evaluate", "tone.safetensors", "--data", "."), ("predict", "--text", "x")):
+        ran = piggyback(*line, *("--task", "tone.safetensors") * (line[0] == "predict"), *network)
+        ran.refuses("task 'tone'", "own head", "MultiTaskModel")
 
 
 @pytest.mark.parametrize(

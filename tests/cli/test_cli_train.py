@@ -45,11 +45,11 @@ def test_train_says_what_it_will_do_on_stderr_and_the_result_on_stdout(piggyback
 
 def test_json_is_all_there_is_on_standard_output(piggyback, toy, colours):
     ran = piggyback(
-        *("train", "--data", colours, "--backbone", f"{toy}:build", *FAST),
+        *("train", "--data", f"squares={colours}", "--backbone", f"{toy}:build", *FAST),
         *("--method", "head", "--out", "run", "--json"),
     )
     row = json.loads(ran.out)
-    assert (row["task"], row["method"], row["bits_per_weight"]) == ("colours", "head", None)
+    assert (row["task"], row["method"], row["bits_per_weight"]) == ("squares", "head", None)
     assert row["bytes"] == Path(row["file"]).stat().st_size
 
 

@@ -74,6 +74,16 @@ def test_thresholds_are_those_of_the_largest_f1(generator):
     assert best_thresholds(outputs, torch.zeros(50, 1)) == (0.5,)
 
 
+@pytest.mark.parametrize("scores", [(-9.0, -7.6), (0.873, 0.8730001), (20.0, 25.0), (-60.0, -59.0)])
+def test_a_threshold_parts_scores_however_near_each_other(scores):
+    truth = torch.tensor([[0.0]] * 40 + [[1.0]] * 4)
+    outputs = torch.where(truth > 0, scores[1], scores[0])
+    (threshold,) = best_thresholds(outputs, truth)
+    assert 0 < threshold <= 1
+    wanted = truth if outputs.sigmoid().unique().numel() == 2 else torch.ones_like(truth)
+    assert torch.equal((outputs.sigmoid() >= torch.tensor(threshold)).float(), wanted)
+
+
 def test_numbers_are_measured_in_their_own_units(generator):
     truth = 100 + 20 * torch.randn(40, 2, generator=generator)
     info = TaskInfo("regression", ("a", "b"), units=("m", ""), scaling=((100.0, 20.0), (90.0, 5.0)))
@@ -84,7 +94,8 @@ def test_numbers_are_measured_in_their_own_units(generator):
     found = measured(kind, outputs, truth)
     assert found.accuracy == pytest.approx(100 * r2_score(truth, kind.values(outputs)), rel=1e-4)
     off = (kind.values(outputs) - truth).abs().mean()
-    assert found.numbers()["mae"] == pytest.approx(float(off), rel=1e-4)
+    assert list(found.numbers()) == ["r2"]  # there is no sum of metres and plain numbers
+    assert replace(found, units=("m", "m")).numbers()["mae"] == pytest.approx(float(off), rel=1e-4)
     assert list(found.by_class()[1]) == ["a (m)", "b"]
     (said, *_) = kind.answers(outputs, top=1)
     assert [value.unit for value in said.values] == ["m", ""]

@@ -59,6 +59,11 @@ def test_a_folder_has_a_page_json_csv_and_the_pictures_of_its_kind(kind, tmp_pat
     assert values["compared"]["samples"] == 30
     rows = list(csv.reader((tmp_path / "answers.csv").open()))
     assert [row[0] for row in rows[1:]] == names
+    if kind == "classification":  # the two measures of how sure an answer is have two names
+        assert rows[0][3:] == ["probability", "confidence"]
+        p = float(rows[1][3])
+        entropy = -sum(x * np.log2(x) for x in (p, 1 - p))
+        assert float(rows[1][4]) == pytest.approx(1 - entropy, abs=1e-5)
     assert len(list(csv.reader((tmp_path / "classes.csv").open()))) == 3
 
 

@@ -11,7 +11,7 @@ from piggyback.errors import BackboneMismatchError, CheckpointError, InputError
 from piggyback.masks.rule import MaskRule
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.taskfile.file import load, save
-from piggyback.train import from_tensors, train
+from piggyback.train import evaluate, from_tensors, train
 from piggyback.train.data.sets import seen_in
 from support.training_toys import Killed, Recorder, assert_same
 
@@ -79,6 +79,46 @@ def test_training_goes_on_where_it_was_and_says_so(backbone, data, recipe, first
     origin = load((tmp_path / "colours.safetensors").read_bytes()).info.provenance["from"]
     assert origin["name"] == "colours"
     assert len(origin["sha256"]) == 64
+
+
+def lengths(numbers, side=16, unit="cm"):
+    """Images as bright as their number says."""
+    images = (
+        torch.rand(len(numbers), 3, side, side, generator=torch.Generator().manual_seed(2)) * 50
+    )
+    images += numbers[:, :, None, None] * 2
+    return from_tensors("size", ["size"], (images.byte(), numbers), units=[unit])
+
+
+def test_numbers_go_on_in_their_scaling_and_unit(backbone, recipe, tmp_path):
+    numbers = 50 + 10.0 * (torch.arange(120) % 3)[:, None]
+    task = train(backbone, lengths(numbers), "size", recipe(epochs=15)).task
+    still = recipe(epochs=1, mask_lr=1e-9, head_lr=1e-9)
+    later = numbers + 20 * (numbers > 60)  # with another mean and deviation
+    data = lengths(later)
+    again = train(backbone, data, "size", still, tmp_path, start=task)
+    assert again.task.info.scaling == task.info.scaling
+    model = MultiTaskModel(backbone)
+    model.load_task(tmp_path / "size.safetensors")
+    assert evaluate(model, "size", data.test).accuracy == pytest.approx(again.accuracy, abs=0.01)
+    model.start_task("own", ["new", "size"], kind="regression", units=["", "cm"], start=task)
+    assert model.capture().info.scaling == ((0, 1), *task.info.scaling)
+    model.cancel_task()
+    with pytest.raises(InputError, match=r"'mm'.*'cm'"):
+        train(backbone, lengths(numbers * 10, unit="mm"), "size", still, start=task)
+
+
+def test_images_are_prepared_as_before_unless_told(backbone, data, recipe):
+    task = train(backbone, data, "c", recipe(epochs=1, image_size=32, crop_pct=0.9)).task
+    told = Recorder()
+    for options, seen in (({}, (32, 0.9)), ({"image_size": 16, "crop_pct": 0.8}, (16, 0.8))):
+        again = train(
+            backbone, data, "c", recipe(epochs=1, **options), start=task, listener=told
+        ).task.info.preprocessing
+        assert (again.image_size, again.crop_pct) == seen
+    assert [line for line in told.notices if "px" in line] == [
+        "going on from 'c', which sees 32 px, with 16 px"
+    ]
 
 
 def test_images_of_both_trainings_count_as_seen(backbone, recipe, first, data):

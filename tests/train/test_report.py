@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from piggyback.errors import InputError
+from piggyback.lab.tables.report import _comparison
 from piggyback.train.report import Outcome, compared, report_on
 
 
@@ -85,6 +87,23 @@ def test_the_better_of_two_is_told_from_chance(kind: str) -> None:
     if kind == "classification":
         assert gap["mcnemar"]["p"] < 1e-3
         assert same["mcnemar"]["p"] == 1
+
+
+def test_levels_that_few_answers_cannot_prove_are_left_out() -> None:
+    told = {n: report_on(outcome("classification", n, noise=0.1)).sentences for n in (19, 50)}
+    assert [line.split()[0] for line in told[19]] == ["90"]
+    assert [line.split()[0] for line in told[50]] == ["98", "95", "90"]
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "regression", "tokens"])
+def test_an_undefined_score_is_none_where_two_are_compared(kind: str) -> None:
+    truth = np.zeros((9, 2, 3), int) if kind == "tokens" else np.zeros((9, 2))
+    made = Outcome(
+        "x", kind, ("a", "b"), np.zeros((9, 2)), truth > 0 if kind == "multilabel" else truth
+    )
+    gap = compared(made, replace(made, task="y"))
+    assert gap["x"] is gap["y"] is gap["difference"]["value"] is gap["difference"]["low"] is None
+    assert "- %" in _comparison(gap)
 
 
 def test_what_cannot_be_reported_or_compared_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import mask_lr, reach_for
 from piggyback.model.multitask import MultiTaskModel
 from piggyback.serve import Engine, EngineOptions
-from piggyback.taskfile.file import load
+from piggyback.taskfile.file import load, save
 from piggyback.texts.preprocessing import Text
 from piggyback.train import evaluate, predict, train
 from piggyback.train.data.table import load_table
@@ -195,17 +196,38 @@ def test_bad_sets_of_texts_are_refused():
         TextSet(("x", "y"), labels, ("a",))
 
 
-def test_a_baked_folder_is_a_pipeline(reader, mood, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"calibration": (2.5, 0.0)},
+        {"kind": "multilabel", "thresholds": (0.2, 0.7)},
+        {"kind": "regression", "scaling": ((1150.0, 7.5), (-2.0, 0.1)), "units": ("EUR", "")},
+    ],
+    ids=["classification", "multilabel", "regression"],
+)
+def test_a_baked_folder_is_a_pipeline(reader, mood, said, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    task = load(mood.read_bytes())
+    task = replace(task, info=replace(task.info, **{"calibration": (), **said}))
+    mood.write_bytes(save(task))
     model = held(reader, mood)
     folder = tmp_path / "baked"
     save_pipeline(model.bake("mood").eval(), model.get_task("mood").info, folder)
     ask = transformers.pipeline("text-classification", model=str(folder), trust_remote_code=True)
     given = ["the film is good", "a very bad book", "it was poor ."]
-    for found, one in zip(ask(given), predict(model, "mood", given), strict=True):
-        assert found["label"] == one.classes[0]
-        assert found["score"] == pytest.approx(one.probabilities[0], abs=1e-5)
+    for found, one in zip(ask(given, top_k=None), predict(model, "mood", given), strict=True):
+        scores = {each["label"]: each["score"] for each in found}
+        values = one.said.values and {v.name: v.value for v in one.said.values}
+        assert scores == pytest.approx(
+            values or dict(zip(one.classes, one.probabilities, strict=True)), abs=1e-5, rel=1e-5
+        )
+    kept = json.loads((folder / "config.json").read_text()).get("thresholds", {})
+    assert kept == dict(zip(task.info.classes, task.info.thresholds, strict=False))
+    with pytest.raises(ValueError, match="trust_remote_code"):  # never a random classifier
+        transformers.pipeline("text-classification", model=str(folder), trust_remote_code=False)
+    with pytest.raises(BackboneError):
+        load_backbone(f"transformers:{folder}")
     with pytest.raises(InputError, match="not empty"):
         save_pipeline(model.bake("mood"), model.get_task("mood").info, folder)
 

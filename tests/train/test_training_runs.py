@@ -200,12 +200,19 @@ def test_a_tracker_gets_the_recipe_and_the_curves_and_is_closed(
 def test_a_tracker_that_cannot_be_had_is_refused_first(
     backbone, data, recipe, tmp_path, monkeypatch
 ):
+    def fails(*_, **__):
+        raise RuntimeError("no server\nat that address")
+
+    monkeypatch.setattr(logs, "WandBTracker", fails)
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+    with pytest.raises(TrainingError, match=r"'wandb'.*no server;"):
+        train(backbone, data, "a", recipe(tracker="wandb"), tmp_path / "run")
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(MissingExtraError, match=r"\.\[mlflow\]"):
-        train(backbone, data, "a", recipe(tracker="mlflow"), tmp_path)
+        train(backbone, data, "a", recipe(tracker="mlflow"), tmp_path / "other")
     with pytest.raises(InputError, match="expected out"):
         train(backbone, data, "a", recipe(tracker="tensorboard"))
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_best_epoch_is_kept_not_the_last(backbone, data, recipe, monkeypatch):

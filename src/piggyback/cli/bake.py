@@ -57,7 +57,8 @@ def run(
     says, and is checked against the live model with ONNX Runtime. Of a text task it
     takes tokens (batch, length). A folder of a text task has its tokenizer and class
     names: transformers.pipeline(model=FOLDER, trust_remote_code=True) answers; for a
-    token task it holds a token classifier, without trust_remote_code.
+    token task it holds a token classifier, without trust_remote_code. A regression's
+    scaling is in ONNX and in a folder; of a state dict it is in the metadata alone.
 
     \b
     Examples:

@@ -14,6 +14,7 @@ from piggyback.cli.loading import (
     is_data_set,
     load_set,
     load_tasks,
+    read_answering,
     refuse_skip_bad,
     refuse_table_options,
 )
@@ -106,7 +107,7 @@ def run(
         check_output(report, "--report", folder=True)
     from piggyback.train.evaluation import evaluate
 
-    header = read_header(task)
+    header = read_answering(task)
     name, kind = header.name, header.info.kind
     given, groups = _images(data, split, skip_bad, columns_of(column), kind, separator)
     model = load_tasks([task], backbone, checkpoint, head)
@@ -177,7 +178,7 @@ def _report(
     """Measure; write the report into ``folder``, if given; show how the two tasks differ, if there are two."""
     from piggyback.train.data.text import TextSet
     from piggyback.train.outcome import outcome_of
-    from piggyback.train.report import compared, report_on
+    from piggyback.train.report import compared, in_digits, report_on
 
     name, gap = header.name, None
     score, outcome = outcome_of(model, name, images, batch_size=batch_size)
@@ -189,8 +190,9 @@ def _report(
         between = gap["difference"]
         chance = "" if "mcnemar" not in gap else f"; McNemar's p = {gap['mcnemar']['p']:.3g}"
         notes().print(
-            f"{gap['score']}: {gap[outcome.task]:.2f}% against {gap[label]:.2f}% of {label}: {between['value']:+.2f} "
-            f"(95% interval {between['low']:+.2f} to {between['high']:+.2f}){chance}",
+            f"{gap['score']}: {in_digits(gap[outcome.task])}% against {in_digits(gap[label])}% of {label}: "
+            f"{in_digits(between['value'], '+.2f')} (95% interval {in_digits(between['low'], '+.2f')} to "
+            f"{in_digits(between['high'], '+.2f')}){chance}",
             soft_wrap=True,
         )
     if folder is not None:

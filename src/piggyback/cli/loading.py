@@ -16,6 +16,7 @@ from piggyback.cli.messages import in_options
 from piggyback.cli.screen import notes
 from piggyback.errors import BackboneError, DataError, InputError, near_misses
 from piggyback.taskfile.header import TaskHeader, read_header
+from piggyback.taskfile.task import OWN
 from piggyback.texts.preprocessing import TextPreprocessing
 from piggyback.zoo import runs_code
 
@@ -60,6 +61,16 @@ def backbone_of(
     return load_backbone(wanted, checkpoint=checkpoint, image_size=size, head=head)
 
 
+def read_answering(file: Path) -> TaskHeader:
+    """Return a task file's header; InputError for a task whose outputs are not classes, labels or numbers."""
+    header = read_header(file)
+    if header.info.kind == OWN:
+        raise InputError(
+            f"task {header.name!r} keeps the backbone's own head, as language models do: run it with MultiTaskModel"
+        )
+    return header
+
+
 def load_tasks(
     files: Sequence[Path], spec: str | None, checkpoint: Path | None, head: str | None
 ) -> MultiTaskModel:
@@ -99,6 +110,17 @@ def called(data: Path) -> str:
     if place.suffix == ".tar" and not place.exists():
         return place.parent.name
     return place.stem if place.is_file() else place.name
+
+
+def named(data: Path) -> tuple[str | None, Path]:
+    """Return the name and the source in NAME=SOURCE; None and ``data`` where that is there, or its folder is.
+
+    >>> named(Path("signs=photos/signs"))[0], named(Path("photos/signs"))[0]
+    ('signs', None)
+    """
+    name, equals, source = str(data).partition("=")
+    there = data.exists() or (data.parent != Path() and data.parent.exists())
+    return (name, Path(source)) if equals and source and not there else (None, data)
 
 
 def load_images(

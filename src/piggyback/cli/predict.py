@@ -24,7 +24,6 @@ from piggyback.images.find import SUFFIXES, find_images
 from piggyback.names import check_name, plain, read_token
 from piggyback.schemas import AT_LEAST
 from piggyback.taskfile.disk import check_output, write_file
-from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import Text, TextPreprocessing
 
 if TYPE_CHECKING:
@@ -158,7 +157,9 @@ def run(
     compute_with(threads, device)
     paths = _task_files(task or [], token_file)
     # Before the network is loaded: a wrong path is reported at once.
-    headers = [read_header(path) for path in paths]
+    from piggyback.cli.loading import load_tasks, read_answering
+
+    headers = [read_answering(path) for path in paths]
     if isinstance(headers[0].info.preprocessing, TextPreprocessing):
         given: Sequence[Path | Text] = _texts(images or [], text or [], column)
     elif text:
@@ -168,9 +169,6 @@ def run(
     files = [file for file in given if isinstance(file, Path)]
     folder = _maps_folder(headers, infer_task, out)
     places = {} if folder is None else _map_places(files, folder)
-
-    from piggyback.cli.loading import load_tasks
-
     model = load_tasks(paths, backbone, checkpoint, head)
     bad = Bad(skip_bad, len(given))
     if places:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
-from piggyback.cli.loading import called
+from piggyback.cli.loading import called, named
 from piggyback.cli.options import (
     DEFAULT_BACKBONE,
     BackboneOption,
@@ -39,7 +39,7 @@ def run(
             "one folder per class; DIR/train/images and labels for segmentation; or a data set's name. "
             "Or a table, FILE.csv, .tsv, .jsonl or .parquet, with columns image or text, label and, if you have it, "
             "split; tars in WebDataset's layout, FILE.tar, 'DIR/*.tar' or DIR; or hf:NAME or torchvision:CLASS:ROOT, "
-            "a Hugging Face or torchvision data set.",
+            "a Hugging Face or torchvision data set. NAME=SOURCE names the task, too.",
         ),
     ],
     recipe: Recipe,
@@ -99,6 +99,8 @@ def run(
     """
     compute_with(threads, device)
     file = out if out is not None and out.suffix == ".safetensors" else None
+    before, data = named(data)
+    name = name or before
     task = name or (file.stem if file else called(data))
     try:
         check_name(task)
@@ -124,7 +126,8 @@ def run(
 
     begun = None if start is None else load_file(start)
     images = load_images(data, task, skip_bad, columns_of(column), kind, separator)
-    network = load_sized(backbone, [images], recipe.image_size, checkpoint, head)
+    seen = None if begun is None else getattr(begun.info.preprocessing, "image_size", None)
+    network = load_sized(backbone, [images], recipe.image_size or seen, checkpoint, head)
     listener = ScreenListener()
     with resumable(folder, "--resume"):
         result = train(

@@ -183,7 +183,7 @@ def best_thresholds(outputs: Tensor, targets: Tensor) -> tuple[float, ...]:
     ``outputs``: logits (n, labels), ``targets``: 0 and 1. A label that no sample has, or all have, keeps one half.
 
     >>> best_thresholds(torch.tensor([[-2.0], [-1.0], [3.0]]), torch.tensor([[0.0], [1.0], [1.0]]))
-    (0.194,)
+    (0.1940722,)
     """
     found = []
     for scores, truth in zip(outputs.sigmoid().T, targets.T, strict=True):
@@ -195,6 +195,8 @@ def best_thresholds(outputs: Tensor, targets: Tensor) -> tuple[float, ...]:
         f1 = 2 * hits / (torch.arange(1, n + 1) + hits[-1])
         f1[:-1][held[1:] == held[:-1]] = 0  # one score, one side
         at = int(f1.argmax())
-        below = float(held[at + 1]) if at + 1 < n else 0.0
-        found.append(round((float(held[at]) + below) / 2, 3))
+        below, above = float(held[at + 1]) if at + 1 < n else 0.0, float(held[at])
+        middle = float(f"{(below + above) / 2:.7g}")
+        parts = below < float(torch.tensor(middle)) <= above  # as it is compared, in float32
+        found.append(middle if parts else above)
     return tuple(found)

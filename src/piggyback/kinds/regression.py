@@ -40,7 +40,9 @@ class MeasuredNumbers(Score):
         return 100 * float(self._r2().mean())
 
     def numbers(self) -> Mapping[str, float]:
-        """Return R2 in percent, and mean absolute and root mean square error, over all numbers."""
+        """Return R2 in percent, and mean absolute and root mean square error over all numbers that have one unit."""
+        if len(set(self.units)) > 1:
+            return {"r2": self.accuracy}
         error = self.outputs - self.targets
         return {
             "r2": self.accuracy,
@@ -50,9 +52,9 @@ class MeasuredNumbers(Score):
 
     def summary(self, samples: str) -> str:
         unit = f" {self.units[0]}" if len(set(self.units)) == 1 and self.units[0] else ""
-        alone = f", mean absolute error {self.numbers()['mae']:.4g}{unit}" * (
-            len(self.classes) == 1
-        )
+        alone = ""
+        if len(self.classes) == 1:
+            alone = f", mean absolute error {self.numbers()['mae']:.4g}{unit}"
         return f"R2 {self.accuracy:.2f}%{alone}, in {samples}"
 
     def by_class(self) -> tuple[tuple[str, ...], Mapping[str, Sequence[float | None]]]:

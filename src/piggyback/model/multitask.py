@@ -308,8 +308,8 @@ class MultiTaskModel(nn.Module):
         backbone does, such as a causal language model's: it alone needs no ``classes``, and its kind is then "own".
 
         ``start`` is a task to go on from: its masks, its normalisation, and of its head the rows of classes that are
-        here too. Raises InputError where it has another rule, normalisation or head, or masks other weights,
-        BackboneMismatchError where it was learned on another backbone.
+        here too, with their scaling unless that is given. Raises InputError where it has another rule, normalisation,
+        head or unit, or masks other weights, BackboneMismatchError where it was learned on another backbone.
 
         ``kind`` says what outputs mean (see ``kinds``), ``classes`` names them; ``units`` and ``scaling`` are a
         regression's, see ``TaskInfo``. Raises InputError for a ``rule`` with a form.
@@ -347,6 +347,8 @@ class MultiTaskModel(nn.Module):
                 units=tuple(units),
                 scaling=tuple(tuple(p) if isinstance(p, list) else p for p in scaling),
             )
+            if start is not None and not scaling:
+                info = info.going_on(start.info)
             learning = Learning(name, info, self._frozen, module, norm, masks)
             learning.check()
             if start is not None:

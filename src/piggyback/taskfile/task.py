@@ -79,6 +79,24 @@ class TaskInfo:
                 "0 to 1, of a classification"
             )
 
+    def going_on(self, start: TaskInfo) -> TaskInfo:
+        """Return this with the scaling of the numbers that ``start`` has too, whose rows of the head it starts with.
+
+        Raises InputError where such a number has another unit.
+        """
+        if not (self.scaling or start.scaling):
+            return self
+        units = dict(zip(start.classes, start.units, strict=False))
+        for name, unit in zip(self.classes, self.units, strict=False):
+            if (before := units.get(name)) and unit and unit != before:
+                raise InputError(
+                    f"{name!r} is in {unit!r}, and in {before!r} of the task that is gone on from: expected that unit"
+                )
+        plain = ((0.0, 1.0),) * max(len(self.classes), len(start.classes))
+        held = dict(zip(start.classes, start.scaling or plain, strict=False))
+        pairs = zip(self.classes, self.scaling or plain, strict=False)
+        return replace(self, scaling=tuple(held.get(name, pair) for name, pair in pairs))
+
 
 def _finite(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 
-from piggyback.errors import InputError, require
+from piggyback.errors import InputError, TrainingError, first_line, require
 from piggyback.taskfile.disk import write_file
 from piggyback.train.events import EpochRow, Plan, Step
 from piggyback.train.recipe import Recipe
@@ -54,16 +54,21 @@ class Curves:
         if folder is None or recipe.tracker == "none":
             return
         made: Any
-        if recipe.tracker == "tensorboard":  # hides what a killed run wrote past its checkpoint
-            made = TensorBoardTracker("tensorboard", folder, purge_step=done or None)
-        elif recipe.tracker == "wandb":
-            made = WandBTracker("piggyback", name=name, dir=str(folder))
-        else:
-            made = MLflowTracker("piggyback", run_name=name)
-        if hasattr(made, "start"):  # older versions of Accelerate start when made
-            made.start()
-        if not done:
-            made.store_init_configuration({k: str(v) for k, v in recipe.to_json().items()})
+        try:
+            if recipe.tracker == "tensorboard":  # hides what a killed run wrote past its checkpoint
+                made = TensorBoardTracker("tensorboard", folder, purge_step=done or None)
+            elif recipe.tracker == "wandb":
+                made = WandBTracker("piggyback", name=name, dir=str(folder))
+            else:
+                made = MLflowTracker("piggyback", run_name=name)
+            if hasattr(made, "start"):  # older versions of Accelerate start when made
+                made.start()
+            if not done:
+                made.store_init_configuration({k: str(v) for k, v in recipe.to_json().items()})
+        except Exception as error:  # each tracker has its own
+            raise TrainingError(
+                f"tracker {recipe.tracker!r} cannot be started: {first_line(error)}; set it up, or leave it out"
+            ) from error
         self.tracker = made
 
     def step(self, step: Step) -> None:

@@ -181,7 +181,7 @@ class StepOptions:
     warmup: float = 0.3
     """Fraction of the steps in which the learning rate rises to its peak, for the cosine schedule."""
     label_smoothing: float = 0.1
-    """Share of the target probability that is spread over all classes."""
+    """Share of the target probability that is spread over all classes, in cross-entropy; other losses have none."""
     loss: str | None = None
     """focal, asymmetric (several labels), huber or absolute (numbers); by default cross-entropy or squared error."""
     class_weights: str | None = None

@@ -88,6 +88,8 @@ class Report:
     """The confusion matrix, where samples or pixels have one class."""
     calibration: Calibration | None = None
     coverage: tuple[Floats, Floats, Floats] | None = None
+    confidence: Floats | None = None
+    """(n,): of each answer of a classification, as task files and answers have it: 1 - entropy / log(classes)."""
     sentences: Sequence[str] = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:
@@ -105,7 +107,8 @@ class Report:
         if self.counts is not None:
             found["confusion"] = self.counts.tolist()
         if self.calibration is not None:
-            bins = vars(self.calibration)
+            bins = {**vars(self.calibration)}
+            bins["probability"] = bins.pop("confidence")
             found["calibration"] = {
                 key: list(map(_plain, value)) for key, value in bins.items() if key != "ece"
             }
@@ -144,7 +147,7 @@ def _classification(outcome: Outcome) -> Report:
         for name in ("accuracy", "balanced_accuracy", "macro_f1")
     }
     calibration = metrics.calibration(sure, right)
-    numbers["confidence"] = _percent(float(sure.mean()))
+    numbers["mean_probability"] = _percent(float(sure.mean()))
     numbers["calibration_error"] = _percent(calibration.ece)
     chances = np.maximum(outcome.answers[np.arange(len(truth)), truth], 1e-12)
     numbers["log_loss"] = Number(float(-np.log(chances).mean()), unit="")
@@ -166,7 +169,8 @@ def _classification(outcome: Outcome) -> Report:
         counts,
         calibration,
         curve,
-        _levels(curve),
+        certain,
+        _levels(curve, len(outcome)),
     )
 
 
@@ -285,10 +289,10 @@ _REPORTS: dict[str, Callable[[Outcome], Report]] = {
 
 
 def compared(one: Outcome, other: Outcome) -> dict[str, Any]:
-    """Return how two tasks differ on the same samples, as plain JSON: what each has, and a paired test.
+    """Return how two tasks differ on the same samples, as plain JSON: what each has, None where it is undefined.
 
-    Of a classification McNemar's exact test; of every kind the 95 % interval of the difference of a score, from
-    resamples that both share. Raises InputError for tasks of other kinds or classes, or for other samples.
+    And a paired test: of a classification McNemar's exact test; of every kind the 95 % interval of the difference of a
+    score, from resamples that both share. Raises InputError for tasks of other kinds or classes, or for other samples.
     """
     if (one.kind, one.classes) != (other.kind, other.classes):
         raise InputError(
@@ -312,9 +316,13 @@ def compared(one: Outcome, other: Outcome) -> dict[str, Any]:
     found: dict[str, Any] = {
         "score": score_name(one.kind),
         "samples": len(one),
-        one.task: score(one, everything),
-        other.task: score(other, everything),
-        "difference": {"value": both(everything)["difference"], "low": low, "high": high},
+        one.task: _plain(score(one, everything)),
+        other.task: _plain(score(other, everything)),
+        "difference": {
+            "value": _plain(both(everything)["difference"]),
+            "low": _plain(low),
+            "high": _plain(high),
+        },
     }
     if one.kind == "classification":
         right = [outcome.answers.argmax(1) == outcome.truth for outcome in (one, other)]
@@ -351,13 +359,18 @@ def _class_rows(
     }
 
 
-def _levels(curve: tuple[Floats, Floats, Floats]) -> tuple[str, ...]:
-    """For each accuracy that is asked for: how many answers may be given, and from which confidence."""
+def _levels(curve: tuple[Floats, Floats, Floats], n: int) -> tuple[str, ...]:
+    """For each accuracy that is asked for: how many answers may be given, and from which confidence.
+
+    Not where they are so few that one more mistake would be too many.
+    """
     sure, share, right = curve
     found = []
     for level in LEVELS:
         if len(good := np.flatnonzero(right >= level)):
             last = good[-1]
+            if n * share[last] * (1 - level) < 1 - 1e-9:
+                continue
             found.append(
                 f"{100 * level:g} % of the surest {100 * share[last]:.1f} % of answers are right: those of "
                 f"confidence {sure[last]:.3f} or more"
@@ -378,6 +391,15 @@ def _plain(value: float) -> float | int | None:
     if isinstance(value, int):
         return value
     return None if math.isnan(value) else round(value, 6)
+
+
+def in_digits(value: float | None, how: str = ".2f") -> str:
+    """Return a number of ``compared`` as text.
+
+    >>> in_digits(2.5, "+.2f"), in_digits(None)
+    ('+2.50', '-')
+    """
+    return "-" if value is None else format(value, how)
 
 
 def _thinned(n: int, most: int = 200) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,9 @@ def finish(run: Run) -> TrainResult:
 
 def fitted(run: Run, network: nn.Module) -> tuple[TaskInfo, str]:
     """Return what is known of the outputs once the best epoch is chosen, with what the kind fits on val, and a line."""
-    info = run.data.info()
+    info = replace(
+        run.data.info(), scaling=run.kind.scaling
+    )  # that of a task which it goes on from
     if not run.kind.fits:
         return info, ""
     at = None if run.recipe.abstain_at is None else AbstainAt.of(run.recipe.abstain_at)

@@ -33,7 +33,7 @@ from piggyback.train.data.batches import steps_in_epoch, train_view
 from piggyback.train.data.dataset import as_data
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import ImageData, seen_in
-from piggyback.train.data.size import choose_length, choose_size
+from piggyback.train.data.size import choose_length, choose_size, size_of
 from piggyback.train.data.text import TextSet
 from piggyback.train.device import Speed, processes, speed_of
 from piggyback.train.events import Listener
@@ -70,7 +70,8 @@ def train(
     returns the result where the run has ended; otherwise the run starts anew, and replaces a finished run of other
     settings only if told to ``overwrite`` it. ``method`` stands in for the one that the recipe names. The backbone's
     module comes back bit for bit. A recipe with ``tune`` has its settings chosen first, see ``tune.py``. ``start`` is a
-    task to go on from, with more images, steps or classes: see ``MultiTaskModel.start_task``. ``loss`` is a function of
+    task to go on from, with more images, steps or classes: see ``MultiTaskModel.start_task``; inputs are prepared as
+    it has them, unless the recipe says otherwise. ``loss`` is a function of
     your own in place of the kind's loss, of outputs (n, classes) and targets as the kind has them; val is still
     measured by the kind's. It must be the same when a run is resumed, which goes by its name.
 
@@ -103,6 +104,8 @@ def train(
     state = processes()
     _check_batch(recipe, data, state.num_processes)
     how = _loss(recipe, data, state.device, loss)  # before the work
+    if start is not None:
+        recipe = _prepared_as(start, recipe, backbone)
     # What follows from the data is written down, so that the recipe says what was done.
     listener.on_stage(f"reading {data.train.what}")
     epochs, own = recipe.epochs_for(len(data.train)), backbone.preprocessing
@@ -119,10 +122,17 @@ def train(
         "data": data.describe(),
         "backbone": fingerprint(backbone.module, (), backbone.head)[0],
     }
+    info = data.info()
     if start is not None:
         identity["from"] = _start(start, recipe, data, listener)
+        info = info.going_on(start.info)
+        before, now = start.info.preprocessing, preprocessing_of(backbone, recipe)
+        if before is not None and size_of(before) != size_of(now):
+            listener.on_notice(
+                f"going on from {start.name!r}, which sees {size_of(before)}, with {size_of(now)}"
+            )
     written = {"data": identity["data"], "recipe": recipe.to_json()}
-    info = replace(data.info(), provenance=written)
+    info = replace(info, provenance=written)
     check_writable(name, info)
     saved = None
     if resume and folder is not None:
@@ -183,6 +193,18 @@ def train(
         finally:
             run.learner.close()
             listener.on_end()
+
+
+def _prepared_as(start: Task, recipe: Recipe, backbone: Backbone) -> Recipe:
+    """The recipe, which sees inputs as the task does that a run goes on from, where nothing else is asked for."""
+    seen = start.info.preprocessing
+    if isinstance(seen, TextPreprocessing):
+        return replace(recipe, max_length=recipe.max_length or seen.max_length)
+    if seen is None:
+        return recipe
+    crop = seen.crop_pct if recipe.crop_pct == Recipe.crop_pct else recipe.crop_pct
+    side = None if backbone.size_given else seen.image_size
+    return replace(recipe, crop_pct=crop, image_size=recipe.image_size or side)
 
 
 def _start(start: Task, recipe: Recipe, data: ImageData, listener: Listener) -> dict[str, Any]:

@@ -124,6 +124,18 @@ def test_what_is_wrong_is_named_with_its_row(tmp_path, column, cell, wanted):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "about", ["[]", "{", '{"info": []}', '{"info": {"features": {"label": 1}}}']
+)
+def test_what_other_tools_write_into_the_metadata_is_passed_over(tmp_path, about):
+    columns = {"text": ["x", "y"], "label": ["a", "b"], "who": [1.0, float("nan")]}
+    made = arrow.table(columns).replace_schema_metadata({"huggingface": about})
+    parquet.write_table(made, tmp_path / "a.parquet")
+    assert Table(tmp_path / "a.parquet").splits["train"].classes == ("a", "b")
+    with pytest.raises(DataError, match="row 2: who is empty"):
+        Table(tmp_path / "a.parquet", {"group": "who"})
+
+
 def test_files_that_are_no_parquet_and_columns_that_are_no_images(tmp_path):
     place = tmp_path / "a.parquet"
     with pytest.raises(DataError, match="no such file"):
@@ -177,7 +189,7 @@ def test_what_save_to_disk_wrote_is_read_and_other_splits_are_said(tmp_path, hub
     kinds = hub.Features(
         {"sentence": hub.Value("string"), "topics": hub.List(hub.ClassLabel(names=["art", "war"]))}
     )
-    rows = {"sentence": [f"text {i}" for i in range(20)], "topics": [[0], [0, 1]] * 10}
+    rows = {"sentence": [f"text {i}" for i in range(20)], "topics": [[0], [0, 1], [1], []] * 5}
     parts = {name: hub.Dataset.from_dict(rows, features=kinds) for name in ("train", "unlabelled")}
     hub.DatasetDict(parts).save_to_disk(tmp_path / "saved")
     columns = {"text": "sentence", "label": "topics"}

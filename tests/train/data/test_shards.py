@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -87,6 +88,13 @@ def test_a_folder_of_classes_with_a_tar_in_it_stays_one(tmp_path):
 
 GOOD = list(samples(range(6)))
 JPEG = encoded(noise(7), "JPEG")
+
+
+def test_a_compressed_tar_is_called_one(tmp_path):
+    place = written(tmp_path / "one.tar", GOOD)
+    place.write_bytes(gzip.compress(place.read_bytes()))
+    with pytest.raises(DataError, match=r"one\.tar'.*compressed"):
+        load_table(place)
 
 
 @pytest.mark.parametrize(

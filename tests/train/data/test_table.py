@@ -210,6 +210,9 @@ def test_a_group_stays_in_one_split(photos):
         ("regression", {}, "image,label", "00.png,nan", "row 13: 'label' is 'nan'"),
         ("regression", {}, "image,label", "00.png,", "row 13: 'label' is ''"),
         ("regression", {}, "image,label", "00.png,inf", "row 13: 'label' is 'inf'"),
+        ("regression", {}, "image,label", "00.png,1_5", "row 13: 'label' is '1_5'"),
+        ("multilabel", {}, "image,label", '00.png,"[true, false]"', "row 13: .*column of 0 and 1"),
+        ("multilabel", {}, "image,label", '00.png,"[0, 0, 1]"', "row 13: .*column of 0 and 1"),
         ("multilabel", {"label": "a,b"}, "image,a,b", "00.png,1,2", "row 13: label 'b' is '2'"),
         ("multilabel", {}, "image,label", '00.png,"a,a"', "row 13: labels 'a,a'.*once"),
         ("multilabel", {}, "image,label", '00.png,"[a"', "row 13: labels .*JSON"),
@@ -231,6 +234,19 @@ def test_bad_tables_name_the_row_and_what_was_expected(photos, kind, columns, he
     place = write(photos, "a.csv", f"{header}\n{good}{row}\n")
     with pytest.raises(DataError, match=wanted):
         load_table(place, None, columns, kind)
+
+
+def test_labels_that_every_row_has_are_said_or_are_no_labels(photos):
+    rows = [{"image": f"{i:02d}.png", "label": ["a", "b"] if i % 2 else "a"} for i in range(12)]
+    data = load_table(
+        write(photos, "a.jsonl", "\n".join(map(json.dumps, rows))), None, kind="multilabel"
+    )
+    assert any("all training rows" in note and note.count("a:") for note in data.notes)
+    hot = [{**row, "label": [i % 2, 1 - i % 2]} for i, row in enumerate(rows)]
+    with pytest.raises(DataError, match="column of 0 and 1"):
+        load_table(
+            write(photos, "b.jsonl", "\n".join(map(json.dumps, hot))), None, kind="multilabel"
+        )
 
 
 def test_an_image_in_several_rows_is_said_and_with_other_labels_refused(photos):

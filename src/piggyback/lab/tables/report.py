@@ -21,7 +21,7 @@ from piggyback.kinds.tokens import spans_of
 from piggyback.lab.tables.plots import COLOURS, save_all
 from piggyback.names import plain
 from piggyback.texts.words import spaced_words
-from piggyback.train.report import Number, Report
+from piggyback.train.report import Number, Report, in_digits
 
 SHEET = 24
 """Pictures on the contact sheet."""
@@ -103,7 +103,10 @@ def _answer_table(report: Report, names: Sequence[str]) -> list[list[object]]:
         return [["sample", "spans", "found", "right"], *rows]
     for i, name in enumerate(names):
         rows.append([name, *_truth_and_answer(report, i)])
-    return [["sample", "truth", "answer", "confidence"], *rows]
+        if report.confidence is not None:
+            rows[-1].append(f"{report.confidence[i]:.6f}")
+    titles: list[object] = ["sample", "truth", "answer", "probability", "confidence"]
+    return [titles[: len(rows[0])], *rows]
 
 
 def _truth_and_answer(report: Report, i: int) -> tuple[str, str, str]:
@@ -182,7 +185,7 @@ def _confusion(report: Report) -> Figure | None:
 
 
 def _calibration(report: Report) -> Figure | None:
-    """The reliability plot: how often answers are right, by their confidence."""
+    """The reliability plot: how often answers are right, by their probability."""
     found = report.calibration
     if found is None:
         return None
@@ -204,7 +207,7 @@ def _calibration(report: Report) -> Figure | None:
     upper.set_title(f"calibration error {100 * found.ece:.1f} %", fontsize="medium")
     lower.bar(middles, found.counts, 0.92 * width, color="0.6")
     lower.set_ylabel("answers")
-    lower.set_xlabel("confidence (%)")
+    lower.set_xlabel("probability (%)")
     return figure
 
 
@@ -288,9 +291,12 @@ _HEADINGS = {
     "confusion.png": ("Confusion", "Rows are what samples are, columns what they were called."),
     "calibration.png": (
         "Calibration",
-        "Answers on the line are right as often as their confidence says.",
+        "Answers on the line are right as often as their probability says.",
     ),
-    "coverage.png": ("Coverage", "What is gained by leaving the least sure answers out."),
+    "coverage.png": (
+        "Coverage",
+        "What is gained by leaving out the answers of least confidence, which is 1 - entropy / log(classes).",
+    ),
     "scatter.png": ("Found against true", "Points on the line are exact."),
     "wrong.png": (
         "Worst answers",
@@ -335,7 +341,7 @@ def _texts(report: Report, texts: Sequence[str]) -> str:
         return _markup([["truth", "answer"], *marked], "texts")
     cells = [[_cut(texts[i], LONG), *_truth_and_answer(report, i)] for i in worst]
     shown = [list(map(_shown, row)) for row in cells]
-    return _markup([["text", "truth", "answer", "confidence"], *shown], "texts")
+    return _markup([["text", "truth", "answer", "probability"], *shown], "texts")
 
 
 def _marked(text: str, tags: Sequence[str]) -> str:
@@ -365,11 +371,11 @@ def _comparison(other: Mapping[str, Any]) -> str:
     gap = other["difference"]
     rows: list[list[object]] = [
         ["", str(other[score])],
-        [one, f"{other[one]:.2f} %"],
-        [two, f"{other[two]:.2f} %"],
+        [one, f"{in_digits(other[one])} %"],
+        [two, f"{in_digits(other[two])} %"],
         [
             "difference (95 % interval)",
-            f"{gap['value']:.2f} ({gap['low']:.2f} to {gap['high']:.2f})",
+            f"{in_digits(gap['value'])} ({in_digits(gap['low'])} to {in_digits(gap['high'])})",
         ],
     ]
     if (test := other.get("mcnemar")) is not None:

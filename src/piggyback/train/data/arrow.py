@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,12 @@ class ArrowColumns(Mapping[str, Sequence[Any]]):
         self.what, self.names, self._schema, self._read = what, schema.names, schema, read
         self.root = root
         self.notes: tuple[str, ...] = ()
-        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        self._features = about.get("info", {}).get("features", {})
+        self._features: Mapping[str, Any] = {}
+        with suppress(
+            ValueError, TypeError, KeyError
+        ):  # others' metadata says nothing about columns
+            about = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+            self._features = {key: f for key, f in dict(about).items() if isinstance(f, dict)}
 
     def __getitem__(self, name: str) -> Sequence[Any]:
         kinds, kind = require("pyarrow.types", "parquet"), self._schema.field(name).type
@@ -47,7 +51,10 @@ class ArrowColumns(Mapping[str, Sequence[Any]]):
                 return Encoded(column, self.root)
             cells = _cells(column)
         feature = self._features.get(name) or {}
-        names = feature.get("names") or (feature.get("feature") or {}).get("names")
+        inner = feature.get("feature")
+        names = (feature if "names" in feature or not isinstance(inner, dict) else inner).get(
+            "names"
+        )
         return read_each(cells, lambda _, cell: _named(cell, names)) if names else cells
 
     def __contains__(self, name: object) -> bool:

@@ -13,6 +13,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from piggyback.train.data.folder import split_of
 
 TAR = ".tar"
 _LABEL, _FIELDS = "cls", "json"
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+"""What files begin with that gzip, bzip2, xz and zstd wrote."""
 _MOST_TEXT = 1 << 20
 """Bytes of a label or of fields; what is larger is none."""
 
@@ -183,9 +186,11 @@ def _files(shard: Path) -> Iterator[tuple[str, int, int]]:
             file.seek(end)
             rest = file.read(1 << 20)
     except (OSError, tarfile.TarError) as error:
-        raise DataError(
-            f"{what} cannot be read: {first_line(error)}: expected a whole tar"
-        ) from error
+        found = first_line(error)
+        with suppress(OSError), shard.open("rb") as file:
+            if file.read(6).startswith(_COMPRESSED):
+                found = "it is compressed, and has to be unpacked once"
+        raise DataError(f"{what} cannot be read: {found}: expected a whole tar") from error
     if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
         found = (
             "ends without a tar's last block"

@@ -56,6 +56,7 @@ ROLES = ("image", "text", "label", "split", "group")
 _KINDS = ("classification", "multilabel", "regression", "tokens")
 _TAG = re.compile(r"O|[BI]-\S+")
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_MULTI_HOT = "a list of 0 and 1: expected names, or a column of 0 and 1 for each label"
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
 _FRACTION = re.compile(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -291,7 +292,7 @@ class Table:
     def _groups(self, cells: Sequence[Any]) -> list[str]:
         """The group of each row; DataError for a row without, and for a group in two splits."""
         seen: dict[str, str] = {}
-        found = ["" if cell is None else str(cell).strip() for cell in cells]
+        found = ["" if cell is None or cell != cell else str(cell).strip() for cell in cells]
         for at, (group, part) in enumerate(zip(found, self.parts, strict=True), 1):
             if not group:
                 raise self._fail(at, f"{self.group} is empty: expected a group")
@@ -345,7 +346,9 @@ class Table:
     def _multilabel(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
         (cells, *others) = self.labels.values()
         if others or all(str(cell).strip().lower() in _FLAGS for cell in categorical(cells).values):
-            return tuple(self.labels), self._numbers(self._flag, torch.bool), ()
+            flags = self._numbers(self._flag, torch.bool)
+            self._note_everywhere(tuple(self.labels), flags)
+            return tuple(self.labels), flags, ()
         given = read_each(cells, self._names)
         if max(map(len, given.values)) < 2:
             self.notes += (
@@ -358,7 +361,19 @@ class Table:
         labels = torch.zeros(len(given.values), len(names), dtype=torch.bool)
         for row, each in enumerate(given.values):
             labels[row, [places[name] for name in each]] = True
-        return names, labels[torch.from_numpy(given.codes)], ()
+        labels = labels[torch.from_numpy(given.codes)]
+        if names == ("0", "1") and bool(labels.all()):
+            raise DataError(f"table {str(self.path)!r}: every row is {_MULTI_HOT}")
+        self._note_everywhere(names, labels)
+        return names, labels, ()
+
+    def _note_everywhere(self, names: Sequence[str], labels: Tensor) -> None:
+        """Say which labels cannot be learned, since all of train's rows have them."""
+        train = torch.tensor([part == "train" for part in self.parts.values])[self.parts.codes]
+        whole = labels[train].all(0).tolist() if train.sum() > 1 else ()
+        if every := [name for name, all_of in zip(names, whole, strict=False) if all_of]:
+            some = f"{', '.join(every[:5])}{', ...' * (len(every) > 5)}"
+            self.notes += (f"all training rows have the label {some}: nothing is learned of it",)
 
     def _names(self, at: int, cell: Any) -> tuple[str, ...]:
         """The labels in a cell; none of an empty one."""
@@ -370,6 +385,12 @@ class Table:
         parts = cell.split(self.separator) if isinstance(cell, str) else cell
         if parts is None:
             return ()
+        flags = isinstance(parts, list) and [str(one).strip().lower() for one in parts]
+        if flags and (
+            any(isinstance(one, bool) for one in parts)
+            or (len(set(flags)) < len(flags) and set(flags) <= _FLAGS.keys())
+        ):
+            raise self._fail(at, f"labels {cell!r:.80}: {_MULTI_HOT}")
         if not isinstance(parts, list) or not all(isinstance(one, (str, int)) for one in parts):
             raise self._fail(
                 at, f"labels {cell!r:.80}: expected names with {self.separator!r} between them"
@@ -429,7 +450,8 @@ class Table:
 
     def _number(self, name: str, at: int, cell: Any) -> float:
         try:
-            number = float("" if isinstance(cell, bool) else cell)
+            plain = not isinstance(cell, bool) and "_" not in str(cell)
+            number = float(cell if plain else "")
         except (TypeError, ValueError):
             number = math.nan
         if not abs(number) <= _LARGEST:

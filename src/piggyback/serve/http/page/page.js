@@ -53,11 +53,17 @@ function readsTexts(task) {
   return Boolean((task ?? known?.tasks[0])?.max_tokens);
 }
 
+/** How many classes a task has, or types of spans, each of which has two tags. */
+function outputs({ kind, classes }) {
+  const types = new Set(classes.filter((name) => name !== "O").map((name) => name.slice(2)));
+  return kind === "tokens" ? count(types.size, "type") : count(classes.length, "class", "classes");
+}
+
 function aboutChoice(task) {
   if (known.tasks.length === 0) return "There are no tasks yet. Put task files into the server’s folder; they appear here by themselves.";
   if (choice === undefined) return `There are ${count(known.tasks.length, "task")}.`;
   if (choice === null) return "Every task is asked, and the surest answers, if one is sure. That is a guess: it needs tasks that look unlike each other.";
-  return task ? `${count(task.classes.length, "class", "classes")}, a file of ${bytes(task.file_bytes)}, version ${task.version}` : "This task is no longer there.";
+  return task ? `${outputs(task)}, a file of ${bytes(task.file_bytes)}, version ${task.version}` : "This task is no longer there.";
 }
 
 // The images, or a text
