@@ -59,6 +59,11 @@ def test_unknown_fields_are_refused() -> None:
         Recipe.from_json({"method": "masks"})
 
 
+def test_a_rate_and_a_factor_of_the_derived_one_are_refused_together() -> None:
+    with pytest.raises(InputError, match="mask_rate 3"):
+        Recipe(mask_lr=1e-3, mask_rate=3)
+
+
 def test_a_regulariser_that_no_file_can_name() -> None:
     class Own:
         def add_(self, grad: Any, scores: Any, rule: Any) -> None: ...

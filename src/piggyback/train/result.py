@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class TrainResult:
     bits_per_weight: float | None
     """Bytes of masks in the task file * 8 / masked weights; None for methods without masks."""
     verdict: str = ""
-    """Of masks that masked nothing or collapsed: a line that says so and what to do."""
+    """Of masks that masked nothing or collapsed, and gave way to the head alone: a line that says so and what to do."""
     images_per_second: float = 0.0
     """Trained, evaluation and checkpoints not counted."""
     task: Task | None = None
@@ -73,6 +73,11 @@ def finish(run: Run) -> TrainResult:
     learned, best, progress = run.best, run.progress.best, run.progress
     if learned is None or best is None:
         raise CheckpointError(f"{run.name}: no epoch has ended; expected one or more")
+    verdict = ""
+    if learned.density is not None:
+        verdict = run.guard.verdict(best) if run.guard else masks_verdict(learned.density)
+    if run.guard is not None and run.alone is not None and run.guard.lost(best.val_loss):
+        learned, best = run.alone, replace(best, epoch=0, **run.guard.alone)
     network = learned.deploy()
     found, note = fitted(run, network)
     if note:
@@ -80,12 +85,8 @@ def finish(run: Run) -> TrainResult:
     exact = Speed(channels_last=run.speed.channels_last)
     test = run.measure(network, run.data.test, kind_of(found), speed=exact)
     provenance = _provenance(run, best, test.accuracy)
-    verdict = ""
     if run.guard is not None:
         provenance["feature_skill"] = round(run.guard.skill, 4)
-    if learned.density is not None:
-        judge = masks_verdict if run.guard is None else run.guard.verdict
-        verdict = judge(learned.density)
     if verdict:
         provenance["verdict"] = verdict
         run.listener.on_notice(verdict)
