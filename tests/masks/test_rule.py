@@ -114,7 +114,7 @@ def test_schedules_start_peak_and_end_where_they_say() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
-@pytest.mark.parametrize("steps", [250, 400])
+@pytest.mark.parametrize("steps", [100, 400])
 def test_noise_masks_out_the_share_that_z_says(schedule: str, steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.full((20_000,), 5e-3, requires_grad=True)
@@ -129,7 +129,7 @@ def test_noise_masks_out_the_share_that_z_says(schedule: str, steps: int) -> Non
 
 
 def test_the_rate_is_the_rule_of_the_formula_for_long_runs() -> None:
-    for steps in (250, 1000, 20_000):
+    for steps in (100, 1000, 20_000):
         assert mask_lr(steps, z=1.0) == pytest.approx(5e-3 / math.sqrt(3 * steps / 8), rel=0.01)
         assert mask_lr(steps) == pytest.approx(mask_lr(steps, z=1.0) / Z)
         assert mask_lr(steps, margin=1e-2) == pytest.approx(mask_lr(steps) * 2)
@@ -137,13 +137,6 @@ def test_the_rate_is_the_rule_of_the_formula_for_long_runs() -> None:
         # A score whose gradient keeps its sign moves by the sum of the rates.
         way = sum(lr_factor("cosine", t, steps, 0.3) for t in range(steps))
         assert way * mask_lr(steps, reach=4.0) == pytest.approx(4 * 5e-3)
-
-
-def test_the_rate_of_a_short_run_rises_with_its_steps_and_that_of_others_does_not_change() -> None:
-    rates = [mask_lr(steps, z=0.5) for steps in (7, 70, 140, 240)]
-    assert rates == sorted(rates)
-    assert rates[1] < 2.5e-4  # 5e-4 collapsed on eight traffic signs, 2.5e-4 did not
-    assert [round(mask_lr(240), 5), round(mask_lr(480, z=0.5), 5)] == [7.5e-4, 7.4e-4]
 
 
 def test_numbers_that_make_a_rate_of_zero_or_infinity_are_refused() -> None:

@@ -38,9 +38,6 @@ MARGIN = 5e-3
 Z = 0.7
 """The margin in standard deviations of what noise does to a score, where nothing is known of the task: see
 docs/RECIPES.md."""
-SHORT = 1600
-"""A run of T steps has a rate of at most T / ``SHORT`` margins a step, which counts below 240 steps or so: at higher
-rates such runs collapse before the head has learned, see docs/RECIPES.md."""
 REACH = 3.5
 """The margins that a score moves in a run while its gradient keeps its sign, in networks with layer normalisation:
 see docs/RECIPES.md."""
@@ -269,7 +266,7 @@ def number_of(one: Tensor) -> float:
 # gradient is noise. After T steps at rates lr f_t noise alone has spread scores by N = lr sqrt(sum f_t^2), which is
 # lr sqrt(3 T / 8) for a warm-up and a cosine. Scores start at a margin above the threshold, so noise masks out the
 # share Phi(-z) of the weights, z = margin / N. Signal grows with lr T, noise with lr sqrt(T): a short run needs a
-# higher rate, down to about 240 steps: shorter ones have no time to mend what masks break.
+# higher rate.
 #
 # That holds for convolutional networks. In transformers gradients keep their sign for long, and noise alone would mask
 # out nothing at the best rates. There a score's way, lr sum f_t, is what is held: REACH margins.
@@ -311,7 +308,7 @@ def mask_lr(
         rate = reach * margin / math.fsum(factors)
     else:
         noise = z * math.sqrt(math.fsum(factor**2 for factor in factors))
-        rate = min(margin / noise if noise else math.inf, margin * steps / SHORT)
+        rate = margin / noise if noise else math.inf
     what = f"mask_lr of this margin and {'z' if reach is None else 'reach'}:"
     check_number(what, rate, lambda r: 0 < r < math.inf, "a finite number above 0")
     return rate

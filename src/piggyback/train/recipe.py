@@ -24,6 +24,9 @@ from piggyback.taskfile.task import NormPolicy
 
 SHORTEST, LONG, MOST_EPOCHS = 480, 800, 60
 """Steps of a run of few images, and of one of many: shorter ones lose accuracy, longer ones cost time."""
+SHORT = 1600
+"""In convolutional networks a run of T steps has a rate of at most T / ``SHORT`` margins, which counts below 240 steps
+or so: at higher ones such runs collapse, see docs/RECIPES.md."""
 HOW = ("workers", "checkpoint_minutes", "tracker")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""
 LATER = ("abstain_at", "class_weights", "cutmix", "loss", "max_length", "mixup", "sampling")
@@ -263,7 +266,8 @@ class Recipe(
         # Starts that have no margin above the threshold get the paper's.
         even = self.init.kind in ("magnitude", "constant")
         margin = self.init.margin(self.rule.threshold) if even else MARGIN
-        return derived_mask_lr(steps, skill, transformer, self.schedule, self.warmup, margin)
+        rate = derived_mask_lr(steps, skill, transformer, self.schedule, self.warmup, margin)
+        return rate if transformer else min(rate, margin * steps / SHORT)
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values; a regulariser has its class name as ``kind``."""

@@ -77,7 +77,15 @@ def finish(run: Run) -> TrainResult:
     if learned.density is not None:
         verdict = run.guard.verdict(best) if run.guard else masks_verdict(learned.density)
     if run.guard is not None and run.alone is not None and run.guard.lost(best.val_loss):
-        learned, best = run.alone, replace(best, epoch=0, **run.guard.alone)
+        learned, best = (
+            run.alone,
+            replace(
+                best,
+                epoch=0,
+                val_loss=run.guard.alone["val_loss"],
+                val_accuracy=run.guard.alone["val_accuracy"],
+            ),
+        )
     network = learned.deploy()
     found, note = fitted(run, network)
     if note:
