@@ -130,6 +130,12 @@ def test_the_rate_is_the_rule_of_the_formula_for_long_runs() -> None:
         assert way * mask_lr(steps, reach=4.0) == pytest.approx(4 * 5e-3)
 
 
+def test_numbers_that_make_a_rate_of_zero_or_infinity_are_refused() -> None:
+    for name, value, margin in (("z", 1e308, 5e-3), ("reach", 1e-320, 5e-3), ("reach", 1e308, 5.0)):
+        with pytest.raises(InputError, match=name):
+            mask_lr(**{"steps": 100, "margin": margin, name: value})
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

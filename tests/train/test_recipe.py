@@ -14,7 +14,7 @@ import pytest
 
 from piggyback.errors import InputError
 from piggyback.masks.regularize import TargetDensity
-from piggyback.masks.rule import MaskRule, ScoreInit
+from piggyback.masks.rule import MaskRule, ScoreInit, mask_lr
 from piggyback.train import Augment, Recipe
 
 
@@ -57,6 +57,19 @@ def test_unknown_fields_are_refused() -> None:
         Recipe.from_json({**Recipe().to_json(), "learning_rate": 1})
     with pytest.raises(InputError, match="rule"):
         Recipe.from_json({"method": "masks"})
+
+
+def test_the_rate_of_a_short_run_rises_with_its_steps_and_that_of_others_does_not_change() -> None:
+    rates = [Recipe().derived_mask_lr(steps, 0.35, False) for steps in (7, 70, 140, 240)]
+    assert rates == sorted(rates)
+    assert rates[1] < 2.5e-4  # 5e-4 collapsed on eight traffic signs, 2.5e-4 did not
+    assert Recipe().derived_mask_lr(240, None, False) == mask_lr(240)
+    assert Recipe().derived_mask_lr(480, 0.35, False) == mask_lr(480, z=0.5)
+
+
+def test_a_rate_and_a_factor_of_the_derived_one_are_refused_together() -> None:
+    with pytest.raises(InputError, match="mask_rate 3"):
+        Recipe(mask_lr=1e-3, mask_rate=3)
 
 
 def test_a_regulariser_that_no_file_can_name() -> None:

@@ -291,7 +291,7 @@ def mask_lr(
     scheduler.
 
     Raises InputError for steps below 1, a warmup outside 0 to 1, and for a margin, z or reach that is not finite and
-    above 0.
+    above 0, or makes a rate that is not.
 
     >>> [round(mask_lr(steps), 6) for steps in (240, 1000, 5000)]
     [0.00075, 0.000367, 0.000164]
@@ -306,8 +306,13 @@ def mask_lr(
         check_number(name, value, lambda v: 0 < v < math.inf, "a finite number above 0")
     factors = [lr_factor(schedule, t, steps, warmup) for t in range(steps)]
     if reach is not None:
-        return reach * margin / math.fsum(factors)
-    return margin / (z * math.sqrt(math.fsum(factor**2 for factor in factors)))
+        rate = reach * margin / math.fsum(factors)
+    else:
+        noise = z * math.sqrt(math.fsum(factor**2 for factor in factors))
+        rate = margin / noise if noise else math.inf
+    what = f"mask_lr of this margin and {'z' if reach is None else 'reach'}:"
+    check_number(what, rate, lambda r: 0 < r < math.inf, "a finite number above 0")
+    return rate
 
 
 def check_steps(steps: object) -> None:

@@ -7,6 +7,7 @@
     collapse     two marks in a row too far from the head, towards guessing: the run starts over with half
                  the rate, or the derived one if that is less, in the steps that are left; in its second
                  half it goes back to the last good mark instead; at most twice
+    end          masks of the kept epoch that are too far from the head, and worse on val, give way to it
 
 Masks collapse when many scores cross the threshold within a few steps, so that the network forgets what it knew. This
 happens while the rate is high, and the marks before it are already heading there, which is why an early collapse goes
@@ -17,6 +18,7 @@ led there.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +36,7 @@ from piggyback.train.data.batches import EvalBatches, serve
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import Split
 from piggyback.train.device import agree_
+from piggyback.train.events import EpochRow
 from piggyback.train.hashing import balanced, shuffled
 from piggyback.train.methods import Learner
 from piggyback.train.mixing import mix_of, shared
@@ -90,6 +93,10 @@ class Guard:
     began_mark: int = 0
     later: bool = False
     """Whether ``good`` is of the second half of the steps since then."""
+    kept: float = 0.0
+    """Mean loss at the last mark before the best epoch ended; 0: before the first."""
+    alone: dict[str, float] = field(default_factory=dict)
+    """The head alone on val: ``val_loss`` and ``val_accuracy``; empty where an older version began the run."""
     good: dict[str, Tensor] = field(default_factory=dict)
     """The start, or what a later mark left that was not collapsed."""
 
@@ -109,7 +116,12 @@ class Guard:
     @property
     def collapsed(self) -> bool:
         """Whether the last mark was too far from the head alone, towards guessing."""
-        return self._judged and self._far
+        return self._judged and self._far(self.last, self.head_loss[self._own - 1])
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the masks are behind, or nobody knows yet, and may be taken back."""
+        return (self.behind > 0 or not self._judged) and self.stepped_back < TRIES
 
     @property
     def _judged(self) -> bool:
@@ -117,13 +129,11 @@ class Guard:
         # Starting over, the rates rise in fewer steps, and the loss stays high for longer.
         return self._own >= (2 * FIRST if self.began_mark else FIRST)
 
-    @property
-    def _far(self) -> bool:
-        """Whether the loss at the last mark is nearer to guessing than to the head alone."""
-        alone = self.head_loss[self._own - 1]
+    def _far(self, loss: float, alone: float) -> bool:
+        """Whether ``loss`` is nearer to guessing than to the loss of the head alone."""
         head = min(alone, self.guess)
         # A head that is no better than guessing yet is no measure: then masks are behind it, or they are not.
-        return self.last > max(alone, head + self.slack * (self.guess - head))
+        return loss > max(alone, head + self.slack * (self.guess - head))
 
     @property
     def _own(self) -> int:
@@ -174,18 +184,20 @@ class Guard:
         """Give a fresh learner the masks' rate that this guard's has."""
         _scale_rate(learner, self.rate * self.eased)
 
-    def verdict(self, density: float) -> str:
-        """Return what a run has to say of its masks at the end: empty where they learned.
+    def lost(self, val_loss: float) -> bool:
+        """Return whether the best epoch, with this loss on val, is behind the head alone, which has had all steps."""
+        far = self._far(self.kept or math.inf, self.head_loss[-1])
+        return bool(self.alone) and far and val_loss > self.alone["val_loss"]
 
-        >>> Guard([], 0.0).verdict(density=1.0)[:42]
-        'masked nothing: this is the head alone; tr'
-        """
-        if self.mark == MARKS and self._far and 1 - density >= FEW:
+    def verdict(self, best: EpochRow) -> str:
+        """Return what a run has to say of the masks of its best epoch: empty where they learned."""
+        kept, lost = best.density or 0.0, self.lost(best.val_loss)
+        if lost and (self.stepped_back or 1 - kept >= FEW):
             return (
-                f"collapsed: the training loss ended at {self.last:.2f}, the head's alone at "
-                f"{self.head_loss[-1]:.2f}; try a lower rate for the masks, or the derived one"
+                f"collapsed (val loss {best.val_loss:.2f}, the head alone {self.alone['val_loss']:.2f}): this is the "
+                "head alone; train for more steps or at a lower mask rate"
             )
-        return masks_verdict(density)
+        return masks_verdict(1.0 if lost else kept)
 
 
 def guard_of(run: Run) -> Guard | None:
@@ -205,12 +217,17 @@ def guard_of(run: Run) -> Guard | None:
     steps = run.epochs * run.steps
     made = min(steps, MOST_STEPS)
     size = round(recipe.batch_size * each)
-    losses = _head_losses(run, learner.head, features, labels, made, size)
+    alone, losses = _head_alone(run, learner.head, features, labels, made, size)
     wanted = kind.skill_targets(labels)
     skill = torch.tensor(
         feature_skill(features, labels if wanted is None else wanted), device=losses.device
     )
-    agree_([losses, skill])
+    agree_([losses, skill, *alone.parameters()])
+    fresh = copy.deepcopy(learner.head.state_dict())
+    learner.head.load_state_dict(alone.state_dict())
+    run.alone = learner.capture()
+    val = run.measure(learner.network, run.data.val, speed=run.speed)
+    learner.head.load_state_dict(fresh)
     transformer = is_transformer(learner.network, "")
     derived, unknown = (
         recipe.derived_mask_lr(steps, at, transformer) for at in (float(skill), None)
@@ -221,7 +238,9 @@ def guard_of(run: Run) -> Guard | None:
     parts = [losses[max(end - max(made // MARKS, 1), 0) : end] for end in ends]
     means = [float(part.mean()) for part in parts]
     good = _state(learner)
-    return Guard(means, kind.guess(labels), float(skill), rate, derived, kind.slack, good=good)
+    guard = Guard(means, kind.guess(labels), float(skill), rate, derived, kind.slack, good=good)
+    guard.alone = {"val_loss": val.loss, "val_accuracy": val.accuracy}
+    return guard
 
 
 @torch.no_grad()
@@ -250,10 +269,10 @@ def _features(run: Run, head: nn.Module, images: Split) -> tuple[Tensor, Tensor,
     return features, targets, labels / samples
 
 
-def _head_losses(
+def _head_alone(
     run: Run, head: nn.Module, features: Tensor, labels: Tensor, steps: int, size: int
-) -> Tensor:
-    """The training loss at each step of a copy of ``head``, trained as a run trains its own, on ``size`` labels."""
+) -> tuple[nn.Module, Tensor]:
+    """A copy of ``head``, trained as a run trains its own, on ``size`` labels, and its training loss at each step."""
     recipe, size = run.recipe, min(size, len(labels))
     alone = copy.deepcopy(head).float().train()
     optimizer = torch.optim.AdamW(alone.parameters(), weight_decay=recipe.weight_decay)
@@ -278,7 +297,7 @@ def _head_losses(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses[step] = loss.detach()
-    return losses
+    return alone, losses
 
 
 def _scale_rate(learner: Learner, factor: float) -> None:

@@ -68,7 +68,8 @@ class TaskLearner(Learner):
         optimizer = self.model.optimizer(
             torch.optim.AdamW,
             # Not knowing the task: the guard, which looks at its features, brings the rate to that of the task.
-            lr=recipe.mask_lr or recipe.derived_mask_lr(setup.steps, None, self.model.transformer),
+            lr=recipe.mask_lr
+            or recipe.mask_rate * recipe.derived_mask_lr(setup.steps, None, self.model.transformer),
             head_lr=recipe.head_lr,
             norm_lr=recipe.norm_lr,
             init=recipe.init,

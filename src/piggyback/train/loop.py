@@ -38,6 +38,8 @@ from piggyback.train.methods import Learned, Learner
 from piggyback.train.mixing import mix_of, shared
 from piggyback.train.recipe import Recipe
 
+SAVES = 30
+"""Checkpoints that a run writes at ends of epochs, at least where it has so many: epochs of tiny sets are one step."""
 READ_EVERY = 10
 """Steps between two looks at the loss on an accelerator, where each look waits for it."""
 
@@ -123,6 +125,8 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     best: Learned | None = None
     """What the best epoch left."""
+    alone: Learned | None = None
+    """The head that the guard trained, with the masks that the run began with."""
     guard: Guard | None = None
     """Of masks; None for other methods."""
     kind: Kind = field(kw_only=True)
@@ -222,7 +226,7 @@ def fit(run: Run) -> None:
     network = _wrapped(run.learner.network, recipe)
     plan = run.plan()
     run.listener.on_start(plan)
-    if run.guard is not None and begins and (told := _rate_line(run.guard, recipe.mask_lr)):
+    if run.guard is not None and begins and (told := _rate_line(run.guard, recipe)):
         run.listener.on_notice(told)
     folder = run.folder if processes().is_main_process else None
     curves = Curves(recipe, run.name, folder, plan)
@@ -230,18 +234,27 @@ def fit(run: Run) -> None:
         while progress.epoch < run.epochs and not progress.stopped:
             _epoch(run, network, curves)
             row = _end_epoch(run)
-            save(run)
+            share = [SAVES * epoch // run.epochs for epoch in (row.epoch - 1, row.epoch)]
+            if share[0] < share[1] or progress.stopped or _due(run):
+                save(run)
             curves.epoch(row)
             run.listener.on_epoch(row)
     finally:
         curves.close()
 
 
-def _rate_line(guard: Guard, given: float | None) -> str:
+def _due(run: Run) -> bool:
+    """Whether the last checkpoint is so old that the next does not wait for its turn."""
+    return time.perf_counter() - run.saved_at >= 60 * run.recipe.checkpoint_minutes
+
+
+def _rate_line(guard: Guard, recipe: Recipe) -> str:
     """What is said of the masks' rate: the derived one, or how far from it one that was given is."""
+    given, factor = recipe.mask_lr, recipe.mask_rate
     if given is None:
         apart = f"the backbone's features tell the classes apart by {100 * guard.skill:.0f} of 100"
-        return f"{apart}: mask rate {guard.derived:.2g}"
+        more = "" if factor == 1 else f", {factor:g} times the derived one"
+        return f"{apart}: mask rate {factor * guard.derived:.2g}{more}"
     times = given / guard.derived
     if 0.5 < times < 2:
         return ""
@@ -297,7 +310,7 @@ def _epoch(run: Run, network: Callable[[Tensor], Any], curves: Curves) -> None:
         )
         curves.step(made)
         run.listener.on_step(made)
-        if now - run.saved_at >= 60 * recipe.checkpoint_minutes and progress.step < run.steps:
+        if progress.step < run.steps and _due(run):
             save(run)
         clock = time.perf_counter()
 
@@ -346,8 +359,13 @@ def _end_epoch(run: Run) -> EpochRow:
     agree_(run.learner.network.buffers())
     val = run.measure(run.learner.network, run.data.val, speed=run.speed)
     captured = run.learner.capture()
-    if better := progress.is_best(val.accuracy, val.count):
+    better, best = progress.is_best(val.accuracy, val.count), progress.best
+    if run.guard is not None and run.guard.behind and best is not None:
+        better = better and val.loss <= best.val_loss  # few val images may not see a collapse
+    if better:
         run.best = captured
+        if run.guard is not None:
+            run.guard.kept = run.guard.last
     row = EpochRow(
         epoch=progress.epoch + 1,
         train_loss=progress.loss / max(progress.seen, 1),
@@ -361,7 +379,8 @@ def _end_epoch(run: Run) -> EpochRow:
         best=better,
     )
     since = 0 if run.guard is None else -(-run.guard.began // run.steps)
-    progress.end_epoch(row, recipe.patience, since)
+    waiting = run.guard is not None and run.guard.waiting
+    progress.end_epoch(row, None if waiting else recipe.patience, since)
     return row
 
 
@@ -396,8 +415,9 @@ def save(run: Run) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise _diverged(run, f"{name} is no longer finite")
-    if run.best is not None:
-        tensors |= {f"best/{name}": t for name, t in run.best.flatten().items()}
+    for part, learned in (("best", run.best), ("alone", run.alone)):
+        if learned is not None:
+            tensors |= {f"{part}/{name}": t for name, t in learned.flatten().items()}
     run.progress.seconds = run.elapsed()
     values = {**asdict(run.progress), "speed": asdict(run.speed)}
     if run.guard is not None:
@@ -420,6 +440,8 @@ def restore(run: Run, saved: Checkpoint) -> None:
     run.resumed_seconds = run.progress.seconds
     if parts["best"]:
         run.best = run.learner.unflatten(parts["best"])
+    if parts["alone"]:
+        run.alone = run.learner.unflatten(parts["alone"])
 
 
 def _diverged(run: Run, what: str) -> TrainingError:

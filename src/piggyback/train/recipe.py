@@ -24,6 +24,9 @@ from piggyback.taskfile.task import NormPolicy
 
 SHORTEST, LONG, MOST_EPOCHS = 480, 800, 60
 """Steps of a run of few images, and of one of many: shorter ones lose accuracy, longer ones cost time."""
+SHORT = 1600
+"""In convolutional networks a run of T steps has a rate of at most T / ``SHORT`` margins, which counts below 240 steps
+or so: at higher ones such runs collapse, see docs/RECIPES.md."""
 HOW = ("workers", "checkpoint_minutes", "tracker")
 """Fields that change how a run goes about, not what it ends in; a resumed run may change them."""
 LATER = ("abstain_at", "class_weights", "cutmix", "loss", "max_length", "mixup", "sampling")
@@ -127,7 +130,7 @@ class MaskOptions:
     mask_lr: float | None = None
     """Peak learning rate of the mask scores (Adam); by default what follows from the number of steps."""
     mask_rate: float = 1.0
-    """Factor of the derived mask rate: above 1 more weights are masked out, below fewer."""
+    """Factor of the derived mask rate: above 1 more weights are masked out, below fewer; not with mask_lr."""
     rule: MaskRule = field(default_factory=MaskRule)
     """How scores become a mask."""
     init: ScoreInit = field(default_factory=ScoreInit)
@@ -209,7 +212,8 @@ class RunOptions:
     workers: int = 2
     """Processes that decode images, where these are too many to be kept in memory."""
     checkpoint_minutes: float = 5.0
-    """A checkpoint is written after every epoch, and in between when this many minutes have passed."""
+    """A checkpoint is written after every epoch, or thirty times where there are more, and in between when this many
+    minutes have passed."""
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
     """Where curves go besides metrics.csv and metrics.jsonl; needs the extra of that name."""
 
@@ -244,6 +248,11 @@ class Recipe(
         _check("sampling", self.sampling, known, "'balanced', or none")
         if self.abstain_at is not None:
             AbstainAt.of(self.abstain_at)
+        if self.mask_lr is not None and self.mask_rate != 1:
+            raise InputError(
+                f"mask_rate {self.mask_rate!r} beside mask_lr {self.mask_lr!r}: expected one of them; mask_rate is a "
+                "factor of the derived rate"
+            )
 
     def epochs_for(self, images: int) -> int:
         """Return the passes over ``images`` training images; for the default see docs/RECIPES.md.
@@ -256,12 +265,12 @@ class Recipe(
         return self.epochs or max(-(-wanted // steps), 5)
 
     def derived_mask_lr(self, steps: int, skill: float | None, transformer: bool) -> float:
-        """Return the peak rate of the scores that follows from the run and the task, ``mask_rate`` included."""
+        """Return the peak rate of the scores that follows from the run and the task, without ``mask_rate``."""
         # Starts that have no margin above the threshold get the paper's.
         even = self.init.kind in ("magnitude", "constant")
         margin = self.init.margin(self.rule.threshold) if even else MARGIN
         rate = derived_mask_lr(steps, skill, transformer, self.schedule, self.warmup, margin)
-        return self.mask_rate * rate
+        return rate if transformer else min(rate, margin * steps / SHORT)
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as plain JSON values; a regulariser has its class name as ``kind``."""

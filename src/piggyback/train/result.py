@@ -55,7 +55,7 @@ class TrainResult:
     bits_per_weight: float | None
     """Bytes of masks in the task file * 8 / masked weights; None for methods without masks."""
     verdict: str = ""
-    """Of masks that masked nothing or collapsed: a line that says so and what to do."""
+    """Of masks that masked nothing or collapsed, and gave way to the head alone: a line that says so and what to do."""
     images_per_second: float = 0.0
     """Trained, evaluation and checkpoints not counted."""
     task: Task | None = None
@@ -75,6 +75,19 @@ def finish(run: Run) -> TrainResult:
     learned, best, progress = run.best, run.progress.best, run.progress
     if learned is None or best is None:
         raise CheckpointError(f"{run.name}: no epoch has ended; expected one or more")
+    verdict = ""
+    if learned.density is not None:
+        verdict = run.guard.verdict(best) if run.guard else masks_verdict(learned.density)
+    if run.guard is not None and run.alone is not None and run.guard.lost(best.val_loss):
+        learned, best = (
+            run.alone,
+            replace(
+                best,
+                epoch=0,
+                val_loss=run.guard.alone["val_loss"],
+                val_accuracy=run.guard.alone["val_accuracy"],
+            ),
+        )
     network = learned.deploy()
     found, note = fitted(run, network)
     if note:
@@ -82,12 +95,8 @@ def finish(run: Run) -> TrainResult:
     exact = Speed(channels_last=run.speed.channels_last)
     test = run.measure(network, run.data.test, kind_of(found), speed=exact)
     provenance = _provenance(run, best, test.accuracy)
-    verdict = ""
     if run.guard is not None:
         provenance["feature_skill"] = round(run.guard.skill, 4)
-    if learned.density is not None:
-        judge = masks_verdict if run.guard is None else run.guard.verdict
-        verdict = judge(learned.density)
     if verdict:
         provenance["verdict"] = verdict
         run.listener.on_notice(verdict)
