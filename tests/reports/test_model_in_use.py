@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing as wrap_for_checkpointing,
+)
 
 from piggyback import MaskOptimizer, MultiTaskModel, ScoreInit
 from piggyback.errors import InputError, PiggybackWarning, TaskStateError
@@ -194,6 +197,39 @@ def test_weights_that_are_replaced_are_noticed():
     model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
     with pytest.raises(TaskStateError, match=r"body\.weight.*replaced"):
         model(X, task="a")
+
+
+def put_another(net: nn.Module, name: str) -> None:
+    setattr(net, name, copy.deepcopy(getattr(net, name)))
+
+
+@pytest.mark.parametrize("name", ["mid", "fc"])
+def test_modules_that_are_exchanged_are_noticed_before_a_file_names_the_old_ones(name):
+    built, training, held = MultiTaskModel(Net()), started(), with_tasks()
+    fitted(training, training.optimizer(lr=1e-2), steps=8)
+    for model in (built, training, held):
+        put_another(model.backbone, name)
+    for call in (
+        lambda: built.float(),
+        lambda: built.start_task("t", 3),
+        lambda: training.capture(),
+        lambda: training.finish_task(),
+        lambda: held(X, task="a"),
+        lambda: held.set_task(None),
+    ):
+        with pytest.raises(TaskStateError, match=f"{name}.*replaced"):
+            call()
+
+
+def test_modules_may_be_wrapped_for_checkpointing_of_activations():
+    model = MultiTaskModel(nn.Sequential(Net(), nn.Linear(10, 3)))
+    wrap_for_checkpointing(model.backbone, check_fn=lambda part: isinstance(part, Net))
+    model.start_task("t", 3)
+    fitted(model, model.optimizer(lr=1e-2), steps=8)
+    model.finish_task()
+    put_another(model.backbone, "0")
+    with pytest.raises(TaskStateError, match=r"0\.body.*replaced"):
+        model(X)
 
 
 def test_functional_calls_lend_tensors():

@@ -92,6 +92,7 @@ class Learning:
             return module(*args, **kwargs)
         if self.runs["live"] < FIRST_RUNS:
             self.runs["live"] += 1
+            self.backbone.check_own()
             self._check_live()
             self._check_untouched()
         ddp = calling_ddp() if torch.is_grad_enabled() else None
@@ -191,19 +192,10 @@ class Learning:
             )
 
     def _check_live(self) -> None:
-        """Look at the smallest masked weight: whether it is the module's, and its base weight times a mask."""
-        names = self._names()
-        if not names:
-            return
-        live = self.backbone.live
-        name = min(names, key=lambda each: live.params[each].numel())
-        path, _, key = name.rpartition(".")
-        if self.backbone.module.get_submodule(path)._parameters.get(key) is not live.params[name]:
-            raise TaskStateError(
-                f"weight {name!r} was replaced after the MultiTaskModel was built, as fully_shard() and prune do, "
-                "and would be trained in vain; build the MultiTaskModel last, or use DDP"
-            )
-        if type(live.params[name].data) is Tensor:
+        """Look at the smallest masked weight: whether it is its base weight times a mask."""
+        live, names = self.backbone.live, self._names()
+        name = min(names, key=lambda each: live.params[each].numel(), default=None)
+        if name is not None and type(live.params[name].data) is Tensor:
             live.capture([name], self.info.rule)
 
     def _check_untouched(self) -> None:
@@ -331,6 +323,7 @@ class Learning:
 
         Warns where training changed a buffer that the task does not bring, so that it will not run as it did.
         """
+        self.backbone.check_own()
         self._check_untouched()
         for optimizer in self._optimizers():
             optimizer.check_scores()

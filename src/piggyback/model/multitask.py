@@ -473,6 +473,7 @@ class MultiTaskModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         with self._switch.lock, torch.inference_mode(False):
+            self._frozen.check_own()
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
             self._switch.follow(fn)
         return self

@@ -331,14 +331,8 @@ class TaskSwitch:
 
     def _check_untouched(self) -> None:
         """Raise TaskStateError where masked weights are not as this model left them."""
-        if (found := self.frozen.changed()) is None:
+        if (name := self.frozen.changed()) is None:
             return
-        name, how = found
-        if how == "replaced":
-            raise TaskStateError(
-                f"weight {name!r} was replaced after the MultiTaskModel was built, as load_state_dict(assign=True) "
-                "does: expected the network's own; load its weights first and build the MultiTaskModel last"
-            )
         placed, live = self._in_place, self.frozen.live.params
         self.frozen.invalidate_state()
         was = {each: param.detach().clone() for each, param in live.items()}
