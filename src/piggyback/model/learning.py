@@ -8,6 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -22,7 +23,7 @@ from piggyback.errors import (
     check_number,
 )
 from piggyback.kinds import KINDS, kind_of
-from piggyback.masks.optimizer import MaskOptimizer, optimizers_of
+from piggyback.masks.optimizer import MaskOptimizer, note_base, optimizers_of
 from piggyback.model.heads import check_classes, head_tensors
 from piggyback.model.processes import average_, calling_ddp, first_other, several
 from piggyback.model.tensors import reaches, tensors_of
@@ -34,7 +35,7 @@ from piggyback.taskfile.rounding import BYTE, PACKED, round_half, round_rows
 from piggyback.taskfile.task import KEEP, ROW_HEADS, NormPolicy, Task, TaskInfo
 
 FIRST_RUNS = 5
-"""Forward passes that are looked at."""
+"""Forward passes after a step that are looked at; later ones ever more rarely."""
 EVERY = 50  # passes, of which one is followed by a look at normalisation's statistics
 MANY = 16
 """Outputs from which on a head's weights are rounded to five bits."""
@@ -90,11 +91,13 @@ class Learning:
         module = self.backbone.module
         if torch.compiler.is_compiling():
             return module(*args, **kwargs)
-        if self.runs["live"] < FIRST_RUNS:
+        if not self.runs["live"] or self._stepped._version != self.runs["version"]:
             self.runs["live"] += 1
-            self.backbone.check_own()
-            self._check_live()
-            self._check_untouched()
+            self.runs["version"] = self._stepped._version
+            if _is_looked_at(self.runs["live"]):
+                self.backbone.check_own()
+                self._check_live()
+                self._check_untouched()
         ddp = calling_ddp() if torch.is_grad_enabled() else None
         if ddp is not None:
             self._check_together(ddp)
@@ -180,8 +183,7 @@ class Learning:
                 "gradients would stay each process's own: build another one after start_task()"
             )
         self.runs["together"] += 1
-        passes = self.runs["together"]
-        if passes > FIRST_RUNS and passes & (passes - 1):
+        if not _is_looked_at(self.runs["together"]):
             return
         head = {f"{self.backbone.head_name}.{n}": t for n, t in self.head.named_parameters()}
         masked = {name: self.backbone.live.params[name] for name in self._names()}
@@ -193,10 +195,17 @@ class Learning:
 
     def _check_live(self) -> None:
         """Look at the smallest masked weight: whether it is its base weight times a mask."""
-        live, names = self.backbone.live, self._names()
-        name = min(names, key=lambda each: live.params[each].numel(), default=None)
-        if name is not None and type(live.params[name].data) is Tensor:
-            live.capture([name], self.info.rule)
+        for name in self._names():
+            if self.backbone.live.params[name] is self._stepped:
+                if type(self._stepped.data) is Tensor:
+                    self.backbone.live.capture([name], self.info.rule)
+                break
+
+    @cached_property
+    def _stepped(self) -> nn.Parameter:
+        """The parameter whose changes tell of steps: the smallest masked weight, or else one that is trained."""
+        params: list[nn.Parameter] = self.groups(0.0)[0]["params"]
+        return min(params, key=nn.Parameter.numel)
 
     def _check_untouched(self) -> None:
         """Raise TaskStateError where a weight was trained that the task cannot bring."""
@@ -223,6 +232,8 @@ class Learning:
         self.backbone.put_head(self.head)
         self.backbone.invalidate_state()
         self.backbone.watch({*self._names(), *self._norms()})
+        for name in self._names():
+            note_base(self.backbone.live.params[name], self.backbone.live.base[name])
         for group in self.groups(0.0):
             for param in group["params"]:
                 param.requires_grad_(True)
@@ -290,6 +301,8 @@ class Learning:
         """Freeze the task's parameters and drop their gradients; their values are the caller's to restore."""
         for optimizer in self._optimizers():
             optimizer.ended = self.name
+        for name in self._names():
+            note_base(self.backbone.live.params[name], None)
         for group in self.groups(0.0):
             for param in group["params"]:
                 param.requires_grad_(False)
@@ -380,6 +393,10 @@ class Learning:
             if name not in self._names()
             and (self.norm == "trained" or isinstance(tensor, nn.Parameter))
         }
+
+
+def _is_looked_at(passes: int) -> bool:
+    return passes <= FIRST_RUNS or not passes & (passes - 1)
 
 
 def _rounded_head(tensors: Mapping[str, Tensor], info: TaskInfo) -> dict[str, Tensor]:
