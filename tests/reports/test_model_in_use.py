@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import accelerate
@@ -123,6 +125,56 @@ def test_an_input_that_comes_back_belongs_to_no_task():
     for name in ("a", "b", "a"):
         model(x, task=name)[0].sum().backward()
     assert x._backward_hooks is None
+
+
+def ask_net(net: nn.Module, x: Tensor) -> Tensor:
+    return net(x)
+
+
+@pytest.mark.parametrize("name", ["backbone", "encode"])
+def test_calls_past_the_model_run_the_callers_task_or_refuse(name):
+    net = Net()
+    net.encode = functools.partial(ask_net, net)
+    model = with_tasks(net).eval()
+    ask = getattr(model, name)
+    wanted = {task: model(X, task=task) for task in ("a", "b", None)}
+    model.set_task("b")
+    model(X, task="a")
+    assert torch.equal(ask(X), wanted["b"])
+    with model.use_task("a"), ThreadPoolExecutor(1) as other:
+        assert torch.equal(other.submit(model, X, task="a").result(), wanted["a"])
+        assert torch.equal(ask(X), wanted["a"])
+        other.submit(model, X, task="b").result()
+        with pytest.raises(TaskStateError, match=r"Net.*'b'"):
+            ask(X)
+        assert torch.equal(model(X), wanted["a"])
+    for again in (model, copy.deepcopy(model)):
+        again(X, task="a")
+        assert torch.equal(again.backbone(X), wanted["b"])
+        copied = [again.bake(None), copy.deepcopy(again).release()]
+        assert not any(each._forward_pre_hooks for each in copied)
+        assert all(torch.equal(each.eval()(X), wanted[None]) for each in copied)
+
+
+def test_statistics_stay_where_the_network_is_set_to_train_past_the_model():
+    def norms() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8))
+
+    net = nn.Sequential(norms(), nn.Linear(8, 10)).eval()
+    model = MultiTaskModel(net)
+    model.start_task("a", 8, head=(head := nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))))
+    model.finish_task()
+    wanted = model.eval()(X)
+    for call in (
+        model,
+        net,
+        functools.partial(model, task=None),
+        functools.partial(model, task="a"),
+    ):
+        net.train()
+        head.train()
+        call(X + 3)
+    assert torch.equal(model(X), wanted)
 
 
 # -- copies ------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from piggyback.masks.rule import Form
 from piggyback.masks.switch import LiveWeights
 from piggyback.network.fingerprint import IGNORED, digests_of, tensor_digest, whole_of
 from piggyback.network.head import find_head
-from piggyback.network.norm import norm_tensors
+from piggyback.network.norm import computing_modules, norm_modules, norm_tensors
 from piggyback.network.select import Selection, select_weights
 
 _HOLDERS: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[FrozenBackbone], dict[str, str]]]
@@ -83,6 +83,8 @@ class FrozenBackbone:
         # How often each weight was changed, after the last write.
         self._versions: list[tuple[str, Tensor, int]] = []
         self._placed_head: nn.Module | None = self.head
+        layers = norm_modules(module, self.head_name)
+        self._resting = [*layers.values(), *computing_modules(module, self.head_name)]
         self._came = {
             n: (p.dtype, digests.get(n)) for n, p in module.named_parameters() if n in self._shapes
         }
@@ -162,6 +164,14 @@ class FrozenBackbone:
             self._seen = [] if norm else self._sight()
         self.put_head(head)
         self.count()
+
+    def rest(self) -> None:
+        """Bring to eval mode, where the caller's ``train()`` of the network passed the model by, what would drift."""
+        for part in self._resting:
+            if part.training:
+                part.eval()
+        if self._placed_head is not None and self._placed_head.training:
+            self._placed_head.eval()
 
     def invalidate_state(self) -> None:
         """Let the next ``write_`` write all of the state: it may change in ways that torch does not count."""
