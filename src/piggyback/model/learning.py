@@ -91,13 +91,18 @@ class Learning:
         module = self.backbone.module
         if torch.compiler.is_compiling():
             return module(*args, **kwargs)
-        if not self.runs["live"] or self._stepped._version != self.runs["version"]:
-            self.runs["live"] += 1
+        self.runs["passes"] += 1
+        look = _is_looked_at(
+            self.runs["passes"]
+        )  # fused optimizers step in ways that torch does not count
+        if self._stepped._version != self.runs["version"]:
             self.runs["version"] = self._stepped._version
-            if _is_looked_at(self.runs["live"]):
-                self.backbone.check_own()
-                self._check_live()
-                self._check_untouched()
+            self.runs["live"] += 1
+            look |= _is_looked_at(self.runs["live"])
+        if look:
+            self.backbone.check_own()
+            self._check_live()
+            self._check_untouched()
         ddp = calling_ddp() if torch.is_grad_enabled() else None
         if ddp is not None:
             self._check_together(ddp)

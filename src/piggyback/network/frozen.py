@@ -195,7 +195,8 @@ class FrozenBackbone:
             for key in path:
                 part = getattr(owner, key)
                 for places in (owner._modules, owner._parameters):
-                    if places.get(key) is part:  # not so where a wrapper hands its content through
+                    # Not so where a wrapper hands its content through; TorchScript's are no dicts.
+                    if isinstance(places, dict) and places.get(key) is part:
                         owned.setdefault((id(places), key), (places, key, name, part))
                 owner = part
         return list(owned.values())
@@ -221,10 +222,11 @@ class FrozenBackbone:
     def _is_own(self, name: str, part: Any) -> bool:
         path, _, key = name.rpartition(".")
         try:
-            now = getattr(self.module.get_submodule(path), key)
+            owner = self.module.get_submodule(path)
+            now = getattr(owner, key)
         except AttributeError:
             return False
-        return isinstance(part, nn.Module) or now is part or _is_lent(now)
+        return isinstance(part, nn.Module) or now is part or _is_lent(owner._parameters.get(key))
 
     def changed(self) -> str | None:
         """Return a weight that others wrote since the last ``write_``; raises TaskStateError where one was replaced.
