@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import io
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import accelerate
@@ -12,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing as wrap_for_checkpointing,
+)
 
 from piggyback import MultiTaskModel, ScoreInit
 from piggyback.errors import InputError, PiggybackWarning, TaskStateError
@@ -122,6 +127,56 @@ def test_an_input_that_comes_back_belongs_to_no_task():
     assert x._backward_hooks is None
 
 
+def ask_net(net: nn.Module, x: Tensor) -> Tensor:
+    return net(x)
+
+
+@pytest.mark.parametrize("name", ["backbone", "encode"])
+def test_calls_past_the_model_run_the_callers_task_or_refuse(name):
+    net = Net()
+    net.encode = functools.partial(ask_net, net)
+    model = with_tasks(net).eval()
+    ask = getattr(model, name)
+    wanted = {task: model(X, task=task) for task in ("a", "b", None)}
+    model.set_task("b")
+    model(X, task="a")
+    assert torch.equal(ask(X), wanted["b"])
+    with model.use_task("a"), ThreadPoolExecutor(1) as other:
+        assert torch.equal(other.submit(model, X, task="a").result(), wanted["a"])
+        assert torch.equal(ask(X), wanted["a"])
+        other.submit(model, X, task="b").result()
+        with pytest.raises(TaskStateError, match=r"Net.*'b'"):
+            ask(X)
+        assert torch.equal(model(X), wanted["a"])
+    for again in (model, copy.deepcopy(model)):
+        again(X, task="a")
+        assert torch.equal(again.backbone(X), wanted["b"])
+        copied = [again.bake(None), copy.deepcopy(again).release()]
+        assert not any(each._forward_pre_hooks for each in copied)
+        assert all(torch.equal(each.eval()(X), wanted[None]) for each in copied)
+
+
+def test_statistics_stay_where_the_network_is_set_to_train_past_the_model():
+    def norms() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8))
+
+    net = nn.Sequential(norms(), nn.Linear(8, 10)).eval()
+    model = MultiTaskModel(net)
+    model.start_task("a", 8, head=(head := nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))))
+    model.finish_task()
+    wanted = model.eval()(X)
+    for call in (
+        model,
+        net,
+        functools.partial(model, task=None),
+        functools.partial(model, task="a"),
+    ):
+        net.train()
+        head.train()
+        call(X + 3)
+    assert torch.equal(model(X), wanted)
+
+
 # -- copies ------------------------------------------------------------------------------------------
 
 
@@ -194,6 +249,39 @@ def test_weights_that_are_replaced_are_noticed():
     model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
     with pytest.raises(TaskStateError, match=r"body\.weight.*replaced"):
         model(X, task="a")
+
+
+def put_another(net: nn.Module, name: str) -> None:
+    setattr(net, name, copy.deepcopy(getattr(net, name)))
+
+
+@pytest.mark.parametrize("name", ["mid", "fc"])
+def test_modules_that_are_exchanged_are_noticed_before_a_file_names_the_old_ones(name):
+    built, training, held = MultiTaskModel(Net()), started(), with_tasks()
+    fitted(training, training.optimizer(lr=1e-2), steps=8)
+    for model in (built, training, held):
+        put_another(model.backbone, name)
+    for call in (
+        lambda: built.float(),
+        lambda: built.start_task("t", 3),
+        lambda: training.capture(),
+        lambda: training.finish_task(),
+        lambda: held(X, task="a"),
+        lambda: held.set_task(None),
+    ):
+        with pytest.raises(TaskStateError, match=f"{name}.*replaced"):
+            call()
+
+
+def test_modules_may_be_wrapped_for_checkpointing_of_activations():
+    model = MultiTaskModel(nn.Sequential(Net(), nn.Linear(10, 3)))
+    wrap_for_checkpointing(model.backbone, check_fn=lambda part: isinstance(part, Net))
+    model.start_task("t", 3)
+    fitted(model, model.optimizer(lr=1e-2), steps=8)
+    model.finish_task()
+    put_another(model.backbone, "0")
+    with pytest.raises(TaskStateError, match=r"0\.body.*replaced"):
+        model(X)
 
 
 def test_functional_calls_lend_tensors():

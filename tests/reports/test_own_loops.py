@@ -83,6 +83,67 @@ def test_a_state_dict_of_the_same_values_trains_nothing():
     assert torch.equal(model.eval()(X, task=None), Net().eval()(X))
 
 
+@pytest.mark.parametrize("idle", [0, 40])
+def test_a_plain_optimizer_in_place_of_ours_is_noticed_whenever_it_steps(idle):
+    model = started()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    for _ in range(8):  # an evaluation and accumulated gradients
+        F.cross_entropy(model(X), Y).backward()
+    step(model, optimizer, steps=idle)
+    optimizer.param_groups[0]["lr"] = 1e-3
+    with pytest.raises(TaskStateError, match=r"body\.0\.weight"):
+        step(model, optimizer, steps=max(2 * idle, 2))
+
+
+def groups_of(net: nn.Module) -> list[dict]:
+    return [
+        {"params": [net.body[0].weight], "masked": True, "lr": 1e-2},
+        {"params": net.fc.parameters()},
+    ]
+
+
+def test_a_second_optimizer_goes_on_from_the_first_ones_base_weights():
+    uniform, net = ScoreInit("uniform"), Net()
+    weight = net.body[0].weight
+    base = weight.detach().clone()
+    step(net, MaskOptimizer(groups_of(net), init=uniform), steps=2)
+    masks = weight == base
+    assert 0 < masks.float().mean() < 1
+    second = MaskOptimizer(groups_of(net), lr=1e-2)
+    second.initialize()
+    assert torch.equal(second.state[weight]["base"], base)
+    assert torch.equal(weight == base, masks)
+    with torch.no_grad():
+        weight.add_(1)  # other weights are other base weights
+    third = MaskOptimizer(groups_of(net))
+    third.initialize()
+    assert torch.equal(third.state[weight]["base"], weight)
+    model = started()
+    step(model, model.optimizer(lr=1e-2, init=uniform), steps=2)
+    task = model.finish_task()
+    model.start_task("b", 3, start=task)
+    fourth = MaskOptimizer(model.parameter_groups(lr=1e-2))
+    fourth.initialize()
+    weight = model.backbone.body[0].weight
+    assert torch.equal(fourth.state[weight]["base"], model.base_of(weight))
+    assert (weight == 0).any()
+
+
+def test_optimizers_of_the_same_weights_do_not_step_in_turn():
+    model = started()
+    first = model.optimizer(lr=1e-2, init=ScoreInit("uniform"))
+    step(model, first)
+    saved = first.state_dict()
+    second = model.optimizer(lr=1e-2)
+    step(model, second, steps=2)
+    with pytest.raises(TaskStateError, match="another MaskOptimizer"):
+        step(model, first)
+    first.load_state_dict(saved)
+    step(model, first)
+    with pytest.raises(TaskStateError, match="another MaskOptimizer"):
+        step(model, second)
+
+
 def test_an_optimizer_is_for_one_task():
     model = started()
     optimizer = model.optimizer(lr=1e-2)

@@ -19,11 +19,12 @@ import math
 import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from piggyback.errors import (
     CheckpointError,
@@ -55,6 +56,8 @@ Group = dict[str, Any]
 _OWN = ("scores", "base", "base_sum")
 """What a state dict has of a masked weight besides the inner optimizer's state of its scores."""
 _WITH_SCORES: weakref.WeakSet[MaskOptimizer] = weakref.WeakSet()
+_BASES: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+"""The base weights of each parameter that was masked: a later optimizer would take what is left for base weights."""
 
 
 class MaskOptimizer(torch.optim.Optimizer):
@@ -69,7 +72,8 @@ class MaskOptimizer(torch.optim.Optimizer):
     leaves base weights out that the caller holds.
 
     ``grad_scale`` divides dL/ds by the layer's mean |W| (``"mean"``) or by each |W| (``"weight"``: dL/dW' * sign W).
-    ``base`` gives a parameter's base weight where the caller holds it already; by default it is cloned.
+    ``base`` gives a parameter's base weight where the caller holds it already; by default it is that of an earlier
+    optimizer whose masks are in the parameter, or else a clone.
     ``nonfinite`` says what a step does whose gradients are not all finite: it raises TrainingError, or changes nothing
     and is counted in ``skipped``; a mask is never made from NaN.
 
@@ -88,6 +92,8 @@ class MaskOptimizer(torch.optim.Optimizer):
 
     ended: str = ""
     """The task in whose training this was used, once that has ended: its scores are no other task's."""
+    outdated: bool = False
+    """Whether another optimizer has taken over weights that this one has scores of."""
 
     def __init__(
         self,
@@ -165,13 +171,11 @@ class MaskOptimizer(torch.optim.Optimizer):
         for slots, index, param, masked in self._places():
             position += masked
             if masked and "scores" not in self.state.get(param, {}):
-                base = self._base_of(param) if self._base_of else param.detach().clone()
+                base = self._base_of(param) if self._base_of else _base_behind(param)
                 scores = initial_scores(base, self.init, position, self.rule.threshold)
                 resume_from_(scores, param, base, self.rule)
-                self.state[param] = {"scores": scores, "base": base}
                 slots[index] = scores
-                self._write_live(param)
-                _WITH_SCORES.add(self)
+                self._take(param, scores, base)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step scores and ordinary parameters, then write the new live weights; returns the closure's loss."""
@@ -184,6 +188,11 @@ class MaskOptimizer(torch.optim.Optimizer):
             raise TaskStateError(
                 f"this optimizer holds the scores of task {self.ended!r}, whose training has ended: make one of "
                 "model.optimizer(...) for each task, after start_task()"
+            )
+        if self.outdated and masked:
+            raise TaskStateError(
+                "another MaskOptimizer has masked the same weights since, and this one's step would undo its masks: "
+                "use one optimizer for them, or load_state_dict() to go on with this one's"
             )
         self.initialize()
         with torch.no_grad():
@@ -297,6 +306,7 @@ class MaskOptimizer(torch.optim.Optimizer):
         ]
         # All that can fail has been done: from here on the state changes.
         self.state.clear()
+        self.outdated = False
         inner = {}
         for key, (slots, index, param, _), entry, base in zip(
             keys, places, entries, bases, strict=True
@@ -304,9 +314,7 @@ class MaskOptimizer(torch.optim.Optimizer):
             slots[index] = param
             if base is not None:
                 slots[index] = entry["scores"].to(param.device, torch.float32, copy=True)
-                self.state[param] = {"scores": slots[index], "base": base}
-                self._write_live(param)
-                _WITH_SCORES.add(self)
+                self._take(param, slots[index], base)
             if others := {k: v for k, v in entry.items() if k not in _OWN}:
                 inner[key] = {
                     k: v.clone() if isinstance(v, Tensor) else v for k, v in others.items()
@@ -332,7 +340,7 @@ class MaskOptimizer(torch.optim.Optimizer):
         # What torch's own keeps, and what only this class has; never what others patched onto the instance.
         own = (
             "_base_of", "inner", "rule", "init", "grad_scale", "regularizers", "nonfinite", "skipped", "_watch",
-            "_turn", "_built", "ended",
+            "_turn", "_built", "ended", "outdated",
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
@@ -355,6 +363,15 @@ class MaskOptimizer(torch.optim.Optimizer):
         for _, _, param, masked in self._places():
             if not masked and param in self.inner.state:
                 self.state[param] = self.inner.state[param]
+
+    def _take(self, param: Tensor, scores: Tensor, base: Tensor) -> None:
+        """Mask a weight by ``scores`` from here on, in place of any other optimizer."""
+        for other in optimizers_of([param]):
+            other.outdated |= other is not self
+        self.state[param] = {"scores": scores, "base": base}
+        _BASES[param] = base
+        self._write_live(param)
+        _WITH_SCORES.add(self)
 
     def _write_live(self, param: Tensor) -> None:
         scores, base = self.state[param]["scores"], self.state[param]["base"]
@@ -425,6 +442,23 @@ def optimizers_of(params: Iterable[Tensor]) -> list[MaskOptimizer]:
         for optimizer in _WITH_SCORES
         if not optimizer.ended and any(id(param) in wanted for param in optimizer.state)
     ]
+
+
+def note_base(param: Tensor, base: Tensor | None) -> None:
+    """Let later optimizers know the base weights behind a parameter, or forget them."""
+    _BASES.pop(param, None)
+    if base is not None:
+        _BASES[param] = base
+
+
+def _base_behind(param: Tensor) -> Tensor:
+    """What an earlier optimizer's masks were put on, if they are what is in the parameter; else a copy of it."""
+    base = _BASES.get(param)
+    if base is not None and base.shape == param.shape:
+        base = base.to(param.device, param.dtype)
+        if number_of(((param == base) | (param == 0) | (param == -base)).all()):
+            return base
+    return param.detach().clone()
 
 
 def warmup_cosine(

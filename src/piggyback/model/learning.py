@@ -8,6 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -23,7 +24,7 @@ from piggyback.errors import (
     check_number,
 )
 from piggyback.kinds import KINDS, kind_of
-from piggyback.masks.optimizer import MaskOptimizer, optimizers_of
+from piggyback.masks.optimizer import MaskOptimizer, note_base, optimizers_of
 from piggyback.model.heads import check_classes, head_tensors
 from piggyback.model.processes import average_, calling_ddp, first_other, several
 from piggyback.model.tensors import reaches, tensors_of
@@ -35,7 +36,7 @@ from piggyback.taskfile.rounding import BYTE, PACKED, round_half, round_rows
 from piggyback.taskfile.task import KEEP, ROW_HEADS, NormPolicy, Task, TaskInfo
 
 FIRST_RUNS = 5
-"""Forward passes that are looked at."""
+"""Forward passes after a step that are looked at; later ones ever more rarely."""
 EVERY = 50  # passes, of which one is followed by a look at normalisation's statistics
 MANY = 16
 """Outputs from which on a head's weights are rounded to five bits."""
@@ -108,8 +109,16 @@ class Learning:
         module = self.backbone.module
         if torch.compiler.is_compiling():
             return module(*args, **kwargs)
-        if self.runs["live"] < FIRST_RUNS:
+        self.runs["passes"] += 1
+        look = _is_looked_at(
+            self.runs["passes"]
+        )  # fused optimizers step in ways that torch does not count
+        if self._stepped._version != self.runs["version"]:
+            self.runs["version"] = self._stepped._version
             self.runs["live"] += 1
+            look |= _is_looked_at(self.runs["live"])
+        if look:
+            self.backbone.check_own()
             self._check_live()
             self._check_untouched()
         ddp = calling_ddp() if torch.is_grad_enabled() else None
@@ -210,8 +219,7 @@ class Learning:
                 "gradients would stay each process's own: build another one after start_task()"
             )
         self.runs["together"] += 1
-        passes = self.runs["together"]
-        if passes > FIRST_RUNS and passes & (passes - 1):
+        if not _is_looked_at(self.runs["together"]):
             return
         head = {f"{self.backbone.head_name}.{n}": t for n, t in self.head.named_parameters()}
         masked = {name: self.backbone.live.params[name] for name in self._names()}
@@ -222,20 +230,18 @@ class Learning:
             )
 
     def _check_live(self) -> None:
-        """Look at the smallest masked weight: whether it is the module's, and its base weight times a mask."""
-        names = self._names()
-        if not names:
-            return
-        live = self.backbone.live
-        name = min(names, key=lambda each: live.params[each].numel())
-        path, _, key = name.rpartition(".")
-        if self.backbone.module.get_submodule(path)._parameters.get(key) is not live.params[name]:
-            raise TaskStateError(
-                f"weight {name!r} was replaced after the MultiTaskModel was built, as fully_shard() and prune do, "
-                "and would be trained in vain; build the MultiTaskModel last, or use DDP"
-            )
-        if type(live.params[name].data) is Tensor:
-            live.capture([name], self.info.rule)
+        """Look at the smallest masked weight: whether it is its base weight times a mask."""
+        for name in self._names():
+            if self.backbone.live.params[name] is self._stepped:
+                if type(self._stepped.data) is Tensor:
+                    self.backbone.live.capture([name], self.info.rule)
+                break
+
+    @cached_property
+    def _stepped(self) -> nn.Parameter:
+        """The parameter whose changes tell of steps: the smallest masked weight, or else one that is trained."""
+        params: list[nn.Parameter] = self.groups(0.0)[0]["params"]
+        return min(params, key=nn.Parameter.numel)
 
     def _check_untouched(self) -> None:
         """Raise TaskStateError where a weight was trained that the task cannot bring."""
@@ -262,6 +268,8 @@ class Learning:
         self.backbone.put_head(self.head)
         self.backbone.invalidate_state()
         self.backbone.watch({*self._names(), *self._norms()})
+        for name in self._names():
+            note_base(self.backbone.live.params[name], self.backbone.live.base[name])
         for group in self.groups(0.0):
             for param in group["params"]:
                 param.requires_grad_(True)
@@ -329,6 +337,8 @@ class Learning:
         """Freeze the task's parameters and drop their gradients; their values are the caller's to restore."""
         for optimizer in self._optimizers():
             optimizer.ended = self.name
+        for name in self._names():
+            note_base(self.backbone.live.params[name], None)
         for group in self.groups(0.0):
             for param in group["params"]:
                 param.requires_grad_(False)
@@ -362,6 +372,7 @@ class Learning:
 
         Warns where training changed a buffer that the task does not bring, so that it will not run as it did.
         """
+        self.backbone.check_own()
         self._check_untouched()
         self._check_problem()
         for optimizer in self._optimizers():
@@ -419,6 +430,10 @@ class Learning:
             if name not in self._names()
             and (self.norm == "trained" or isinstance(tensor, nn.Parameter))
         }
+
+
+def _is_looked_at(passes: int) -> bool:
+    return passes <= FIRST_RUNS or not passes & (passes - 1)
 
 
 def _rounded_head(tensors: Mapping[str, Tensor], info: TaskInfo) -> dict[str, Tensor]:

@@ -51,8 +51,8 @@ class MultiTaskModel(nn.Module):
     and preprocessing of what it returns. The module stays the caller's: its weights are frozen and fingerprinted,
     and ``release`` gives it back as it came.
 
-    Calls from several threads wait for each other, and each gets the answer of its own task. ``model.backbone(x)``,
-    past all that, runs on the task that was put in place last, be it by another call: call the model or its methods.
+    Calls from several threads wait for each other, and each gets the answer of its own task. ``model.backbone(x)``
+    runs the caller's task too, but waits for nobody: it raises TaskStateError where another thread runs another task.
     ``state_dict()`` holds what is live, the weights, head and normalisation of the task that ran last, and no other
     task, tied weights once: save tasks with ``save_task``, and what is being trained by the optimizer's
     ``state_dict()``. The class has the backbone's name, and ``forward`` its parameters, so that trainers see what it
@@ -266,7 +266,9 @@ class MultiTaskModel(nn.Module):
     def bake(self, name: str | None) -> nn.Module:
         """Return a plain copy of the backbone with a task's weights, head and normalisation written into it."""
         with self._switch.lock, self.use_task(name):
-            return plain_copy(self.backbone)
+            baked = plain_copy(self.backbone)
+            baked._forward_pre_hooks.pop(self._switch.hook.id)
+            return baked
 
     def summary(self, name: str | None = None) -> Summary:
         """Return density, entropy and bytes of one task or of all."""
@@ -475,6 +477,7 @@ class MultiTaskModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         with self._switch.lock, torch.inference_mode(False):
+            self._frozen.check_own()
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
             self._switch.follow(fn)
         return self

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +33,21 @@ _BARE = Task("backbone", masks={}, head={})
 """What the backbone alone is: a task that adds nothing."""
 
 
+class _DirectCall:
+    """Hook on the backbone for calls that pass the model by. A copy of the backbone has no model and does nothing."""
+
+    switch: weakref.ref[TaskSwitch] | None = None
+
+    def __call__(self, module: nn.Module, given: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling() or self.switch is None:
+            return
+        if (switch := self.switch()) is not None:
+            switch.prepare_direct()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _DirectCall, ()
+
+
 class TaskSwitch:
     """The tasks held on one frozen backbone, of which one at a time is in place, for one caller at a time.
 
@@ -49,6 +65,11 @@ class TaskSwitch:
         self._in_place: str | Which | None = None  # the task whose weights are live
         self._answered: set[str | None] = {None}  # tasks whose first answer was looked at
         self._running: list[str | None] = []  # tasks of the calls under way, one inside the other
+        self._thread = 0  # whose calls those are
+        self._last: dict[int, str | None] = {}  # the task that each thread has chosen or run last
+        self._direct = _DirectCall()
+        self.hook = frozen.module.register_forward_pre_hook(self._direct, prepend=True)
+        self._direct.switch = weakref.ref(self)
         self._broken = ""  # the error where others changed weights of which there is no second copy
 
     def __getstate__(self) -> dict[str, Any]:
@@ -57,6 +78,8 @@ class TaskSwitch:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock, self._process = threading.RLock(), os.getpid()
+        self._last = {}
+        self._direct.switch = weakref.ref(self)
         if self.learning is None:
             self.frozen.count()
 
@@ -151,6 +174,7 @@ class TaskSwitch:
             self.not_running("switch tasks")
             self._write(name)
             self.choice.set(name)
+            self._last[threading.get_ident()] = name
 
     @contextmanager
     def use(self, name: str | None) -> Iterator[None]:
@@ -158,12 +182,14 @@ class TaskSwitch:
         with self.lock:
             self.not_learning("switch tasks")
             self._write(name)
+            self._last[threading.get_ident()] = name
         try:
             with self.choice.within(name):
                 yield
         finally:
             with self.lock:
                 self.settle()
+                self._last[threading.get_ident()] = self.active
 
     @contextmanager
     def run(self, task: str | Chosen | None) -> Iterator[None]:
@@ -172,6 +198,8 @@ class TaskSwitch:
             name = self.active if isinstance(task, Which) else task
             self._write(name)
             self._running.append(name)
+            self._thread = threading.get_ident()
+            self._last[self._thread] = name
             try:
                 yield
             finally:
@@ -200,6 +228,26 @@ class TaskSwitch:
                 return output if self.learning else self.guard(output, (args, kwargs))
 
         return run
+
+    def prepare_direct(self) -> None:
+        """Put the caller's task in place for a call of the backbone itself, which holds no lock.
+
+        Raises TaskStateError where another thread has run another task and may switch meanwhile.
+        """
+        thread = threading.get_ident()
+        if self.learning is not None or self.ended or (self._running and self._thread == thread):
+            return
+        if len(self._last) > 1:
+            alive = {each.ident for each in threading.enumerate()} - {thread}
+            others = {name for ident, name in list(self._last.items()) if ident in alive}
+            for other in others - {self.active}:
+                raise TaskStateError(
+                    f"{type(self.frozen.module).__name__} called directly for {self.active!r}, while another thread "
+                    f"runs {other!r} and may switch meanwhile: call the MultiTaskModel or its methods, which wait for "
+                    "their turn"
+                )
+        with self.lock:
+            self.settle()
 
     def settle(self) -> None:
         """Put the caller's task in place, for those who use the backbone directly, or that of the call under way."""
@@ -233,6 +281,7 @@ class TaskSwitch:
             self.delete(name)
         self._in_place = Which.UNSURE
         self.set(None)
+        self.hook.remove()
         self.ended = "this MultiTaskModel has given its network back: build another one on what release() returned"
         return self.frozen.give_back()
 
@@ -268,6 +317,8 @@ class TaskSwitch:
             form, head = task.info.rule.form, self.heads[name]
             self.frozen.write_(task.masks, task.norm, head, task.coefficients, form)
             self._in_place = name
+        if self.learning is None and not torch.compiler.is_compiling():
+            self.frozen.rest()
 
     def checked(self, output: Any) -> Any:
         """Return a call's ``output``; TaskStateError where a task's first one is that of the backbone's own head."""
@@ -345,14 +396,8 @@ class TaskSwitch:
 
     def _check_untouched(self) -> None:
         """Raise TaskStateError where masked weights are not as this model left them."""
-        if (found := self.frozen.changed()) is None:
+        if (name := self.frozen.changed()) is None:
             return
-        name, how = found
-        if how == "replaced":
-            raise TaskStateError(
-                f"weight {name!r} was replaced after the MultiTaskModel was built, as load_state_dict(assign=True) "
-                "does: expected the network's own; load its weights first and build the MultiTaskModel last"
-            )
         placed, live = self._in_place, self.frozen.live.params
         self.frozen.invalidate_state()
         was = {each: param.detach().clone() for each, param in live.items()}

@@ -17,7 +17,7 @@ from piggyback.masks.rule import Form
 from piggyback.masks.switch import LiveWeights
 from piggyback.network.fingerprint import IGNORED, digests_of, tensor_digest, whole_of
 from piggyback.network.head import find_head
-from piggyback.network.norm import norm_tensors
+from piggyback.network.norm import computing_modules, norm_modules, norm_tensors
 from piggyback.network.select import Selection, select_weights
 
 _HOLDERS: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[FrozenBackbone], dict[str, str]]]
@@ -79,9 +79,12 @@ class FrozenBackbone:
         with torch.inference_mode(False), torch.no_grad():
             self.base_state = {name: t.detach().clone() for name, t in self.state().items()}
         self._seen: list[tuple[dict[str, Any], str, Tensor, int]] = []
-        self._owners: list[tuple[dict[str, Any], str, str, Tensor]] = []
-        self._versions: list[int] = []  # of changes to each, after the last write
-        self._seen_head: list[tuple[str, Tensor, int]] = []
+        self._owners = self._owned()
+        # How often each weight was changed, after the last write.
+        self._versions: list[tuple[str, Tensor, int]] = []
+        self._placed_head: nn.Module | None = self.head
+        layers = norm_modules(module, self.head_name)
+        self._resting = [*layers.values(), *computing_modules(module, self.head_name)]
         self._came = {
             n: (p.dtype, digests.get(n)) for n, p in module.named_parameters() if n in self._shapes
         }
@@ -99,8 +102,8 @@ class FrozenBackbone:
         _HOLDERS.update({layer: (weakref.ref(self), own) for layer, own in held.items()})
 
     def __getstate__(self) -> dict[str, Any]:
-        counted = ("_seen", "_owners", "_versions", "_seen_head")  # copies count from 0
-        return {**self.__dict__, **{name: [] for name in counted}, "_watched": {}}
+        # Copies count from 0.
+        return {**self.__dict__, "_seen": [], "_versions": [], "_watched": {}}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
@@ -158,49 +161,79 @@ class FrozenBackbone:
         self.put_head(head)
         self.count()
 
+    def rest(self) -> None:
+        """Bring to eval mode, where the caller's ``train()`` of the network passed the model by, what would drift."""
+        for part in self._resting:
+            if part.training:
+                part.eval()
+        if self._placed_head is not None and self._placed_head.training:
+            self._placed_head.eval()
+
     def invalidate_state(self) -> None:
         """Let the next ``write_`` write all of the state: it may change in ways that torch does not count."""
-        self._seen, self._owners, self._versions, self._seen_head = [], [], [], []
+        self._seen, self._versions = [], []
 
     def count(self) -> None:
-        """Note where each weight stands and how often it was changed."""
-        self._versions, self._seen_head = [], []
+        """Note how often each weight was changed."""
+        self._versions = []
         if torch.compiler.is_compiling():
             return  # compiled code counts its own copies
-        if not self._owners:
-            for name, param in self.module.named_parameters():
-                if name in self._shapes and not param.is_inference():  # those are not counted
-                    path, _, key = name.rpartition(".")
-                    owner = self.module.get_submodule(path)._parameters
-                    self._owners.append((owner, key, name, param))
-        self._versions = [param._version for *_, param in self._owners]
-        head = self.module.get_submodule(self.head_name)
-        self._seen_head = [
-            (f"{self.head_name}.{key}", param, param._version)
-            for key, param in head.named_parameters()
-            if not param.is_inference()
-        ]
+        weights = [(name, part) for *_, name, part in self._owners if isinstance(part, Tensor)]
+        for key, param in self.module.get_submodule(self.head_name).named_parameters():
+            weights.append((f"{self.head_name}.{key}", param))
+        self._versions = [(n, p, p._version) for n, p in weights if not p.is_inference()]
 
-    def changed(self) -> tuple[str, str] | None:
-        """Return a weight that others wrote or replaced since the last ``write_``, and which of these; else None.
+    def _owned(self) -> list[tuple[dict[str, Any], str, str, Any]]:
+        """Where each parameter outside the head stands, and the modules on the way to it, with the parameter's name."""
+        owned: dict[tuple[int, str], tuple[dict[str, Any], str, str, Any]] = {}
+        for name in self._shapes:
+            owner, *path = self.module, *name.split(".")
+            for key in path:
+                part = getattr(owner, key)
+                for places in (owner._modules, owner._parameters):
+                    # Not so where a wrapper hands its content through; TorchScript's are no dicts.
+                    if isinstance(places, dict) and places.get(key) is part:
+                        owned.setdefault((id(places), key), (places, key, name, part))
+                owner = part
+        return list(owned.values())
 
-        Torch does not count what is written through ``.data``. A tensor that is no parameter may stand in:
-        ``functional_call`` lends it.
+    def check_own(self) -> None:
+        """Raise TaskStateError where a parameter is no longer the network's own, or stands in a module that is not."""
+        head = self._placed_head
+        wrong = [p for p in self._head_places if head not in (None, self.module.get_submodule(p))]
+        # Most calls end here, and a function for each part would double what this costs.
+        if not wrong and all(
+            (now := owner.get(key)) is part or _is_lent(now) for owner, key, _, part in self._owners
+        ):
+            return
+        wrong += [name for *_, name, part in self._owners if not self._is_own(name, part)]
+        if wrong:
+            raise TaskStateError(
+                f"{wrong[0]!r} was replaced after the MultiTaskModel was built, as load_state_dict(assign=True), "
+                "set_input_embeddings(), prune and fully_shard() do: expected the network's own, which task files "
+                "name; change it first and build the MultiTaskModel last, or use DDP"
+            )
+        self._owners = self._owned()  # modules were wrapped, as for activation checkpointing
+
+    def _is_own(self, name: str, part: Any) -> bool:
+        path, _, key = name.rpartition(".")
+        try:
+            owner = self.module.get_submodule(path)
+            now = getattr(owner, key)
+        except AttributeError:
+            return False
+        return isinstance(part, nn.Module) or now is part or _is_lent(owner._parameters.get(key))
+
+    def changed(self) -> str | None:
+        """Return a weight that others wrote since the last ``write_``; raises TaskStateError where one was replaced.
+
+        Torch does not count what is written through ``.data``.
         """
         if torch.compiler.is_compiling():
             return None
-        # Nothing has been seen while a task is in training.
-        seen = zip(self._owners, self._versions, strict=True) if self._versions else ()
-        for (owner, key, name, param), version in seen:
-            now = owner.get(key)
-            if now is not param and (now is None or isinstance(now, nn.Parameter)):
-                return name, "replaced"
-            if param._version != version:
-                return name, "changed"
-        for name, param, version in self._seen_head:
-            if param._version != version:
-                return name, "changed"
-        return None
+        self.check_own()
+        # Nothing has been counted while a task is in training.
+        return next((name for name, p, version in self._versions if p._version != version), None)
 
     def watch(self, trained: Collection[str]) -> None:
         """Note how often each parameter outside the head was changed, but for those that are ``trained``."""
@@ -251,8 +284,10 @@ class FrozenBackbone:
 
     def put_head(self, head: nn.Module) -> None:
         """Put ``head`` where the classifier stands, under every name that it has."""
+        self._placed_head = None
         for path in self._head_places:
             replace_module(self.module, path, head)
+        self._placed_head = head
         self._note_labels(head)
 
     def _note_labels(self, head: nn.Module) -> None:
@@ -283,6 +318,7 @@ class FrozenBackbone:
         """Follow the module after ``nn.Module._apply`` moved it."""
         self.live.apply(move)
         self.invalidate_state()
+        self._owners = self._owned()
         self.base_state = {name: move(tensor) for name, tensor in self.base_state.items()}
 
 
@@ -298,6 +334,11 @@ def plain_copy(module: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 setattr(layer, name, value.detach())  # computed anew at the next pass
     return copy.deepcopy(module)
+
+
+def _is_lent(now: Any) -> bool:
+    """Whether it is a tensor that is no parameter, as ``functional_call`` lends it."""
+    return isinstance(now, Tensor) and not isinstance(now, nn.Parameter)
 
 
 def places_of(root: nn.Module, module: nn.Module) -> tuple[str, ...]:
