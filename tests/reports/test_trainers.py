@@ -137,7 +137,8 @@ def test_a_model_shows_what_its_backbone_takes_and_is():
 
 
 def test_the_kind_of_loss_is_each_tasks_own():
-    model = started(bert(), classes=1)
+    model = MultiTaskModel(bert())
+    model.start_task("a", ["x"], kind="regression")
     words = torch.randint(2, 30, (4, 6))
     model(input_ids=words, labels=torch.rand(4))
     model.finish_task()
