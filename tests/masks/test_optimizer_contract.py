@@ -272,7 +272,10 @@ def test_state_of_another_backbone_is_refused_where_the_base_weights_are_known(o
         (lambda s: s["state"][1].update(scores=torch.zeros(16)), "masked in one, not in the other"),
         (lambda s: s["state"][0].pop("base"), "scores without base weights"),
         (lambda s: s["state"][0].update(base=torch.zeros(3)), r"shape \(16, 6\), found \(3,\)"),
-        (lambda s: s["param_groups"][0].update(scores="ternary rule"), "scores of a ternary rule"),
+        (
+            lambda s: s["param_groups"][0].update(scores_from="ternary rule"),
+            "scores of a ternary rule",
+        ),
         (lambda s: s["state"][0].update(scores=torch.zeros(3)), r"shape \(16, 6\), found \(3,\)"),
     ],
 )

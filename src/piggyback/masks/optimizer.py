@@ -273,7 +273,7 @@ class MaskOptimizer(torch.optim.Optimizer):
             self.state = own
         for group in made["param_groups"]:
             if group["masked"]:
-                group["scores"] = self._made_by()
+                group["scores_from"] = self._scores_from()
         return made
 
     @torch.no_grad()
@@ -286,11 +286,12 @@ class MaskOptimizer(torch.optim.Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
         saved = [dict(group) for group in state_dict["param_groups"]]
-        for made_by in [group.pop("scores") for group in saved if "scores" in group]:
-            if made_by != self._made_by():
+        for group in saved:
+            before, now = group.pop("scores_from", None), self._scores_from()
+            if before not in (None, now):  # older states do not say
                 raise CheckpointError(
-                    f"optimizer state: scores of a {made_by}: expected a {self._made_by()}; make the optimizer with "
-                    "the rule and init that it had"
+                    f"optimizer state: scores of a {before}: expected a {now}; make the optimizer with the rule and "
+                    "init that it had"
                 )
         expected, found = ([len(g["params"]) for g in gs] for gs in (self.param_groups, saved))
         if expected != found:
@@ -350,7 +351,7 @@ class MaskOptimizer(torch.optim.Optimizer):
             for index, param in enumerate(group["params"]):
                 yield inner_group["params"], index, param, group["masked"]
 
-    def _made_by(self) -> str:
+    def _scores_from(self) -> str:
         """By what scores become a mask, and where they start."""
         rule, init = self.rule, self.init
         return f"{rule.kind} rule with threshold {rule.threshold:g} and {init.kind} start at {init.value:g}"

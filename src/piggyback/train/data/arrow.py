@@ -7,7 +7,6 @@ hf:FOLDER                  a folder that ``datasets`` can load, or that its ``sa
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from piggyback.errors import DataError, first_line, require
+from piggyback.strict_json import strict_json
 from piggyback.train.data.categorical import Categorical, read_each
 from piggyback.train.data.folder import split_of
 
@@ -36,10 +36,9 @@ class ArrowColumns(Mapping[str, Sequence[Any]]):
         self.root = root
         self.notes: tuple[str, ...] = ()
         self._features: Mapping[str, Any] = {}
-        with suppress(
-            ValueError, TypeError, KeyError
-        ):  # others' metadata says nothing about columns
-            about = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        # Metadata of others' says nothing about columns.
+        with suppress(ValueError, TypeError, KeyError):
+            about = strict_json(schema.metadata[b"huggingface"])["info"]["features"]
             self._features = {key: f for key, f in dict(about).items() if isinstance(f, dict)}
 
     def __getitem__(self, name: str) -> Sequence[Any]:
@@ -52,9 +51,7 @@ class ArrowColumns(Mapping[str, Sequence[Any]]):
             cells = _cells(column)
         feature = self._features.get(name) or {}
         inner = feature.get("feature")
-        names = (feature if "names" in feature or not isinstance(inner, dict) else inner).get(
-            "names"
-        )
+        names = feature.get("names") or (inner.get("names") if isinstance(inner, dict) else None)
         return read_each(cells, lambda _, cell: _named(cell, names)) if names else cells
 
     def __contains__(self, name: object) -> bool:
