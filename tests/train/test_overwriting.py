@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from piggyback import ScoreInit
 from piggyback.errors import CheckpointError, InputError
 from piggyback.taskfile.disk import check_output, lock_folder
 from piggyback.train import Listener, Recipe, train
@@ -84,3 +85,10 @@ def test_an_output_that_is_a_link_to_nowhere_is_found_before_the_work(tmp_path):
             check_output(tmp_path / name, "--out", folder=folder)
     (tmp_path / "b").symlink_to(tmp_path / "new")  # its target can be made
     check_output(tmp_path / "b", "--out")
+
+
+def test_a_run_that_is_refused_leaves_no_folder(backbone, data, recipe, tmp_path):
+    steep = ScoreInit(power=40.0)  # seen only with the weights at hand
+    with pytest.raises(InputError, match="power 40"):
+        train(backbone, data, "a", recipe(init=steep), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -102,8 +102,10 @@ def write_file(path: Path, data: bytes | str) -> None:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Make a folder and hold it while inside; CheckpointError where another process of this machine does.
 
-    Nothing is held where the system or the file system has no locks.
+    A folder that was made here and is still empty at the end goes again. Nothing is held where the system or the file
+    system has no locks.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,6 +140,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def check_path(path: str | os.PathLike[str]) -> None:
