@@ -34,8 +34,8 @@ def encode(image: Any) -> tuple[str, bytes]:
     It may be a path, an encoded image, a PIL image, a uint8 array (h, w, 3) or (h, w), or a uint8
     tensor (3, h, w). What the network sees is what it would see of the same object in this process.
 
-    Raises DataError for a file that cannot be read or is not an image, InputError for other things, and for half a
-    character in a text.
+    Raises DataError for a file that cannot be read or is not an image, and for half a character in a text; InputError
+    for other things.
 
     >>> kind, data = encode(b"BM and so on")
     >>> kind

@@ -51,8 +51,8 @@ CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 INPUTS = ("image", "images", "text", "texts")
 TOP_K = 5
 MAX_TOP_K = 10_000
-MAX_FIELD_BYTES = 1000
-"""Of a field of a form that is not a file."""
+MAX_URI_HEAD = 1000
+"""Letters of a data URI before its data."""
 MAX_NAME = 255
 """Letters of a file's name, of which the last are kept."""
 MAX_BRACKETS = 8
@@ -70,7 +70,7 @@ def _decoded(value: object) -> object:
         return value
     start = 0
     if value[:5].lower() == "data:":
-        found = _DATA_URI.match(value[:MAX_FIELD_BYTES])
+        found = _DATA_URI.match(value[:MAX_URI_HEAD])
         if found is None:
             raise BadRequestError("a data URI: expected data:image/...;base64, and the image")
         start = found.end()
@@ -252,7 +252,7 @@ def _inputs(body: PredictBody) -> list[bytes] | list[Text]:
 
 async def _form(request: Request, limits: Limits) -> tuple[dict[str, Any], list[str | None]]:
     """The fields of a form, under the names that they have in JSON, and the names of its files."""
-    most = {"max_files": limits.images + 1, "max_fields": limits.tasks + 3}
+    most = {"max_files": limits.images + 1, "max_fields": limits.tasks + limits.images + 3}
     found: dict[str, Any] = {}
     names: list[str | None] = []
     end = b""
@@ -264,8 +264,9 @@ async def _form(request: Request, limits: Limits) -> tuple[dict[str, Any], list[
         return message
 
     try:
+        # A field may be a text; the limit on bodies bounds all of them together.
         async with Request(request.scope, receive).form(
-            **most, max_part_size=MAX_FIELD_BYTES
+            **most, max_part_size=limits.body_bytes
         ) as form:
             # The parser leaves out a part that is cut off, and says nothing.
             if not end.rstrip().endswith(b"--"):
@@ -276,15 +277,15 @@ async def _form(request: Request, limits: Limits) -> tuple[dict[str, Any], list[
                         "a file" if name == "image" else "a text or number; images go into 'image'"
                     )
                     raise InputError(f"form field {name[:40]!r}: expected {wanted}")
-                if name in ("images", "tasks"):  # their names in JSON, which is filled below
+                if name in ("images", "tasks", "texts"):  # their names in JSON, which is filled below
                     raise InputError(
                         f"form field {name!r}: expected {name[:-1]!r}, as often as wanted"
                     )
                 if isinstance(value, UploadFile):
                     found.setdefault("images", []).append(await value.read())
                     names.append((value.filename or "")[-MAX_NAME:] or None)
-                elif name == "task":
-                    found.setdefault("tasks", []).append(value)
+                elif name in ("task", "text"):
+                    found.setdefault(f"{name}s", []).append(value)
                 elif name in found:
                     raise InputError(f"form field {name[:40]!r}: expected it once")
                 else:
@@ -319,13 +320,12 @@ def body_schema(model: type[PredictBody]) -> dict[str, Any]:
     binary = {"type": "string", "format": "binary"}
     json = model.model_json_schema()
     fields = {name: one for name, one in json["properties"].items() if name not in INPUTS}
-    form = {"image": {"type": "array", "items": binary}, **fields}
+    texts = {"type": "array", "items": {"type": "string"}}
+    form = {"image": {"type": "array", "items": binary}, "text": texts, **fields}
     if "tasks" in form:
         form["task"] = form.pop("tasks")
     content: dict[str, Any] = {
-        "multipart/form-data": {
-            "schema": {"type": "object", "properties": form, "required": ["image"]}
-        },
+        "multipart/form-data": {"schema": {"type": "object", "properties": form}},
         "application/json": {"schema": json},
         TEXT_TYPE: {"schema": {"type": "string"}},
         **{kind: {"schema": binary} for kind in IMAGE_TYPES},
