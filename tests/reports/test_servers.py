@@ -95,12 +95,14 @@ engine = engine_over(folder)
 child = os.fork()
 if not child:
     try:
+        assert engine.closed
         getattr(engine, ask)(INPUT, *(() if ask == "infer" else ("t1",)))
     except TaskStateError as error:
         os._exit(7 if "fork" in str(error) else 8)
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert engine.predict(INPUT, "t1").task == "t1"
+assert not engine.closed
 os._exit(0)
 """
 
@@ -230,11 +232,23 @@ def test_the_log_tells_of_each_file(folder):
     assert found == {"added": 3, "replaced": 1, "removed": 2, "refused": 1}
 
 
-def test_where_the_folder_cannot_be_listed_no_task_is_called_unknown(tmp_path):
-    with engine_over(tmp_path / "not mounted") as engine:
+def test_an_engine_does_not_start_on_a_folder_that_is_not_there(tmp_path):
+    # In place of one that is ready and knows no task, for a name that was mistyped or is not mounted yet.
+    for place in ("taks", "t1.safetensors"):
+        (tmp_path / "t1.safetensors").touch()
+        with pytest.raises(UnavailableError, match=place):
+            Engine("no_such_backbone", tmp_path / place)  # before anything is loaded
+
+
+def test_where_the_folder_cannot_be_listed_no_task_is_called_unknown(folder):
+    away = folder.with_name("away")
+    (away).mkdir()
+    with engine_over(away) as engine:
+        away.rmdir()
+        engine.rescan()
         with pytest.raises(UnavailableError, match="'t1'"):
             engine.predict(INPUT, "t1")
-        write_tasks(tmp_path / "not mounted", 2)
+        folder.rename(away)
         engine.rescan()
         assert engine.predict(INPUT, "t1").task == "t1"
         with pytest.raises(UnknownTaskError):

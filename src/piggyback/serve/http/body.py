@@ -277,7 +277,11 @@ async def _form(request: Request, limits: Limits) -> tuple[dict[str, Any], list[
                         "a file" if name == "image" else "a text or number; images go into 'image'"
                     )
                     raise InputError(f"form field {name[:40]!r}: expected {wanted}")
-                if name in ("images", "tasks", "texts"):  # their names in JSON, which is filled below
+                if name in (
+                    "images",
+                    "tasks",
+                    "texts",
+                ):  # their names in JSON, which is filled below
                     raise InputError(
                         f"form field {name!r}: expected {name[:-1]!r}, as often as wanted"
                     )
