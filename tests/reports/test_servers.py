@@ -186,6 +186,10 @@ def test_base64_as_programs_write_it(server, text):
     for body in ({"image": text}, {"images": [text] * 32}):
         done = httpx.post(server.address + PREDICT, json=body)
         assert done.status_code == 200, done.text
+        marked = b"\xef\xbb\xbf" + json.dumps(body).encode()  # as some editors begin a file
+        headers = {"Content-Type": "application/json"}
+        done = httpx.post(server.address + PREDICT, content=marked, headers=headers)
+        assert done.status_code == 200, done.text
     assert {image for _, image, _ in server.engine.asked} == {BYTES}
 
 

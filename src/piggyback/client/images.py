@@ -49,7 +49,12 @@ def encode(image: Any) -> tuple[str, bytes]:
             data = Path(image).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: of a path with a zero byte
             why = getattr(error, "strerror", None) or error
-            raise DataError(f"image {name}: cannot be read ({why}); check the path") from error
+            hint = (
+                "; a text goes in as Text(...)" if isinstance(image, str) and " " in image else ""
+            )
+            raise DataError(
+                f"image {name:.200}: cannot be read ({why}); check the path{hint}"
+            ) from error
         return _kind_of(data, name), data
     if isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)

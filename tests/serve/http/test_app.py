@@ -181,11 +181,14 @@ def test_it_is_an_ordinary_fastapi_application():
 
     @app.get("/mine/{number}")
     async def mine(number: int) -> dict[str, int]:
+        if not number:
+            raise HTTPException(404)
         return {"number": number}
 
     with TestClient(app) as client:
         assert client.get("/mine/7").json() == {"number": 7}
         assert client.get("/mine/x").json()["error"]["code"] == "invalid"
+        assert client.get("/mine/0").json()["error"]["message"] == "Not Found"  # the path is known
         assert "/mine/{number}" in client.get("/openapi.json").json()["paths"]
         done = client.get("/health", headers={"Origin": "https://shop.example"})
         assert done.headers["access-control-allow-origin"] == "https://shop.example"
@@ -326,6 +329,7 @@ def test_a_factory_for_other_servers(monkeypatch, environ, tmp_path):
         ("LIMITS_IMAGES", "0", "PIGGYBACK_LIMITS_.*images"),
         ("TOKEN", "two words", "PIGGYBACK_TOKEN"),
         ("MEMORY", "lots", "PIGGYBACK_MEMORY"),
+        ("LOCAL_ONLY", "false", "PIGGYBACK_LOCAL_ONLY 'false'"),
     ],
 )
 def test_a_wrong_variable_is_named_in_one_line(environ, name, text, named, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -152,6 +153,12 @@ async def infer_request(request: Request, query: Annotated[InferQuery, Query()])
     return await _read(request, InferBody, query, query.task)
 
 
+def check_plain(request: Request) -> None:
+    """Raise UnsupportedError for a body that is compressed."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedError("a compressed body: send it as it is")
+
+
 async def _read(
     request: Request, model: type[PredictBody], query: PredictQuery, tasks: list[str]
 ) -> PredictRequest:
@@ -187,8 +194,7 @@ async def _body(
     request: Request, model: type[PredictBody], limits: Limits
 ) -> tuple[PredictBody, list[str | None]]:
     """The body as its content type says, and the names of a form's files; ValidationError besides ``_read``'s."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedError("a compressed body: send it as it is")
+    check_plain(request)
     names: list[str | None] = []
     kind, _, more = request.headers.get("content-type", "").lower().partition(";")
     kind = kind.strip()
@@ -209,7 +215,7 @@ async def _body(
         fields, names = await _form(request, limits)
         body = model.model_validate(fields)
     elif kind == "application/json":
-        data = _checked(await request.body(), limits)
+        data = _checked((await request.body()).removeprefix(BOM_UTF8), limits)
         body = model.model_validate_json(data, strict=True)
         if any(data.count(b'"%s"' % name.encode()) > 1 for name in model.model_fields):
             try:  # a parser takes the last one

@@ -34,6 +34,7 @@ from piggyback.serve.http.body import (
     PredictBody,
     PredictRequest,
     body_schema,
+    check_plain,
     infer_request,
     predict_request,
 )
@@ -248,6 +249,7 @@ async def put_task(
 ) -> TaskStatus:
     """Add or replace a task by its file; one with other classes only if asked to replace them."""
     check_name(task)
+    check_plain(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("", *BINARY):
         raise UnsupportedError(
