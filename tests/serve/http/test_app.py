@@ -69,6 +69,12 @@ def test_a_form_with_several_images_and_a_field(client, server):
     assert server.engine.asked == [("colours", b"red\r\n--", 1), ("colours", b"blue", 1)]
 
 
+def test_a_large_image_in_a_form_needs_no_disk(client, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # full, or read only, as in many containers
+    done = client.post("/v1/tasks/colours/predict", files={"image": b"red" * 1_000_000})
+    assert classes(done.json()["answers"][0])[0] == "red"
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_json(client, many):
     body = {"images": [base64_of(b"blue")] * 2} if many else {"image": base64_of(b"blue")}

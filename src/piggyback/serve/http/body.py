@@ -6,6 +6,8 @@ import base64
 import binascii
 import re
 from codecs import BOM_UTF8
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,8 +22,7 @@ from pydantic import (
     WithJsonSchema,
 )
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.types import Message
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from piggyback.errors import (
     BadRequestError,
@@ -258,52 +259,50 @@ def _inputs(body: PredictBody) -> list[bytes] | list[Text]:
 
 async def _form(request: Request, limits: Limits) -> tuple[dict[str, Any], list[str | None]]:
     """The fields of a form, under the names that they have in JSON, and the names of its files."""
-    most = {"max_files": limits.images + 1, "max_fields": limits.tasks + limits.images + 3}
     found: dict[str, Any] = {}
     names: list[str | None] = []
     end = b""
 
-    async def receive() -> Message:
+    async def pieces() -> AsyncGenerator[bytes]:
         nonlocal end
-        message = await request.receive()
-        end = (end + message.get("body", b"")[-8:])[-8:]
-        return message
+        async for piece in request.stream():
+            end = (end + piece[-8:])[-8:]
+            yield piece
 
     try:
-        # A field may be a text; the limit on bodies bounds all of them together.
-        async with Request(request.scope, receive).form(
-            **most, max_part_size=limits.body_bytes
-        ) as form:
-            # The parser leaves out a part that is cut off, and says nothing.
-            if not end.rstrip().endswith(b"--"):
-                raise BadRequestError("the form cannot be read: it ends before its last boundary")
-            for name, value in form.multi_items():
-                if (name == "image") != isinstance(value, UploadFile):
-                    wanted = (
-                        "a file" if name == "image" else "a text or number; images go into 'image'"
-                    )
-                    raise InputError(f"form field {name[:40]!r}: expected {wanted}")
-                if name in (
-                    "images",
-                    "tasks",
-                    "texts",
-                ):  # their names in JSON, which is filled below
-                    raise InputError(
-                        f"form field {name!r}: expected {name[:-1]!r}, as often as wanted"
-                    )
-                if isinstance(value, UploadFile):
-                    found.setdefault("images", []).append(await value.read())
-                    names.append((value.filename or "")[-MAX_NAME:] or None)
-                elif name in ("task", "text"):
-                    found.setdefault(f"{name}s", []).append(value)
-                elif name in found:
-                    raise InputError(f"form field {name[:40]!r}: expected it once")
-                else:
-                    found[name] = value
-    except HTTPException as error:
+        async with aclosing(pieces()) as stream:
+            parser = MultiPartParser(
+                request.headers,
+                stream,
+                max_files=limits.images + 1,
+                max_fields=limits.tasks + limits.images + 3,
+                max_part_size=limits.body_bytes,  # a field may be a text
+            )
+            # Not on a disk, which may be full, or not be there: the limit on bodies bounds all of it.
+            parser.spool_max_size = 0
+            form = await parser.parse()
+    except MultiPartException as error:
         # Starlette has one error for all that may be wrong with a form.
-        kind = TooLargeError if str(error.detail).startswith("Too many") else BadRequestError
-        raise kind(f"the form cannot be read: {error.detail}") from None
+        kind = TooLargeError if error.message.startswith("Too many") else BadRequestError
+        raise kind(f"the form cannot be read: {error.message}") from None
+    # The parser leaves out a part that is cut off, and says nothing.
+    if not end.rstrip().endswith(b"--"):
+        raise BadRequestError("the form cannot be read: it ends before its last boundary")
+    for name, value in form.multi_items():
+        if (name == "image") != isinstance(value, UploadFile):
+            wanted = "a file" if name == "image" else "a text or number; images go into 'image'"
+            raise InputError(f"form field {name[:40]!r}: expected {wanted}")
+        if name in ("images", "tasks", "texts"):  # their names in JSON, which is filled below
+            raise InputError(f"form field {name!r}: expected {name[:-1]!r}, as often as wanted")
+        if isinstance(value, UploadFile):
+            found.setdefault("images", []).append(await value.read())
+            names.append((value.filename or "")[-MAX_NAME:] or None)
+        elif name in ("task", "text"):
+            found.setdefault(f"{name}s", []).append(value)
+        elif name in found:
+            raise InputError(f"form field {name[:40]!r}: expected it once")
+        else:
+            found[name] = value
     return found, names
 
 
