@@ -38,6 +38,7 @@ from piggyback.errors import (
     UnavailableError,
     UnknownTaskError,
 )
+from piggyback.model.multitask import MultiTaskModel
 from piggyback.schemas import RankedClass
 from piggyback.serve import Engine, EngineOptions
 from piggyback.serve.http.app import create_app
@@ -49,7 +50,7 @@ from support.colour_tasks import COLOURS, Colours, picture, task_file
 from support.fake_engine import FakeEngine, connected, received, served
 from support.fake_server import FakeServer, refusal, serving
 from support.random_requests import request
-from support.telling import INPUT, engine_over, write_tasks
+from support.telling import INPUT, Telling, engine_over, write_tasks
 
 
 @pytest.fixture
@@ -242,6 +243,17 @@ def test_an_engine_does_not_start_on_a_folder_that_is_not_there(tmp_path):
         (tmp_path / "t1.safetensors").touch()
         with pytest.raises(UnavailableError, match=place):
             Engine("no_such_backbone", tmp_path / place)  # before anything is loaded
+
+
+def test_an_engine_takes_no_network_with_a_tasks_masks_in_its_weights(folder):
+    model = MultiTaskModel(Telling())
+    model.load_task(folder / "t1.safetensors")
+    network = model.backbone
+    with pytest.raises(TaskStateError, match="release"):
+        Engine(network, folder)
+    model.release()
+    with Engine(network, folder, options=EngineOptions(watch_s=0, device="cpu")) as engine:
+        assert engine.predict(INPUT, "t1").task == "t1"
 
 
 def test_where_the_folder_cannot_be_listed_no_task_is_called_unknown(folder):

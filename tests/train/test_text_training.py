@@ -109,6 +109,7 @@ def test_another_tokenizer_is_refused(mood, tmp_path):
     with pytest.raises(BackboneMismatchError, match="tokenizer"):
         model.load_task(mood)
     assert model.task_names == ()
+    model.release()
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "mood.safetensors").write_bytes(mood.read_bytes())

@@ -53,7 +53,7 @@ class Engine:
     ``memory`` bounds what tasks take, in bytes or as "2GiB": live copies of the network for the tasks used last, packed
     bits for others; the rest waits on disk. Calls may come from any thread; requests of all of them are batched by
     task. Raises UnavailableError where the folder cannot be listed, BackboneError where the backbone cannot be had,
-    InputError for too little memory.
+    TaskStateError for a network that a MultiTaskModel holds, InputError for too little memory.
 
     >>> import tempfile, torch
     >>> from piggyback import MultiTaskModel
@@ -82,7 +82,7 @@ class Engine:
         self.options = EngineOptions() if options is None else options
         check_is("options", self.options, EngineOptions, "an EngineOptions")
         self._process = os.getpid()
-        budget = parse_bytes(memory)
+        budget = parse_bytes(memory, "memory")
         store = open_store(tasks_dir)
         store.list()  # a folder that is not there is told before the network is loaded
         check_device(self.options.place)
