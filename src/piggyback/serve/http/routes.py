@@ -198,7 +198,8 @@ def _in_place(
     if len(bad) < len(said):
         return said, errors
     first, name = bad[0], asked.names[0]
-    some = "" if len(bad) == 1 else f"none of the {len(bad)} images can be used; the first: "
+    what = "texts" if isinstance(asked.images[0], Text) else "images"
+    some = "" if len(bad) == 1 else f"none of the {len(bad)} {what} can be used; the first: "
     error = type(first)(f"{some}{'' if name is None else f'{name!r}: '}{first}")
     error.each = errors if len(bad) > 1 else ()
     raise error
