@@ -68,7 +68,7 @@ class BackboneMismatchError(BackboneError, ValueError):
 
 
 class DataError(PiggybackError, ValueError):
-    """Images or folders that cannot be used as they are."""
+    """Images, texts or folders that cannot be used as they are."""
 
     code, http_status = "bad_image", 400
     each: Sequence[Any] = ()
@@ -76,7 +76,7 @@ class DataError(PiggybackError, ValueError):
 
 
 class TooLargeError(DataError):
-    """An image of more pixels, or a request of more bytes or images, than may be taken."""
+    """An image of more pixels, a text of more letters, or a request of more bytes or images, than may be taken."""
 
     code, http_status = "too_large", 413
 

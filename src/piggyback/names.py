@@ -30,7 +30,7 @@ the first a letter or digit
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise TaskNameError(
-            f"task name {name!r}: expected letters, digits, '.', '_' and '-', at most 100, "
+            f"task name {name!r:.110}: expected letters, digits, '.', '_' and '-', at most 100, "
             "the first a letter or digit"
         )
     return name

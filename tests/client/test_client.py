@@ -206,10 +206,13 @@ def test_wrong_arguments_are_not_sent(
         (lambda: client.wait(float("nan")), "timeout nan"),
         (lambda: client.wait(-1), "timeout -1"),
         (lambda: make(server.url, timeout=0), "timeout 0"),
+        (lambda: make(server.url, timeout=1e10), "timeout 10000000000.0"),
         (lambda: make(server.url, retries=-1), "retries -1"),
     ):
         with pytest.raises(InputError, match=words):
             call()
+    with pytest.raises(DataError, match="Text"):  # which is no path, but looks like one
+        client.predict("a great film", "signs")
     with pytest.raises(TaskFileError, match="cannot be read"):
         client.put_task("signs", tmp_path / "missing.safetensors")
     assert server.asked == []
@@ -264,7 +267,7 @@ def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
         (b"", DataError),
         (b"II*\0 a TIFF", DataError),
         (None, InputError),
-        (Text("\ud800"), InputError),
+        (Text("\ud800"), DataError),
     ],
 )
 def test_what_is_not_an_image_is_not_sent(

@@ -38,6 +38,7 @@ from piggyback.errors import (
     UnavailableError,
     UnknownTaskError,
 )
+from piggyback.model.multitask import MultiTaskModel
 from piggyback.schemas import RankedClass
 from piggyback.serve import Engine, EngineOptions
 from piggyback.serve.http.app import create_app
@@ -49,7 +50,7 @@ from support.colour_tasks import COLOURS, Colours, picture, task_file
 from support.fake_engine import FakeEngine, connected, received, served
 from support.fake_server import FakeServer, refusal, serving
 from support.random_requests import request
-from support.telling import INPUT, engine_over, write_tasks
+from support.telling import INPUT, Telling, engine_over, write_tasks
 
 
 @pytest.fixture
@@ -95,12 +96,14 @@ engine = engine_over(folder)
 child = os.fork()
 if not child:
     try:
+        assert engine.closed
         getattr(engine, ask)(INPUT, *(() if ask == "infer" else ("t1",)))
     except TaskStateError as error:
         os._exit(7 if "fork" in str(error) else 8)
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert engine.predict(INPUT, "t1").task == "t1"
+assert not engine.closed
 os._exit(0)
 """
 
@@ -184,6 +187,10 @@ def test_base64_as_programs_write_it(server, text):
     for body in ({"image": text}, {"images": [text] * 32}):
         done = httpx.post(server.address + PREDICT, json=body)
         assert done.status_code == 200, done.text
+        marked = b"\xef\xbb\xbf" + json.dumps(body).encode()  # as some editors begin a file
+        headers = {"Content-Type": "application/json"}
+        done = httpx.post(server.address + PREDICT, content=marked, headers=headers)
+        assert done.status_code == 200, done.text
     assert {image for _, image, _ in server.engine.asked} == {BYTES}
 
 
@@ -230,11 +237,34 @@ def test_the_log_tells_of_each_file(folder):
     assert found == {"added": 3, "replaced": 1, "removed": 2, "refused": 1}
 
 
-def test_where_the_folder_cannot_be_listed_no_task_is_called_unknown(tmp_path):
-    with engine_over(tmp_path / "not mounted") as engine:
+def test_an_engine_does_not_start_on_a_folder_that_is_not_there(tmp_path):
+    # In place of one that is ready and knows no task, for a name that was mistyped or is not mounted yet.
+    for place in ("taks", "t1.safetensors"):
+        (tmp_path / "t1.safetensors").touch()
+        with pytest.raises(UnavailableError, match=place):
+            Engine("no_such_backbone", tmp_path / place)  # before anything is loaded
+
+
+def test_an_engine_takes_no_network_with_a_tasks_masks_in_its_weights(folder):
+    model = MultiTaskModel(Telling())
+    model.load_task(folder / "t1.safetensors")
+    network = model.backbone
+    with pytest.raises(TaskStateError, match="release"):
+        Engine(network, folder)
+    model.release()
+    with Engine(network, folder, options=EngineOptions(watch_s=0, device="cpu")) as engine:
+        assert engine.predict(INPUT, "t1").task == "t1"
+
+
+def test_where_the_folder_cannot_be_listed_no_task_is_called_unknown(folder):
+    away = folder.with_name("away")
+    (away).mkdir()
+    with engine_over(away) as engine:
+        away.rmdir()
+        engine.rescan()
         with pytest.raises(UnavailableError, match="'t1'"):
             engine.predict(INPUT, "t1")
-        write_tasks(tmp_path / "not mounted", 2)
+        folder.rename(away)
         engine.rescan()
         assert engine.predict(INPUT, "t1").task == "t1"
         with pytest.raises(UnknownTaskError):

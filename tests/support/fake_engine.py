@@ -34,6 +34,7 @@ class FakeEngine:
     """Answers by the first byte of an image: ``r``, ``g`` or ``b``; anything else is not an image."""
 
     source, fingerprint, speed = "timm:none", "ab" * 32, "by heart"
+    problem: str | None = None
 
     def __init__(self, tasks=("colours", "signs"), *, slow=0.0):
         self.options = SimpleNamespace(max_pixels=1000)

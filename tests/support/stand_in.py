@@ -55,6 +55,7 @@ class StandIn:
     """The engine of a service."""
 
     source, fingerprint, speed = "timm:efficientnet_lite0", "5c0ffee5" * 8, "float32, channels last"
+    closed, problem = False, None
 
     def __init__(self, service: Service) -> None:
         self.service, self.options = service, SimpleNamespace(max_pixels=service.pixels)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from golden import tasks as golden
-from piggyback.errors import BackboneMismatchError, InputError, TaskFileError
+from piggyback.errors import BackboneMismatchError, DataError, InputError, TaskFileError
 from piggyback.taskfile.file import load, save
 from piggyback.taskfile.header import from_metadata, header_of, to_metadata
 from piggyback.taskfile.task import Task, TaskInfo
@@ -40,9 +40,15 @@ def test_a_long_text_keeps_its_end_marks(prepared):
     assert ([len(row) for row in rows], cut) == ([3, 5], 1)
 
 
-@pytest.mark.parametrize("wrong", ["", "  \n", 3, None, b"good", "a" * 2_000_000, "\ud83d"])
-def test_what_is_no_text_is_refused(prepared, wrong):
-    with pytest.raises(InputError, match="text"):
+@pytest.mark.parametrize(
+    ("error", "wrong"),
+    [
+        *((InputError, wrong) for wrong in (3, None, b"good")),
+        *((DataError, wrong) for wrong in ("", "  \n", "a" * 2_000_000, "\ud83d")),
+    ],
+)
+def test_what_is_no_text_is_refused(prepared, error, wrong):
+    with pytest.raises(error, match="text"):
         prepared(wrong)
 
 

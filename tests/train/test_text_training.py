@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from piggyback.errors import BackboneError, BackboneMismatchError, DataError, InputError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.masks.rule import mask_lr, reach_for
 from piggyback.model.multitask import MultiTaskModel
-from piggyback.serve import Engine, EngineOptions
+from piggyback.serve import Engine, EngineOptions, create_app
 from piggyback.taskfile.file import load, save
 from piggyback.texts.preprocessing import Text
 from piggyback.train import evaluate, predict, train
@@ -108,6 +109,7 @@ def test_another_tokenizer_is_refused(mood, tmp_path):
     with pytest.raises(BackboneMismatchError, match="tokenizer"):
         model.load_task(mood)
     assert model.task_names == ()
+    model.release()
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "mood.safetensors").write_bytes(mood.read_bytes())
@@ -156,9 +158,23 @@ def test_a_server_answers_for_texts_of_any_length(reader, mood):
         answers = engine.predict(given, "mood")
         assert engine.task("mood").max_tokens == 24
         assert engine.task("mood").image_size is None
-        for wrong in (b"\x89PNG", torch.zeros(3, 8, 8), "", 5):
+        for wrong in (b"\x89PNG", torch.zeros(3, 8, 8), 5):
             with pytest.raises(InputError, match="text"):
                 engine.predict(wrong, "mood")
+        with pytest.raises(DataError, match="text"):
+            engine.predict(" ", "mood")
+        # One that cannot be used keeps no other from being answered.
+        some = engine.predict([given[0], " ", "a" * 2_000_000], "mood", return_errors=True)
+        assert [getattr(one, "code", None) for one in some] == [None, "bad_image", "too_large"]
+        client = TestClient(create_app(engine))
+        said = client.post("/v1/tasks/mood/predict", json={"texts": [given[0], " "]}).json()
+        assert [one and one["version"] for one in said["answers"]] == [answers[0].version, None]
+        assert [one["index"] for one in said["errors"]] == [1]
+        # In a form as well, of any length, several of them.
+        long = "the film is good " * 200
+        form = [("text", (None, text)) for text in (given[0], long)]
+        said = client.post("/v1/tasks/mood/predict", files=form).json()
+        assert [one["version"] for one in said["answers"]] == [answers[0].version] * 2
     for one, said in zip(wanted, answers, strict=True):
         assert said.classes == one.classes
         assert said.probabilities == pytest.approx(one.probabilities, abs=1e-5)

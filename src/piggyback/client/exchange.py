@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import httpx2 as httpx
@@ -95,7 +95,7 @@ class Exchange:
         retries: int = 2,
         **options: Any,
     ) -> None:
-        number = isinstance(timeout, (int, float)) and 0 < timeout < math.inf
+        number = isinstance(timeout, (int, float)) and 0 < timeout <= TIMEOUT_MAX
         if not number and not isinstance(timeout, httpx.Timeout):
             raise InputError(f"timeout {timeout!r}: expected seconds above 0")
         if type(retries) is not int or retries < 0:

@@ -34,8 +34,8 @@ def encode(image: Any) -> tuple[str, bytes]:
     It may be a path, an encoded image, a PIL image, a uint8 array (h, w, 3) or (h, w), or a uint8
     tensor (3, h, w). What the network sees is what it would see of the same object in this process.
 
-    Raises DataError for a file that cannot be read or is not an image, InputError for other things, and for half a
-    character in a text.
+    Raises DataError for a file that cannot be read or is not an image, and for half a character in a text; InputError
+    for other things.
 
     >>> kind, data = encode(b"BM and so on")
     >>> kind
@@ -49,7 +49,12 @@ def encode(image: Any) -> tuple[str, bytes]:
             data = Path(image).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: of a path with a zero byte
             why = getattr(error, "strerror", None) or error
-            raise DataError(f"image {name}: cannot be read ({why}); check the path") from error
+            hint = (
+                "; a text goes in as Text(...)" if isinstance(image, str) and " " in image else ""
+            )
+            raise DataError(
+                f"image {name:.200}: cannot be read ({why}); check the path{hint}"
+            ) from error
         return _kind_of(data, name), data
     if isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)

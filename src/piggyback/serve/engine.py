@@ -52,7 +52,8 @@ class Engine:
 
     ``memory`` bounds what tasks take, in bytes or as "2GiB": live copies of the network for the tasks used last, packed
     bits for others; the rest waits on disk. Calls may come from any thread; requests of all of them are batched by
-    task. Raises BackboneError where the backbone cannot be had, InputError for too little memory.
+    task. Raises UnavailableError where the folder cannot be listed, BackboneError where the backbone cannot be had,
+    TaskStateError for a network that a MultiTaskModel holds, InputError for too little memory.
 
     >>> import tempfile, torch
     >>> from piggyback import MultiTaskModel
@@ -81,8 +82,9 @@ class Engine:
         self.options = EngineOptions() if options is None else options
         check_is("options", self.options, EngineOptions, "an EngineOptions")
         self._process = os.getpid()
-        budget = parse_bytes(memory)
+        budget = parse_bytes(memory, "memory")
         store = open_store(tasks_dir)
+        store.list()  # a folder that is not there is told before the network is loaded
         check_device(self.options.place)
         workers, threads = self.options.division()
         if isinstance(backbone, str):
@@ -121,6 +123,11 @@ class Engine:
     def queue_depth(self) -> int:
         """Queued images."""
         return self._scheduler.depth
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or made in another process, where its threads are."""
+        return self._stopping.is_set() or os.getpid() != self._process
 
     @property
     def problem(self) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from piggyback.errors import BackboneMismatchError, InputError
+from piggyback.errors import BackboneMismatchError, DataError, InputError, TooLargeError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.texts.words import Words
 
@@ -53,11 +53,11 @@ def bad_text(texts: Sequence[object]) -> int | None:
 
 
 def utf8(text: str) -> bytes:
-    """Return a text in UTF-8; raises InputError for half a character."""
+    """Return a text in UTF-8; raises DataError for half a character."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(
+        raise DataError(
             f"text {text!r:.80} holds a lone surrogate, which is no character: expected UTF-8"
         ) from error
 
@@ -91,8 +91,8 @@ class TextPreprocessing:
     def __call__(self, text: Any) -> Tensor:
         """Return one text's tokens as the network takes them, int64 (tokens,).
 
-        Raises InputError for anything but a text with a letter in it, and where no backbone with the tokenizer is
-        loaded.
+        Raises InputError for anything but a text, and where no backbone with the tokenizer is loaded; DataError for a
+        text that cannot be used, as for an image.
         """
         import torch
 
@@ -101,9 +101,9 @@ class TextPreprocessing:
                 f"the task reads texts: expected a text, found {type(text).__name__}; images are for tasks on images"
             )
         if not text.strip():
-            raise InputError("the text is empty: expected one with a letter in it")
+            raise DataError("the text is empty: expected one with a letter in it")
         if len(text) > MOST_CHARACTERS:
-            raise InputError(
+            raise TooLargeError(
                 f"a text of {len(text)} characters: expected at most {MOST_CHARACTERS}; send parts of it"
             )
         utf8(text)

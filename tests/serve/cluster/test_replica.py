@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from types import SimpleNamespace
 
 import pytest
+from fastapi.testclient import TestClient
 
 from piggyback.errors import UnknownTaskError
-from piggyback.serve.cluster import ClusterOptions
-from piggyback.serve.cluster.replica import ReplicaEngine
+from piggyback.serve.cluster import ClusterOptions, app
+from piggyback.serve.cluster.replica import Replica, ReplicaEngine
 from piggyback.serve.options import EngineOptions
 from piggyback.serve.stats import SECONDS, Counts, Stats
 from support import colour_tasks
@@ -115,3 +117,24 @@ def test_stats_are_the_sums_over_the_replicas_that_answer(engine, serve):
     assert found.tasks == {"disk": 2, "dense": 2}
     serve.answers = []
     assert engine.stats() == engine.own_stats()
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "status"),
+    [("127.0.0.1", None, 421), ("0.0.0.0", None, 200), ("127.0.0.1", "s3cret", 401)],
+)
+def test_a_strangers_name_is_told_nothing(serve, files, tmp_path, monkeypatch, host, token, status):
+    ran = []
+    monkeypatch.setattr(app, "_start_ray", lambda: SimpleNamespace(shutdown=lambda: None))
+    ray_serve = SimpleNamespace(start=lambda **_: None, run=lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(app, "require", lambda *_: ray_serve)
+    monkeypatch.setattr(app, "_application", ran.append)
+    options = ClusterOptions(
+        tasks=str(tmp_path / "tasks"), backbone=f"{colour_tasks.__file__}:build", token=token
+    )
+    with pytest.raises(ZeroDivisionError), warnings.catch_warnings(action="ignore"):
+        app.run(options, host=host, port=0)
+    replica = Replica(ran[0])
+    client = TestClient(replica.__serve_build_asgi_app__(), "http://evil.example")
+    assert client.get("/v1/tasks").status_code == status
+    replica._engine.close()

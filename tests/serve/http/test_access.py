@@ -85,6 +85,9 @@ def test_uploads_that_change_nothing(server, content, kind, status, name):
     headers = {"Authorization": "Bearer s3cret", "Content-Type": kind}
     done = httpx.put(f"{server.address}/v1/tasks/{name}", content=content, headers=headers)
     assert done.status_code == status
+    headers = {**headers, "Content-Encoding": "gzip"}
+    done = httpx.put(f"{server.address}/v1/tasks/new", content=b"task", headers=headers)
+    assert done.status_code == 415  # what is wrong is not the file
     assert set(server.engine.files) == {"colours", "signs"}
 
 

@@ -69,6 +69,12 @@ def test_a_form_with_several_images_and_a_field(client, server):
     assert server.engine.asked == [("colours", b"red\r\n--", 1), ("colours", b"blue", 1)]
 
 
+def test_a_large_image_in_a_form_needs_no_disk(client, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # full, or read only, as in many containers
+    done = client.post("/v1/tasks/colours/predict", files={"image": b"red" * 1_000_000})
+    assert classes(done.json()["answers"][0])[0] == "red"
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_json(client, many):
     body = {"images": [base64_of(b"blue")] * 2} if many else {"image": base64_of(b"blue")}
@@ -181,11 +187,14 @@ def test_it_is_an_ordinary_fastapi_application():
 
     @app.get("/mine/{number}")
     async def mine(number: int) -> dict[str, int]:
+        if not number:
+            raise HTTPException(404)
         return {"number": number}
 
     with TestClient(app) as client:
         assert client.get("/mine/7").json() == {"number": 7}
         assert client.get("/mine/x").json()["error"]["code"] == "invalid"
+        assert client.get("/mine/0").json()["error"]["message"] == "Not Found"  # the path is known
         assert "/mine/{number}" in client.get("/openapi.json").json()["paths"]
         done = client.get("/health", headers={"Origin": "https://shop.example"})
         assert done.headers["access-control-allow-origin"] == "https://shop.example"
@@ -326,6 +335,7 @@ def test_a_factory_for_other_servers(monkeypatch, environ, tmp_path):
         ("LIMITS_IMAGES", "0", "PIGGYBACK_LIMITS_.*images"),
         ("TOKEN", "two words", "PIGGYBACK_TOKEN"),
         ("MEMORY", "lots", "PIGGYBACK_MEMORY"),
+        ("LOCAL_ONLY", "false", "PIGGYBACK_LOCAL_ONLY 'false'"),
     ],
 )
 def test_a_wrong_variable_is_named_in_one_line(environ, name, text, named, capsys):

@@ -48,6 +48,10 @@ def test_what_the_engine_counted(server):
     }  # fmt: skip
     assert {key: found["piggyback_" + key[0], *key[1:]] for key in wanted} == wanted
     assert found[latency + "_sum", colours] == pytest.approx(0.302)
+    assert found["piggyback_tasks_reachable",] == 1
+    server.engine.problem = "the folder is gone"
+    assert samples(server)["piggyback_tasks_reachable",] == 0
+    server.engine.problem = None
 
 
 def test_requests_by_route_and_status(server):

@@ -113,21 +113,35 @@ def test_stopping_takes_a_bounded_time(twice, monkeypatch):
     assert engine.closed == [False]  # what is queued is given up
 
 
-def test_a_second_signal_does_not_wait_for_the_network():
-    go = threading.Event()
+def test_stopping_does_not_wait_for_the_network_which_is_closed_once_it_is_there():
+    begun, go, engine = threading.Event(), threading.Event(), FakeEngine()
 
     def start():
+        begun.set()
         go.wait(60)
-        return FakeEngine()
+        return engine
 
     try:
         with served(start, limits=Limits(stop_s=60.0), ready=False) as server:
-            server.handle_exit(signal.SIGTERM, None)
+            assert begun.wait(60)
             server.handle_exit(signal.SIGTERM, None)
         # served() has seen the server's thread end
         assert server.service.status == "stopping"
+        assert not engine.closed
     finally:
         go.set()
+    wait_until(lambda: engine.closed)
+    assert server.service.status == "stopping"
+
+
+def test_an_engine_that_answers_no_more_is_not_ready():
+    engine = FakeEngine()
+    client = TestClient(create_app(engine))
+    assert client.get("/readyz").status_code == 200
+    engine.close()  # by whoever made it; one that was made before a fork says the same of itself
+    health = client.get("/readyz")
+    assert (health.status_code, health.json()["status"]) == (503, "stopping")
+    assert client.post(PREDICT, files={"image": b"red"}).json()["error"]["code"] == "stopping"
 
 
 def test_a_port_that_is_taken():

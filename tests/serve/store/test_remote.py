@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import uuid
 
@@ -291,3 +292,14 @@ def test_an_engine_goes_on_while_the_network_is_gone(bucket, tmp_path, monkeypat
             assert engine.predict(INPUT, name).classes[0] == expected(name)
         Bucket.failure = None
     assert Bucket.reads == reads
+
+
+def test_a_bucket_that_is_gone_makes_no_task_unknown(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIGGYBACK_CACHE", str(tmp_path))
+    put(bucket, "t0.safetensors", save(telling_tasks(1)["t0"]))
+    with Engine(Telling(), bucket, "1MiB", EngineOptions(workers=1, watch_s=0)) as engine:
+        shutil.rmtree(tmp_path / "tasks")
+        fsspec.filesystem("bucket").rm(bucket, recursive=True)
+        engine.rescan()
+        with pytest.raises(UnavailableError, match="'t0'"):
+            engine.predict(INPUT, "t0")

@@ -23,7 +23,7 @@ from piggyback import errors
 from piggyback.errors import PiggybackError, UnavailableError, require
 from piggyback.serve.cluster.options import ClusterOptions, from_args
 from piggyback.serve.cluster.replica import Replica
-from piggyback.serve.http.server import address_of, listen, warn_if_open
+from piggyback.serve.http.server import address_of, is_loopback, listen, warn_if_open
 
 NAME = "piggyback"
 
@@ -74,6 +74,8 @@ def run(
     without Ray; warns of a host that others can reach where there is no token.
     """
     warn_if_open(host, options.token)
+    if options.token is None and is_loopback(host):
+        options = replace(options, local_only=True)
     if "://" not in options.tasks:
         options = replace(options, tasks=str(Path.cwd() / options.tasks))
     listen(host, port).close()  # one that cannot be had is better said now than in Ray's log

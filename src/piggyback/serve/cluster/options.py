@@ -26,6 +26,8 @@ class ClusterOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
     limits: Limits = field(default_factory=Limits)
     token: str | None = field(default=None, repr=False)
+    local_only: bool = False
+    """Whether only requests for an address or "localhost" are answered, as by ``run`` on loopback without a token."""
     replicas: int = 1
     autoscale: tuple[int, int] | None = None
     """Fewest and most replicas; ``replicas`` is not used then."""

@@ -86,7 +86,12 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         options = self._options
-        app = create_app(self._engine, token=options.token, limits=options.limits)
+        app = create_app(
+            self._engine,
+            token=options.token,
+            limits=options.limits,
+            local_only=options.local_only,
+        )
         self._service = app.state.service
         return app
 

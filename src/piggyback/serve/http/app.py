@@ -158,6 +158,10 @@ def _app_from_env() -> FastAPI:
     size = environ.get("PIGGYBACK_MEMORY", "2GiB")
     memory = parse_bytes(size, "environment variable PIGGYBACK_MEMORY")
 
+    local = environ.get("PIGGYBACK_LOCAL_ONLY", "1")
+    if local not in ("0", "1"):
+        raise InputError(f"environment variable PIGGYBACK_LOCAL_ONLY {local!r}: expected 0 or 1")
+
     def start() -> Engine:
         # torch takes seconds, in which a port that is taken has been told long since.
         from piggyback.serve.engine import Engine
@@ -168,7 +172,7 @@ def _app_from_env() -> FastAPI:
         start,
         token=token,
         limits=limits,
-        local_only=token is None and environ.get("PIGGYBACK_LOCAL_ONLY", "1") != "0",
+        local_only=token is None and local == "1",
         cors_origins=[origin.strip() for origin in origins.split(",") if origin.strip()],
     )
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from codecs import BOM_UTF8
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -19,8 +22,7 @@ from pydantic import (
     WithJsonSchema,
 )
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.types import Message
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from piggyback.errors import (
     BadRequestError,
@@ -51,8 +53,8 @@ CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 INPUTS = ("image", "images", "text", "texts")
 TOP_K = 5
 MAX_TOP_K = 10_000
-MAX_FIELD_BYTES = 1000
-"""Of a field of a form that is not a file."""
+MAX_URI_HEAD = 1000
+"""Letters of a data URI before its data."""
 MAX_NAME = 255
 """Letters of a file's name, of which the last are kept."""
 MAX_BRACKETS = 8
@@ -70,7 +72,7 @@ def _decoded(value: object) -> object:
         return value
     start = 0
     if value[:5].lower() == "data:":
-        found = _DATA_URI.match(value[:MAX_FIELD_BYTES])
+        found = _DATA_URI.match(value[:MAX_URI_HEAD])
         if found is None:
             raise BadRequestError("a data URI: expected data:image/...;base64, and the image")
         start = found.end()
@@ -152,6 +154,12 @@ async def infer_request(request: Request, query: Annotated[InferQuery, Query()])
     return await _read(request, InferBody, query, query.task)
 
 
+def check_plain(request: Request) -> None:
+    """Raise UnsupportedError for a body that is compressed."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedError("a compressed body: send it as it is")
+
+
 async def _read(
     request: Request, model: type[PredictBody], query: PredictQuery, tasks: list[str]
 ) -> PredictRequest:
@@ -187,8 +195,7 @@ async def _body(
     request: Request, model: type[PredictBody], limits: Limits
 ) -> tuple[PredictBody, list[str | None]]:
     """The body as its content type says, and the names of a form's files; ValidationError besides ``_read``'s."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedError("a compressed body: send it as it is")
+    check_plain(request)
     names: list[str | None] = []
     kind, _, more = request.headers.get("content-type", "").lower().partition(";")
     kind = kind.strip()
@@ -209,7 +216,7 @@ async def _body(
         fields, names = await _form(request, limits)
         body = model.model_validate(fields)
     elif kind == "application/json":
-        data = _checked(await request.body(), limits)
+        data = _checked((await request.body()).removeprefix(BOM_UTF8), limits)
         body = model.model_validate_json(data, strict=True)
         if any(data.count(b'"%s"' % name.encode()) > 1 for name in model.model_fields):
             try:  # a parser takes the last one
@@ -252,47 +259,50 @@ def _inputs(body: PredictBody) -> list[bytes] | list[Text]:
 
 async def _form(request: Request, limits: Limits) -> tuple[dict[str, Any], list[str | None]]:
     """The fields of a form, under the names that they have in JSON, and the names of its files."""
-    most = {"max_files": limits.images + 1, "max_fields": limits.tasks + 3}
     found: dict[str, Any] = {}
     names: list[str | None] = []
     end = b""
 
-    async def receive() -> Message:
+    async def pieces() -> AsyncGenerator[bytes]:
         nonlocal end
-        message = await request.receive()
-        end = (end + message.get("body", b"")[-8:])[-8:]
-        return message
+        async for piece in request.stream():
+            end = (end + piece[-8:])[-8:]
+            yield piece
 
     try:
-        async with Request(request.scope, receive).form(
-            **most, max_part_size=MAX_FIELD_BYTES
-        ) as form:
-            # The parser leaves out a part that is cut off, and says nothing.
-            if not end.rstrip().endswith(b"--"):
-                raise BadRequestError("the form cannot be read: it ends before its last boundary")
-            for name, value in form.multi_items():
-                if (name == "image") != isinstance(value, UploadFile):
-                    wanted = (
-                        "a file" if name == "image" else "a text or number; images go into 'image'"
-                    )
-                    raise InputError(f"form field {name[:40]!r}: expected {wanted}")
-                if name in ("images", "tasks"):  # their names in JSON, which is filled below
-                    raise InputError(
-                        f"form field {name!r}: expected {name[:-1]!r}, as often as wanted"
-                    )
-                if isinstance(value, UploadFile):
-                    found.setdefault("images", []).append(await value.read())
-                    names.append((value.filename or "")[-MAX_NAME:] or None)
-                elif name == "task":
-                    found.setdefault("tasks", []).append(value)
-                elif name in found:
-                    raise InputError(f"form field {name[:40]!r}: expected it once")
-                else:
-                    found[name] = value
-    except HTTPException as error:
+        async with aclosing(pieces()) as stream:
+            parser = MultiPartParser(
+                request.headers,
+                stream,
+                max_files=limits.images + 1,
+                max_fields=limits.tasks + limits.images + 3,
+                max_part_size=limits.body_bytes,  # a field may be a text
+            )
+            # Not on a disk, which may be full, or not be there: the limit on bodies bounds all of it.
+            parser.spool_max_size = 0
+            form = await parser.parse()
+    except MultiPartException as error:
         # Starlette has one error for all that may be wrong with a form.
-        kind = TooLargeError if str(error.detail).startswith("Too many") else BadRequestError
-        raise kind(f"the form cannot be read: {error.detail}") from None
+        kind = TooLargeError if error.message.startswith("Too many") else BadRequestError
+        raise kind(f"the form cannot be read: {error.message}") from None
+    # The parser leaves out a part that is cut off, and says nothing.
+    if not end.rstrip().endswith(b"--"):
+        raise BadRequestError("the form cannot be read: it ends before its last boundary")
+    for name, value in form.multi_items():
+        if (name == "image") != isinstance(value, UploadFile):
+            wanted = "a file" if name == "image" else "a text or number; images go into 'image'"
+            raise InputError(f"form field {name[:40]!r}: expected {wanted}")
+        if name in ("images", "tasks", "texts"):  # their names in JSON, which is filled below
+            raise InputError(f"form field {name!r}: expected {name[:-1]!r}, as often as wanted")
+        if isinstance(value, UploadFile):
+            found.setdefault("images", []).append(await value.read())
+            names.append((value.filename or "")[-MAX_NAME:] or None)
+        elif name in ("task", "text"):
+            found.setdefault(f"{name}s", []).append(value)
+        elif name in found:
+            raise InputError(f"form field {name[:40]!r}: expected it once")
+        else:
+            found[name] = value
     return found, names
 
 
@@ -319,13 +329,12 @@ def body_schema(model: type[PredictBody]) -> dict[str, Any]:
     binary = {"type": "string", "format": "binary"}
     json = model.model_json_schema()
     fields = {name: one for name, one in json["properties"].items() if name not in INPUTS}
-    form = {"image": {"type": "array", "items": binary}, **fields}
+    texts = {"type": "array", "items": {"type": "string"}}
+    form = {"image": {"type": "array", "items": binary}, "text": texts, **fields}
     if "tasks" in form:
         form["task"] = form.pop("tasks")
     content: dict[str, Any] = {
-        "multipart/form-data": {
-            "schema": {"type": "object", "properties": form, "required": ["image"]}
-        },
+        "multipart/form-data": {"schema": {"type": "object", "properties": form}},
         "application/json": {"schema": json},
         TEXT_TYPE: {"schema": {"type": "string"}},
         **{kind: {"schema": binary} for kind in IMAGE_TYPES},

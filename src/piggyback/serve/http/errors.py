@@ -81,7 +81,8 @@ def answer_errors(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             return await ours(request, error.__cause__)
         headers = dict(error.headers or {})
         message = error.detail if isinstance(error.detail, str) else json.dumps(error.detail)
-        if message == "Not Found":
+        # A route that was found may say it of what it was asked for.
+        if message == "Not Found" and request.scope.get("route") is None:
             message = f"no such path {request.url.path[:80]!r}; see /openapi.json"
         elif error.status_code == 405:
             # Starlette names the methods of the first route alone; a path has one route for each.

@@ -47,6 +47,8 @@ class Metrics(Collector):
         yield _gauge("http_in_flight", "HTTP requests being answered.", service.in_flight)
         yield _gauge("ready", "1 while the engine answers.", service.status == "ready")
         if service.started is not None:
+            there = service.started.problem is None
+            yield _gauge("tasks_reachable", "1 while the tasks' folder can be listed.", there)
             yield from _engine_metrics(service.started.stats())
 
 

@@ -34,6 +34,7 @@ from piggyback.serve.http.body import (
     PredictBody,
     PredictRequest,
     body_schema,
+    check_plain,
     infer_request,
     predict_request,
 )
@@ -197,7 +198,8 @@ def _in_place(
     if len(bad) < len(said):
         return said, errors
     first, name = bad[0], asked.names[0]
-    some = "" if len(bad) == 1 else f"none of the {len(bad)} images can be used; the first: "
+    what = "texts" if isinstance(asked.images[0], Text) else "images"
+    some = "" if len(bad) == 1 else f"none of the {len(bad)} {what} can be used; the first: "
     error = type(first)(f"{some}{'' if name is None else f'{name!r}: '}{first}")
     error.each = errors if len(bad) > 1 else ()
     raise error
@@ -248,6 +250,7 @@ async def put_task(
 ) -> TaskStatus:
     """Add or replace a task by its file; one with other classes only if asked to replace them."""
     check_name(task)
+    check_plain(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("", *BINARY):
         raise UnsupportedError(

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 _ERRORS = {"starting": StartingError, "failed": StartFailedError, "stopping": ClosedError}
-_STEP_S = 0.1
-"""Between looks whether to go on waiting for a start."""
 
 
 class Service:
@@ -55,7 +53,7 @@ class Service:
     @property
     def status(self) -> Literal["starting", "ready", "stopping", "failed"]:
         """How far the engine is."""
-        if self._stopping:
+        if self._stopping or (self.started is not None and self.started.closed):
             return "stopping"
         if self.failure is not None:
             return "failed"
@@ -69,7 +67,9 @@ class Service:
             "starting": "the network is being loaded; ask again in a moment"
             if self._begun
             else "the application was not started: run its lifespan, or give it an engine that is ready",
-            "stopping": "the server is stopping",
+            "stopping": "the server is stopping"
+            if self._stopping
+            else "the engine was closed, or made before a fork: give each process one of its own",
             "failed": "the server could not start: "
             f"{self.failure if known else 'an internal error; see its log'}",
         }
@@ -78,7 +78,7 @@ class Service:
     @property
     def engine(self) -> Engine:
         """The engine, ready. Raises StartingError, StartFailedError or ClosedError where it is not."""
-        if self.started is not None and not self._stopping:
+        if self.started is not None and self.status == "ready":
             return self.started
         raise _ERRORS[self.status](self.health.reason)
 
@@ -115,7 +115,13 @@ class Service:
     def _run(self) -> None:
         began = time.perf_counter()
         try:
-            self.started = self._start() if self._start else None
+            engine = self._start() if self._start else None
+            mine = self._thread is threading.current_thread()
+            if mine:
+                self.started = engine
+            if engine is not None and (self._stopping or not mine):
+                engine.close(drain=False)  # nobody has waited for it
+                return
             LOGGER.info({"event": "ready", "seconds": round(time.perf_counter() - began, 2)})
         except Exception as error:
             # Nothing above this thread could tell anyone: /health does.
@@ -126,8 +132,5 @@ class Service:
             self.failure = error
 
     def _close(self) -> None:
-        thread, until = self._thread, time.monotonic() + self.limits.stop_s
-        while self._drain and thread and thread.is_alive() and time.monotonic() < until:
-            thread.join(_STEP_S)
         if self.started is not None:
             self.started.close(drain=self._drain, timeout=self.limits.stop_s)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from piggyback.errors import BackboneError, InputError, first_line
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.network.backbone import Backbone
-from piggyback.network.frozen import FrozenBackbone, plain_copy
+from piggyback.network.frozen import FrozenBackbone, plain_copy, refuse_held
 from piggyback.network.hardware import multiplies_bfloat16
 from piggyback.serve.options import Precision
 from piggyback.serve.replicas.copies import ModelCopy, Prototype
@@ -56,6 +56,7 @@ class Network:
             self.source, self.preprocessing = backbone.source, backbone.preprocessing
         else:
             module, head, self.source, self.preprocessing = backbone, None, "", None
+        refuse_held(module)  # of the copy nobody would know
         with torch.inference_mode(False), torch.no_grad():
             frozen = FrozenBackbone(plain_copy(module).eval(), head=head)
             self.fingerprint = frozen.fingerprint

@@ -142,7 +142,12 @@ class TaskFolder:
             with self._lock:
                 data = self._store.read(entry.name)  # once more: a newer file may have been put
                 return self._accept(entry.name, data), data
-        except (UnknownTaskError, UnavailableError):
+        except UnknownTaskError as error:
+            if self.problem is None:
+                raise
+            # An object store cannot tell a file that is gone from a bucket that is.
+            raise self._unknown(entry.name) from error
+        except UnavailableError:
             raise
         except PiggybackError as error:
             raise UnavailableError(

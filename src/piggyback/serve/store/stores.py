@@ -318,8 +318,9 @@ class RemoteStore:
             raise
         except Exception as error:  # noqa: BLE001 - every protocol's package has errors of its own
             if name is not None and isinstance(error, FileNotFoundError):
+                # Without the place: the message reaches those who ask a server.
                 failure: PiggybackError = UnknownTaskError(
-                    f"unknown task {name!r}: there is no {name}{SUFFIX} in {self.place}"
+                    f"unknown task {name!r}: there is no {name}{SUFFIX}"
                 )
             else:
                 failure = _unreachable(self.place, problem, without_secrets(error, self._url))
