@@ -61,7 +61,7 @@ def test_folds_and_kinds_of_classes_are_said_to_be_the_classes(make, tmp_path):
     make("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog")
     assert noted(load_folder(tmp_path).notes, "'fold1'", "'fold2'", "'cat'", "'dog'")
     make("fold1", count=1)  # images of its own: it is a class
-    assert not noted(load_folder(tmp_path).notes, "'cat'")
+    assert not noted(load_folder(tmp_path).notes, "the classes are")
 
 
 @pytest.mark.parametrize("other", ["dog", "dog/a"])

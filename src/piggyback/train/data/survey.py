@@ -25,7 +25,7 @@ from piggyback.images.find import list_folders, list_images
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.paths import PathList
 from piggyback.images.pictures import Pictures
-from piggyback.train.data.folder import inner_folder, split_folders
+from piggyback.train.data.folder import inner_folder, only, split_folders
 from piggyback.train.data.sets import ImageSet, Split
 from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
@@ -202,6 +202,7 @@ def survey(root: str | Path) -> Survey:
     if not places:
         raise DataError(
             f"image folder {str(root)!r}: expected <class>/<file> or <split>/<class>/<file>, found no image"
+            f"{only(left_out)}"
         )
     samples = list(in_threads(lambda place: _look(*place), places))
     return Survey(root.resolve().name, samples, _copies(samples), dict(left_out.most_common()))
