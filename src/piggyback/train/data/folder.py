@@ -197,15 +197,15 @@ def _read_split(
     for label, class_name in enumerate(classes):
         elsewhere = {place for name, place in places.items() if name != class_name}
         here = names.get(class_name)
-        others = Counter[str]()
-        images = list_images(here, others, elsewhere)[:most] if here else []
+        beside = Counter[str]()
+        images = list_images(here, beside, elsewhere)[:most] if here else []
         if not images and not known:
             raise DataError(
-                f"class folder {str(here)!r} holds no images{only(others)}: expected one or more "
+                f"class folder {str(here)!r} holds no images{only(beside)}: expected one or more "
                 f"of {', '.join(sorted(SUFFIXES))}; remove the folder if the class is not wanted"
             )
         if left_out is not None:
-            left_out.update(others)
+            left_out.update(beside)
         files += images
         labels += [label] * len(images)
     checks = enumerate(in_threads(partial(problem_of, thorough=skip_bad), files))
