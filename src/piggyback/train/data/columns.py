@@ -81,6 +81,8 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
         )
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{str(path)!r}: no such file; give a text itself as text=") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r}: expected UTF-8 text, a text a line ({error})") from error
     found = [line for line in lines if line.strip()]
