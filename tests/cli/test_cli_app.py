@@ -117,10 +117,19 @@ def test_completion_knows_a_commands_options(piggyback, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_while_modules_are_loaded_shows_no_traceback(piggyback, monkeypatch):
+    def stopped(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("piggyback.cli.app.load", stopped)
+    ran = piggyback("check", "pictures")
+    assert (ran.code, ran.out, ran.err) == (130, "", "")
+
+
 def test_ctrl_c_exits_with_130_and_resume_goes_on(toy, colours, tmp_path):
     command = [
         *(*COMMAND, "train", "--data", str(colours), "--backbone", f"{toy}:build"),
-        *("--out", str(tmp_path / "run"), *FAST, "--epochs", "100000"),
+        *("--out", str(tmp_path / "run"), *FAST, "--epochs", "3000"),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     place = tmp_path / "run" / "checkpoint.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ def test_a_report_measures_what_evaluate_says(piggyback, trained, colours):
     assert values["numbers"]["accuracy"]["value"] == pytest.approx(said["accuracy"], abs=1e-3)
     assert values["numbers"]["log_loss"]["value"] == pytest.approx(said["loss"], abs=1e-4)
     assert values["samples"] == 18
+
+
+def test_a_report_among_the_images_would_be_a_class_and_is_refused(piggyback, trained, colours):
+    shutil.copytree(colours / "test", "flat")
+    line = ("evaluate", trained, "--data", "flat")
+    piggyback(*line, "--report", "flat/report").refuses(
+        "--report 'flat/report'", "among the images"
+    )
+    piggyback("check", "flat", "--out", "flat/red/../found").refuses("--out", "among the images")
+    piggyback("compare", "--data", "a=flat", "--out", "flat").refuses("--out", "among the images")
+    assert sorted(each.name for each in Path("flat").iterdir()) == ["blue", "green", "red"]
 
 
 def test_two_tasks_are_compared_on_the_same_images(piggyback, trained, colours, toy):

@@ -35,6 +35,8 @@ def test_from_a_table_to_answers(piggyback, mood, reviews):  # noqa: F811
     Path("new.csv").write_text("review,n\na good film,1\nbad,2\n")
     assert json.loads(piggyback(*line, "new.csv", "--column", "text=review").out) == [one, two]
     measured = json.loads(piggyback("evaluate", mood, "--data", reviews, "--json").out)
+    Path("again.csv").write_text("text\na good film\nbad\na good film\n")
+    assert json.loads(piggyback(*line, "again.csv").out) == [one, two, one]
     told = json.loads(piggyback("inspect", mood, "--json").out)
     assert measured["accuracy"] == pytest.approx(told["provenance"]["test_accuracy"], abs=0.01)
     assert told["preprocessing"]["max_length"] == 24
@@ -61,7 +63,7 @@ def test_methods_are_compared_on_texts(piggyback, encoder, reviews):  # noqa: F8
     ("words", "wanted"),
     [
         (("--text", " "), "--text"),
-        (("photo.jpg",), "photo.jpg"),
+        (("a good film",), "give a text itself as --text"),
         (("--column", "text=review", "--text", "a"), None),
         (("--column", "label=x", "--text", "a"), "--column"),
         ((), "INPUTS"),
@@ -86,8 +88,23 @@ def test_texts_for_a_task_on_images_are_refused(piggyback, trained, colours, rev
     piggyback(*line, colours, "--column", "text=a").refuses("--column")
 
 
-def test_images_for_a_task_on_texts_are_refused(piggyback, mood, colours):
+def test_images_for_a_task_on_texts_are_refused(
+    piggyback,
+    mood,
+    colours,
+    trained,
+    encoder,  # noqa: F811
+    reviews,  # noqa: F811
+    toy,
+):
     piggyback("evaluate", mood, "--data", colours).refuses()
+    line = ("train", "--name", "x", "--data")
+    texts = (reviews, "--backbone", f"transformers:{encoder}")
+    piggyback(*line, *texts, "--from", trained).refuses("'colours'", "it is of images")
+    images = (colours, "--backbone", f"{toy}:build")
+    piggyback(*line, *images, "--from", mood).refuses("'mood'", "it is of texts")
+    ran = piggyback(*line, *texts, "--augment-flip")
+    assert (ran.code, "augment= is for images" in ran.err) == (1, True)
 
 
 def test_baked_to_onnx_and_to_a_folder(piggyback, mood):

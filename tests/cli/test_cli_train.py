@@ -77,6 +77,7 @@ def test_out_names_the_runs_folder_or_the_task_file(piggyback, toy, colours):
     assert load_file("tasks/squares.safetensors").name == "squares"
     assert Path("runs/squares/metrics.csv").exists()
     assert piggyback(*line, "--method", "head", "--out", "tasks/squares.safetensors").code == 0
+    piggyback(*line, "--out", "squares.pt").refuses("'squares.pt'", ".safetensors")
     # A task from elsewhere is not lost unasked.
     copied = Path("tasks/squares.safetensors").rename("moved.safetensors")
     kept = copied.read_bytes()

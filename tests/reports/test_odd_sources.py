@@ -61,7 +61,7 @@ def test_folds_and_kinds_of_classes_are_said_to_be_the_classes(make, tmp_path):
     make("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog")
     assert noted(load_folder(tmp_path).notes, "'fold1'", "'fold2'", "'cat'", "'dog'")
     make("fold1", count=1)  # images of its own: it is a class
-    assert not noted(load_folder(tmp_path).notes, "'cat'")
+    assert not noted(load_folder(tmp_path).notes, "the classes are")
 
 
 @pytest.mark.parametrize("other", ["dog", "dog/a"])
@@ -153,7 +153,7 @@ def test_one_column_of_flags_is_one_label(table):
     assert found.labels[:, 0].tolist() == [bool(i % 2) for i in range(12)]
 
 
-def test_labels_with_another_separator_are_said_and_sets_as_python_writes_them_refused(table):
+def test_labels_with_another_separator_are_said_and_other_brackets_refused(table):
     load = load_table
     assert noted(
         load(table("image,label", lambda i: f"{i % 2};x"), None, None, "multilabel").notes, "','"
@@ -163,8 +163,8 @@ def test_labels_with_another_separator_are_said_and_sets_as_python_writes_them_r
     )
     with pytest.raises(DataError, match="no row has a label"):
         load(table("image,label", lambda i: ""), None, None, "multilabel")
-    with pytest.raises(DataError, match=r"row 1: labels .*JSON"):
-        load(table("image,label", lambda i: f"\"('{i % 2}', 'x')\""), None, None, "multilabel")
+    with pytest.raises(DataError, match=r"row 1: labels .*a list such as"):
+        load(table("image,label", lambda i: f'"{{{i % 2},x}}"'), None, None, "multilabel")
 
 
 def test_numbers_are_measured_in_the_tasks_units(table):

@@ -114,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if given and given[0] in COMMANDS:  # the options of the root cost more than most help pages
             load(given[0])(args=given[1:], prog_name=f"piggyback {given[0]}")
         application()(args=given, prog_name="piggyback")
+    except KeyboardInterrupt:  # while a command's modules are loaded; later ones are told by typer
+        sys.exit(130)
     except Exception as error:
         message = _one_line(error)
         if message is None or debug:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from piggyback.cli.loading import called, is_data_set, load_set, refuse_table_options
+from piggyback.cli.loading import called, check_folder, is_data_set, load_set, refuse_table_options
 from piggyback.cli.messages import in_options
 from piggyback.cli.options import (
     ColumnOption,
@@ -24,7 +24,6 @@ from piggyback.cli.options import (
 from piggyback.cli.screen import results, table, write_json
 from piggyback.errors import DataError
 from piggyback.names import plain
-from piggyback.taskfile.disk import check_output
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,7 +75,7 @@ def run(
       piggyback check photos.csv --kind multilabel --column label=tags
     """
     if out is not None:
-        check_output(out, "--out", folder=True)
+        check_folder(out, "--out", [data])
     columns = columns_of(column)
     found = _survey(data, columns, kind, separator)
     values = found.to_json()

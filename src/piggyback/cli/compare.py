@@ -26,7 +26,6 @@ from piggyback.cli.options import (
 from piggyback.cli.screen import ScreenListener, notes, results, resumable, write_json
 from piggyback.errors import InputError, require
 from piggyback.names import check_name
-from piggyback.taskfile.disk import check_output
 from piggyback.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -84,10 +83,9 @@ def run(
       piggyback compare --data signs=photos/signs --json > rows.json
     """
     compute_with(threads, device)
-    check_output(out, "--out", folder=True)
     require("matplotlib", "plots")
 
-    from piggyback.cli.loading import load_images, load_sized
+    from piggyback.cli.loading import check_folder, load_images, load_sized
     from piggyback.lab.experiments.compare import compare
     from piggyback.lab.tables.formats import run_record, runs_screen
     from piggyback.train.methods import METHODS
@@ -99,6 +97,7 @@ def run(
     folders = dict(_named(text) for text in data)
     if len(folders) != len(data):
         raise InputError(f"--data {' '.join(data)}: expected a different NAME for each")
+    check_folder(out, "--out", folders.values())
     images = {
         name: load_images(folder, name, skip_bad, columns_of(column), kind, separator)
         for name, folder in folders.items()

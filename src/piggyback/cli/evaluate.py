@@ -11,6 +11,7 @@ import typer
 
 from piggyback.cli.computing import DeviceOption, ThreadsOption, compute_with
 from piggyback.cli.loading import (
+    check_folder,
     is_data_set,
     load_set,
     load_tasks,
@@ -31,7 +32,6 @@ from piggyback.cli.options import (
 from piggyback.cli.screen import notes, results, table, write_json
 from piggyback.errors import DataError, InputError, require
 from piggyback.images.preprocessing import Preprocessing
-from piggyback.taskfile.disk import check_output
 from piggyback.taskfile.header import read_header
 from piggyback.texts.preprocessing import as_images
 
@@ -104,7 +104,7 @@ def run(
     compute_with(threads, device)
     if report is not None:
         require("matplotlib", "plots")
-        check_output(report, "--report", folder=True)
+        check_folder(report, "--report", [data])
     from piggyback.train.evaluation import evaluate
 
     header = read_answering(task)

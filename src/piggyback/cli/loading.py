@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from piggyback.cli.messages import in_options
 from piggyback.cli.screen import notes
 from piggyback.errors import BackboneError, DataError, InputError, near_misses
+from piggyback.taskfile.disk import check_output
 from piggyback.taskfile.header import TaskHeader, read_header
 from piggyback.taskfile.task import OWN
 from piggyback.texts.preprocessing import TextPreprocessing
@@ -121,6 +122,20 @@ def named(data: Path) -> tuple[str | None, Path]:
     name, equals, source = str(data).partition("=")
     there = data.exists() or (data.parent != Path() and data.parent.exists())
     return (name, Path(source)) if equals and source and not there else (None, data)
+
+
+def check_folder(out: Path, option: str, sources: Iterable[Path]) -> None:
+    """Raise InputError where ``out`` cannot be written, or lies where its pictures would be taken for a class's."""
+    check_output(out, option, folder=True)
+
+    from piggyback.train.data.folder import split_folders
+
+    places = [source for source in sources if source.is_dir()]
+    read = [part for place in places for part in split_folders(place).values() or [place]]
+    if any(out.resolve().is_relative_to(part.resolve()) for part in read):
+        raise InputError(
+            f"{option} {str(out)!r} lies among the images, where its pictures would count as some: choose another"
+        )
 
 
 def load_images(

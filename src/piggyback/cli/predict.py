@@ -143,10 +143,11 @@ def run(
             if text or "text" in columns_of(column)
             else _files(images, column, skip_bad)
         )
-        places = {} if out is None else _map_places([f for f in asked if isinstance(f, Path)], out)
-        bad = Bad(skip_bad, len(asked))
+        once = list(dict.fromkeys(asked))
+        places = {} if out is None else _map_places([f for f in once if isinstance(f, Path)], out)
+        bad = Bad(skip_bad, len(once))
         found = _ask_server(
-            url, token, asked, task or [], infer_task, top, batch_size, at_least, bad, bool(places)
+            url, token, once, task or [], infer_task, top, batch_size, at_least, bad, bool(places)
         )
         told = bad.told(found, asked)
         if places:
@@ -166,17 +167,18 @@ def run(
         raise InputError(f"--text: task {headers[0].name!r} sees images; give image files")
     else:
         given = _files(images, column, skip_bad)
-    files = [file for file in given if isinstance(file, Path)]
+    once = list(dict.fromkeys(given))
+    files = [file for file in once if isinstance(file, Path)]
     folder = _maps_folder(headers, infer_task, out)
     places = {} if folder is None else _map_places(files, folder)
     model = load_tasks(paths, backbone, checkpoint, head)
-    bad = Bad(skip_bad, len(given))
+    bad = Bad(skip_bad, len(once))
     if places:
         written = _write_maps(model, places, batch_size, bad)
         bad.told([], files)
         show_maps(written, how, top)
         return
-    answers = _answer(model, given, top, batch_size, bad)
+    answers = _answer(model, once, top, batch_size, bad)
     if infer_task:
         count = len(paths)
         groups = [answers[at : at + count] for at in range(0, len(answers), count)]
@@ -199,9 +201,10 @@ class Bad:
         self._found.setdefault(file, str(error))
 
     def told(self, answers: Sequence[FileAnswer], files: Sequence[Path | Text]) -> list[FileAnswer]:
-        """Return ``answers`` with an error in the place of each bad file's; raises DataError if all are bad."""
-        if not self._found:
-            return list(answers)
+        """Return the answers for each of ``files``, an error in the place of a bad one's; DataError if all are bad.
+
+        A table may name a file in many rows: ``answers`` has each once.
+        """
         for line in self._found.values():
             notes().print(f"left out: {plain(line)}", soft_wrap=True)
         if len(self._found) == self._images:
@@ -226,7 +229,7 @@ def _what(given: Path | Text) -> str:
 
 
 def _files(inputs: Sequence[str] | None, column: Sequence[str] | None, missing: bool) -> list[Path]:
-    """The image files that arguments name, and those in tables, each once; raises BadParameter for none.
+    """The image files that arguments name, each once, and those of a table's rows; raises BadParameter for none.
 
     With ``missing`` those that are not there are among them, to be said when they are read.
     """
@@ -252,7 +255,7 @@ def _files(inputs: Sequence[str] | None, column: Sequence[str] | None, missing: 
             images.append(name)
     if columns and not found:
         raise InputError(f"--column {' '.join(column or ())}: it is for tables, such as photos.csv")
-    return list(dict.fromkeys([*(find_images(images, missing=missing) if images else ()), *found]))
+    return [*(find_images(images, missing=missing) if images else ()), *found]
 
 
 def _texts(inputs: Sequence[str], texts: Sequence[str], column: Sequence[str] | None) -> list[Text]:

@@ -22,11 +22,14 @@ from piggyback.cli.options import (
     columns_of,
     takes_recipe,
 )
-from piggyback.errors import TaskNameError
+from piggyback.errors import InputError, TaskNameError
 from piggyback.names import check_name
 from piggyback.taskfile.disk import check_output
 from piggyback.taskfile.header import keep_task
 from piggyback.train.recipe import Recipe
+
+_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".onnx")
+"""What ends the name of a file, where a folder's is expected."""
 
 
 @takes_recipe("prune", "prune_epochs")
@@ -99,6 +102,10 @@ def run(
     """
     compute_with(threads, device)
     file = out if out is not None and out.suffix == ".safetensors" else None
+    if out is not None and file is None and out.suffix.lower() in _FILES and not out.is_dir():
+        raise InputError(
+            f"--out {str(out)!r}: expected a name ending in .safetensors, or a folder's"
+        )
     before, data = named(data)
     name = name or before
     task = name or (file.stem if file else called(data))
@@ -126,7 +133,9 @@ def run(
 
     begun = None if start is None else load_file(start)
     images = load_images(data, task, skip_bad, columns_of(column), kind, separator)
-    seen = None if begun is None else getattr(begun.info.preprocessing, "image_size", None)
+    seen = None
+    if begun is not None and images.train.what == "images":
+        seen = getattr(begun.info.preprocessing, "image_size", None)
     network = load_sized(backbone, [images], recipe.image_size or seen, checkpoint, head)
     listener = ScreenListener()
     with resumable(folder, "--resume"):

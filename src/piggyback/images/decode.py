@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -62,7 +62,6 @@ _DECODE_ERRORS = (
     TypeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 """What Pillow raises on damaged files, by format."""
 
@@ -382,6 +381,12 @@ def decoding(what: str, hint: str = "") -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise DataError(f"{what}: no such file") from None
+    except UnidentifiedImageError as error:
+        found = "it is empty, damaged, or of another format than those that can be read"
+        raise DataError(f"{what} cannot be decoded: {found}{hint}") from error
+    except Image.DecompressionBombError as error:
+        size = str(error).partition(", could")[0]  # of an attack, which a file of one's own is not
+        raise DataError(f"{what} cannot be decoded: {size}; make it smaller") from error
     except _DECODE_ERRORS as error:
         reason = " ".join(str(error).split())
         if type(error) is not ValueError:

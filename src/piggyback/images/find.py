@@ -61,7 +61,7 @@ def list_images(
             if is_image_name(file) and file.is_file():
                 found.append(file)
             elif is_image_name(file):
-                left_out["link that leads nowhere"] += 1
+                left_out["link that leads nowhere or no regular file"] += 1
             elif not name.startswith(".") and name.lower() not in _JUNK_FILES:
                 kind = f"{file.suffix.lower()!r} file" if file.suffix else "file without a suffix"
                 left_out[kind] += 1

@@ -35,6 +35,7 @@ class Plan:
     """What is learned from: images or texts."""
     score: str = "accuracy"
     """What is measured on val."""
+    kind: str = "classification"
 
 
 @dataclass(frozen=True)

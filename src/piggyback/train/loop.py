@@ -209,6 +209,7 @@ class Run:
             classes=len(self.data.classes),
             cut=tuple(each.split for each in self.data.cut),
             score=score_name(self.kind.name),
+            kind=self.kind.name,
         )
 
 
@@ -252,7 +253,7 @@ def _rate_line(guard: Guard, recipe: Recipe) -> str:
     """What is said of the masks' rate: the derived one, or how far from it one that was given is."""
     given, factor = recipe.mask_lr, recipe.mask_rate
     if given is None:
-        apart = f"the backbone's features tell the classes apart by {100 * guard.skill:.0f} of 100"
+        apart = f"the backbone's features alone score {100 * guard.skill:.0f} of 100"
         more = "" if factor == 1 else f", {factor:g} times the derived one"
         return f"{apart}: mask rate {factor * guard.derived:.2g}{more}"
     times = given / guard.derived

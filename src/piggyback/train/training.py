@@ -197,7 +197,13 @@ def train(
 
 def _prepared_as(start: Task, recipe: Recipe, backbone: Backbone) -> Recipe:
     """The recipe, which sees inputs as the task does that a run goes on from, where nothing else is asked for."""
-    seen = start.info.preprocessing
+    seen, own = start.info.preprocessing, backbone.preprocessing
+    texts = [isinstance(each, TextPreprocessing) for each in (seen, own) if each is not None]
+    if texts in ([True, False], [False, True]):
+        what = "texts" if texts[0] else "images"
+        raise InputError(
+            f"task {start.name!r} cannot be gone on from: it is of {what}, and the backbone is not"
+        )
     if isinstance(seen, TextPreprocessing):
         return replace(recipe, max_length=recipe.max_length or seen.max_length)
     if seen is None:
@@ -325,9 +331,7 @@ def _check_texts(recipe: Recipe) -> None:
     plain = Recipe()
     for name in ("image_size", "crop_pct", "augment", "mixup", "cutmix"):
         if getattr(recipe, name) != getattr(plain, name):
-            raise InputError(
-                f"{name} {getattr(recipe, name)!r} for texts: it is for images; leave it out"
-            )
+            raise InputError(f"{name}= is for images, and these are texts: leave it out")
 
 
 def preprocessing_of(backbone: Backbone, recipe: Recipe) -> Prepares:

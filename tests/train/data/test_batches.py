@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from piggyback.errors import DataError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.train import Augment, ImageData, from_tensors, load_folder
 from piggyback.train.data.batches import (
@@ -55,6 +56,15 @@ def test_processes_share_a_batch(data: ImageData) -> None:
     for rank, (images, labels) in enumerate(parts):
         assert torch.equal(images, whole[0][rank::2])
         assert torch.equal(labels, whole[1][rank::2])
+
+
+def test_a_loader_process_names_a_bad_image_in_one_line(folder: Path) -> None:
+    data = load_folder(folder)
+    data.train.files[0].write_bytes(b"no image")
+    with pytest.raises(
+        DataError, match=r"\Aimage '[^\n]*png' cannot be decoded: it is empty[^\n]*\Z"
+    ):
+        list(serve(EvalBatches(data.train, VIEW, batch_size=4), workers=1))
 
 
 def test_loader_processes_make_the_same_batches(folder: Path) -> None:

@@ -41,7 +41,9 @@ def test_other_files_hidden_files_and_depth(folder: Path, save_image: Callable[.
     (folder / "train" / "cat" / "._00.png").write_text("x")
     (folder / "train" / ".cache").mkdir()
     save_image(folder / "train" / "cat" / "deeper" / "x.png")
-    assert load_folder(folder).train.counts()[0] == 10
+    data = load_folder(folder)
+    assert data.train.counts()[0] == 10
+    assert any(note.startswith("1 images") and "'deeper' in 'cat'" in note for note in data.notes)
 
 
 def test_one_split(folder: Path) -> None:
@@ -58,6 +60,25 @@ def _empty(root: Path) -> None:
 def _one_class(root: Path) -> None:
     for split in ("train", "test"):
         shutil.rmtree(root / split / "dog")
+
+
+def _flat_splits(root: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copy(root / split / "dog" / "00.png", root / split)
+        for name in ("cat", "dog"):
+            shutil.rmtree(root / split / name)
+
+
+def _a_table_beside(root: Path) -> None:
+    shutil.rmtree(root / "test")
+    (root / "train" / "cat").rename(root / "images")
+    shutil.rmtree(root / "train")
+    (root / "labels.csv").write_text("image,label")
+
+
+def _phone(root: Path) -> None:
+    for file in (root / "train" / "cat").iterdir():
+        file.rename(file.with_suffix(".HEIC"))
 
 
 def _two_val(root: Path) -> None:
@@ -78,6 +99,9 @@ def _two_val(root: Path) -> None:
         ),
         (lambda root: shutil.rmtree(root / "train"), "holds test but no 'train'"),
         (_two_val, "'val' and 'valid'"),
+        (_flat_splits, "'test' and 'train' without class folders"),
+        (_a_table_beside, "'images', and a table: give .*labels.csv"),
+        (_phone, "cat' holds no images but 10 '.heic' files"),
     ],
 )
 def test_folders_that_cannot_be_used(

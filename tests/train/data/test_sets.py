@@ -82,6 +82,16 @@ def test_a_set_beyond_the_budget_stays_on_disk(folder: Path) -> None:
     assert data.in_memory(view, view, budget=bytes_needed) is not data
 
 
+def test_a_damaged_test_image_ends_a_run_before_it_begins(folder: Path) -> None:
+    file = folder / "test" / "dog" / "02.png"
+    data, pixels = load_folder(folder), bytearray(file.read_bytes())
+    middle = len(pixels) // 2
+    pixels[middle : middle + 40] = bytes(40)
+    file.write_bytes(bytes(pixels))
+    with pytest.raises(DataError, match=r"dog/02\.png"):
+        data.in_memory(Preprocessing(8), Preprocessing(8), budget=1)
+
+
 def test_grey_images_are_widened() -> None:
     grey = ImageSet(("a", "b"), LABELS, torch.full((4, 1, 8, 8), 9, dtype=torch.uint8))
     ready = grey.in_memory(Preprocessing(8))

@@ -51,6 +51,14 @@ def test_copies_are_told_by_what_is_wrong_with_them(folder: Path) -> None:
     assert found["within a split"].exact
 
 
+def test_pictures_that_come_out_almost_black_are_said(folder: Path) -> None:
+    pixels = np.arange(400, dtype=np.uint16).reshape(20, 20) * 10  # 12 bits of 16
+    Image.fromarray(pixels).save(folder / "train" / "cat" / "microscope.png")
+    (told,) = survey(folder).warnings()
+    assert told.startswith("1 of the images are almost black")
+    assert "microscope.png" in told
+
+
 def test_pictures_of_one_colour_are_no_copies_by_their_looks(folder: Path) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (30 if name == "a" else 20, 20), "grey").save(

@@ -30,6 +30,7 @@ def test_csv_tsv_and_json_lines_read_the_same(tmp_path):
         write(tmp_path, "bom.csv", "\ufefftext,label\r\n" + quoted.replace("\n", "\r\n")),
         write(tmp_path, "semi.csv", "\ufefftext;label\n" + quoted.replace('",', '";')),
         write(tmp_path, "tabs.csv", "text\tlabel\n" + quoted.replace('",', '"\t')),
+        write(tmp_path, "spaces.csv", "text, label \n" + quoted.replace('",', '", ') + ",\n  \n,\n"),
         write(tmp_path, "a.tsv", "text\tlabel\n" + "".join(f"{t}\t{n}\n" for t, n in rows)),
         write(tmp_path, "a.jsonl", "".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in rows)),
     ]  # fmt: skip
@@ -153,7 +154,9 @@ def test_several_labels_in_a_cell_a_list_or_columns_are_the_same(photos):
     cells = "".join(f"{file},{'|'.join(names)}\n" for file, names in rows)
     lists = "".join(json.dumps({"image": f, "label": n}) + "\n" for f, n in rows)
     flags = "".join(f"{f},{int('a' in n)},{int('b' in n)}\n" for f, n in rows)
+    python = "".join(f'{file},"{names or ""}"\n' for file, names in rows)
     tables = [
+        Table(write(photos, "d.csv", "image,label\n" + python), None, "multilabel").splits,
         Table(write(photos, "a.csv", "image,label\n" + cells), None, "multilabel", separator="|").splits,
         Table(write(photos, "b.jsonl", lists), None, "multilabel").splits,
         Table(write(photos, "c.csv", "image,a,b\n" + flags), {"label": "a,b"}, "multilabel").splits,
@@ -210,12 +213,15 @@ def test_a_group_stays_in_one_split(photos):
         ("regression", {}, "image,label", "00.png,nan", "row 13: 'label' is 'nan'"),
         ("regression", {}, "image,label", "00.png,", "row 13: 'label' is ''"),
         ("regression", {}, "image,label", "00.png,inf", "row 13: 'label' is 'inf'"),
+        ("regression", {}, "image,label", '00.png,"1,5"', "row 13: 'label' is '1,5'.*a point and no comma"),
         ("regression", {}, "image,label", "00.png,1_5", "row 13: 'label' is '1_5'"),
         ("multilabel", {}, "image,label", '00.png,"[true, false]"', "row 13: .*column of 0 and 1"),
         ("multilabel", {}, "image,label", '00.png,"[0, 0, 1]"', "row 13: .*column of 0 and 1"),
         ("multilabel", {"label": "a,b"}, "image,a,b", "00.png,1,2", "row 13: label 'b' is '2'"),
         ("multilabel", {}, "image,label", '00.png,"a,a"', "row 13: labels 'a,a'.*once"),
-        ("multilabel", {}, "image,label", '00.png,"[a"', "row 13: labels .*JSON"),
+        ("multilabel", {}, "image,label", '00.png,"[a"', "row 13: labels .*a list such as"),
+        ("multilabel", {}, "image,label", '00.png,"{a,b}"', "row 13: labels .*a list such as"),
+        ("multilabel", {}, "image,label", """00.png,"['a' 'b']\"""", "row 13: labels .*a list such as"),
         ("multilabel", {}, "image,label,split", '00.png,c,val', "row 13: label 'c' is in val"),
         ("classification", {"group": "who"}, "image,label,who", "00.png,a,", "row 13: who is empty"),
         ("classification", {"group": "who"}, "image,label,split,who", "00.png,a,test,1", "row 13: group .1. is in"),
@@ -234,6 +240,16 @@ def test_bad_tables_name_the_row_and_what_was_expected(photos, kind, columns, he
     place = write(photos, "a.csv", f"{header}\n{good}{row}\n")
     with pytest.raises(DataError, match=wanted):
         load_table(place, None, columns, kind)
+
+
+def test_labels_and_columns_that_mean_something_else_are_said(tmp_path):
+    label = ["a", "b", '"a,b"', "NA"]
+    lines = "".join(f"text {i},{label[i % 4]},{i % 3 > 0}\n" for i in range(40))
+    data = load_table(write(tmp_path, "a.csv", "text,label,is_valid\n" + lines))
+    told = "; ".join(data.notes)
+    assert "'NA' is a class of its own" in told
+    assert "class 'a,b' is made of other classes" in told
+    assert "'is_valid' was not used" in told
 
 
 def test_labels_that_every_row_has_are_said_or_are_no_labels(photos):

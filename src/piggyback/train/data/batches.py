@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from piggyback.errors import DataError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.texts.preprocessing import Prepares, TextPreprocessing, as_images
 from piggyback.train.data.labelled import LabelledSet
@@ -141,7 +142,7 @@ def train_view(preprocessing: Prepares, options: Augment) -> Prepares:
 def serve(
     batches: TrainBatches | EvalBatches, *, start: int = 0, workers: int = 0, pin: bool = False
 ) -> Iterator[Batch]:
-    """Return the batches from ``start`` on; of files, made ahead in ``workers`` processes."""
+    """Yield the batches from ``start`` on; of files, made ahead in ``workers`` processes."""
     images = batches.images
     in_files = not isinstance(images, TextSet) and images.images is None
     loader: DataLoader[Batch] = DataLoader(
@@ -151,7 +152,13 @@ def serve(
         num_workers=workers if in_files else 0,
         pin_memory=pin,
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except DataError as error:
+        # A worker's error comes with its traceback in its message, the message itself in the last line.
+        whole = str(error).rstrip()
+        said = whole.rpartition("\n")[2].partition("Error: ")[2] if "\n" in whole else whole
+        raise type(error)(said) from error
 
 
 def draws(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

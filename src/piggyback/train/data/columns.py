@@ -81,6 +81,8 @@ def read_texts(path: Path, column: str | None = None) -> list[str]:
         )
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{str(path)!r}: no such file; give a text itself as text=") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r}: expected UTF-8 text, a text a line ({error})") from error
     found = [line for line in lines if line.strip()]
@@ -118,17 +120,24 @@ def _csv_columns(path: Path, file: TextIO) -> Columns:
         if told is None:
             file.seek(0)
         between = told[1] if told else next((mark for mark in ",;\t" if mark in first), ",")
-        how = {"delimiter": between, "strict": True}
+        how = {"delimiter": between, "strict": True, "skipinitialspace": True}
     csv.field_size_limit(max(csv.field_size_limit(), _FIELD))
     rows = _rows(path, csv.reader(file, **how))
     names = next(rows, None)
     if names is None:
         raise DataError(f"table {str(path)!r} is empty: expected a line with the columns' names")
+    names = [name.strip() for name in names]
+    # Spreadsheets leave rows without a word in any cell below the others.
+    full = (
+        row
+        for row in rows
+        if len(names) == 1 or (any(row) and (len(row) == len(names) or "".join(row).strip()))
+    )
     if twice := [name for name, n in Counter(names).items() if name and n > 1]:
         raise DataError(f"table {str(path)!r} has two columns {twice[0]!r}: expected one")
     columns: list[list[str]] = [[] for _ in names]
     known: dict[str, str] = {}  # labels and splits that come again and again are held once
-    for at, row in enumerate(rows, 1):
+    for at, row in enumerate(full, 1):
         if len(row) != len(names):
             raise DataError(
                 f"{row_of(path, at)}: {len(row)} cells: expected {len(names)}, as many as columns"
@@ -174,7 +183,9 @@ def _json_columns(path: Path, file: TextIO) -> Columns:
         try:
             row = strict_json(line)
         except ValueError as error:
-            raise DataError(f"{row_of(path, at)}: cannot be read as JSON ({error})") from error
+            raise DataError(
+                f"{row_of(path, at)}: cannot be read as JSON ({error}): expected an object a line"
+            ) from error
         if not isinstance(row, dict):
             raise DataError(f"{row_of(path, at)}: {line[:40]!r}: expected an object")
         for name in row:

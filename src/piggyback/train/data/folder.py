@@ -102,7 +102,7 @@ def load_folder(
         left_out.update(
             f"folder without class folders: {other.name!r}"
             if split_of(other.name)
-            else f"folder that is not a split: {other.name!r}"
+            else f"folder that is not called train, val or test: {other.name!r}"
             for other in list_folders(root)
             if split_of(other.name) is None or not list_folders(other)
         )
@@ -110,13 +110,20 @@ def load_folder(
     layout = layout_notes(folders.get("train", root))
     sets: dict[str, ImageSet] = {}
     skipped: list[str] = []
+    deep: list[Path] = []
     for split, folder in (folders or {"train": root}).items():
         most = train_per_class if split == "train" else None
         known = sets["train"].classes if "train" in sets else ()
         sets[split], bad = _read_split(folder, skip_bad, classes, most, left_out, known)
         skipped += bad
+        deep += [file.parent for file in sets[split].files if file.parent.parent != folder]
     notes = [f"passed over: {count} {what}" for what, count in left_out.most_common()]
     notes += layout
+    if deep and not layout:
+        where = f"{deep[0].name!r} in {deep[0].parent.name!r}"
+        notes.append(
+            f"{len(deep)} images lie in folders below their class's, such as {where}: they count as that class's"
+        )
     return cut(
         name or root.resolve().name,
         sets["train"],
@@ -190,12 +197,15 @@ def _read_split(
     for label, class_name in enumerate(classes):
         elsewhere = {place for name, place in places.items() if name != class_name}
         here = names.get(class_name)
-        images = list_images(here, left_out, elsewhere)[:most] if here else []
+        beside = Counter[str]()
+        images = list_images(here, beside, elsewhere)[:most] if here else []
         if not images and not known:
             raise DataError(
-                f"class folder {str(here)!r} holds no images: expected one or more "
+                f"class folder {str(here)!r} holds no images{only(beside)}: expected one or more "
                 f"of {', '.join(sorted(SUFFIXES))}; remove the folder if the class is not wanted"
             )
+        if left_out is not None:
+            left_out.update(beside)
         files += images
         labels += [label] * len(images)
     checks = enumerate(in_threads(partial(problem_of, thorough=skip_bad), files))
@@ -214,9 +224,20 @@ def _read_split(
 def layout_notes(folder: Path) -> list[str]:
     """Return a line where the folders in one may not be the classes: each holds several others and no image.
 
-    Raises DataError where they hold splits, or where there is but one, around others.
+    Raises DataError where they hold splits, are splits with images in them, or where there is but one, around others
+    or beside a table.
     """
     places = list_folders(folder)
+    if len({split_of(place.name) for place in places} - {None}) == len(places) > 1:
+        raise DataError(
+            f"image folder {str(folder)!r} holds {' and '.join(repr(place.name) for place in places)} without class "
+            "folders in them: expected <root>/<split>/<class>/<file>, or a table that names the classes, FILE.csv with "
+            "columns image, label and split"
+        )
+    if len(places) == 1 and (tables := sorted(folder.glob("*.[ct]sv"))):
+        raise DataError(
+            f"image folder {str(folder)!r} holds one folder, {places[0].name!r}, and a table: give {str(tables[0])!r}"
+        )
     inner = [[each.name for each in list_folders(place)] for place in places]
     splits = [{split_of(name): name for name in names if split_of(name)} for names in inner]
     # Splits that all of them hold, and no image beside these; a single class may well have a "test" in it.
@@ -239,6 +260,12 @@ def layout_notes(folder: Path) -> list[str]:
     return [
         f"the classes are {named}, not the folders in them, {some}: if those are, move them up, or into train and test"
     ]
+
+
+def only(others: Counter[str]) -> str:
+    """What there is in a folder without images, as an error goes on: " but 3 '.heic' files"."""
+    found = ", ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in others.most_common(3))
+    return f" but {found}" if found else ""
 
 
 def count_loose(folder: Path, left_out: Counter[str]) -> None:

@@ -48,7 +48,7 @@ def remarks(splits: Mapping[str, Split], keys: Mapping[str, NDArray[np.uint64]])
         found += [
             f"{name!r} is a class of its own: leave its rows out if it stands for no label"
             for name in train.classes
-            if name == "None" or name.casefold() in _MISSING
+            if name in ("None", "NA") or name.casefold() in _MISSING
         ]
     for split, part in splits.items():
         if split == "train" or not isinstance(part, LabelledSet):

@@ -283,13 +283,18 @@ class ImageData:
         Raises DataError, naming the file, for an image that cannot be decoded.
         """
         views: dict[str, Any] = {"train": train_view, "val": preprocessing, "test": preprocessing}
-        if not isinstance(self.train, TextSet):
+        last = self.test
+        if not isinstance(last, TextSet):
             channels, parts = 4 if self.kind == "segmentation" else 3, self.splits()
             pixels = (len(parts[s]) * as_images(view).image_size ** 2 for s, view in views.items())
             if channels * sum(pixels) > budget:
+                # A damaged image of train or val ends the first epoch; one of test would end the whole run.
+                view = as_images(preprocessing)
+                for _ in in_threads(lambda index: len(last.load(index, view)), range(len(last))):
+                    pass
                 return self
         train, val = self.train.in_memory(views["train"]), self.val.in_memory(views["val"])
-        test = val if self.test is self.val else self.test.in_memory(views["test"])
+        test = val if last is self.val else last.in_memory(views["test"])
         return replace(self, train=train, val=val, test=test)
 
     def describe(self) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def choose_size(backbone: Backbone, images: Split, asked: int | None = None) -> 
     if isinstance(backbone.preprocessing, TextPreprocessing):
         raise InputError("images for a backbone that reads texts: expected one that sees images")
     if isinstance(images, TextSet):
-        raise InputError("texts for a backbone that sees images: expected one that reads texts")
+        raise InputError(
+            "texts for a backbone that sees images: expected one that reads texts, such as minilm_l6"
+        )
     if asked is not None:
         return ImageSize(asked, "as asked")
     native = native_side(backbone)

@@ -25,7 +25,7 @@ from piggyback.images.find import list_folders, list_images
 from piggyback.images.label_maps import SegmentationSet
 from piggyback.images.paths import PathList
 from piggyback.images.pictures import Pictures
-from piggyback.train.data.folder import inner_folder, split_folders
+from piggyback.train.data.folder import inner_folder, only, split_folders
 from piggyback.train.data.sets import ImageSet, Split
 from piggyback.train.data.tagged import TaggedSet
 from piggyback.train.data.text import TextSet
@@ -36,6 +36,8 @@ CLOSE = 3
 """Grey levels, of 255, that no pixel of two such pictures may differ by; of pale and dark ones fewer."""
 FLAT = 10
 """Standard deviation in grey levels below which a picture has too little to be told by."""
+DARK = 16
+"""Grey level, of 255, that no part of an image reaches which is almost black."""
 _ORDER = ("train", "val", "test")
 SKEWED = 10
 """Times as many images as the smallest class has, from which the largest is called out of balance."""
@@ -138,6 +140,12 @@ class Survey:
                 found.append(
                     f"{kinds[what]} of the {self.what} {'occurs' if one else 'occur'} {meaning}"
                 )
+        thumbnails = [(one.thumbnail, one.name) for one in self.samples]
+        if dark := [name for seen, name in thumbnails if seen is not None and seen.max() < DARK]:
+            found.append(
+                f"{len(dark)} of the {self.what} are almost black, {_some(dark, 1)}: 16-bit files may hold 12 bits; "
+                "stretch their values"
+            )
         sizes = {label: row[first] for label, row in counts.items()}
         if not sizes:
             return found
@@ -202,6 +210,7 @@ def survey(root: str | Path) -> Survey:
     if not places:
         raise DataError(
             f"image folder {str(root)!r}: expected <class>/<file> or <split>/<class>/<file>, found no image"
+            f"{only(left_out)}"
         )
     samples = list(in_threads(lambda place: _look(*place), places))
     return Survey(root.resolve().name, samples, _copies(samples), dict(left_out.most_common()))

@@ -10,6 +10,7 @@ Everything that is wrong with a table is found here, before training starts, wit
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
@@ -59,8 +60,10 @@ _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 _MULTI_HOT = "a list of 0 and 1: expected names, or a column of 0 and 1 for each label"
 _UNIT = re.compile(r"(.*\S)\s*[(\[]([^()\[\]]+)[)\]]")
 """Of a column such as "height (m)": name and unit."""
+_NO_COMMA = re.compile(r"['\"]\s+['\"]")
 _FRACTION = re.compile(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _SPLITTING = re.compile("split|set|fold|part|phase|usage")
+_IN_SPLIT = re.compile("(is|in)_?(train|val|valid|validation|test|dev)(ing|_?set)?")
 _MOST_LOST = 1e-3
 """Part of a number's standard deviation that rounding to float32 may take before it is said."""
 _LARGEST = float(np.finfo(np.float32).max)
@@ -333,6 +336,13 @@ class Table:
             self.notes += (
                 f"the {len(classes)} classes are numbers with fractions: kind= regression learns numbers",
             )
+        for name in classes:
+            parts = {part.strip() for part in re.split("[,;|]", name)}
+            if len(parts) > 1 and parts <= set(classes):
+                self.notes += (
+                    f"class {name!r} is made of other classes: kind= multilabel learns several labels",
+                )
+                break
         places = {name: index for index, name in enumerate(classes)}
         numbers = torch.tensor([places[name] for (name,) in given.values])
         return classes, numbers[torch.from_numpy(given.codes)], ()
@@ -340,7 +350,9 @@ class Table:
     def _label(self, at: int, cell: Any) -> tuple[str, ...]:
         whole = isinstance(cell, (str, int)) and not isinstance(cell, bool)
         if not whole or not str(cell).strip():
-            raise self._fail(at, f"label {cell!r:.40}: expected the name of a class")
+            raise self._fail(
+                at, f"label {cell!r:.40}: expected the name of a class, a text or a whole number"
+            )
         return (_name(cell),)
 
     def _multilabel(self) -> tuple[tuple[str, ...], Tensor, tuple[str, ...]]:
@@ -377,11 +389,8 @@ class Table:
 
     def _names(self, at: int, cell: Any) -> tuple[str, ...]:
         """The labels in a cell; none of an empty one."""
-        if isinstance(cell, str) and cell.lstrip().startswith(("[", "('", "{'")):
-            try:
-                cell = json.loads(cell)
-            except ValueError as error:
-                raise self._fail(at, f"labels {cell!r:.80}: not a JSON list ({error})") from error
+        if isinstance(cell, str) and cell.lstrip().startswith(("[", "{", "('", '("')):
+            cell = self._list(at, cell.strip())
         parts = cell.split(self.separator) if isinstance(cell, str) else cell
         if parts is None:
             return ()
@@ -399,6 +408,21 @@ class Table:
         if len(set(found)) != len(found):
             raise self._fail(at, f"labels {cell!r:.80}: expected each once")
         return found
+
+    def _list(self, at: int, cell: str) -> Any:
+        """The list in a cell, as JSON or as Python writes lists, tuples and sets."""
+        try:
+            return json.loads(cell)
+        except (ValueError, RecursionError):
+            pass
+        try:
+            # Python joins texts that have no comma between them, as in a NumPy array's: ['a' 'b'].
+            found = None if _NO_COMMA.search(cell) else ast.literal_eval(cell)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            found = None
+        if isinstance(found, (list, tuple, set)):
+            return list(found)
+        raise self._fail(at, f'labels {cell!r:.80}: expected a list such as ["a", "b"]')
 
     def _flag(self, name: str, at: int, cell: Any) -> bool:
         found = _FLAGS.get(str(cell).strip().lower())
@@ -455,7 +479,8 @@ class Table:
         except (TypeError, ValueError):
             number = math.nan
         if not abs(number) <= _LARGEST:
-            raise self._fail(at, f"{name!r} is {cell!r:.40}: expected a finite number")
+            comma = ", with a point and no comma" * ("," in str(cell))
+            raise self._fail(at, f"{name!r} is {cell!r:.40}: expected a finite number{comma}")
         return number
 
 
@@ -482,6 +507,10 @@ def _other_splits(columns: Mapping[str, Columns]) -> tuple[str, ...]:
     """A note on each column whose cells are the names of splits; of a file that is read in parts by its name first."""
     found = []
     for name, held in columns.items():
+        if _IN_SPLIT.fullmatch(name.lower()):
+            found.append(
+                f"column {name!r} was not used: a column of splits has train, val or test in its cells"
+            )
         if isinstance(held, ArrowColumns) and not _SPLITTING.search(name.lower()):
             continue
         cells = held[name]
