@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -287,3 +290,36 @@ def test_a_file_on_a_network_that_holds_its_head_in_a_list_is_noticed(tmp_path):
     with pytest.raises(TaskStateError, match="'fc'"):
         other(X, task="a")
     assert model(X, task="a").shape == (32, 3)
+
+
+@pytest.mark.parametrize("kind", ["binary", "ternary"])
+def test_a_training_goes_on_from_the_state_that_was_loaded_not_from_its_last_masks(kind):
+    model = started(rule=MaskRule(kind))
+    optimizer = model.optimizer(lr=2e-2)
+    step(model, optimizer, steps=3)
+    weight, best = model.backbone.body[0].weight, copy.deepcopy(model.state_dict())
+    was = weight.clone()
+    step(model, optimizer, steps=30)
+    assert not torch.equal(weight, was)
+    model.load_state_dict(best)
+    optimizer.param_groups[0]["lr"] = 0.0
+    step(model, optimizer)
+    assert torch.equal(weight, was)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copied_optimizer_is_for_one_task_too(copied):
+    model = started()
+    optimizer = model.optimizer(lr=1e-2)
+    step(model, optimizer)
+    model, optimizer = copied((model, optimizer))
+    bare = MaskOptimizer(model.parameter_groups(lr=1e-2))  # finds the base weights of a copy, too
+    bare.initialize()
+    weight = model.backbone.body[0].weight
+    assert torch.equal(bare.state[weight]["base"], model.base_of(weight))
+    with pytest.raises(TaskStateError, match="another MaskOptimizer"):
+        step(model, optimizer)
+    model.finish_task()
+    model.start_task("b", 3)
+    with pytest.raises(TaskStateError, match="'a'"):
+        step(model, optimizer)

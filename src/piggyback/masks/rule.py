@@ -222,7 +222,9 @@ def initial_scores(
 
 
 def resume_from_(scores: Tensor, live: Tensor, base: Tensor, rule: MaskRule) -> None:
-    """Let first ``scores`` stand for the mask in ``live``, where it has one: mirrored at the threshold.
+    """Let ``scores`` stand for the mask in ``live``, where they stand for another: mirrored at the threshold.
+
+    Does nothing where ``live`` is not ``base`` times a mask.
 
     >>> import torch
     >>> scores, base = torch.tensor([0.01, 0.01]), torch.tensor([2.0, 3.0])
@@ -232,15 +234,16 @@ def resume_from_(scores: Tensor, live: Tensor, base: Tensor, rule: MaskRule) -> 
     import torch
 
     ternary = rule.kind == "ternary"
-    dropped = (live == 0) & (base != 0)
-    turned = (live == -base) & (base != 0) & ternary
-    if not bool((dropped | turned).any()):
+    dropped, turned = live == 0, (live == -base) & ternary
+    other = live != masked_weight(base, mask_of(scores, rule))
+    if not number_of(other.any()) or not number_of((dropped | turned | (live == base)).all()):
         return
     above = (scores - rule.threshold).abs()
     # A ternary mask is 0 between 0 and the threshold.
     below = torch.full_like(above, rule.threshold / 2) if ternary else rule.threshold - above
     kept = rule.threshold + above
-    scores.copy_(torch.where(dropped, below, torch.where(turned, -above, kept)))
+    moved = torch.where(dropped, below, torch.where(turned, -above, kept))
+    scores.copy_(torch.where(other, moved, scores))
 
 
 def _margins(size: Tensor, init: ScoreInit, margin: float) -> Tensor:

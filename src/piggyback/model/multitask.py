@@ -265,9 +265,11 @@ class MultiTaskModel(nn.Module):
 
     def bake(self, name: str | None) -> nn.Module:
         """Return a plain copy of the backbone with a task's weights, head and normalisation written into it."""
-        with self._switch.lock, self.use_task(name):
+        with self._switch.lock, torch.inference_mode(False), self.use_task(name):
             baked = plain_copy(self.backbone)
-            baked._forward_pre_hooks.pop(self._switch.hook.id)
+            baked._forward_pre_hooks.pop(
+                self._switch.hook.id, None
+            )  # a GraphModule's copy has none
             return baked
 
     def summary(self, name: str | None = None) -> Summary:
