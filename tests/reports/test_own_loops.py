@@ -18,7 +18,10 @@ from piggyback import (
     PullToKeep,
     ScoreInit,
     load_backbone,
+    pack_mask,
     save_file,
+    unpack_mask,
+    warmup_cosine,
 )
 from piggyback.errors import (
     InputError,
@@ -224,6 +227,11 @@ def test_an_optimizer_that_cannot_learn_masks_is_refused_when_it_is_made(inner):
         (lambda: MaskOptimizer([torch.zeros(2, dtype=torch.int64)], lr=1e-2), r"a \(2,\) tensor"),
         (lambda: MaskOptimizer(5), "parameter"),
         (lambda: MaskOptimizer([{"lr": 3}]), "parameter"),
+        (lambda: started().optimizer(lr=1e-2, rule=MaskRule("ternary")), "rule"),
+        (lambda: started().optimizer(lr=1e-2, base=None), "base"),
+        (lambda: warmup_cosine(torch.optim.SGD(Net().parameters()), 5, warmup=1.5), "warmup"),
+        (lambda: pack_mask([True]), "mask"),
+        (lambda: unpack_mask(None), "packed"),
         (lambda: started(units=5), "units"),
         (lambda: started(kind="regression", units="abc"), "units"),
         (lambda: started(masks="no"), "masks"),

@@ -42,6 +42,7 @@ from piggyback.masks.rule import (
     ScoreInit,
     check_learnable,
     check_steps,
+    check_warmup,
     initial_scores,
     lr_factor,
     mask_of,
@@ -289,6 +290,11 @@ class MaskOptimizer(torch.optim.Optimizer):
         """
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= {*state_dict}:
+            raise CheckpointError(
+                f"optimizer state {state_dict!r:.60}: expected what state_dict() returned, with 'state' and "
+                "'param_groups'"
+            )
         saved = [dict(group) for group in state_dict["param_groups"]]
         for group in saved:
             before, now = group.pop("scores_from", None), self._scores_from()
@@ -350,7 +356,7 @@ class MaskOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         self._written = WeakIdKeyDictionary()
         if any("scores" in entry for entry in self.state.values()):
             _WITH_SCORES.add(self)
@@ -497,6 +503,7 @@ def warmup_cosine(
         "optimizer", optimizer, torch.optim.Optimizer, "an optimizer, such as model.optimizer(...)"
     )
     check_steps(steps)
+    check_warmup(warmup)
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor("cosine", step, steps, warmup)
     )

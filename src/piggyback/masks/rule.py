@@ -304,7 +304,7 @@ def mask_lr(
     [0.0001441, 3.46e-05]
     """
     check_steps(steps)
-    check_number("warmup", warmup, lambda share: 0 <= share < 1, "from 0 to below 1")
+    check_warmup(warmup)
     for name, value in (("margin", margin), ("z", z), ("reach", 1.0 if reach is None else reach)):
         check_number(name, value, lambda v: 0 < v < math.inf, "a finite number above 0")
     factors = [lr_factor(schedule, t, steps, warmup) for t in range(steps)]
@@ -322,6 +322,11 @@ def check_steps(steps: object) -> None:
     """Raise InputError unless ``steps`` is a whole number from 1, Python's or NumPy's."""
     whole = isinstance(steps, numbers.Integral)
     check_number("steps", steps, lambda n: whole and n >= 1, "a whole number from 1")
+
+
+def check_warmup(warmup: object) -> None:
+    """Raise InputError unless ``warmup`` is a share of the steps that leaves some to go down in."""
+    check_number("warmup", warmup, lambda share: 0 <= share < 1, "from 0 to below 1")
 
 
 def z_for(skill: float, steps: int) -> float:

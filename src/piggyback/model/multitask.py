@@ -390,6 +390,10 @@ class MultiTaskModel(nn.Module):
         Raises InputError where neither or both of ``steps`` and ``lr`` are given, or ``batches`` with ``lr``.
         """
         learning = self._switch.in_learning()
+        for name in options.keys() & {"rule", "base"}:
+            raise InputError(
+                f"{name} {options[name]!r:.100}: expected none, it is the task's: start_task(rule=...)"
+            )
         if (steps is None) == (lr is None) or (batches is not None and lr is not None):
             raise InputError(
                 f"steps {steps} and lr {lr}: expected one of them: the number of steps of the run, with batches or "

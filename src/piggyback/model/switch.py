@@ -105,7 +105,8 @@ class TaskSwitch:
     def _part_from_parent(self) -> None:
         """Give this process live weights of its own, where it got them in memory that it shares with another one."""
         module = self.frozen.module
-        shared = [t for t in (*module.parameters(), *module.buffers()) if t.is_shared()]
+        tensors: list[Any] = [*module.parameters(), *module.buffers()]
+        shared = [tensor for tensor in tensors if tensor.is_shared()]
         if self.learning is None and shared:
             self.frozen.invalidate_state()
             self._in_place = Which.UNSURE  # the other process may have switched since
