@@ -24,6 +24,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.utils.weak import WeakIdKeyDictionary
 
 from piggyback.errors import (
@@ -180,6 +181,7 @@ class MaskOptimizer(torch.optim.Optimizer):
                 slots[index] = scores
                 self._take(param, scores, base)
 
+    @_disable_dynamo  # a compiled step would take torch's counts of changes for constants
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step scores and ordinary parameters, then write the new live weights; returns the closure's loss."""
         loss = None
