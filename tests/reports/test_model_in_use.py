@@ -489,3 +489,15 @@ class Doubled(MultiTaskModel):
 def test_a_subclass_may_have_a_forward_of_its_own():
     model = copy.deepcopy(Doubled(Net()))
     assert torch.equal(model(X, task=None), Net()(X) * 2)
+
+
+@pytest.mark.parametrize("through", ["model", "backbone"])
+def test_a_program_that_would_change_with_every_switch_is_not_exported(through):
+    model = with_tasks()
+    with pytest.raises(TaskStateError, match="bake"):
+        torch.export.export(model if through == "model" else model.backbone, (X,))
+    with pytest.raises(TaskStateError, match="bake"):
+        torch.jit.trace(model if through == "model" else model.backbone, X)
+    program = torch.export.export(model.bake("a"), (X,)).module()
+    model.set_task("b")
+    assert torch.equal(program(X), model(X, task="a"))

@@ -181,7 +181,10 @@ class MultiTaskModel(nn.Module):
 
     @contextmanager
     def use_task(self, name: str | None) -> Iterator[Self]:
-        """Run ``name`` within a ``with`` block, then the task from before; per thread and per coroutine."""
+        """Run ``name`` within a ``with`` block, then the task from before; per thread and per coroutine.
+
+        Generators share their caller's choice: in one that yields within the block, call with ``task=`` instead.
+        """
         with self._switch.use(name):
             yield self
 

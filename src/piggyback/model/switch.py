@@ -39,9 +39,15 @@ class _DirectCall:
     switch: weakref.ref[TaskSwitch] | None = None
 
     def __call__(self, module: nn.Module, given: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling() or self.switch is None:
-            return
-        if (switch := self.switch()) is not None:
+        switch = None if self.switch is None else self.switch()
+        jit: Any = torch.jit
+        exporting = getattr(torch.compiler, "is_exporting", bool)()  # not in torch 2.6
+        if switch is not None and (exporting or jit.is_tracing()):
+            raise TaskStateError(
+                f"a program exported from this {type(module).__name__} would hold the weights that every task is "
+                "written into, and answer for the last one: export model.bake(task), a network of its own"
+            )
+        if switch is not None and not torch.compiler.is_compiling():
             switch.prepare_direct()
 
     def __reduce__(self) -> tuple[Any, ...]:
