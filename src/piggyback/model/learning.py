@@ -374,8 +374,8 @@ class Learning:
 
     @property
     def trained(self) -> bool:
-        """Whether an optimizer has made scores of the masked weights, as its first step does."""
-        return bool(self._optimizers())
+        """Whether an optimizer has made scores of the masked weights; one that is gone, by a few steps."""
+        return bool(self._optimizers()) or bool(self._names() and self.runs["live"] > 3)
 
     def capture(self, provenance: Mapping[str, Any]) -> Task:
         """Return the task as it stands, its masks read off the live weights.
