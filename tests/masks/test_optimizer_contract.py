@@ -241,6 +241,12 @@ def test_a_step_is_seen_by_autograd():
         loss.backward()
 
 
+@pytest.mark.parametrize("state", [{}, None, {"model": {}, "optimizer": {}}])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(CheckpointError, match="param_groups"):
+        built()[1].load_state_dict(state)
+
+
 def held_elsewhere(net, **options):
     """An optimizer that is told of the base weights, as a MultiTaskModel's is."""
     base = net.body.weight.detach().clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
 
@@ -143,11 +144,16 @@ def test_a_loop_of_as_many_steps_as_it_said_masks_something() -> None:
     assert 0.3 < task.density < 0.99
 
 
-def test_masks_that_were_trained_and_mask_nothing_are_told() -> None:
+@pytest.mark.parametrize("gone", [False, True], ids=["optimizer held", "optimizer gone"])
+def test_masks_that_were_trained_and_mask_nothing_are_told(gone) -> None:
     model = started()
     optimizer = model.optimizer(lr=1e-9)
-    step(model, optimizer)
+    for _ in range(5 if gone else 1):
+        step(model, optimizer)
     optimizer.zero_grad()
+    if gone:
+        del optimizer
+        gc.collect()
     with pytest.warns(PiggybackWarning, match="'a'.*masked nothing"):
         model.finish_task()
     assert "masked nothing" in str(model.summary())

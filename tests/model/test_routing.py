@@ -25,6 +25,9 @@ def test_every_task_runs_once_on_all_of_its_samples():
     assert [(name, rows) for name, rows, _ in calls] == [("b", [0, 2]), ("a", [1, 4]), ("c", [3])]
     assert calls[0][2]["flag"] is True
     assert calls[0][2]["y"].tolist() == [0, 2]
+    inside = run_grouped(run, ["a", "c", "a"], (x[:3],), {"batch": {"ids": [x[:3]]}})
+    assert [int(o) for o in inside] == [0, 100, 2]
+    assert calls[3][2]["batch"]["ids"][0].tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("answer", [None, torch.zeros(1), torch.tensor(0.0), (torch.zeros(2),)])

@@ -103,6 +103,7 @@ def test_broad_selections_leave_biases_norms_and_the_head_alone(net: Net) -> Non
         (lambda name, p: False, "is true for none of the 70 parameters"),
         ([], "empty list"),
         (7, "of type int: expected a name, glob"),
+        (nn.Linear(2, 2), "of type Linear: expected a name, glob"),
         ("", "matches no weight"),
     ],
 )

@@ -443,3 +443,61 @@ def test_tied_weights_go_through_safetensors(tmp_path):
     state["backbone.body.weight"] += 1
     with pytest.raises(TaskStateError, match="load_task"):
         model.load_state_dict(state)
+
+
+# -- what others keep of the weights -----------------------------------------------------------------
+
+
+def test_weights_that_autocast_or_a_cache_keeps_are_not_another_tasks():
+    net = Net()
+    nn.utils.parametrizations.weight_norm(net.mid)
+    model = with_tasks(net)
+    model.requires_grad_(True)  # autocast keeps what may be trained
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        alone = [model.bake(name)(X) for name in ("a", "b")]
+        with nn.utils.parametrize.cached():
+            assert [
+                torch.equal(model(X, task="a"), alone[0]),
+                torch.equal(model(X, task="b"), alone[1]),
+            ] == [True] * 2
+
+
+def test_a_network_baked_in_inference_mode_can_be_trained():
+    model = with_tasks()
+    with torch.inference_mode():
+        plain = model.bake("a").requires_grad_(True)
+    plain(X).sum().backward()
+    assert plain.mid.weight.grad is not None
+
+
+def test_a_head_whose_state_no_file_can_hold_is_refused_before_it_is_trained():
+    class Head(nn.Linear):
+        def get_extra_state(self):
+            return {"version": 2}
+
+        def set_extra_state(self, state): ...
+
+    with pytest.raises(InputError, match="_extra_state"):
+        MultiTaskModel(Net()).start_task("a", 3, head=Head(8, 3))
+
+
+class Doubled(MultiTaskModel):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs) * 2
+
+
+def test_a_subclass_may_have_a_forward_of_its_own():
+    model = copy.deepcopy(Doubled(Net()))
+    assert torch.equal(model(X, task=None), Net()(X) * 2)
+
+
+@pytest.mark.parametrize("through", ["model", "backbone"])
+def test_a_program_that_would_change_with_every_switch_is_not_exported(through):
+    model = with_tasks()
+    with pytest.raises(TaskStateError, match="bake"):
+        torch.export.export(model if through == "model" else model.backbone, (X,))
+    with pytest.raises(TaskStateError, match="bake"):
+        torch.jit.trace(model if through == "model" else model.backbone, X)
+    program = torch.export.export(model.bake("a"), (X,)).module()
+    model.set_task("b")
+    assert torch.equal(program(X), model(X, task="a"))

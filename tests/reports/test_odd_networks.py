@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 
@@ -38,6 +39,8 @@ class Heads(nn.Module):
         Heads(nn.ModuleList([mlp(), mlp()])),
         Heads(nn.ModuleDict({"x": nn.Linear(8, 5), "y": nn.Linear(8, 5)}), "x"),
         Heads(nn.ModuleDict({"x": mlp(), "y": mlp()}), "x"),
+        nn.Sequential(mlp(), nn.BatchNorm1d(5, affine=False)),  # the end of a projection, no head
+        nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.LayerNorm(8)),
     ],
 )
 def test_one_of_several_heads_is_not_guessed(net):
@@ -224,3 +227,28 @@ def test_a_classifier_of_transformers_without_a_named_body_is_found():
     vision = {**sizes, "image_size": 16, "patch_size": 8}
     config = transformers.CLIPConfig(vision_config=vision, text_config={**sizes, "vocab_size": 20})
     assert find_head(transformers.CLIPForImageClassification(config)) == "classifier"
+
+
+def test_an_embedding_that_rewrites_its_rows_is_refused_until_it_stops():
+    net = nn.Sequential(nn.EmbeddingBag(9, 8, max_norm=1.0), nn.Linear(8, 8), nn.Linear(8, 5))
+    with pytest.raises(BackboneError, match=r"'0'.*max_norm"):
+        MultiTaskModel(net)
+    net[0](torch.arange(9)[None])
+    net[0].max_norm = None
+    model = MultiTaskModel(net)
+    model.start_task("a", 3)
+    for _ in range(7):
+        model(torch.arange(9)[None])
+    model.finish_task()
+
+
+def test_a_graph_module_is_baked_and_copied_with_its_guard():
+    model = MultiTaskModel(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 8), *mlp())))
+    for name in ("a", "b"):
+        model.start_task(name, 3)
+        model.finish_task()
+    assert torch.equal(model.bake("a")(X), model(X, task="a"))
+    other = copy.deepcopy(model)
+    other.set_task("a")
+    other(X, task="b")
+    assert torch.equal(other.backbone(X), model(X, task="a"))

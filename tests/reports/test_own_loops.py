@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +18,10 @@ from piggyback import (
     PullToKeep,
     ScoreInit,
     load_backbone,
+    pack_mask,
     save_file,
+    unpack_mask,
+    warmup_cosine,
 )
 from piggyback.errors import (
     InputError,
@@ -221,6 +227,11 @@ def test_an_optimizer_that_cannot_learn_masks_is_refused_when_it_is_made(inner):
         (lambda: MaskOptimizer([torch.zeros(2, dtype=torch.int64)], lr=1e-2), r"a \(2,\) tensor"),
         (lambda: MaskOptimizer(5), "parameter"),
         (lambda: MaskOptimizer([{"lr": 3}]), "parameter"),
+        (lambda: started().optimizer(lr=1e-2, rule=MaskRule("ternary")), "rule"),
+        (lambda: started().optimizer(lr=1e-2, base=None), "base"),
+        (lambda: warmup_cosine(torch.optim.SGD(Net().parameters()), 5, warmup=1.5), "warmup"),
+        (lambda: pack_mask([True]), "mask"),
+        (lambda: unpack_mask(None), "packed"),
         (lambda: started(units=5), "units"),
         (lambda: started(kind="regression", units="abc"), "units"),
         (lambda: started(masks="no"), "masks"),
@@ -287,3 +298,36 @@ def test_a_file_on_a_network_that_holds_its_head_in_a_list_is_noticed(tmp_path):
     with pytest.raises(TaskStateError, match="'fc'"):
         other(X, task="a")
     assert model(X, task="a").shape == (32, 3)
+
+
+@pytest.mark.parametrize("kind", ["binary", "ternary"])
+def test_a_training_goes_on_from_the_state_that_was_loaded_not_from_its_last_masks(kind):
+    model = started(rule=MaskRule(kind))
+    optimizer = model.optimizer(lr=2e-2)
+    step(model, optimizer, steps=3)
+    weight, best = model.backbone.body[0].weight, copy.deepcopy(model.state_dict())
+    was = weight.clone()
+    step(model, optimizer, steps=30)
+    assert not torch.equal(weight, was)
+    model.load_state_dict(best)
+    optimizer.param_groups[0]["lr"] = 0.0
+    step(model, optimizer)
+    assert torch.equal(weight, was)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copied_optimizer_is_for_one_task_too(copied):
+    model = started()
+    optimizer = model.optimizer(lr=1e-2)
+    step(model, optimizer)
+    model, optimizer = copied((model, optimizer))
+    bare = MaskOptimizer(model.parameter_groups(lr=1e-2))  # finds the base weights of a copy, too
+    bare.initialize()
+    weight = model.backbone.body[0].weight
+    assert torch.equal(bare.state[weight]["base"], model.base_of(weight))
+    with pytest.raises(TaskStateError, match="another MaskOptimizer"):
+        step(model, optimizer)
+    model.finish_task()
+    model.start_task("b", 3)
+    with pytest.raises(TaskStateError, match="'a'"):
+        step(model, optimizer)

@@ -159,3 +159,29 @@ def test_processes_that_learn_apart_are_told_so_once(outcomes):
     for outcome in outcomes:
         (text,) = outcome["the_model_and_not_its_wrapper"]
         assert "DistributedDataParallel" in text
+
+
+def answer_of_another_task(model: MultiTaskModel, answers: Any) -> None:
+    model.set_task("b")
+    answers.put([model(torch.ones(1, 6), task=name).tolist() for name in ("b", "a")])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_that_got_the_model_does_not_switch_its_parents_weights(method):
+    model = MultiTaskModel(network().eval())
+    for name in ("a", "b"):
+        model.start_task(name, 3)
+        fitted(model, model.optimizer(lr=1e-2), len(name))
+        model.finish_task()
+    model.set_task("a")
+    if method == "fork":
+        model.share_memory()  # spawn shares what it hands over by itself
+    a, b = (model(torch.ones(1, 6), task=name).tolist() for name in ("a", "b"))
+    context = torch.multiprocessing.get_context(method)
+    answers = context.Queue()
+    child = context.Process(target=answer_of_another_task, args=(model, answers))
+    child.start()
+    model.set_task("a")
+    assert answers.get(timeout=120) == [b, a]
+    child.join()
+    assert model(torch.ones(1, 6)).tolist() == a

@@ -104,6 +104,9 @@ def test_numbers_go_on_in_their_scaling_and_unit(backbone, recipe, tmp_path):
     model.start_task("own", ["new", "size"], kind="regression", units=["", "cm"], start=task)
     assert model.capture().info.scaling == ((0, 1), *task.info.scaling)
     model.cancel_task()
+    model.start_task("same", ["size", "new"], kind="regression", start=task)
+    assert model.capture().info.units == (*task.info.units, "")
+    model.cancel_task()
     model.release()
     with pytest.raises(InputError, match=r"'mm'.*'cm'"):
         train(backbone, lengths(numbers * 10, unit="mm"), "size", still, start=task)

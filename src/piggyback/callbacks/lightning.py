@@ -27,6 +27,11 @@ class LightningTask(TaskFile, Callback):  # type: ignore[misc]
         """Start the task."""
         if stage != "fit":
             return
+        if type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
+            raise TaskStateError(
+                f"task {self.name!r}: the trainer's strategy starts processes with copies of the model, and what they "
+                "learn comes back as weights, which are no task: expected strategy='ddp', or one device"
+            )
         models = [part for part in pl_module.modules() if isinstance(part, MultiTaskModel)]
         if len(models) != 1:
             raise TaskStateError(

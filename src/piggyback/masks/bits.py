@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from piggyback.errors import InputError
+from piggyback.errors import InputError, check_is
 
 ALIGNED = 8
 """Bytes: each mask of ``FlatMasks`` begins at a multiple, which is a whole number of words of any width."""
@@ -69,6 +69,7 @@ def pack_mask(mask: Tensor) -> PackedMask:
     >>> pack_mask(torch.tensor([[1, 0], [-1, 1]], dtype=torch.int8)).negative
     tensor([4], dtype=torch.uint8)
     """
+    check_is("mask", mask, Tensor, "a tensor, bool or int8")
     shape = tuple(mask.shape)
     if mask.dtype == torch.bool:
         return PackedMask(shape, _pack_bits(mask))
@@ -83,6 +84,7 @@ def unpack_mask(packed: PackedMask) -> Tensor:
     >>> unpack_mask(pack_mask(torch.tensor([True, False, True])))
     tensor([ True, False,  True])
     """
+    check_is("packed", packed, PackedMask, "what pack_mask returned")
     keep = _unpack_bits(packed.keep, packed.numel).view(packed.shape)
     if packed.negative is None:
         return keep

@@ -24,6 +24,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.utils.weak import WeakIdKeyDictionary
 
 from piggyback.errors import (
@@ -42,6 +43,7 @@ from piggyback.masks.rule import (
     ScoreInit,
     check_learnable,
     check_steps,
+    check_warmup,
     initial_scores,
     lr_factor,
     mask_of,
@@ -133,6 +135,7 @@ class MaskOptimizer(torch.optim.Optimizer):
         self._base_of = base
         self._watch = _FirstSteps()
         self._turn = 0
+        self._written: MutableMapping[Tensor, int] = WeakIdKeyDictionary()
         check_learnable(self.rule)
         groups = _as_groups(params)
         self._built = False
@@ -173,10 +176,12 @@ class MaskOptimizer(torch.optim.Optimizer):
             if masked and "scores" not in self.state.get(param, {}):
                 base = self._base_of(param) if self._base_of else _base_behind(param)
                 scores = initial_scores(base, self.init, position, self.rule.threshold)
-                resume_from_(scores, param, base, self.rule)
+                if number_of((param != base).any()):
+                    resume_from_(scores, param, base, self.rule)
                 slots[index] = scores
                 self._take(param, scores, base)
 
+    @_disable_dynamo  # a compiled step would take torch's counts of changes for constants
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step scores and ordinary parameters, then write the new live weights; returns the closure's loss."""
         loss = None
@@ -200,6 +205,8 @@ class MaskOptimizer(torch.optim.Optimizer):
             if not self._all_finite():
                 self.skipped += 1
                 return loss
+            for param in masked:
+                self._follow(param)
             self._to_score_gradients_(masked)
             self._watch.before(self)
             self.inner.step()
@@ -285,6 +292,11 @@ class MaskOptimizer(torch.optim.Optimizer):
         """
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= {*state_dict}:
+            raise CheckpointError(
+                f"optimizer state {state_dict!r:.60}: expected what state_dict() returned, with 'state' and "
+                "'param_groups'"
+            )
         saved = [dict(group) for group in state_dict["param_groups"]]
         for group in saved:
             before, now = group.pop("scores_from", None), self._scores_from()
@@ -345,6 +357,12 @@ class MaskOptimizer(torch.optim.Optimizer):
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._written = WeakIdKeyDictionary()
+        if any("scores" in entry for entry in self.state.values()):
+            _WITH_SCORES.add(self)
+
     def _places(self) -> Iterator[tuple[list[Tensor], int, Tensor, bool]]:
         """Each parameter's place: the inner optimizer's list and the index there, the parameter, is it masked."""
         for group, inner_group in zip(self.param_groups, self.inner.param_groups, strict=True):
@@ -374,6 +392,15 @@ class MaskOptimizer(torch.optim.Optimizer):
         self._write_live(param)
         _WITH_SCORES.add(self)
 
+    def _follow(self, param: Tensor) -> None:
+        """Move scores to the mask that others wrote into a weight, such as that of the best epoch.
+
+        Torch counts writes into plain tensors alone.
+        """
+        if type(param.data) is Tensor and self._written.get(param) != param._version:
+            state = self.state[param]
+            resume_from_(state["scores"], param, state["base"], self.rule)
+
     def _write_live(self, param: Tensor) -> None:
         scores, base = self.state[param]["scores"], self.state[param]["base"]
         plain = type(param.data) is Tensor and param.dtype == scores.dtype
@@ -381,6 +408,7 @@ class MaskOptimizer(torch.optim.Optimizer):
             keep_above_(param, base, scores, self.rule.threshold)
         else:
             param.copy_(masked_weight(base, mask_of(scores, self.rule)))
+        self._written[param] = param._version
 
     def _loaded_base(
         self, what: str, param: Tensor, masked: bool, entry: Mapping[str, Any]
@@ -477,6 +505,7 @@ def warmup_cosine(
         "optimizer", optimizer, torch.optim.Optimizer, "an optimizer, such as model.optimizer(...)"
     )
     check_steps(steps)
+    check_warmup(warmup)
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor("cosine", step, steps, warmup)
     )

@@ -222,7 +222,9 @@ def initial_scores(
 
 
 def resume_from_(scores: Tensor, live: Tensor, base: Tensor, rule: MaskRule) -> None:
-    """Let first ``scores`` stand for the mask in ``live``, where it has one: mirrored at the threshold.
+    """Let ``scores`` stand for the mask in ``live``, where they stand for another: mirrored at the threshold.
+
+    Does nothing where ``live`` is not ``base`` times a mask.
 
     >>> import torch
     >>> scores, base = torch.tensor([0.01, 0.01]), torch.tensor([2.0, 3.0])
@@ -232,15 +234,16 @@ def resume_from_(scores: Tensor, live: Tensor, base: Tensor, rule: MaskRule) -> 
     import torch
 
     ternary = rule.kind == "ternary"
-    dropped = (live == 0) & (base != 0)
-    turned = (live == -base) & (base != 0) & ternary
-    if not bool((dropped | turned).any()):
+    dropped, turned = live == 0, (live == -base) & ternary
+    other = live != masked_weight(base, mask_of(scores, rule))
+    if not number_of(other.any()) or not number_of((dropped | turned | (live == base)).all()):
         return
     above = (scores - rule.threshold).abs()
     # A ternary mask is 0 between 0 and the threshold.
     below = torch.full_like(above, rule.threshold / 2) if ternary else rule.threshold - above
     kept = rule.threshold + above
-    scores.copy_(torch.where(dropped, below, torch.where(turned, -above, kept)))
+    moved = torch.where(dropped, below, torch.where(turned, -above, kept))
+    scores.copy_(torch.where(other, moved, scores))
 
 
 def _margins(size: Tensor, init: ScoreInit, margin: float) -> Tensor:
@@ -301,7 +304,7 @@ def mask_lr(
     [0.0001441, 3.46e-05]
     """
     check_steps(steps)
-    check_number("warmup", warmup, lambda share: 0 <= share < 1, "from 0 to below 1")
+    check_warmup(warmup)
     for name, value in (("margin", margin), ("z", z), ("reach", 1.0 if reach is None else reach)):
         check_number(name, value, lambda v: 0 < v < math.inf, "a finite number above 0")
     factors = [lr_factor(schedule, t, steps, warmup) for t in range(steps)]
@@ -319,6 +322,11 @@ def check_steps(steps: object) -> None:
     """Raise InputError unless ``steps`` is a whole number from 1, Python's or NumPy's."""
     whole = isinstance(steps, numbers.Integral)
     check_number("steps", steps, lambda n: whole and n >= 1, "a whole number from 1")
+
+
+def check_warmup(warmup: object) -> None:
+    """Raise InputError unless ``warmup`` is a share of the steps that leaves some to go down in."""
+    check_number("warmup", warmup, lambda share: 0 <= share < 1, "from 0 to below 1")
 
 
 def z_for(skill: float, steps: int) -> float:

@@ -84,6 +84,12 @@ class Learning:
                     f"head: its {name} has no values, or complex ones: expected real numbers, in a layer whose inputs "
                     "are known"
                 )
+        for name, kept in self.head.state_dict().items():
+            if not isinstance(kept, Tensor):
+                raise InputError(
+                    f"head: {name!r} in its state dict is a {type(kept).__name__}: expected tensors alone, which a "
+                    "task file can hold; leave get_extra_state() out"
+                )
         for name, param in self.backbone.module.named_parameters():
             if param.is_inference():
                 raise InputError(
@@ -268,11 +274,15 @@ class Learning:
         self.backbone.put_head(self.head)
         self.backbone.invalidate_state()
         self.backbone.watch({*self._names(), *self._norms()})
-        for name in self._names():
-            note_base(self.backbone.live.params[name], self.backbone.live.base[name])
+        self.note_bases()
         for group in self.groups(0.0):
             for param in group["params"]:
                 param.requires_grad_(True)
+
+    def note_bases(self) -> None:
+        """Let optimizers that are made without ``base=`` know the base weights of what is masked."""
+        for name in self._names():
+            note_base(self.backbone.live.params[name], self.backbone.live.base[name])
 
     def check_start(self, start: Task) -> None:
         """Raise InputError where this task cannot go on from ``start``."""
@@ -364,8 +374,8 @@ class Learning:
 
     @property
     def trained(self) -> bool:
-        """Whether an optimizer has made scores of the masked weights, as its first step does."""
-        return bool(self._optimizers())
+        """Whether an optimizer has made scores of the masked weights; one that is gone, by a few steps."""
+        return bool(self._optimizers()) or bool(self._names() and self.runs["live"] > 3)
 
     def capture(self, provenance: Mapping[str, Any]) -> Task:
         """Return the task as it stands, its masks read off the live weights.

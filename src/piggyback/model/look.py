@@ -39,6 +39,8 @@ def _shown(model: type[Kind], backbone: type[nn.Module]) -> type[Kind]:
         own, given = inspect.signature(forward), inspect.signature(backbone.forward)
     except (TypeError, ValueError):  # of a compiled or scripted class
         return model
+    if "task" not in own.parameters:
+        return model
     taken = [p for name, p in given.parameters.items() if name != "task"]
     place = len(taken) - any(p.kind is p.VAR_KEYWORD for p in taken)
     taken.insert(place, own.parameters["task"])

@@ -181,7 +181,10 @@ class MultiTaskModel(nn.Module):
 
     @contextmanager
     def use_task(self, name: str | None) -> Iterator[Self]:
-        """Run ``name`` within a ``with`` block, then the task from before; per thread and per coroutine."""
+        """Run ``name`` within a ``with`` block, then the task from before; per thread and per coroutine.
+
+        Generators share their caller's choice: in one that yields within the block, call with ``task=`` instead.
+        """
         with self._switch.use(name):
             yield self
 
@@ -265,9 +268,11 @@ class MultiTaskModel(nn.Module):
 
     def bake(self, name: str | None) -> nn.Module:
         """Return a plain copy of the backbone with a task's weights, head and normalisation written into it."""
-        with self._switch.lock, self.use_task(name):
+        with self._switch.lock, torch.inference_mode(False), self.use_task(name):
             baked = plain_copy(self.backbone)
-            baked._forward_pre_hooks.pop(self._switch.hook.id)
+            baked._forward_pre_hooks.pop(
+                self._switch.hook.id, None
+            )  # a GraphModule's copy has none
             return baked
 
     def summary(self, name: str | None = None) -> Summary:
@@ -388,6 +393,10 @@ class MultiTaskModel(nn.Module):
         Raises InputError where neither or both of ``steps`` and ``lr`` are given, or ``batches`` with ``lr``.
         """
         learning = self._switch.in_learning()
+        for name in options.keys() & {"rule", "base"}:
+            raise InputError(
+                f"{name} {options[name]!r:.100}: expected none, it is the task's: start_task(rule=...)"
+            )
         if (steps is None) == (lr is None) or (batches is not None and lr is not None):
             raise InputError(
                 f"steps {steps} and lr {lr}: expected one of them: the number of steps of the run, with batches or "

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from piggyback.errors import InputError, UnknownTaskError
 from piggyback.kinds import KINDS, kind_of
@@ -73,10 +74,11 @@ def run_grouped(
 ) -> list[Tensor]:
     """Return one output per sample, in order, running every task once on all of its samples.
 
-    Tensors among the arguments are split along their first dimension, the batch; other arguments go along as they are.
+    Tensors among the arguments, also in their lists and dicts, are split along their first dimension, the batch; other
+    arguments go along as they are.
     """
-    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-    sizes = {tensor.shape[0] if tensor.ndim else 0 for tensor in tensors}
+    given = tree_leaves((args, kwargs))
+    sizes = {v.shape[0] if v.ndim else 0 for v in given if isinstance(v, Tensor)}
     if sizes != {len(tasks)}:
         raise InputError(
             f"{len(tasks)} task names for a batch of {sorted(sizes)}: expected one name per sample"
@@ -88,7 +90,7 @@ def run_grouped(
         def part(value: Any, rows: list[int] = rows) -> Any:
             return value[rows] if isinstance(value, Tensor) else value
 
-        output = run(name, tuple(map(part, args)), {k: part(v) for k, v in kwargs.items()})
+        output = run(name, *tree_map(part, (args, dict(kwargs))))
         if not isinstance(output, Tensor) or output.shape[:1] != (len(rows),):
             raise InputError(
                 f"task {name!r} answered with {type(output).__name__}: "

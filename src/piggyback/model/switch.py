@@ -39,9 +39,15 @@ class _DirectCall:
     switch: weakref.ref[TaskSwitch] | None = None
 
     def __call__(self, module: nn.Module, given: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling() or self.switch is None:
-            return
-        if (switch := self.switch()) is not None:
+        switch = None if self.switch is None else self.switch()
+        jit: Any = torch.jit
+        exporting = getattr(torch.compiler, "is_exporting", bool)()  # not in torch 2.6
+        if switch is not None and (exporting or jit.is_tracing()):
+            raise TaskStateError(
+                f"a program exported from this {type(module).__name__} would hold the weights that every task is "
+                "written into, and answer for the last one: export model.bake(task), a network of its own"
+            )
+        if switch is not None and not torch.compiler.is_compiling():
             switch.prepare_direct()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,11 +83,17 @@ class TaskSwitch:
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock, self._process = threading.RLock(), os.getpid()
+        self._lock = threading.RLock()
         self._last = {}
         self._direct.switch = weakref.ref(self)
+        if self.hook.id not in self.frozen.module._forward_pre_hooks:  # as of a copied GraphModule
+            self.hook = self.frozen.module.register_forward_pre_hook(self._direct, prepend=True)
         if self.learning is None:
             self.frozen.count()
+        else:
+            self.learning.note_bases()
+        if self._process != os.getpid():
+            self._part_from_parent()
 
     @property
     def lock(self) -> threading.RLock:
@@ -93,8 +105,25 @@ class TaskSwitch:
                     "build the MultiTaskModel in the new process, or start that by spawn"
                 )
             self._lock.release()
-            self._process = os.getpid()
+            self._part_from_parent()
         return self._lock
+
+    def _part_from_parent(self) -> None:
+        """Give this process live weights of its own, where it got them in memory that it shares with another one."""
+        module = self.frozen.module
+        tensors: list[Any] = [*module.parameters(), *module.buffers()]
+        shared = [tensor for tensor in tensors if tensor.is_shared()]
+        if self.learning is None and shared:
+            self.frozen.invalidate_state()
+            self._in_place = Which.UNSURE  # the other process may have switched since
+        elif any(tensor.device.type == "cpu" for tensor in shared):
+            raise TaskStateError(
+                f"task {self.in_learning().name!r} is in training on weights that this process shares with the one "
+                "that started it, and both would step them: call start_task() in each process"
+            )
+        for tensor in shared:
+            tensor.data = tensor.data.clone()
+        self._process = os.getpid()
 
     # -- tasks held ----------------------------------------------------------------------------
 

@@ -10,8 +10,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from piggyback.errors import SelectionError, TaskStateError, check_is, near_misses
+from piggyback.errors import (
+    BackboneError,
+    SelectionError,
+    TaskStateError,
+    check_is,
+    near_misses,
+)
 from piggyback.masks.bits import PackedMask
 from piggyback.masks.rule import Form
 from piggyback.masks.switch import LiveWeights
@@ -37,7 +44,8 @@ _WRAPPERS = {
 class FrozenBackbone:
     """A module whose masked weights, normalisation and classifier can be exchanged, and put back bit for bit.
 
-    Raises SelectionError, before the module is changed, where weights or classifier cannot be chosen.
+    Raises SelectionError, before the module is changed, where weights or classifier cannot be chosen, BackboneError
+    where its passes would change weights.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10))
     >>> frozen = FrozenBackbone(net)
@@ -50,6 +58,7 @@ class FrozenBackbone:
     ) -> None:
         check_is("backbone", module, nn.Module, "a network, or what load_backbone returns")
         _refuse_wrapped(module)
+        _refuse_rewriting(module)
         self.head_name = find_head(module) if head is None else _known_module(module, head)
         self.masked_names = tuple(select_weights(module, select, head=self.head_name))
         digests = digests_of(module)
@@ -159,6 +168,9 @@ class FrozenBackbone:
                     tensor.copy_(values[name])
             self._seen = [] if norm else self._sight()
         self.put_head(head)
+        if not torch.compiler.is_compiling():  # what was computed from the weights of before
+            torch.clear_autocast_cache()
+            parametrize._cache.clear()
         self.count()
 
     def rest(self) -> None:
@@ -370,6 +382,17 @@ def _refuse_wrapped(module: nn.Module) -> None:
             raise SelectionError(
                 f"{type(module).__name__} wraps a network, and a task learned on it would fit no plain one: expected "
                 f"the network itself, its .{inside}; wrap or compile the MultiTaskModel instead"
+            )
+
+
+def _refuse_rewriting(module: nn.Module) -> None:
+    """Raise BackboneError for an embedding that shortens rows in place when they are used."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.max_norm is not None:
+            raise BackboneError(
+                f"embedding {name!r} has max_norm={layer.max_norm:g}, by which its passes rewrite weights: expected "
+                f"weights that stay; shorten all rows by one call on torch.arange({layer.num_embeddings}), then set "
+                "its max_norm to None"
             )
 
 

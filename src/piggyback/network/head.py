@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from piggyback.errors import SelectionError
+from piggyback.network.norm import is_norm
 from piggyback.network.segmentation import SegmentationNetwork
 
 CONVOLUTIONS = (
@@ -67,6 +68,14 @@ def _last_layer(module: nn.Module) -> str:
             module, "the last layer with weights is not a linear layer or 1 x 1 convolution"
         )
     name, last = layers[-1]
+    parts = list(module.modules())
+    for part in parts[parts.index(last) + 1 :]:
+        if is_norm(part) and _widths(last)[1] in (
+            getattr(part, "num_features", None),
+            getattr(part, "num_channels", None),
+            *getattr(part, "normalized_shape", ()),
+        ):
+            raise _unclear(module, f"the outputs of the last layer, {name!r}, are normalised")
     if block := _repeated_block(module, name):
         raise _unclear(
             module, f"the last layer, {name!r}, is part of {block!r}, one of several equal blocks"

@@ -165,7 +165,7 @@ class _Names:
             return self._match_text(part)
         if isinstance(part, type) and issubclass(part, nn.Module):
             return self._match_type(part)
-        if callable(part):
+        if callable(part) and not isinstance(part, nn.Module):
             offered = {
                 name: p
                 for name, (first, p) in self.parameters.items()

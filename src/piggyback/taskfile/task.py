@@ -84,9 +84,13 @@ class TaskInfo:
 
         Raises InputError where such a number has another unit.
         """
+        units = dict(zip(start.classes, start.units, strict=False))
+        if units and not self.units:
+            return replace(
+                self, units=tuple(units.get(name, "") for name in self.classes)
+            ).going_on(start)
         if not (self.scaling or start.scaling):
             return self
-        units = dict(zip(start.classes, start.units, strict=False))
         for name, unit in zip(self.classes, self.units, strict=False):
             if (before := units.get(name)) and unit and unit != before:
                 raise InputError(
