@@ -32,7 +32,7 @@ from piggyback.train.checkpoint import CHECKPOINT
 from piggyback.train.data.batches import steps_in_epoch, train_view
 from piggyback.train.data.dataset import as_data
 from piggyback.train.data.labelled import LabelledSet
-from piggyback.train.data.sets import ImageData, seen_in
+from piggyback.train.data.sets import ImageData, ImageSet, seen_in
 from piggyback.train.data.size import choose_length, choose_size, size_of
 from piggyback.train.data.text import TextSet
 from piggyback.train.device import Speed, processes, speed_of
@@ -115,7 +115,9 @@ def train(
         recipe = replace(recipe, epochs=epochs, max_length=size.side)
     else:
         size = choose_size(backbone, data.train, recipe.image_size)
-        recipe = replace(recipe, epochs=epochs, image_size=size.side)
+        images = len(data.train) if isinstance(data.train, ImageSet) else None
+        augment = recipe.augment.settled(images)
+        recipe = replace(recipe, epochs=epochs, image_size=size.side, augment=augment)
     identity = {
         "name": name,
         "recipe": recipe.identity(),

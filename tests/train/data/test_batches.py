@@ -91,15 +91,29 @@ def test_shift_moves_by_at_most_the_fraction_and_fills_the_gap(fill: int | None)
     assert seen == set(views)
 
 
-@pytest.mark.parametrize("border", ["mirror", "plain"])
-def test_a_plain_border_is_nothing_to_the_network(border: Literal["mirror", "plain"]) -> None:
+@pytest.mark.parametrize(
+    ("border", "blank", "plain"),
+    [
+        ("mirror", False, False),
+        ("plain", False, True),
+        ("plain", True, True),
+        ("auto", False, True),
+        ("auto", True, False),
+    ],
+)
+def test_a_plain_border_is_nothing_to_the_network(
+    border: Literal["auto", "mirror", "plain"], blank: bool, plain: bool
+) -> None:
     view = Preprocessing(16, mean=(0.2, 0.4, 0.6), std=(0.2, 0.2, 0.2))
-    white = (torch.full((8, 3, 16, 16), 255, dtype=torch.uint8), torch.arange(8) % 2)
-    train = from_tensors("white", ["a", "b"], white, white, white).train
+    pixels = torch.full((8, 3, 16, 16), 255, dtype=torch.uint8)
+    if not blank:
+        pixels[:, :, ::2] = 200
+    whole = (pixels, torch.arange(8) % 2)
+    train = from_tensors("bright", ["a", "b"], whole, whole, whole).train
     options = Augment(shift=0.25, border=border)
     made, _ = TrainBatches(train, view, options, batch_size=8, seed=0, epoch=0)[0]
-    gap = (made < 255).all(1)
-    assert bool(gap.any()) == (border == "plain")
+    gap = (made < 200).any(1)
+    assert bool(gap.any()) == plain
     assert (view.network_input(made).movedim(1, -1)[gap].abs() < 0.01).all()
 
 

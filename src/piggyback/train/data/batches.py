@@ -32,6 +32,9 @@ Batch = tuple[Tensor, Tensor]
 """Images uint8 (n, 3, s, s) or tokens int64 (n, length), and labels (n, ...) or label maps uint8 (n, s, s)."""
 _DRAWS = 7  # shift x, shift y, flip, crop area, crop x, crop y, policy
 _STREAM = 1 << 32  # keeps these draws apart from the shuffle's, which share seed and epoch
+_BLANK = (
+    6.0  # of 255: what noise and JPEG leave of an edge of one colour, from its median, in the mean
+)
 
 
 @dataclass
@@ -71,12 +74,15 @@ class TrainBatches(Dataset[Batch]):
             return self.images.batch(indices), self.images.targets(indices, self.preprocessing)
         seen = as_images(self.preprocessing)
         size, source = seen.image_size, as_images(train_view(seen, self.options))
-        fill = mean_colour(seen) if self.options.border == "plain" else None
+        border, fill = self.options.border, mean_colour(seen)
         made = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
         chances = draws(self.seed, self.epoch, chosen.numpy())
         for place, index in enumerate(indices.tolist()):
             image = self.images.load(index, source)
-            made[place] = augment(image, self.options, size, chances[place], fill)
+            mirror = border == "mirror" or (border == "auto" and is_blank(image))
+            made[place] = augment(
+                image, self.options, size, chances[place], None if mirror else fill
+            )
         labels = self.images.targets(indices, source)
         if self.images.kind == "segmentation":
             maps = zip(labels, chances, strict=True)
@@ -170,6 +176,16 @@ def mean_colour(preprocessing: Preprocessing) -> Tensor:
     tensor([128,  51,   0], dtype=torch.uint8)
     """
     return (255 * torch.tensor(preprocessing.mean)).round().clamp(0, 255).byte().view(3, 1, 1)
+
+
+def is_blank(image: Tensor) -> bool:
+    """Return whether the edge of an image, uint8 (3, h, w), is of one colour, as that of a drawing on paper.
+
+    >>> is_blank(torch.full((3, 8, 8), 200, dtype=torch.uint8))
+    True
+    """
+    edge = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1).float()
+    return bool((edge - edge.median(1, keepdim=True).values).abs().mean() < _BLANK)
 
 
 def augment(
