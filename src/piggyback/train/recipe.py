@@ -57,8 +57,7 @@ class Augment:
     """An automatic policy of torchvision: TrivialAugmentWide or RandAugment. They include colour and shear."""
     border: Literal["auto", "mirror", "plain"] = "auto"
     """What fills the gap that a shift leaves: the image's mirror image, or the colour that the network sees as 0. auto
-    is plain for fewer than 500 training images without flip, but for those on a blank ground; else mirror, see
-    docs/RESULTS.md."""
+    is plain for fewer than 500 training images without flip, mirror for others and for images on a blank ground."""
 
     def __post_init__(self) -> None:
         check_number("shift", self.shift, lambda v: 0 <= v < 1, "a fraction from 0 to below 1")
