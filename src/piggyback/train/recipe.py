@@ -33,8 +33,6 @@ LATER = ("abstain_at", "class_weights", "cutmix", "loss", "max_length", "mixup",
 """Fields that came when results were there already: None is what those had, and stays out of a run's identity."""
 READ_ONLY = ("rule.form",)
 """Fields that recipes in files may have set, but nobody can choose any more: they get no option."""
-FEW_IMAGES = 500
-"""Below which a shift's gap is not the mirror image by default."""
 RETIRED = ("form_lr", "tensorboard")
 """Fields that files of older versions have and that decide nothing any more: they are passed over."""
 
@@ -57,21 +55,12 @@ class Augment:
     """An automatic policy of torchvision: TrivialAugmentWide or RandAugment. They include colour and shear."""
     border: Literal["auto", "mirror", "plain"] = "auto"
     """What fills the gap that a shift leaves: the image's mirror image, or the colour that the network sees as 0. auto
-    is plain for fewer than 500 training images without flip, mirror for others and for images on a blank ground."""
+    is plain for fewer than 500 training images without flip, unless their ground is blank; else mirror."""
 
     def __post_init__(self) -> None:
         check_number("shift", self.shift, lambda v: 0 <= v < 1, "a fraction from 0 to below 1")
         check_number("crop", self.crop, lambda v: 0 < v <= 1, "a fraction above 0, at most 1")
         _check_types(self)
-
-    def settled(self, images: int | None) -> Augment:
-        """Return it with ``border`` settled for so many training images; None for label maps, whose gaps are mirrored.
-
-        >>> [Augment().settled(images).border for images in (256, 3000, None)]
-        ['auto', 'mirror', 'mirror']
-        """
-        few = images is not None and images < FEW_IMAGES and not self.flip
-        return self if few or self.border != "auto" else dataclasses.replace(self, border="mirror")
 
     def source_side(self, size: int) -> int:
         """Return the side that images are kept at, so that a crop has more pixels than it needs."""

@@ -29,10 +29,10 @@ from piggyback.taskfile.task import Task, check_name
 from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 from piggyback.train import checkpoint
 from piggyback.train.checkpoint import CHECKPOINT
-from piggyback.train.data.batches import steps_in_epoch, train_view
+from piggyback.train.data.batches import settled, steps_in_epoch, train_view
 from piggyback.train.data.dataset import as_data
 from piggyback.train.data.labelled import LabelledSet
-from piggyback.train.data.sets import ImageData, ImageSet, seen_in
+from piggyback.train.data.sets import ImageData, seen_in
 from piggyback.train.data.size import choose_length, choose_size, size_of
 from piggyback.train.data.text import TextSet
 from piggyback.train.device import Speed, processes, speed_of
@@ -115,9 +115,9 @@ def train(
         recipe = replace(recipe, epochs=epochs, max_length=size.side)
     else:
         size = choose_size(backbone, data.train, recipe.image_size)
-        images = len(data.train) if isinstance(data.train, ImageSet) else None
-        augment = recipe.augment.settled(images)
-        recipe = replace(recipe, epochs=epochs, image_size=size.side, augment=augment)
+        recipe = replace(recipe, epochs=epochs, image_size=size.side)
+    augment = settled(recipe.augment, data.train, preprocessing_of(backbone, recipe))
+    recipe = replace(recipe, augment=augment)
     identity = {
         "name": name,
         "recipe": recipe.identity(),

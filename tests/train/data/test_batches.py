@@ -18,8 +18,10 @@ from piggyback.train.data.batches import (
     augment,
     draws,
     serve,
+    settled,
     steps_in_epoch,
 )
+from piggyback.train.data.sets import ImageSet
 from piggyback.train.hashing import shuffled, uniforms
 
 VIEW = Preprocessing(16)
@@ -91,30 +93,35 @@ def test_shift_moves_by_at_most_the_fraction_and_fills_the_gap(fill: int | None)
     assert seen == set(views)
 
 
-@pytest.mark.parametrize(
-    ("border", "blank", "plain"),
-    [
-        ("mirror", False, False),
-        ("plain", False, True),
-        ("plain", True, True),
-        ("auto", False, True),
-        ("auto", True, False),
-    ],
-)
-def test_a_plain_border_is_nothing_to_the_network(
-    border: Literal["auto", "mirror", "plain"], blank: bool, plain: bool
-) -> None:
+@pytest.mark.parametrize("border", ["mirror", "plain"])
+def test_a_plain_border_is_nothing_to_the_network(border: Literal["mirror", "plain"]) -> None:
     view = Preprocessing(16, mean=(0.2, 0.4, 0.6), std=(0.2, 0.2, 0.2))
-    pixels = torch.full((8, 3, 16, 16), 255, dtype=torch.uint8)
-    if not blank:
-        pixels[:, :, ::2] = 200
-    whole = (pixels, torch.arange(8) % 2)
-    train = from_tensors("bright", ["a", "b"], whole, whole, whole).train
+    white = (torch.full((8, 3, 16, 16), 255, dtype=torch.uint8), torch.arange(8) % 2)
+    train = from_tensors("white", ["a", "b"], white, white, white).train
     options = Augment(shift=0.25, border=border)
     made, _ = TrainBatches(train, view, options, batch_size=8, seed=0, epoch=0)[0]
-    gap = (made < 200).any(1)
-    assert bool(gap.any()) == plain
+    gap = (made < 255).all(1)
+    assert bool(gap.any()) == (border == "plain")
     assert (view.network_input(made).movedim(1, -1)[gap].abs() < 0.01).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "noise", "border"),
+    [
+        (8, Augment(), 99, "plain"),
+        (8, Augment(), 9, "mirror"),
+        (8, Augment(flip=True), 99, "mirror"),
+        (500, Augment(), 99, "mirror"),
+        (8, Augment(border="mirror"), 99, "mirror"),
+        (500, Augment(border="plain"), 9, "plain"),
+    ],
+)
+def test_the_border_follows_from_the_images(
+    images: int, options: Augment, noise: int, border: str
+) -> None:
+    pixels = torch.randint(0, noise, (images, 3, 16, 16), dtype=torch.uint8)
+    samples = ImageSet(("a", "b"), torch.arange(images) % 2, pixels)
+    assert settled(options, samples, Preprocessing(16)).border == border
 
 
 def test_flip_is_off_by_default_and_takes_half() -> None:
