@@ -30,7 +30,7 @@ from piggyback.errors import CheckpointError
 from piggyback.strict_json import strict_json
 from piggyback.taskfile.disk import write_file
 from piggyback.train.methods import Learner
-from piggyback.train.recipe import Recipe, current, flat
+from piggyback.train.recipe import Augment, Recipe, current, flat
 
 VERSION = 1
 CHECKPOINT = "checkpoint.safetensors"
@@ -106,7 +106,7 @@ def check_identity(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
 
 def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     """``saved`` with the fields that recipes have got since, at their defaults, and without those they have lost."""
-    recipe = json.loads(json.dumps(Recipe().identity()))
+    recipe = json.loads(json.dumps(Recipe(augment=Augment(border="mirror")).identity()))
     for name, value in current(saved.get("recipe", {})).items():
         inside = isinstance(value, dict) and isinstance(recipe.get(name), dict)
         recipe[name] = {**recipe[name], **value} if inside else value

@@ -29,7 +29,7 @@ from piggyback.taskfile.task import Task, check_name
 from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 from piggyback.train import checkpoint
 from piggyback.train.checkpoint import CHECKPOINT
-from piggyback.train.data.batches import steps_in_epoch, train_view
+from piggyback.train.data.batches import settled, steps_in_epoch, train_view
 from piggyback.train.data.dataset import as_data
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import ImageData, seen_in
@@ -116,6 +116,8 @@ def train(
     else:
         size = choose_size(backbone, data.train, recipe.image_size)
         recipe = replace(recipe, epochs=epochs, image_size=size.side)
+    augment = settled(recipe.augment, data.train, preprocessing_of(backbone, recipe))
+    recipe = replace(recipe, augment=augment)
     identity = {
         "name": name,
         "recipe": recipe.identity(),

@@ -19,8 +19,10 @@ from piggyback.train.data.batches import (
     augment,
     draws,
     serve,
+    settled,
     steps_in_epoch,
 )
+from piggyback.train.data.sets import ImageSet
 from piggyback.train.hashing import shuffled, uniforms
 
 VIEW = Preprocessing(16)
@@ -111,6 +113,25 @@ def test_a_plain_border_is_nothing_to_the_network(border: Literal["mirror", "pla
     gap = (made < 255).all(1)
     assert bool(gap.any()) == (border == "plain")
     assert (view.network_input(made).movedim(1, -1)[gap].abs() < 0.01).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "noise", "border"),
+    [
+        (8, Augment(), 99, "plain"),
+        (8, Augment(), 9, "mirror"),
+        (8, Augment(flip=True), 99, "mirror"),
+        (500, Augment(), 99, "mirror"),
+        (8, Augment(border="mirror"), 99, "mirror"),
+        (500, Augment(border="plain"), 9, "plain"),
+    ],
+)
+def test_the_border_follows_from_the_images(
+    images: int, options: Augment, noise: int, border: str
+) -> None:
+    pixels = torch.randint(0, noise, (images, 3, 16, 16), dtype=torch.uint8)
+    samples = ImageSet(("a", "b"), torch.arange(images) % 2, pixels)
+    assert settled(options, samples, Preprocessing(16)).border == border
 
 
 def test_flip_is_off_by_default_and_takes_half() -> None:

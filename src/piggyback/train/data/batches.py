@@ -24,7 +24,7 @@ from piggyback.errors import DataError
 from piggyback.images.preprocessing import Preprocessing
 from piggyback.texts.preprocessing import Prepares, TextPreprocessing, as_images
 from piggyback.train.data.labelled import LabelledSet
-from piggyback.train.data.sets import Split
+from piggyback.train.data.sets import ImageSet, Split
 from piggyback.train.data.text import TextSet
 from piggyback.train.hashing import balanced, shuffled, uniforms
 from piggyback.train.recipe import Augment
@@ -33,6 +33,8 @@ Batch = tuple[Tensor, Tensor]
 """Images uint8 (n, 3, s, s) or tokens int64 (n, length), and labels (n, ...) or label maps uint8 (n, s, s)."""
 _DRAWS = 7  # shift x, shift y, flip, crop area, crop x, crop y, policy
 _STREAM = 1 << 32  # keeps these draws apart from the shuffle's, which share seed and epoch
+_FEW = 500  # images; with more, the mirror image was as good or better
+_BLANK = 6.0  # of 255: an edge of one colour is no further from its median, noise and JPEG included
 
 
 @dataclass
@@ -177,6 +179,34 @@ def mean_colour(preprocessing: Preprocessing) -> Tensor:
     tensor([128,  51,   0], dtype=torch.uint8)
     """
     return (255 * torch.tensor(preprocessing.mean)).round().clamp(0, 255).byte().view(3, 1, 1)
+
+
+def settled(options: Augment, images: Split, preprocessing: Prepares) -> Augment:
+    """Return ``options`` with the border that is best for these training images in place of ``auto``.
+
+    >>> drawings = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8)
+    >>> settled(Augment(), ImageSet(("a", "b"), torch.arange(2), drawings), Preprocessing(8)).border
+    'mirror'
+    """
+    if options.border != "auto":
+        return options
+    plain = (
+        isinstance(images, ImageSet)
+        and len(images) < _FEW
+        and not options.flip
+        and not _blank(images, as_images(preprocessing))
+    )
+    return replace(options, border="plain" if plain else "mirror")
+
+
+def _blank(images: ImageSet, preprocessing: Preprocessing) -> bool:
+    """Whether most images have an edge of one colour, as drawings on paper do; a sample of them is looked at."""
+    deviations = []
+    for index in torch.linspace(0, len(images) - 1, min(len(images), 64)).long().tolist():
+        image = images.load(index, preprocessing)
+        edge = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1).float()
+        deviations.append((edge - edge.median(1, keepdim=True).values).abs().mean())
+    return bool(torch.stack(deviations).median() < _BLANK)
 
 
 def augment(
