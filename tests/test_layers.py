@@ -84,6 +84,16 @@ def test_imports_point_downwards(path):
         assert not (own in SERVES and part in LEARNS), f"line {line}: {own} is for inference"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_other_packages_private_names_are_not_imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and not module.startswith("piggyback"):
+            names = [*module.split("."), *(p for a in node.names for p in a.name.split("."))]
+            private = [n for n in names if n.startswith("_") and not n.startswith("__")]
+            assert not private, f"line {node.lineno}: {private}"
+
+
 def run_python(code: str) -> dict[str, object]:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import lightning
 import pytest
 import torch
@@ -135,10 +137,13 @@ def test_an_average_of_weights_is_refused_before_a_step(tmp_path):
     assert learner.global_step == 0
 
 
-def test_processes_whose_weights_come_back_are_refused_before_the_task_is_started(tmp_path):
+def test_processes_whose_weights_come_back_are_refused_before_the_task_is_started(
+    tmp_path, monkeypatch
+):
     model = MultiTaskModel(seeded(Tiny))
     trainer = lightning.Trainer(strategy="ddp_spawn", accelerator="cpu", devices=1, logger=False)
     trainer.strategy._configure_launcher()
+    monkeypatch.setattr(multiprocessing, "parent_process", object)  # as in one of its processes
     with pytest.raises(TaskStateError, match="strategy='ddp'"):
         LightningTask(tmp_path / "a.safetensors", 3).setup(trainer, Learner(model), "fit")
     assert model.training_task is None

@@ -16,7 +16,7 @@ from piggyback.model.multitask import MultiTaskModel
 from piggyback.serve import Engine, EngineOptions, create_app
 from piggyback.taskfile.file import load, save
 from piggyback.texts.preprocessing import Text
-from piggyback.train import evaluate, predict, train
+from piggyback.train import Recipe, evaluate, predict, train
 from piggyback.train.data.table import load_table
 from piggyback.train.data.text import TextSet, by_length
 from piggyback.zoo.load import load_backbone
@@ -52,6 +52,8 @@ def test_a_task_is_learned_from_a_table(reader, texts, recipe, method, tmp_path)
 
 def test_a_transformer_has_its_own_rate(reader, texts, recipe):
     done = train(reader, texts, "a", recipe(mask_lr=None, epochs=1)).provenance
+    again = Recipe.from_json(done["recipe"])  # what a task says of itself trains another
+    assert train(reader, texts, "b", again).provenance["recipe"] == done["recipe"]
     steps, reach = done["steps_per_epoch"], reach_for(done["feature_skill"])
     assert done["peak_lr"][0] == pytest.approx(mask_lr(steps, warmup=recipe().warmup, reach=reach))
 

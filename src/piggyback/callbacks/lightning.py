@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 from piggyback.callbacks.task_file import TaskFile
@@ -27,7 +28,8 @@ class LightningTask(TaskFile, Callback):  # type: ignore[misc]
         """Start the task."""
         if stage != "fit":
             return
-        if type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
+        # A launcher of processes runs this in one that multiprocessing has started; others start the script again.
+        if trainer.strategy.launcher is not None and multiprocessing.parent_process() is not None:
             raise TaskStateError(
                 f"task {self.name!r}: the trainer's strategy starts processes with copies of the model, and what they "
                 "learn comes back as weights, which are no task: expected strategy='ddp', or one device"

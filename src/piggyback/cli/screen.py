@@ -25,9 +25,6 @@ from piggyback.cli.messages import in_options
 from piggyback.names import plain
 from piggyback.train.events import EpochRow, Listener, Plan, Step
 
-_NAMES = {"multilabel": "labels", "regression": "numbers", "tokens": "tags"}
-"""What a task's names are, by its kind; of others classes."""
-
 
 class PlainConsole(Console):
     """A console on which nothing in a text is more than text: no markup, no emoji, no codes for the terminal."""
@@ -144,8 +141,8 @@ class ScreenListener(Listener):
         counts = ", ".join(
             f"{count} {split}{cut * (split in plan.cut)}" for split, count in plan.counts.items()
         )
-        names = _NAMES.get(plan.kind, "classes")
-        names = names[:-1] if plan.classes == 1 else names
+        several = "es" if plan.noun.endswith("s") else "s"
+        names = plan.noun + several * (plan.classes != 1)
         self.console.print(
             f"{self.label}: {plan.classes} {names}, {counts} {plan.what}; {plan.size} ({plan.size_reason}); "
             f"{plan.epochs} epochs of {plan.steps} steps ({plan.epochs * plan.steps}), "

@@ -95,6 +95,8 @@ class Kind(abc.ABC):
     """Of the task's inputs, for answers about parts of them."""
 
     name: ClassVar[str]
+    noun: ClassVar[str] = "class"
+    """What one of ``classes`` is called."""
     losses_known: ClassVar[tuple[str, ...]] = ("auto",)
     slack: ClassVar[float] = 1.0
     """Masks have collapsed where the loss is further than this part of the way from the head's to that of guessing."""

@@ -92,6 +92,7 @@ class Multilabel(Kind):
     """Any number of labels for each image; outputs are a logit for each label, labels bool (n, labels)."""
 
     name = "multilabel"
+    noun = "label"
     losses_known = ("auto", "focal", "asymmetric")
     fits = True
 

@@ -77,6 +77,7 @@ class Regression(Kind):
     """Numbers; outputs are scaled: output * scale + offset is the number."""
 
     name = "regression"
+    noun = "number"
     losses_known = ("auto", "huber", "absolute")
 
     def targets(self, labels: Tensor) -> Tensor:

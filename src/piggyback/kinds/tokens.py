@@ -137,6 +137,7 @@ class Tokens(Classification):
     """A tag for each word; outputs are logits (n, tokens, tags), labels int64 (n, tokens), -100 where none counts."""
 
     name = "tokens"
+    noun = "tag"
     losses_known = ("auto",)
     per_token = True
     fits = False

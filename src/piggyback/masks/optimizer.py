@@ -20,11 +20,10 @@ import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 from torch.utils.weak import WeakIdKeyDictionary
 
 from piggyback.errors import (
@@ -96,6 +95,8 @@ class MaskOptimizer(torch.optim.Optimizer):
     """The task in whose training this was used, once that has ended: its scores are no other task's."""
     outdated: bool = False
     """Whether another optimizer has taken over weights that this one has scores of."""
+    _eager_step: ClassVar[Any] = None
+    """``_step``, which torch.compile leaves as it is: compiled, it would take counts of changes for constants."""
 
     def __init__(
         self,
@@ -140,6 +141,7 @@ class MaskOptimizer(torch.optim.Optimizer):
         groups = _as_groups(params)
         self._built = False
         self.inner = _made(inner, groups, inner_options)
+        self._keep_eager()
         # The inner optimizer has filled in each group's options; these groups are the user's view of them.
         super().__init__([dict(group) for group in self.inner.param_groups], self.inner.defaults)
         self._built = True
@@ -181,9 +183,17 @@ class MaskOptimizer(torch.optim.Optimizer):
                 slots[index] = scores
                 self._take(param, scores, base)
 
-    @_disable_dynamo  # a compiled step would take torch's counts of changes for constants
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Step scores and ordinary parameters, then write the new live weights; returns the closure's loss."""
+        return cast(float | None, self._eager_step(closure))
+
+    @staticmethod
+    def _keep_eager() -> None:
+        # Not at import: it loads torch's compiler, as making torch's own optimizers does.
+        if MaskOptimizer._eager_step is None:
+            MaskOptimizer._eager_step = cast(Any, torch.compiler).disable(MaskOptimizer._step)
+
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -359,6 +369,7 @@ class MaskOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._keep_eager()
         self._written = WeakIdKeyDictionary()
         if any("scores" in entry for entry in self.state.values()):
             _WITH_SCORES.add(self)

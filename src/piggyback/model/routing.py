@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from piggyback.errors import InputError, UnknownTaskError
 from piggyback.kinds import KINDS, kind_of
@@ -77,8 +76,8 @@ def run_grouped(
     Tensors among the arguments, also in their lists and dicts, are split along their first dimension, the batch; other
     arguments go along as they are.
     """
-    given = tree_leaves((args, kwargs))
-    sizes = {v.shape[0] if v.ndim else 0 for v in given if isinstance(v, Tensor)}
+    given = _tensors([*args, *kwargs.values()])
+    sizes = {tensor.shape[0] if tensor.ndim else 0 for tensor in given}
     if sizes != {len(tasks)}:
         raise InputError(
             f"{len(tasks)} task names for a batch of {sorted(sizes)}: expected one name per sample"
@@ -86,11 +85,7 @@ def run_grouped(
     outputs: dict[int, Tensor] = {}
     for name in dict.fromkeys(tasks):
         rows = [i for i, task in enumerate(tasks) if task == name]
-
-        def part(value: Any, rows: list[int] = rows) -> Any:
-            return value[rows] if isinstance(value, Tensor) else value
-
-        output = run(name, *tree_map(part, (args, dict(kwargs))))
+        output = run(name, _rows(args, rows), _rows(dict(kwargs), rows))
         if not isinstance(output, Tensor) or output.shape[:1] != (len(rows),):
             raise InputError(
                 f"task {name!r} answered with {type(output).__name__}: "
@@ -98,3 +93,23 @@ def run_grouped(
             )
         outputs.update(zip(rows, output, strict=True))
     return [outputs[i] for i in range(len(tasks))]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, also in its lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif type(value) in (list, tuple, dict):
+        for each in value.values() if type(value) is dict else value:
+            yield from _tensors(each)
+
+
+def _rows(value: Any, rows: list[int]) -> Any:
+    """The value with these rows of all its tensors."""
+    if isinstance(value, Tensor):
+        return value[rows]
+    if type(value) is dict:
+        return {key: _rows(each, rows) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_rows(each, rows) for each in value)
+    return value

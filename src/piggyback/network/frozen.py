@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from piggyback.errors import (
     BackboneError,
@@ -170,7 +169,6 @@ class FrozenBackbone:
         self.put_head(head)
         if not torch.compiler.is_compiling():  # what was computed from the weights of before
             torch.clear_autocast_cache()
-            parametrize._cache.clear()
         self.count()
 
     def rest(self) -> None:

@@ -35,7 +35,8 @@ class Plan:
     """What is learned from: images or texts."""
     score: str = "accuracy"
     """What is measured on val."""
-    kind: str = "classification"
+    noun: str = "class"
+    """What one of the ``classes`` is called."""
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class Run:
             classes=len(self.data.classes),
             cut=tuple(each.split for each in self.data.cut),
             score=score_name(self.kind.name),
-            kind=self.kind.name,
+            noun=self.kind.noun,
         )
 
 

@@ -29,7 +29,7 @@ from piggyback.taskfile.task import Task, check_name
 from piggyback.texts.preprocessing import Prepares, TextPreprocessing
 from piggyback.train import checkpoint
 from piggyback.train.checkpoint import CHECKPOINT
-from piggyback.train.data.batches import settled, steps_in_epoch, train_view
+from piggyback.train.data.batches import choose_border, steps_in_epoch, train_view
 from piggyback.train.data.dataset import as_data
 from piggyback.train.data.labelled import LabelledSet
 from piggyback.train.data.sets import ImageData, seen_in
@@ -40,7 +40,7 @@ from piggyback.train.events import Listener
 from piggyback.train.logs import check_tracker
 from piggyback.train.loop import Run, fit, restore
 from piggyback.train.methods import Method, Setup, method_of
-from piggyback.train.recipe import Recipe
+from piggyback.train.recipe import Augment, Recipe
 from piggyback.train.result import RESULT, TrainResult, finish, finished
 from piggyback.train.tune import tune
 
@@ -116,7 +116,7 @@ def train(
     else:
         size = choose_size(backbone, data.train, recipe.image_size)
         recipe = replace(recipe, epochs=epochs, image_size=size.side)
-    augment = settled(recipe.augment, data.train, preprocessing_of(backbone, recipe))
+    augment = choose_border(recipe.augment, data.train, preprocessing_of(backbone, recipe))
     recipe = replace(recipe, augment=augment)
     identity = {
         "name": name,
@@ -201,7 +201,7 @@ def _prepared_as(start: Task, recipe: Recipe, backbone: Backbone) -> Recipe:
     """The recipe, which sees inputs as the task does that a run goes on from, where nothing else is asked for."""
     seen, own = start.info.preprocessing, backbone.preprocessing
     texts = [isinstance(each, TextPreprocessing) for each in (seen, own) if each is not None]
-    if texts in ([True, False], [False, True]):
+    if len(set(texts)) == 2:
         what = "texts" if texts[0] else "images"
         raise InputError(
             f"task {start.name!r} cannot be gone on from: it is of {what}, and the backbone is not"
@@ -331,8 +331,9 @@ def _check_batch(recipe: Recipe, data: ImageData, processes: int) -> None:
 def _check_texts(recipe: Recipe) -> None:
     """Raise InputError for what is asked of images where texts are learned from."""
     plain = Recipe()
+    written = Augment(border="mirror")  # what a run on texts has in its recipe afterwards
     for name in ("image_size", "crop_pct", "augment", "mixup", "cutmix"):
-        if getattr(recipe, name) != getattr(plain, name):
+        if getattr(recipe, name) not in (getattr(plain, name), written):
             raise InputError(f"{name}= is for images, and these are texts: leave it out")
 
 

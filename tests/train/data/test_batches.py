@@ -17,9 +17,9 @@ from piggyback.train.data.batches import (
     EvalBatches,
     TrainBatches,
     augment,
+    choose_border,
     draws,
     serve,
-    settled,
     steps_in_epoch,
 )
 from piggyback.train.data.sets import ImageSet
@@ -131,7 +131,7 @@ def test_the_border_follows_from_the_images(
 ) -> None:
     pixels = torch.randint(0, noise, (images, 3, 16, 16), dtype=torch.uint8)
     samples = ImageSet(("a", "b"), torch.arange(images) % 2, pixels)
-    assert settled(options, samples, Preprocessing(16)).border == border
+    assert choose_border(options, samples, Preprocessing(16)).border == border
 
 
 def test_flip_is_off_by_default_and_takes_half() -> None:

@@ -181,11 +181,11 @@ def mean_colour(preprocessing: Preprocessing) -> Tensor:
     return (255 * torch.tensor(preprocessing.mean)).round().clamp(0, 255).byte().view(3, 1, 1)
 
 
-def settled(options: Augment, images: Split, preprocessing: Prepares) -> Augment:
+def choose_border(options: Augment, images: Split, preprocessing: Prepares) -> Augment:
     """Return ``options`` with the border that is best for these training images in place of ``auto``.
 
     >>> drawings = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8)
-    >>> settled(Augment(), ImageSet(("a", "b"), torch.arange(2), drawings), Preprocessing(8)).border
+    >>> choose_border(Augment(), ImageSet(("a", "b"), torch.arange(2), drawings), Preprocessing(8)).border
     'mirror'
     """
     if options.border != "auto":
